@@ -1,0 +1,51 @@
+"""Whether an answer is right: the benchmark's own rule, and two stricter readings beside it.
+
+All of them are given the parsed answer (`answers.parse_completion`), never the raw completion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from r1_aqa_repro.answers import is_correct, normalise
+
+_TOKEN = re.compile(r"\b\w+\b")
+
+
+def official(answer: str, gold: str, choices: Sequence[str]) -> bool:
+    """MMAU's token rule, with its quirks.
+
+    Right is an answer that has tokens, holds all tokens of the gold text, and holds none that stands in another choice
+    but not in the gold text.
+    """
+    said, wanted = _tokens(answer), _tokens(gold)
+    forbidden = set().union(*map(_tokens, choices)) - wanted
+    return bool(said) and wanted <= said and not said & forbidden
+
+
+def strict(answer: str, gold: str, choices: Sequence[str]) -> bool:
+    """The answer is one choice and no other, up to case, white space and surrounding punctuation: the gold one."""
+    wanted = normalise(answer)
+    return bool(wanted) and {choice for choice in choices if normalise(choice) == wanted} == {gold}
+
+
+def letter_aware(answer: str, gold: str, choices: Sequence[str]) -> bool:
+    """The answer names the gold choice by its text or by an unambiguous letter: the accuracy reward's rule."""
+    return is_correct(answer, gold, choices)
+
+
+MATCHERS: dict[str, Callable[[str, str, Sequence[str]], bool]] = {
+    "official": official,
+    "strict": strict,
+    "letter_aware": letter_aware,
+}
+
+
+def verdicts(answer: str | None, gold: str, choices: Sequence[str]) -> dict[str, bool]:
+    """The verdict of every matcher; no answer (missing or unparsed) is wrong for all of them."""
+    return {name: answer is not None and matches(answer, gold, choices) for name, matches in MATCHERS.items()}
+
+
+def _tokens(text: str) -> set[str]:
+    return set(_TOKEN.findall(text.lower()))

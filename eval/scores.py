@@ -1,0 +1,119 @@
+"""From predictions to figures: `scores.json` and `verdicts.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eval.matcher import MATCHERS, verdicts
+from eval.predictions import Prediction
+from eval.statistics import wilson
+from r1_aqa_repro.answers import follows_format
+from r1_aqa_repro.schema import AudioQuestion
+
+# SHA-256 of the published test-mini files
+MMAU_VERSIONS = {
+    "e8cc09223b497191781756212cb616315690aaa6ea7ac359db1b65d97d1e2433": "original",
+    "9f18fda99f8dbc2bc5ecd6323fb5063309f54969810b5c6f1caeb3b8d904cf1c": "v05.15.25",
+}
+_ORDER = ("sound", "music", "speech", "easy", "medium", "hard")
+
+
+def version_of(data_sha256: str, questions: Sequence[AudioQuestion]) -> str:
+    """Which version of which benchmark a data file is.
+
+    `original` or `v05.15.25` for a published MMAU file or a manifest whose questions all carry that version,
+    `embedded` for the project's own synthetic set, otherwise `unknown`.
+    """
+    if data_sha256 in MMAU_VERSIONS:
+        return MMAU_VERSIONS[data_sha256]
+    if all(question.dataset == "embedded" for question in questions):
+        return "embedded"
+    versions = {question.version for question in questions}
+    return next((label for label in MMAU_VERSIONS.values() if versions == {label}), "unknown")
+
+
+def score(
+    questions: Sequence[AudioQuestion], predictions: Mapping[str, Prediction], style: str, version: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score predictions against the questions' answers.
+
+    Args:
+        questions: every question that was to be answered, each with its answer. One without a prediction is wrong.
+        predictions: by question id.
+        style: prompt style, which decides what format a completion should have.
+        version: label for `scores["version"]`.
+
+    Returns:
+        The content of scores.json (accuracies and intervals 0-100, format_rate 0-1) and the records of verdicts.jsonl,
+        one a question in their order.
+    """
+    records: list[dict[str, Any]] = []
+    well_formed = 0
+    for question in questions:
+        assert question.answer is not None  # `schema.with_answers` has refused the others
+        prediction = predictions.get(question.id)
+        answer = prediction.answer if prediction else None
+        records.append({"id": question.id, "repeat": 0, **verdicts(answer, question.answer, question.choices)})
+        well_formed += prediction is not None and follows_format(prediction.completion or "", style)
+    right = [record["official"] for record in records]
+    statuses = [predictions[question.id].status if question.id in predictions else "absent" for question in questions]
+    scores = {
+        "version": version,
+        "matcher": "official",
+        "n": len(questions),
+        "missing": statuses.count("absent") + statuses.count("no_audio"),
+        "unparsed": statuses.count("unparsed"),
+        "total": tally(right),
+        "task": _by(questions, right, lambda question: question.task),
+        "difficulty": _by(questions, right, lambda question: question.difficulty),
+        "category": _by(questions, right, lambda question: question.category),
+        "sub_category": _by(questions, right, lambda question: question.sub_category),
+        "matchers": {name: tally([record[name] for record in records]) for name in MATCHERS},
+        "format_rate": well_formed / len(questions),
+        "baselines": baselines(questions),
+        "no_audio": [question.id for question, status in zip(questions, statuses, strict=True) if status == "no_audio"],
+    }
+    return scores, records
+
+
+def tally(right: Sequence[bool]) -> dict[str, Any]:
+    """Correct, n, accuracy and its 95 % Wilson interval, the latter two in percent."""
+    low, high = wilson(sum(right), len(right))
+    return {
+        "correct": sum(right),
+        "n": len(right),
+        "accuracy": 100 * sum(right) / len(right),
+        "ci95": [100 * low, 100 * high],
+    }
+
+
+def baselines(questions: Sequence[AudioQuestion]) -> dict[str, float]:
+    """Expected accuracy, in percent, of guessing at random and of always taking the first choice."""
+    n = len(questions)
+    return {
+        "chance": 100 * sum(1 / len(question.choices) for question in questions) / n,
+        "always_first": 100 * sum(question.choices[0] == question.answer for question in questions) / n,
+    }
+
+
+def read_verdicts(path: str | os.PathLike[str]) -> dict[str, dict[str, bool]]:
+    """A verdicts.jsonl, as {question id: {matcher: right}} in question order."""
+    with open(path, encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return {record["id"]: {name: record[name] for name in MATCHERS} for record in records}
+
+
+def _by(
+    questions: Sequence[AudioQuestion], right: Sequence[bool], label_of: Callable[[AudioQuestion], str | None]
+) -> dict[str, dict[str, Any]]:
+    """A tally for each label, in the benchmark's order; questions without a label are in none."""
+    groups: dict[str, list[bool]] = {}
+    for question, is_right in zip(questions, right, strict=True):
+        label = label_of(question)
+        if label is not None:
+            groups.setdefault(label, []).append(is_right)
+    in_order = sorted(groups, key=lambda label: (_ORDER.index(label) if label in _ORDER else len(_ORDER), label))
+    return {label: tally(groups[label]) for label in in_order}

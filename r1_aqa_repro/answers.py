@@ -1,0 +1,91 @@
+"""The only parsing of completions: tags, and which choice an answer names.
+
+Rewards in training and matchers in evaluation call the same functions.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_STRICT = {
+    "direct": re.compile(r"[^<>]*[^<>\s][^<>]*"),
+    "answer": re.compile(r"\s*<answer>(?P<answer>.+?)</answer>\s*", re.DOTALL),
+    "think": re.compile(r"\s*<think>(?P<think>.+?)</think>\s*<answer>(?P<answer>.+?)</answer>\s*", re.DOTALL),
+}
+_TAG = re.compile(r"</?(?:answer|think)>")
+# a choice letter as people write it: B | B. | B) | (B) | B: , alone or before the choice's own text
+_LETTER = re.compile(r"\(?(?P<letter>[A-Za-z])(?:[.):]+|(?=$))\s*(?P<text>.*)", re.DOTALL)
+_SURROUNDING = "\"'`´‘’“”«»*_.,;:!?…()[]{}- \t\n"
+
+
+@dataclass(frozen=True)
+class ParsedCompletion:
+    """What a completion says.
+
+    `answer` is the text of the first `<answer>` block, or the whole completion where there is no complete block;
+    None where that is empty. `answers` holds every block's text (or the whole completion), stripped.
+    """
+
+    answer: str | None
+    answers: tuple[str, ...]
+
+
+def parse_completion(completion: str) -> ParsedCompletion:
+    """Take the answers out of a completion. An unclosed tag is no block: the whole completion is then the answer."""
+    blocks = tuple(block.strip() for block in _ANSWER.findall(completion)) or (completion.strip(),)
+    return ParsedCompletion(answer=blocks[0] or None, answers=blocks)
+
+
+def follows_format(completion: str, style: str) -> bool:
+    """Whether the completion is exactly what the prompt style asks for and nothing else.
+
+    `answer`: one non-empty `<answer>` block; `think`: one non-empty `<think>` block before it; `direct`: text without
+    tags. White space around the blocks is allowed; a tag inside a block is not.
+    """
+    match = _STRICT[style].fullmatch(completion)
+    return match is not None and all(text.strip() and not _TAG.search(text) for text in match.groupdict().values())
+
+
+def fold(text: str) -> str:
+    """Unicode-normalised, case-folded, white space collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def normalise(text: str) -> str:
+    """`fold`, and without surrounding quotes and punctuation."""
+    return fold(text).strip(_SURROUNDING)
+
+
+def match_choice(answer: str, choices: Sequence[str]) -> int | None:
+    """Index of the one choice that `answer` names, or None.
+
+    In this order: the choice's text (folded, then without surrounding punctuation), then a letter (`B`, `(B)`, `B.`)
+    or a letter with that choice's own text (`B. text`). A form that fits choices with different texts names none;
+    of choices with the same text the first is returned.
+    """
+    for form in (fold, normalise):
+        wanted = form(answer)
+        hits = [index for index, choice in enumerate(choices) if wanted and form(choice) == wanted]
+        if hits:
+            return hits[0] if len({choices[index] for index in hits}) == 1 else None
+    match = _LETTER.fullmatch(answer.strip().strip("\"'`*"))
+    if match is None:
+        return None
+    index = ord(match["letter"].upper()) - ord("A")
+    if index >= len(choices):
+        return None
+    text = normalise(match["text"])
+    if text:
+        return index if text == normalise(choices[index]) else None
+    # a lone letter is no label where the choices themselves are letters (notes, keys, vitamins)
+    return None if any(len(normalise(choice)) == 1 for choice in choices) else index
+
+
+def is_correct(answer: str, gold: str, choices: Sequence[str]) -> bool:
+    """Whether `answer` names the choice whose text is `gold`."""
+    index = match_choice(answer, choices)
+    return index is not None and choices[index] == gold

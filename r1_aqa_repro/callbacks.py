@@ -1,0 +1,81 @@
+"""Training as a person at the terminal meets it: one progress line, and a Ctrl-C that keeps the work."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+# what the progress line shows, if logged: Trainer's or TRL's name -> short name
+_SHOWN = {
+    "loss": "loss",
+    "reward": "reward",
+    "rewards/accuracy_reward/mean": "accuracy",
+    "rewards/format_reward/mean": "format",
+    "reward_std": "std",
+    "entropy": "entropy",
+    "kl": "kl",
+}
+
+
+class ProgressLine(ProgressCallback):
+    """Trainer's progress bar (steps, speed, time left) with the latest figures on it instead of a dictionary a step."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            figures = {short: float(logs[name]) for name, short in _SHOWN.items() if logs.get(name) is not None}
+            if figures:
+                self.training_bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM ends training after the step in progress, with a checkpoint; a second signal ends it at once.
+
+    With several processes, one process's signal stops all of them after the same step.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._stop)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._any_process_stopped(args.device):
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        print("\nstopping after this step; a checkpoint is being saved (once more: stop at once)", flush=True)
+        self.stopped = True
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+
+    def _any_process_stopped(self, device: torch.device) -> bool:
+        if not torch.distributed.is_initialized():
+            return self.stopped
+        flag = torch.tensor(float(self.stopped), device=device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())

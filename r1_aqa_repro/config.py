@@ -1,0 +1,179 @@
+"""Configuration of the training entry points: dataclasses filled from one YAML file and the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+from transformers import TrainingArguments
+from trl import GRPOConfig, ModelConfig, TrlParser
+
+from r1_aqa_repro.audio import CHANNELS
+from r1_aqa_repro.errors import Refused
+from r1_aqa_repro.prompts import PROMPT_STYLES
+
+Training = TypeVar("Training", bound=TrainingArguments)
+
+
+@dataclass
+class DataArguments:
+    """What is asked and heard, and how a run treats bad records and its own folder."""
+
+    train_file: str | None = field(
+        default=None, metadata={"help": "manifest.jsonl, R1-AQA JSONL lines, or a JSON file in MMAU's format."}
+    )
+    prompt_style: str = field(default="answer", metadata={"help": "direct, answer or think.", "choices": PROMPT_STYLES})
+    audio_channel: str = field(
+        default="first", metadata={"help": "first channel, as R1-AQA, or the mean of all.", "choices": CHANNELS}
+    )
+    skip_bad_records: bool = field(
+        default=False, metadata={"help": "Drop and list bad records and clips instead of refusing to start."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete the checkpoints of an earlier run in output_dir."})
+
+
+@dataclass
+class AudioGRPOConfig(GRPOConfig):
+    """TRL's GRPOConfig; batch sizes follow from `prompts_per_step` and the number of processes.
+
+    `per_device_train_batch_size`, `gradient_accumulation_steps` and `steps_per_generation` are derived: a group's rows
+    must stay together, and a step has the same prompts on 1, 2, 4 or 8 devices.
+    """
+
+    prompts_per_step: int = field(default=16, metadata={"help": "Prompts of an optimizer step, over all processes."})
+    max_prompts_per_device: int = field(
+        default=2, metadata={"help": "At most so many prompts a device at once; more are accumulated."}
+    )
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy", "format"], metadata={"help": "Names from r1_aqa_repro.rewards.REWARDS."}
+    )
+    sharing: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: compute prompt and clip once a group. off: once a completion.",
+            "choices": ["auto", "off"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        self.batch_problem = _derive_batch(
+            self, "prompts_per_step", self.prompts_per_step, self.max_prompts_per_device, self.num_generations
+        )
+        self.generation_batch_size, self.steps_per_generation = None, 1
+        super().__post_init__()
+
+
+@dataclass
+class AudioSFTConfig(TrainingArguments):
+    """transformers' TrainingArguments; batch sizes follow from `examples_per_step` and the number of processes."""
+
+    examples_per_step: int = field(default=32, metadata={"help": "Examples of an optimizer step, over all processes."})
+    max_examples_per_device: int = field(
+        default=32, metadata={"help": "At most so many examples a device at once; more are accumulated."}
+    )
+
+    def __post_init__(self) -> None:
+        self.batch_problem = _derive_batch(
+            self, "examples_per_step", self.examples_per_step, self.max_examples_per_device, 1
+        )
+        self.remove_unused_columns = False  # the collator reads the questions themselves
+        super().__post_init__()
+
+
+def batch_plan(per_step: int, max_per_device: int, num_processes: int) -> tuple[int, int]:
+    """(items a device at once, accumulation steps) that give `per_step` items an optimizer step.
+
+    The largest size up to `max_per_device` that divides a process's share is taken.
+
+    Raises:
+        ValueError: `per_step` is not a multiple of `num_processes`, or a number is below 1.
+    """
+    if min(per_step, max_per_device, num_processes) < 1:
+        raise ValueError("sizes must be at least 1")
+    share, rest = divmod(per_step, num_processes)
+    if rest:
+        raise ValueError(f"{per_step} does not divide among {num_processes} processes")
+    at_once = max(size for size in range(1, min(max_per_device, share) + 1) if share % size == 0)
+    return at_once, share // at_once
+
+
+def num_processes() -> int:
+    """Processes of this run, as torchrun and accelerate announce them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _derive_batch(args: Any, key: str, per_step: int, max_per_device: int, rows_per_item: int) -> str | None:
+    """Fill in the batch sizes. What does not divide is returned as a text, for preflight to report with the rest."""
+    try:
+        at_once, accumulation = batch_plan(per_step, max_per_device, num_processes())
+    except ValueError as error:
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = rows_per_item, 1
+        return f"{key}: {error}"
+    args.per_device_train_batch_size = at_once * rows_per_item
+    args.gradient_accumulation_steps = accumulation
+    return None
+
+
+_DERIVED = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "generation_batch_size",
+)
+
+
+def parse_config(training_type: type[Training], argv: Sequence[str]) -> tuple[DataArguments, Training, ModelConfig]:
+    """`--config FILE` and `--key value` pairs as dataclasses; the command line overrides the file.
+
+    Raises:
+        Refused: an unreadable file, an unknown key, a derived key, or a value that does not fit.
+    """
+    argv = list(argv)
+    where = "command line"
+    if "--config" in argv:
+        position = argv.index("--config") + 1
+        where = argv[position] if position < len(argv) else where
+    written = {name.lstrip("-").split("=")[0] for name in argv if name.startswith("--")} | set(_yaml_keys(where))
+    derived = sorted(written & set(_DERIVED))
+    if derived:
+        remedy = "Set prompts_per_step and max_prompts_per_device (SFT: examples_per_step, max_examples_per_device)."
+        raise Refused.because(where, f"{', '.join(derived)} cannot be set: it is derived", remedy)
+    parser = TrlParser((DataArguments, training_type, ModelConfig), allow_abbrev=False)
+    try:
+        return parser.parse_args_and_config(argv)
+    except SystemExit as error:  # argparse has printed what is wrong
+        if error.code:
+            raise Refused.because(where, "an argument does not fit (see above)", "--help lists them all.") from None
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        raise Refused.because(
+            where, str(error).rstrip("."), "Correct the key or its value; --help lists them all."
+        ) from error
+
+
+def _yaml_keys(path: str) -> list[str]:
+    if path == "command line":
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError) as error:
+        raise Refused.because(path, f"the config cannot be read ({error})", "Give a YAML file.") from error
+    if not isinstance(content, dict):
+        raise Refused.because(path, "the config is no mapping", "Write `key: value` lines.")
+    return list(content)
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for all of them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal, from the main process only."""
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)

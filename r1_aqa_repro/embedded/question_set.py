@@ -1,0 +1,165 @@
+"""The embedded question set: deterministic synthetic clips and questions, and the files that hold them.
+
+A question is a pure function of (seed, split, index), so that any number of processes write the same bytes and an
+interrupted writing goes on where it stopped. PyTorch is not imported here: worker processes start in a moment.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from r1_aqa_repro.embedded.families import CLARITY, FAMILIES, Family
+from r1_aqa_repro.embedded.synthesis import SAMPLING_RATE, Rng, Wave, num_samples
+from r1_aqa_repro.files import write_atomically, write_json
+
+GENERATOR_VERSION = 1  # raise it whenever the same seed would give other bytes
+DATASET = "embedded"
+_CLIP_SECONDS = (2.5, 3.0)
+_LEAD_SECONDS = 0.15  # at most, before the scene
+_LEVEL = (0.008, 0.025)  # root mean square of a clip; a single click of the quietest family stays below full scale
+_BACKGROUND = 0.03  # root mean square of the noise under every clip, relative to the clip's
+_CHUNK = 64  # questions a worker takes at a time
+
+
+def make_question(seed: int, split: str, index: int) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Question number `index` of a split.
+
+    Args:
+        seed: seed of the set, not negative.
+        split: name of the split; every split has random streams of its own.
+        index: number of the question, from 0. Tasks and families follow in turn, so that any run of questions is
+            balanced over them.
+
+    Returns:
+        The record (`id`, `question`, `choices`, `answer`, `dataset`, `split`, `task`, `difficulty`, `category`,
+        `sub_category`), and the clip: float32 [num_samples], 16 kHz, mono, 2.5 to 3.0 s.
+    """
+    record, render = _draw(seed, split, index)
+    return record, render()
+
+
+def write_question_set(
+    out: Path, *, seed: int, num_train: int, num_held_out: int, workers: int = 2, progress: bool = True
+) -> None:
+    """Write both splits: `train/manifest.jsonl` and `held_out/mmau_format.json`, each beside its `audio/*.wav`.
+
+    A killed call leaves only whole files; the next one keeps them and ends with the same bytes as an uninterrupted
+    call. `question_set.json` is written last and marks the set as complete.
+
+    Args:
+        out: folder of the set.
+        seed: seed of the set.
+        num_train: questions in `train`, a manifest of this project.
+        num_held_out: questions in `held_out`, in MMAU's record format.
+        workers: processes; the bytes do not depend on it.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: `out` holds another set (seed, counts or generator version differ).
+    """
+    description = {
+        "generator_version": GENERATOR_VERSION,
+        "seed": seed,
+        "num_train": num_train,
+        "num_held_out": num_held_out,
+    }
+    complete, begun = out / "question_set.json", out / "question_set.partial.json"
+    for marker in (complete, begun):
+        if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) != description:
+            raise ValueError(f"{marker} describes another question set than {description}: choose another folder")
+    if complete.is_file():
+        return
+    write_json(begun, description)
+    counts = {"train": num_train, "held_out": num_held_out}
+    jobs = [(split, start, min(start + _CHUNK, n)) for split, n in counts.items() for start in range(0, n, _CHUNK)]
+    records: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
+    context = multiprocessing.get_context("spawn")  # a fork of a process that runs threads can hang
+    with (
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        tqdm(total=num_train + num_held_out, desc="question set", unit="clip", disable=not progress) as bar,
+    ):
+        written = pool.map(partial(_write_clips, out, seed), *zip(*jobs, strict=True))
+        for (split, start, stop), chunk in zip(jobs, written, strict=True):
+            records[split] += chunk
+            bar.update(stop - start)
+    lines = [json.dumps(_manifest_record(record), ensure_ascii=False) + "\n" for record in records["train"]]
+    write_atomically(out / "train" / "manifest.jsonl", "".join(lines))
+    write_json(out / "held_out" / "mmau_format.json", [_mmau_record(record) for record in records["held_out"]])
+    os.replace(begun, complete)
+
+
+def _draw(seed: int, split: str, index: int) -> tuple[dict[str, Any], Callable[[], NDArray[np.float32]]]:
+    """The record of a question, and what makes its clip."""
+    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+    family = _family(index)
+    difficulty = list(CLARITY)[int(rng.integers(len(CLARITY)))]
+    scene = family.make(rng, CLARITY[difficulty])
+    choices = [scene.answer, *scene.wrong[:3]]
+    record = {
+        "id": f"{DATASET}-{split}-{seed}-{index:05d}",
+        "question": scene.question,
+        "choices": [choices[i] for i in rng.permutation(len(choices))],
+        "answer": scene.answer,
+        "dataset": DATASET,
+        "split": split,
+        "task": family.task,
+        "difficulty": difficulty,
+        "category": family.category,
+        "sub_category": family.sub_category,
+    }
+    return record, lambda: _clip(scene.render(), rng)
+
+
+def _family(index: int) -> Family:
+    tasks = list(FAMILIES)
+    families = FAMILIES[tasks[index % len(tasks)]]
+    return families[index // len(tasks) % len(families)]
+
+
+def _clip(scene: Wave, rng: Rng) -> NDArray[np.float32]:
+    """Put a scene somewhere into a clip whose length and level are drawn independently of it."""
+    clip = np.zeros(num_samples(rng.uniform(*_CLIP_SECONDS)))
+    start = num_samples(rng.uniform(0, _LEAD_SECONDS))
+    clip[start : start + len(scene)] = scene
+    clip /= np.sqrt(np.mean(clip**2))
+    clip += _BACKGROUND * rng.standard_normal(len(clip))
+    level = np.exp(rng.uniform(*np.log(_LEVEL)))
+    return (clip * (level / np.sqrt(np.mean(clip**2)))).astype(np.float32)
+
+
+def _write_clips(out: Path, seed: int, split: str, start: int, stop: int) -> list[dict[str, Any]]:
+    """Write the clips start..stop-1 that are not there yet; return all their records. Runs in a worker process."""
+    folder = out / split / "audio"
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for index in range(start, stop):
+        record, render = _draw(seed, split, index)
+        path = folder / f"{record['id']}.wav"
+        if not path.is_file():
+            partial_path = path.with_suffix(".partial")
+            soundfile.write(partial_path, render(), SAMPLING_RATE, subtype="PCM_16", format="WAV")
+            os.replace(partial_path, path)
+        records.append(record)
+    return records
+
+
+def _manifest_record(record: dict[str, Any]) -> dict[str, Any]:
+    return {"id": record["id"], "audio_path": f"audio/{record['id']}.wav", **record}
+
+
+def _mmau_record(record: dict[str, Any]) -> dict[str, Any]:
+    renamed = {"sub-category" if key == "sub_category" else key: value for key, value in record.items()}
+    return {"id": record["id"], "audio_id": f"./audio/{record['id']}.wav", **renamed}

@@ -1,0 +1,63 @@
+"""The errors this project raises on purpose, and the exit codes that commands give them.
+
+Every command exits with 0 (done), 1 (failed while working), 2 (refused before starting), 130 (interrupted)
+or 3 (finished, with losses that are listed).
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_LOSSES = 3
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with the input: where it stands, what is wrong, what to do about it."""
+
+    where: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}. {self.remedy}"
+
+
+class Refused(Exception):
+    """Raised before any expensive work, with everything that is wrong at once. Commands exit with 2."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @classmethod
+    def because(cls, where: str, what: str, remedy: str) -> Refused:
+        return cls([Problem(where, what, remedy)])
+
+
+def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
+    """Wrap a command's `main(argv) -> exit code` so that `Refused` and Ctrl-C become messages and exit codes."""
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            return main(sys.argv[1:] if argv is None else argv)
+        except Refused as refusal:
+            shown = refusal.problems[:20]
+            for problem in shown:
+                print(f"error: {problem}", file=sys.stderr)
+            if len(refusal.problems) > len(shown):
+                print(f"error: ... and {len(refusal.problems) - len(shown)} more of this kind.", file=sys.stderr)
+            return EXIT_REFUSED
+        except KeyboardInterrupt:
+            print("\ninterrupted: the same command goes on from what is saved", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+    return run

@@ -1,0 +1,84 @@
+"""Generating completions: the prompt and its audio are computed once a question, however many completions it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from peft import PeftModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+from r1_aqa_repro.inputs import ModelInputs, attention_mask_left, pad_left, position_ids_of
+
+
+def generate(
+    model: PreTrainedModel,
+    inputs: ModelInputs,
+    rows: torch.Tensor,
+    generation_config: GenerationConfig,
+    *,
+    share: bool = True,
+    autocast: AbstractContextManager[object] | None = None,
+) -> list[list[int]]:
+    """One completion for each entry of `rows`.
+
+    Args:
+        model: unwrapped policy.
+        inputs: prompts and clips of U questions.
+        rows: int64 [N], the question of each completion wanted; groups are repeats of the same number.
+        generation_config: with `pad_token_id` and `eos_token_id` set.
+        share: run each prompt once and copy its key-value cache to its rows. Off, every row runs its own prompt
+            through `generate()` alone; both give the same distribution.
+        autocast: the mixed-precision context the model trains in.
+
+    Returns:
+        N lists of token ids, each up to and including its first end-of-sequence token.
+    """
+    device = model.device
+    rows = rows.to(device)
+    input_ids = pad_left(inputs.prompt_ids, generation_config.pad_token_id).to(device)  # [U, L]
+    attention_mask = attention_mask_left(inputs.prompt_ids).to(device)  # [U, L]
+    with torch.no_grad(), autocast or nullcontext():
+        if share:
+            continued = {"past_key_values": _prefill(model, inputs, input_ids, attention_mask, rows)}
+        else:
+            continued = inputs.audio(device, rows)
+        sequences = model.generate(
+            input_ids=input_ids[rows],
+            attention_mask=attention_mask[rows],
+            **continued,
+            generation_config=generation_config,
+        )
+    return cut_after_eos(sequences[:, input_ids.size(1) :].tolist(), generation_config.eos_token_id)
+
+
+def _prefill(
+    model: PreTrainedModel,
+    inputs: ModelInputs,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    rows: torch.Tensor,
+) -> DynamicCache:
+    """Key-value cache of each prompt without its last token (which `generate` needs to start from), one entry a row."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    cache = DynamicCache(config=base.config.get_text_config())
+    base.model(  # the backbone: the head's logits of the prompt are not needed
+        input_ids=input_ids[:, :-1],
+        attention_mask=attention_mask[:, :-1],
+        position_ids=position_ids_of(attention_mask)[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+        **inputs.audio(input_ids.device),
+    )
+    cache.batch_select_indices(rows)
+    return cache
+
+
+def cut_after_eos(sequences: Sequence[Sequence[int]], eos_token_id: int | list[int]) -> list[list[int]]:
+    """Each sequence up to and including its first end-of-sequence token."""
+    ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+    return [
+        list(ids[: next((index + 1 for index, token in enumerate(ids) if token in ends), len(ids))])
+        for ids in sequences
+    ]

@@ -1,0 +1,1 @@
+"""GRPO with one computation of the prompt and its audio a group."""

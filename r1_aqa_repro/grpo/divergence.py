@@ -1,0 +1,58 @@
+"""How far a policy has moved from the model it started from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+
+from r1_aqa_repro.generation import generate
+from r1_aqa_repro.inputs import pad_right, question_inputs
+from r1_aqa_repro.modeling import eos_token_ids
+from r1_aqa_repro.schema import AudioQuestion
+
+
+def kl_to_start(
+    policy: PreTrainedModel,
+    start: PreTrainedModel,
+    processor: ProcessorMixin,
+    questions: Sequence[AudioQuestion],
+    prompt_style: str,
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> float:
+    """Mean over sampled tokens of KL(policy || start), exact over the vocabulary, in nats.
+
+    One completion a question is sampled from the policy at temperature 1; both models score its positions. With
+    beta 0 training computes no KL at all: this is how it is watched then.
+    """
+    inputs = question_inputs(processor, questions, prompt_style)
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        eos_token_id=eos_token_ids(policy, processor),
+        suppress_tokens=[policy.config.audio_token_id],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        completions = generate(policy, inputs, torch.arange(len(questions)), config)
+    rows = [prompt + completion for prompt, completion in zip(inputs.prompt_ids, completions, strict=True)]
+    input_ids = pad_right(rows, config.pad_token_id)
+    scored = torch.zeros_like(input_ids[:, 1:], dtype=torch.bool)
+    for row, (prompt, completion) in enumerate(zip(inputs.prompt_ids, completions, strict=True)):
+        scored[row, len(prompt) - 1 : len(prompt) - 1 + len(completion)] = True
+    batch = {
+        "input_ids": input_ids,
+        "attention_mask": pad_right([[1] * len(row) for row in rows], 0),
+        **inputs.audio(policy.device),
+    }
+    with torch.no_grad():
+        log_p, log_q = (
+            model(**batch).logits[:, :-1][scored].float().log_softmax(-1) for model in (policy, start)
+        )  # [num_tokens, vocabulary]
+    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())

@@ -1,0 +1,142 @@
+"""The only processor call: conversations and waveforms become token ids and audio features.
+
+Prompts are returned unpadded; `pad_left` and `pad_right` make batches. Row `i` of the features belongs to prompt `i`,
+and every prompt is checked on its own: a check of the batch's total would miss rows that swapped their audio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import ProcessorMixin
+
+from r1_aqa_repro.audio import SAMPLING_RATE, AudioError, load_audio, silence_like
+from r1_aqa_repro.prompts import build_messages
+from r1_aqa_repro.schema import AudioQuestion
+
+AUDIO_KEYS = ("input_features", "feature_attention_mask")
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """Prompts of U questions.
+
+    prompt_ids: U lists of token ids, audio placeholders expanded, no padding.
+    input_features: float32 [U, num_mel_bins, num_frames], log-mel, padded on the right to the encoder's window.
+    feature_attention_mask: int64 [U, num_frames], 1 on real frames.
+    """
+
+    prompt_ids: list[list[int]]
+    input_features: torch.Tensor
+    feature_attention_mask: torch.Tensor
+
+    def audio(self, device: torch.device | str, rows: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The audio tensors as keyword arguments of the model, optionally for `rows` [N] of the U prompts."""
+        tensors = {key: getattr(self, key) for key in AUDIO_KEYS}
+        if rows is not None:
+            tensors = {key: tensor[rows.to(tensor.device)] for key, tensor in tensors.items()}
+        return {key: tensor.to(device) for key, tensor in tensors.items()}
+
+
+def process(
+    processor: ProcessorMixin, conversations: Sequence[list[dict[str, Any]]], waveforms: Sequence[np.ndarray]
+) -> ModelInputs:
+    """Render U conversations with the chat template and extract the features of their U clips.
+
+    Args:
+        processor: a Qwen2AudioProcessor.
+        conversations: one conversation a question, as `prompts.build_messages` makes it.
+        waveforms: one float32 array [num_samples] at 16 kHz a question, in the same order. What lies beyond the
+            feature extractor's window (30 s for Qwen2-Audio) is not heard.
+
+    Raises:
+        ValueError: a prompt whose number of audio placeholders is not what its clip gives.
+    """
+    texts = [
+        processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        for conversation in conversations
+    ]
+    outputs = processor(text=texts, audio=list(waveforms), sampling_rate=SAMPLING_RATE)
+    inputs = ModelInputs(
+        prompt_ids=[list(map(int, ids)) for ids in outputs["input_ids"]],
+        input_features=torch.as_tensor(np.asarray(outputs["input_features"]), dtype=torch.float32),
+        feature_attention_mask=torch.as_tensor(np.asarray(outputs["feature_attention_mask"]), dtype=torch.long),
+    )
+    audio_token_id = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
+    for row, (ids, expected) in enumerate(
+        zip(inputs.prompt_ids, num_audio_tokens(inputs.feature_attention_mask).tolist(), strict=True)
+    ):
+        if ids.count(audio_token_id) != expected:
+            raise ValueError(
+                f"prompt {row} holds {ids.count(audio_token_id)} audio tokens, its clip gives {expected} features"
+            )
+    return inputs
+
+
+def num_audio_tokens(feature_attention_mask: torch.Tensor) -> torch.Tensor:
+    """Tokens a clip takes: two convolutions and a pooling, as Qwen2AudioEncoder computes them. [U, frames] -> [U]."""
+    after_convolutions = (feature_attention_mask.sum(-1) - 1) // 2 + 1
+    return (after_convolutions - 2) // 2 + 1
+
+
+def load_clip(question: AudioQuestion, channel: str, processor: ProcessorMixin, blind: bool = False) -> np.ndarray:
+    """The waveform of a question, or silence of the same length.
+
+    Raises:
+        AudioError: the clip cannot be decoded, or is shorter than `minimum_seconds`.
+    """
+    samples = load_audio(question.audio_path, channel)
+    seconds = len(samples) / SAMPLING_RATE
+    if seconds < minimum_seconds(processor):
+        raise AudioError(question.audio_path, f"the clip is too short ({seconds:.3f} s)")
+    return silence_like(samples) if blind else samples
+
+
+def minimum_seconds(processor: ProcessorMixin) -> float:
+    """Shortest usable clip: 0.1 s, and at least the 7 frames that give two audio tokens.
+
+    A prompt with a single audio token is taken by transformers for one that still has to be expanded, which merges
+    its features by another rule and cannot take the shared-prefix mask.
+    """
+    return max(0.1, 7 * processor.feature_extractor.hop_length / SAMPLING_RATE)
+
+
+def question_inputs(
+    processor: ProcessorMixin,
+    questions: Sequence[AudioQuestion],
+    style: str,
+    channel: str = "first",
+    blind: bool = False,
+) -> ModelInputs:
+    """From questions to model inputs: what training and evaluation both call."""
+    return process(
+        processor,
+        [build_messages(question, style) for question in questions],
+        [load_clip(question, channel, processor, blind) for question in questions],
+    )
+
+
+def pad_left(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Pad lists of ids on the left to one int64 tensor [N, longest]."""
+    longest = max(map(len, sequences))
+    return torch.tensor([[value] * (longest - len(ids)) + list(ids) for ids in sequences])
+
+
+def pad_right(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Pad lists of ids on the right to one int64 tensor [N, longest]."""
+    longest = max(map(len, sequences))
+    return torch.tensor([list(ids) + [value] * (longest - len(ids)) for ids in sequences])
+
+
+def attention_mask_left(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """1 on the ids that `pad_left` keeps, 0 on its padding: int64 [N, longest]."""
+    return pad_left([[1] * len(ids) for ids in sequences], 0)
+
+
+def position_ids_of(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions that count real tokens only: [N, L] -> [N, L], 0 on leading padding."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,174 @@
+"""Loading policy and processor, with a guard for everything known to make Qwen2-Audio silently wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, Qwen2AudioForConditionalGeneration
+from trl import ModelConfig
+
+from r1_aqa_repro.errors import Refused
+
+logger = logging.getLogger(__name__)
+
+MODEL_TYPE = "qwen2_audio"
+# these versions tied Qwen2-Audio's lm_head to its embeddings: the model then generates audio markers only
+_TIED_HEAD_VERSIONS = (Version("5.10.0"), Version("5.10.3"))
+
+
+def check_model_folder(name_or_path: str | os.PathLike[str]) -> None:
+    """Refuse a model that is no Qwen2-Audio, reading its configuration only (a folder or a hub id).
+
+    Raises:
+        Refused: the folder or id cannot be read, is another model, or is incomplete.
+    """
+    where = str(name_or_path)
+    remedy = "Give a Qwen2-Audio folder or hub id, such as Qwen/Qwen2-Audio-7B-Instruct."
+    folder = Path(name_or_path)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        check_model_folder(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise Refused.because(where, "the folder holds no config.json", remedy)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        raise Refused.because(where, f"no model can be read there ({str(error).splitlines()[0]})", remedy) from error
+    if config.model_type != MODEL_TYPE:
+        raise Refused.because(where, f"the model is a {config.model_type}, not a {MODEL_TYPE}", remedy)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise Refused.because(where, "the folder holds no weights", remedy)
+
+
+def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
+    """Load the processor; its tokenizer pads left, its feature extractor right.
+
+    `AutoProcessor.from_pretrained(..., padding_side="left")`, TRL's own default, would also pad the *audio* on the
+    left, so that the model hears leading silence; hence the tokenizer's side is set here and nowhere else.
+
+    Raises:
+        Refused: not a Qwen2-Audio processor, or one whose audio padding is not on the right.
+    """
+    where = str(name_or_path)
+    try:
+        processor = AutoProcessor.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        what = f"no processor can be read there ({str(error).splitlines()[0]})"
+        raise Refused.because(where, what, "Copy the processor of the base model into the folder.") from error
+    if not hasattr(processor, "audio_token") or not hasattr(processor, "feature_extractor"):
+        what = f"the processor is a {type(processor).__name__}, not a Qwen2AudioProcessor"
+        raise Refused.because(where, what, "Copy the processor of the base model into the folder.")
+    if processor.feature_extractor.padding_side != "right":
+        what = "the feature extractor pads on the left: the model would hear leading silence"
+        raise Refused.because(
+            where, what, 'Set "padding_side": "right" for the feature extractor in the processor files.'
+        )
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str], dtype: str | torch.dtype = "float32", attn_implementation: str = "sdpa"
+) -> PreTrainedModel:
+    """Load a Qwen2AudioForConditionalGeneration (a folder holding a LoRA adapter: its base, with the adapter).
+
+    Raises:
+        Refused: see `check_model_folder`; missing, unexpected or wrongly shaped tensors; a head tied to the embeddings.
+    """
+    check_model_folder(name_or_path)
+    _check_version()
+    adapter = Path(name_or_path) / "adapter_config.json"
+    if adapter.is_file():
+        from peft import PeftModel
+
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return PeftModel.from_pretrained(load_model(base, dtype, attn_implementation), str(name_or_path))
+    model, report = Qwen2AudioForConditionalGeneration.from_pretrained(
+        name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+    )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(map(str, report[what]))
+        if keys:
+            raise Refused.because(
+                str(name_or_path),
+                f"the weights have {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}",
+                "transformers would fill them at random or drop them: use a complete Qwen2-Audio checkpoint.",
+            )
+    check_head(model, str(name_or_path))
+    return model
+
+
+def check_head(model: PreTrainedModel, where: str) -> None:
+    """Refuse a model whose lm_head shares its storage with the input embeddings.
+
+    Raises:
+        Refused: they are the same tensor.
+    """
+    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        raise Refused.because(
+            where, "lm_head is tied to the embeddings, which Qwen2-Audio's is not", "Use transformers 5.23.0."
+        )
+
+
+def check_pair(model: PreTrainedModel, processor: ProcessorMixin, where: str) -> None:
+    """Refuse a processor that does not fit the model: audio token, vocabulary, mel bins, window.
+
+    Raises:
+        Refused: with every mismatch found.
+    """
+    config, extractor = model.config, processor.feature_extractor
+    audio_token_id = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
+    window = 2 * config.audio_config.max_source_positions  # frames; the second convolution halves them
+    mismatches = [
+        (audio_token_id != config.audio_token_id, f"audio token {audio_token_id} instead of {config.audio_token_id}"),
+        (
+            len(processor.tokenizer) > config.text_config.vocab_size,
+            f"{len(processor.tokenizer)} tokens for {config.text_config.vocab_size} embeddings",
+        ),
+        (
+            extractor.feature_size != config.audio_config.num_mel_bins,
+            f"{extractor.feature_size} mel bins instead of {config.audio_config.num_mel_bins}",
+        ),
+        (extractor.nb_max_frames != window, f"a window of {extractor.nb_max_frames} frames instead of {window}"),
+    ]
+    wrong = [text for is_wrong, text in mismatches if is_wrong]
+    if wrong:
+        what = "the processor does not fit the model: " + "; ".join(wrong)
+        raise Refused.because(where, what, "Use the processor that belongs to the checkpoint.")
+
+
+def load(
+    name_or_path: str | os.PathLike[str], dtype: str | torch.dtype = "float32", attn_implementation: str = "sdpa"
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model and processor of one checkpoint, checked against each other."""
+    processor = load_processor(name_or_path)
+    model = load_model(name_or_path, dtype, attn_implementation)
+    check_pair(model, processor, str(name_or_path))
+    return model, processor
+
+
+def load_configured(config: ModelConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """`load` for the model that a training configuration names."""
+    return load(str(config.model_name_or_path), config.dtype or "float32", config.attn_implementation or "sdpa")
+
+
+def eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
+    """Every token that ends a completion: the tokenizer's end of turn and those of the generation config."""
+    declared: Any = model.generation_config.eos_token_id
+    ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    return list(dict.fromkeys([processor.tokenizer.eos_token_id, *ids]))
+
+
+def _check_version() -> None:
+    low, high = _TIED_HEAD_VERSIONS
+    if low <= Version(transformers.__version__) <= high:
+        what = f"transformers {transformers.__version__} ties Qwen2-Audio's lm_head to its embeddings"
+        raise Refused.because("environment", what, "Install transformers 5.23.0.")

@@ -1,0 +1,63 @@
+"""Train an audio language model by GRPO.
+
+    python -m r1_aqa_repro.train_grpo --config configs/grpo_qwen2_audio_7b.yaml [--key value ...]
+    torchrun --nproc_per_node 8 -m r1_aqa_repro.train_grpo --config ...
+
+The same command again resumes an interrupted run; `--overwrite` starts anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trl import get_peft_config
+
+from r1_aqa_repro.config import AudioGRPOConfig, parse_config
+from r1_aqa_repro.distributed import start_distributed
+from r1_aqa_repro.errors import Problem, command
+from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
+from r1_aqa_repro.modeling import load_configured
+from r1_aqa_repro.preflight import prepare
+from r1_aqa_repro.rewards import REWARDS
+from r1_aqa_repro.training import run_training
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
+    data, training, model_config = parse_config(AudioGRPOConfig, argv)
+    questions = prepare(data, training, model_config, check_rewards(training))
+
+    def build_trainer() -> AudioGRPOTrainer:
+        start_distributed(training)
+        model, processor = load_configured(model_config)
+        return AudioGRPOTrainer(
+            model=model,
+            args=training,
+            questions=questions,
+            processing_class=processor,
+            prompt_style=data.prompt_style,
+            audio_channel=data.audio_channel,
+            peft_config=get_peft_config(model_config),
+        )
+
+    return run_training(build_trainer, Path(str(training.output_dir)), "grpo")
+
+
+def check_rewards(training: AudioGRPOConfig) -> list[Problem]:
+    """A problem for each reward that does not exist, and for weights that do not fit."""
+    problems = [
+        Problem("reward_funcs", f"there is no reward {name!r}", f"Choose among {', '.join(REWARDS)}.")
+        for name in training.reward_funcs
+        if name not in REWARDS
+    ]
+    weights = training.reward_weights
+    if weights is not None and len(weights) != len(training.reward_funcs):
+        what = f"{len(weights)} weights for {len(training.reward_funcs)} rewards"
+        problems.append(Problem("reward_weights", what, "Give one weight a reward."))
+    return problems
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Supervised fine-tuning on the right answers: the warm start of GRPO, and R1-AQA's SFT baselines (full and LoRA).
+
+    python -m r1_aqa_repro.train_sft --config configs/sft_qwen2_audio_7b.yaml [--key value ...]
+
+The same command again resumes an interrupted run; `--overwrite` starts anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from peft import get_peft_model
+from trl import get_peft_config
+
+from r1_aqa_repro.config import AudioSFTConfig, DataArguments, parse_config
+from r1_aqa_repro.distributed import start_distributed
+from r1_aqa_repro.errors import Problem, command
+from r1_aqa_repro.modeling import load_configured
+from r1_aqa_repro.preflight import prepare
+from r1_aqa_repro.sft import AudioSFTTrainer
+from r1_aqa_repro.training import run_training
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
+    data, training, model_config = parse_config(AudioSFTConfig, argv)
+    questions = prepare(data, training, model_config, check_style(data))
+
+    def build_trainer() -> AudioSFTTrainer:
+        start_distributed(training)
+        model, processor = load_configured(model_config)
+        peft_config = get_peft_config(model_config)
+        return AudioSFTTrainer(
+            model=get_peft_model(model, peft_config) if peft_config else model,
+            args=training,
+            questions=questions,
+            processing_class=processor,
+            prompt_style=data.prompt_style,
+            audio_channel=data.audio_channel,
+        )
+
+    return run_training(build_trainer, Path(str(training.output_dir)), "sft")
+
+
+def check_style(data: DataArguments) -> list[Problem]:
+    """Thinking cannot be imitated: the data holds answers only."""
+    if data.prompt_style != "think":
+        return []
+    return [Problem("prompt_style", "think has no thoughts to imitate", "Use direct or answer for SFT.")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

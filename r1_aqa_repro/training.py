@@ -1,0 +1,44 @@
+"""What every training entry point does once its trainer can be built: resume, train, keep the work, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from r1_aqa_repro.callbacks import ProgressLine, StopOnSignal
+from r1_aqa_repro.config import is_main_process, say
+from r1_aqa_repro.errors import EXIT_DONE, EXIT_INTERRUPTED
+from r1_aqa_repro.resuming import FINAL, ResumableTrainer, last_checkpoint
+from r1_aqa_repro.run_folder import timed
+
+
+def run_training(build_trainer: Callable[[], ResumableTrainer], folder: Path, stage: str) -> int:
+    """Train from the last complete checkpoint in `folder`, or from the start; return the exit code.
+
+    A finished run is left alone. On Ctrl-C or SIGTERM a checkpoint is saved and the code is 130.
+    """
+    if (folder / FINAL).is_dir():
+        say(f"{folder / FINAL} is there: this run is complete (--overwrite starts anew)")
+        return EXIT_DONE
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint} (--overwrite starts anew)")
+    trainer = build_trainer()
+    stop = StopOnSignal()
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressLine)
+    trainer.add_callback(stop)
+    with timed(folder, stage) if is_main_process() else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not stop.stopped:
+            trainer.save_final()
+    # a process group left open aborts one rank at exit
+    trainer.accelerator.end_training()
+    if stop.stopped:
+        say(f"interrupted: saved {last_checkpoint(folder)}; the same command goes on from it")
+        return EXIT_INTERRUPTED
+    return EXIT_DONE

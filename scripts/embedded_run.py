@@ -1,0 +1,170 @@
+"""The embedded run: from nothing to a trained model and a table that shows it learned, on one CPU core.
+
+    python scripts/embedded_run.py [--num_train N] [--num_held_out N] [--any key of configs/grpo_embedded.yaml]
+
+Stages: question set -> small Qwen2-Audio -> SFT warm start -> evaluation -> GRPO -> evaluation, also with silence in
+place of the clips -> learning curve. Each stage keeps what it has done; the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # `eval` and `r1_aqa_repro` also without an installation
+
+from eval.embedded import plot_learning_curve, print_results, results  # noqa: E402
+from eval.run import EvalSettings, evaluate  # noqa: E402
+from r1_aqa_repro import modeling, train_grpo, train_sft  # noqa: E402
+from r1_aqa_repro.config import AudioGRPOConfig, parse_config, say  # noqa: E402
+from r1_aqa_repro.embedded.question_set import write_question_set  # noqa: E402
+from r1_aqa_repro.embedded.tiny_model import build_tiny_qwen2_audio  # noqa: E402
+from r1_aqa_repro.errors import EXIT_DONE, Refused, command  # noqa: E402
+from r1_aqa_repro.files import write_json  # noqa: E402
+from r1_aqa_repro.grpo.divergence import kl_to_start  # noqa: E402
+from r1_aqa_repro.prompts import prompt_text  # noqa: E402
+from r1_aqa_repro.resuming import FINAL  # noqa: E402
+from r1_aqa_repro.schema import read_questions  # noqa: E402
+
+EVAL_BATCH = 50
+KL_QUESTIONS = 120
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Carry out every stage that is not done yet. Returns the exit code."""
+    own, overrides = _parser().parse_known_args(argv)
+    grpo_argv = ["--config", str(own.grpo_config), *overrides]
+    data_settings, training, _ = parse_config(AudioGRPOConfig, grpo_argv)
+    folder = Path(str(training.output_dir))
+    data, start, sft = folder / "data", folder / "start", folder / "sft"
+    manifest, held_out = data / "train" / "manifest.jsonl", data / "held_out" / "mmau_format.json"
+    if data_settings.overwrite and (data / "question_set.json").is_file():
+        shutil.rmtree(folder)
+    stages = Stages(folder / "stages.json")
+    say(f"embedded run in {folder}, seed {training.seed}")
+
+    with stages("data"):
+        try:
+            write_question_set(data, seed=training.seed, num_train=own.num_train, num_held_out=own.num_held_out)
+        except ValueError as error:
+            remedy = "Choose another --output_dir, or give --overwrite to delete the earlier run."
+            raise Refused.because(str(folder), f"is the folder of another run ({error})", remedy) from error
+    with stages("model"):
+        if not start.is_dir():
+            texts = [prompt_text(question, "answer") for question in read_questions(manifest).questions]
+            build_tiny_qwen2_audio(start, texts=texts, seed=training.seed)
+    common = ["--train_file", str(manifest), "--seed", str(training.seed)]
+    with stages("sft"):
+        sft_argv = ["--config", str(own.sft_config), "--model_name_or_path", str(start), "--output_dir", str(sft)]
+        code = _train(train_sft, [*sft_argv, *common])
+    if code != EXIT_DONE:
+        return code
+    scores = {}
+    with stages("eval_before"):
+        scores["before"] = _evaluate(sft / FINAL, held_out, folder / "eval" / "before")
+    with stages("grpo"):
+        code = _train(train_grpo, [*grpo_argv, *common, "--model_name_or_path", str(sft / FINAL)])
+    if code != EXIT_DONE:
+        return code
+    with stages("eval_after"):
+        scores["after"] = _evaluate(folder / FINAL, held_out, folder / "eval" / "after")
+        scores["blind"] = _evaluate(folder / FINAL, held_out, folder / "eval" / "blind_after", no_audio=True)
+    with stages("learning_curve"):
+        points = _curve(folder, sft / FINAL, held_out, own.curve_questions, training.seed)
+        last = json.loads((points[-1]["checkpoint"] / "trainer_state.json").read_text(encoding="utf-8"))
+        plot_learning_curve(folder / "learning_curve.png", last["log_history"], points)
+
+    verdicts = (folder / "eval" / "before" / "verdicts.jsonl", folder / "eval" / "after" / "verdicts.jsonl")
+    summary = results(scores["before"], scores["after"], scores["blind"], verdicts, training.seed, stages.seconds)
+    summary["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    write_json(folder / "results.json", summary)
+    print_results(summary, scores["before"], scores["after"], folder)
+    say(f"{sum(stages.seconds.values()):.0f} s in all, set-up aside")
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=True, allow_abbrev=False, description=__doc__)
+    parser.add_argument("--num_train", type=int, default=5400, help="training questions")
+    parser.add_argument("--num_held_out", type=int, default=900, help="held-out questions")
+    parser.add_argument("--curve_questions", type=int, default=300, help="held-out questions a point of the curve")
+    parser.add_argument("--sft_config", type=Path, default=ROOT / "configs" / "sft_embedded.yaml")
+    parser.add_argument("--grpo_config", type=Path, default=ROOT / "configs" / "grpo_embedded.yaml")
+    return parser
+
+
+class Stages:
+    """Seconds by stage, kept over interruptions in a file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
+            if self.file.parent.is_dir():
+                write_json(self.file, self.seconds)
+
+
+def _train(entry: Any, argv: list[str]) -> int:
+    """Run a training entry point here, or in NPROC processes where the environment asks for several."""
+    processes = os.environ.get("NPROC", "1")
+    if processes == "1":
+        return entry.main(argv)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    return subprocess.run([*launcher, "-m", entry.__name__, *argv], check=False).returncode
+
+
+def _evaluate(checkpoint: Path, held_out: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    return evaluate(
+        EvalSettings(
+            ckpt=str(checkpoint),
+            data=held_out,
+            out=out,
+            prompt_style="answer",
+            batch_size=EVAL_BATCH,
+            max_new_tokens=16,
+            device="cpu",
+            **settings,
+        )
+    )
+
+
+def _curve(folder: Path, start: Path, held_out: Path, limit: int, seed: int) -> list[dict[str, Any]]:
+    """Scores and KL to the start of the warm start (step 0) and of every checkpoint, in order of steps."""
+    checkpoints = {0: start} | {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
+    questions = read_questions(held_out).questions[: min(limit, KL_QUESTIONS)]
+    start_model, processor = modeling.load(start)
+    points = []
+    for step, checkpoint in sorted(checkpoints.items()):
+        out = folder / "eval" / "curve" / f"step-{step}"
+        scores = _evaluate(checkpoint, held_out, out, limit=limit)
+        kl_file = out / "kl.json"
+        if not kl_file.is_file():
+            policy = modeling.load_model(checkpoint)
+            kl = kl_to_start(policy, start_model, processor, questions, "answer", max_new_tokens=16, seed=seed)
+            write_json(kl_file, {"kl": kl, "questions": len(questions)})
+        kl = json.loads(kl_file.read_text(encoding="utf-8"))["kl"]
+        points.append({"step": step, "checkpoint": checkpoint, "scores": scores, "kl": kl})
+    return points
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Fixtures shared by all tests: a few real clips and questions, and a real Qwen2-Audio small enough to build in a second."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
+from r1_aqa_repro.prompts import prompt_text
+from r1_aqa_repro.schema import AudioQuestion, write_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_MMAU = ROOT.parent / "shared" / "data" / "mmau"
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def make_questions(folder: Path, count: int) -> list[AudioQuestion]:
+    """Questions with tones of different lengths (0.5 to 2.9 s) and pitches, choices and texts of different lengths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    questions = []
+    for index in range(count):
+        seconds = 0.5 + 2.4 * index / max(1, count - 1)
+        time = np.arange(int(seconds * 16_000)) / 16_000
+        wave = 0.3 * np.sin(2 * np.pi * (200 + 37 * index) * time) + 0.01 * rng.standard_normal(len(time))
+        path = folder / f"clip-{index}.wav"
+        soundfile.write(path, wave, 16_000)
+        choices = ("low", "high", "a rising tone", "silence")[: 2 + index % 3]
+        questions.append(
+            AudioQuestion(
+                id=f"q{index}",
+                audio_path=path,
+                question="What is heard?" if index % 2 else "Which of these describes the sound in the clip best?",
+                choices=choices,
+                answer=choices[index % len(choices)],
+                task=("sound", "music", "speech")[index % 3],
+            )
+        )
+    return questions
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> list[AudioQuestion]:
+    return make_questions(tmp_path_factory.mktemp("clips"), 24)
+
+
+@pytest.fixture(scope="session")
+def manifest(questions: list[AudioQuestion], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "manifest.jsonl"
+    write_manifest(path, questions)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_folder(questions: list[AudioQuestion], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Qwen2-Audio with random weights, as users have it on disk."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    texts = [prompt_text(question, "answer") for question in questions]
+    build_tiny_qwen2_audio(folder, texts=texts, seed=0, geometry=TEST)
+    return folder
