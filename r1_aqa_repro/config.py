@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from r1_aqa_repro.audio import CHANNELS
-from r1_aqa_repro.errors import Refused
+from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.prompts import PROMPT_STYLES
 
 Training = TypeVar("Training", bound=TrainingArguments)
@@ -60,6 +62,8 @@ class AudioGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.sharing is False:  # how YAML reads a bare `off`
+            self.sharing = "off"
         self.batch_problem = _derive_batch(
             self, "prompts_per_step", self.prompts_per_step, self.max_prompts_per_device, self.num_generations
         )
@@ -132,40 +136,76 @@ def parse_config(training_type: type[Training], argv: Sequence[str]) -> tuple[Da
     Raises:
         Refused: an unreadable file, an unknown key, a derived key, or a value that does not fit.
     """
-    argv = list(argv)
+    argv = [part for name in argv for part in (name.split("=", 1) if name.startswith("--config=") else [name])]
     where = "command line"
+    content: dict[str, Any] = {}
     if "--config" in argv:
         position = argv.index("--config") + 1
-        where = argv[position] if position < len(argv) else where
-    written = {name.lstrip("-").split("=")[0] for name in argv if name.startswith("--")} | set(_yaml_keys(where))
+        if position == len(argv):
+            raise Refused.because(where, "--config has no value", "Give a YAML file.")
+        where = argv[position]
+        content = _read_yaml(where)
+    written = {name[2:].split("=")[0].replace("-", "_") for name in argv if name.startswith("--")} | set(content)
     derived = sorted(written & set(_DERIVED))
     if derived:
         remedy = "Set prompts_per_step and max_prompts_per_device (SFT: examples_per_step, max_examples_per_device)."
         raise Refused.because(where, f"{', '.join(derived)} cannot be set: it is derived", remedy)
-    parser = TrlParser((DataArguments, training_type, ModelConfig), allow_abbrev=False)
+    types = (DataArguments, training_type, ModelConfig)
+    problems = _check_values(content, types, where)
+    if problems:
+        raise Refused(problems)
+    parser = TrlParser(types, allow_abbrev=False, exit_on_error=False)
     try:
         return parser.parse_args_and_config(argv)
     except SystemExit as error:  # argparse has printed what is wrong
         if error.code:
             raise Refused.because(where, "an argument does not fit (see above)", "--help lists them all.") from None
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
         raise Refused.because(
             where, str(error).rstrip("."), "Correct the key or its value; --help lists them all."
         ) from error
 
 
-def _yaml_keys(path: str) -> list[str]:
-    if path == "command line":
-        return []
+def _read_yaml(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise Refused.because(path, f"the config cannot be read ({error})", "Give a YAML file.") from error
     if not isinstance(content, dict):
         raise Refused.because(path, "the config is no mapping", "Write `key: value` lines.")
-    return list(content)
+    return content
+
+
+# what YAML may read for a key of this type, and how to say so; argparse parses the texts among them
+_ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int, str), "an integer"),
+    float: ((float, int, str), "a number"),
+    bool: ((bool, str), "true or false"),
+    list: ((list,), "a list"),
+}
+
+
+def _check_values(content: dict[str, Any], types: Sequence[type], where: str) -> list[Problem]:
+    """A file's values become defaults, which argparse checks only where they are texts: a problem for what it misses."""
+    hints = {name: hint for type_ in types for name, hint in get_type_hints(type_).items()}
+    choices = {item.name: item.metadata.get("choices") for type_ in types for item in fields(type_)}
+    problems = []
+    for key in sorted(content.keys() & hints.keys()):
+        value, hint = content[key], hints[key]
+        members = set(get_args(hint)) if isinstance(hint, UnionType) else {hint}
+        if value is None and NoneType in members:
+            continue
+        members.discard(NoneType)
+        kind = members.pop()
+        accepted, name = _ACCEPTED.get(get_origin(kind) or kind, ((), ""))
+        if choices[key]:
+            if value not in choices[key] and not (value is False and "off" in choices[key]):
+                problems.append(Problem(where, f"{key} is {value!r}", f"Choose among {', '.join(choices[key])}."))
+        elif accepted and not members and type(value) not in accepted:
+            problems.append(Problem(where, f"{key} is {value!r}", f"Give {name}."))
+    return problems
 
 
 def is_main_process() -> bool:

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, Qwen2AudioForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2AudioForConditionalGeneration,
+)
 from trl import ModelConfig
 
 from r1_aqa_repro.errors import Refused
@@ -23,8 +30,8 @@ MODEL_TYPE = "qwen2_audio"
 _TIED_HEAD_VERSIONS = (Version("5.10.0"), Version("5.10.3"))
 
 
-def check_model_folder(name_or_path: str | os.PathLike[str]) -> None:
-    """Refuse a model that is no Qwen2-Audio, reading its configuration only (a folder or a hub id).
+def check_model_folder(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig:
+    """The configuration of a Qwen2-Audio (a folder or a hub id; of a LoRA adapter: its base's), reading nothing else.
 
     Raises:
         Refused: the folder or id cannot be read, is another model, or is incomplete.
@@ -34,8 +41,7 @@ def check_model_folder(name_or_path: str | os.PathLike[str]) -> None:
     folder = Path(name_or_path)
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        check_model_folder(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        return
+        return check_model_folder(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise Refused.because(where, "the folder holds no config.json", remedy)
     try:
@@ -46,6 +52,7 @@ def check_model_folder(name_or_path: str | os.PathLike[str]) -> None:
         raise Refused.because(where, f"the model is a {config.model_type}, not a {MODEL_TYPE}", remedy)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise Refused.because(where, "the folder holds no weights", remedy)
+    return config
 
 
 def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
@@ -118,13 +125,13 @@ def check_head(model: PreTrainedModel, where: str) -> None:
         )
 
 
-def check_pair(model: PreTrainedModel, processor: ProcessorMixin, where: str) -> None:
+def check_pair(config: PreTrainedConfig, processor: ProcessorMixin, where: str) -> None:
     """Refuse a processor that does not fit the model: audio token, vocabulary, mel bins, window.
 
     Raises:
         Refused: with every mismatch found.
     """
-    config, extractor = model.config, processor.feature_extractor
+    extractor = processor.feature_extractor
     audio_token_id = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
     window = 2 * config.audio_config.max_source_positions  # frames; the second convolution halves them
     mismatches = [
@@ -151,7 +158,7 @@ def load(
     """Model and processor of one checkpoint, checked against each other."""
     processor = load_processor(name_or_path)
     model = load_model(name_or_path, dtype, attn_implementation)
-    check_pair(model, processor, str(name_or_path))
+    check_pair(model.config, processor, str(name_or_path))
     return model, processor
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, Qwen2AudioForConditionalGeneration, TrainingArguments
+from transformers import Qwen2AudioForConditionalGeneration, TrainingArguments
 from trl import ModelConfig
 
 from r1_aqa_repro.audio import check_audio
@@ -17,7 +17,7 @@ from r1_aqa_repro.config import DataArguments, is_main_process, say
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.inputs import minimum_seconds
-from r1_aqa_repro.modeling import check_model_folder, load_processor
+from r1_aqa_repro.modeling import check_model_folder, check_pair, load_processor
 from r1_aqa_repro.run_folder import check_run_folder, data_hashes, resolved_config, start_run
 from r1_aqa_repro.schema import AudioQuestion, read_questions, with_answers
 
@@ -136,16 +136,14 @@ def _check_settings(training: TrainingArguments, model: ModelConfig) -> None:
 def _check_model(model: ModelConfig) -> None:
     if model.model_name_or_path is None:
         raise Refused.because("model_name_or_path", "no model is given", "Set it to a Qwen2-Audio folder or hub id.")
-    check_model_folder(model.model_name_or_path)
-    load_processor(model.model_name_or_path)
+    config = check_model_folder(model.model_name_or_path)
+    check_pair(config, load_processor(model.model_name_or_path), model.model_name_or_path)
 
 
 def _check_disk(folder: Path, training: TrainingArguments, model: ModelConfig) -> list[Problem]:
     """Room for the checkpoints that the run keeps, one being written and the final model."""
     with torch.device("meta"):
-        parameters = Qwen2AudioForConditionalGeneration(
-            AutoConfig.from_pretrained(model.model_name_or_path)
-        ).num_parameters()
+        parameters = Qwen2AudioForConditionalGeneration(check_model_folder(model.model_name_or_path)).num_parameters()
     if model.use_peft:
         parameters = parameters // 50  # an adapter is a few per cent of its base at most
     steps = training.max_steps if training.max_steps > 0 else 0

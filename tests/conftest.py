@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import ProcessorMixin
 
 from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
+from r1_aqa_repro.modeling import load_processor
 from r1_aqa_repro.prompts import prompt_text
 from r1_aqa_repro.schema import AudioQuestion, write_manifest
 
@@ -66,3 +68,9 @@ def model_folder(questions: list[AudioQuestion], tmp_path_factory: pytest.TempPa
     texts = [prompt_text(question, "answer") for question in questions]
     build_tiny_qwen2_audio(folder, texts=texts, seed=0, geometry=TEST)
     return folder
+
+
+@pytest.fixture(scope="session")
+def processor(model_folder: Path) -> ProcessorMixin:
+    """The model's processor; shared, so change a copy only."""
+    return load_processor(model_folder)

@@ -46,9 +46,10 @@ class Geometry:
     text_heads: int = 4
     text_intermediate: int = 384
     max_positions: int = 2048
-    # standard deviation of the weights. Qwen2's 0.02 suits a hidden size of thousands; in a narrow model it makes every
-    # layer shrink its input, and the encoder's sinusoids drown what is heard
-    initializer_range: float = 0.06
+    # Standard deviation of the weights. 0.02 suits a hidden size of thousands; in a narrow model it makes every layer
+    # shrink its input, and the encoder's sinusoids, which are of size 1, drown what is heard.
+    encoder_initializer_range: float = 0.15
+    text_initializer_range: float = 0.06
 
 
 TINY = Geometry()
@@ -94,7 +95,7 @@ def build_qwen2_audio(
         encoder_attention_heads=geometry.encoder_heads,
         encoder_ffn_dim=4 * geometry.encoder_hidden,
         max_source_positions=extractor.nb_max_frames // 2,
-        initializer_range=geometry.initializer_range,
+        initializer_range=geometry.encoder_initializer_range,
     )
     text = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -105,7 +106,7 @@ def build_qwen2_audio(
         num_key_value_heads=geometry.text_heads,
         max_position_embeddings=geometry.max_positions,
         tie_word_embeddings=False,
-        initializer_range=geometry.initializer_range,
+        initializer_range=geometry.text_initializer_range,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -1,0 +1,176 @@
+"""AudioGRPOTrainer as a whole, and the TRL internals it stands on."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
+from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer, group_rows, question_rows
+from r1_aqa_repro.schema import AudioQuestion
+
+# what AudioGRPOTrainer overrides or calls, with the parameters it relies on
+TRL_HOOKS = {
+    "_get_train_sampler": ["self", "dataset"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_tokenize_prompts": ["self", "prompts"],
+    "_generate_single_turn": ["self", "prompt_ids", "images", "multimodal_fields", "num_generations"],
+    "_compute_loss": ["self", "model", "inputs"],
+    "_get_per_token_logps_and_entropies": [
+        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+        "compute_aux_loss",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRL_HOOKS)
+def test_trl_hooks_are_as_the_subclass_expects(name: str) -> None:
+    """After an update of TRL: read the method in trl/trainer/grpo_trainer.py, and its override in grpo/trainer.py."""
+    parameters = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
+    assert parameters[: len(TRL_HOOKS[name])] == TRL_HOOKS[name]
+    source = inspect.getsource(GRPOTrainer)
+    assert f"self.{name}(" in source or f"sampler_fn=self.{name}" in source, f"TRL no longer calls {name}"
+
+
+def test_trl_suppresses_the_sampled_audio_token(make_trainer: Any) -> None:
+    trainer = make_trainer()
+    assert trainer.generation_config.suppress_tokens == [trainer.model.config.audio_token_id]
+    assert not hasattr(trainer.model.config, "image_token_id")
+
+
+def test_training_changes_every_parameter_and_logs_the_rewards(make_trainer: Any) -> None:
+    trainer = make_trainer(reward_funcs=["random"], max_steps=2)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    unchanged = [name for name, parameter in trainer.model.named_parameters() if torch.equal(parameter, before[name])]
+    # positions are frozen in Qwen2-Audio; a bias of the keys shifts all scores of a query alike and gets no gradient
+    assert [name for name in unchanged if "embed_positions" not in name and "k_proj.bias" not in name] == []
+    logged = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert len(logged) == 2 and 0 < logged[0]["rewards/random_reward/mean"] < 1
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_shared_and_plain_training_take_the_same_step(make_trainer: Any, tmp_path: Any, beta: float) -> None:
+    """Same seed, same samples: two whole optimizer steps with and without sharing end at the same weights."""
+    weights, logs = {}, {}
+    for sharing in ("auto", "off"):
+        trainer = make_trainer(
+            sharing=sharing, beta=beta, reward_funcs=["random"], output_dir=str(tmp_path / sharing), learning_rate=1e-4
+        )
+        trainer.train()
+        weights[sharing] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        logs[sharing] = [entry for entry in trainer.state.log_history if "reward" in entry]
+    for one, other in zip(logs["auto"], logs["off"], strict=True):
+        assert one["completions/mean_length"] == other["completions/mean_length"]
+        assert one["reward"] == other["reward"]
+        # gradient norms in float32, summed in another order
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    for name, value in weights["off"].items():
+        # Adam divides by the gradient's own size: where that is at the noise of float32 the step's sign can differ,
+        # and two steps of lr 1e-4 are then at most 4e-4 apart; almost everywhere they agree far closer
+        difference = (weights["auto"][name] - value).abs()
+        assert difference.max() <= 4e-4 and difference.mean() < 2e-6, name
+
+
+def test_group_rows(questions: list[AudioQuestion]) -> None:
+    a, b, c = questions[:3]
+    same_text = replace(b, question=a.question, choices=a.choices, answer=a.answer)
+    distinct, group = group_rows([a, a, same_text, same_text, c, c], 2)
+    assert distinct == [a, same_text, c]
+    assert group.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (0, 0, 0), (0, 0, 1, 0)])
+def test_group_rows_refuses_broken_groups(questions: list[AudioQuestion], order: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="group"):
+        group_rows([questions[index] for index in order], 2)
+
+
+def test_rows_hold_one_audio_part_and_no_empty_keys(questions: list[AudioQuestion]) -> None:
+    rows = question_rows(questions, "answer")
+    for row in rows.select(range(3)):
+        audio, text = row["prompt"][0]["content"]
+        assert set(audio) == {"type", "audio"} and set(text) == {"type", "text"}
+    assert rows[2]["question"] is questions[2]
+
+
+def sampler_of(kind: type[RepeatSampler]) -> RepeatSampler:
+    return kind(list(range(10)), mini_repeat_count=2, batch_size=5, repeat_count=1, shuffle=True, seed=3)
+
+
+def test_sampler_epochs_differ_and_repeat() -> None:
+    first = sampler_of(EpochRepeatSampler)
+    assert isinstance(first, EpochRepeatSampler)
+    epochs = []
+    for epoch in range(3):
+        first.set_epoch(epoch)
+        epochs.append(list(first))
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(list(range(10)) * 2)
+    assert epochs[0] != epochs[1] != epochs[2]
+    resumed = sampler_of(EpochRepeatSampler)
+    assert isinstance(resumed, EpochRepeatSampler)
+    resumed.set_epoch(2)
+    assert list(resumed) == epochs[2]
+    assert epochs[0] == list(sampler_of(RepeatSampler))  # epoch 0 is TRL's own order
+    assert all(one == other for one, other in zip(islice(epochs[0], 0, None, 2), epochs[0][1::2], strict=True))
+
+
+def test_trl_sampler_replays_its_first_epoch_in_a_new_process() -> None:
+    """The reason for EpochRepeatSampler: if this fails, TRL has fixed it."""
+    running = sampler_of(RepeatSampler)
+    first, second = list(running), list(running)
+    assert first != second
+    assert list(sampler_of(RepeatSampler)) == first
+
+
+def test_loss_and_advantages_by_hand(make_trainer: Any) -> None:
+    """GRPO as R1-AQA has it, written out: sample std and 1e-4, mean over tokens then completions, k3 KL."""
+    trainer = make_trainer(beta=0.04, num_generations=4, prompts_per_step=1, max_prompts_per_device=1)
+    rewards = torch.tensor([2.0, 1.0, 1.0, 0.0])
+    advantages = (rewards - 1.0) / ((2.0 / 3.0) ** 0.5 + 1e-4)
+    log_probs = torch.tensor([[-1.0, -2.0, -3.0]]).repeat(4, 1).requires_grad_()
+    reference = torch.tensor([[-1.5, -1.0, -3.0]]).repeat(4, 1)
+    lengths = [3, 1, 2, 3]
+    mask = torch.tensor([[1] * n + [0] * (3 - n) for n in lengths])
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (log_probs, torch.zeros(4, 3), None)
+    trainer._inputs["train"] = None
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer._compute_loss(
+        trainer.model,
+        {
+            "prompt_ids": torch.zeros(4, 1, dtype=torch.long),
+            "prompt_mask": torch.ones(4, 1, dtype=torch.long),
+            "completion_ids": torch.zeros(4, 3, dtype=torch.long),
+            "completion_mask": mask,
+            "advantages": advantages,
+            "ref_per_token_logps": reference,
+            "group": torch.zeros(4, dtype=torch.long),
+        },
+    )
+    expected = 0.0
+    for row, length in enumerate(lengths):
+        of_row = 0.0
+        for token in range(length):
+            gap = float(reference[row, token] - log_probs[row, token].detach())
+            kl = 2.718281828459045**gap - gap - 1
+            of_row += -float(advantages[row]) + 0.04 * kl
+        expected += of_row / length / 4
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    loss.backward()
+    # d loss / d log pi = (-advantage + beta * (1 - exp(ref - log pi))) / length / completions
+    by_hand = (-float(advantages[1]) + 0.04 * (1 - 2.718281828459045**-0.5)) / 1 / 4
+    assert log_probs.grad is not None
+    assert log_probs.grad[1, 0].item() == pytest.approx(by_hand, abs=1e-6)
+    assert log_probs.grad[1, 1] == 0
+
+
+def test_trainer_class_is_a_trl_trainer() -> None:
+    assert issubclass(AudioGRPOTrainer, GRPOTrainer)
