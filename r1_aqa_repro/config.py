@@ -188,9 +188,11 @@ _ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
 
 
 def _check_values(content: dict[str, Any], types: Sequence[type], where: str) -> list[Problem]:
-    """A file's values become defaults, which argparse checks only where they are texts: a problem for what it misses."""
+    """Problems that argparse misses: a file's values become defaults, of which it checks only the texts."""
     hints = {name: hint for type_ in types for name, hint in get_type_hints(type_).items()}
-    choices = {item.name: item.metadata.get("choices") for type_ in types for item in fields(type_)}
+    choices: dict[str, Sequence[str]] = {
+        item.name: item.metadata.get("choices") or () for type_ in types for item in fields(type_)
+    }
     problems = []
     for key in sorted(content.keys() & hints.keys()):
         value, hint = content[key], hints[key]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -50,9 +51,28 @@ def check_model_folder(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig
         raise Refused.because(where, f"no model can be read there ({str(error).splitlines()[0]})", remedy) from error
     if config.model_type != MODEL_TYPE:
         raise Refused.because(where, f"the model is a {config.model_type}, not a {MODEL_TYPE}", remedy)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise Refused.because(where, "the folder holds no weights", remedy)
+    if folder.is_dir():
+        _check_weight_files(folder, remedy)
     return config
+
+
+def _check_weight_files(folder: Path, remedy: str) -> None:
+    """Refuse absent, missing or cut-off weight files, reading their headers only."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise Refused.because(str(folder), f"weight files are missing: {', '.join(missing)}", "Fetch them again.")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise Refused.because(str(folder), "the folder holds no weights", remedy)
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise Refused.because(str(file), f"damaged or cut off ({error})", "Fetch or write it again.") from error
 
 
 def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:

@@ -95,7 +95,7 @@ def start_run(
         embedded_held_out: `data`, `audio_dir` (relative to `folder`) and `prompt_style` of the embedded held-out set.
     """
     if overwrite:
-        for path in [*folder.glob("checkpoint-*"), folder / FINAL, folder / STAGING, folder / "logs"]:
+        for path in [*folder.glob("checkpoint-*"), folder / FINAL, folder / STAGING, folder / "runs"]:
             shutil.rmtree(path, ignore_errors=True)
         for name in (CONFIG, RUN):
             (folder / name).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from r1_aqa_repro.callbacks import ProgressLine, StopOnSignal
@@ -23,6 +24,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], folder: Path, st
     if (folder / FINAL).is_dir():
         say(f"{folder / FINAL} is there: this run is complete (--overwrite starts anew)")
         return EXIT_DONE
+    transformers.utils.logging.disable_progress_bar()  # a bar for every file read and written hides training's own
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
         say(f"resuming from {checkpoint} (--overwrite starts anew)")

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a few real clips and questions, and a real Qwen2-Audio small enough to build in a second."""
+"""Fixtures shared by all tests: a few clips and questions, and a real Qwen2-Audio small enough to build in a second."""
 
 from __future__ import annotations
 

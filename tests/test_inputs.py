@@ -98,7 +98,7 @@ class TestRows:
         conversations = [build_messages(question, "answer") for question in questions[:2]]
         clips = [load_clip(question, "first", processor) for question in questions[:2]]
         with pytest.raises(ValueError, match="prompt 0 holds 6 audio tokens, its clip gives 8 features"):
-            process(Swapping(), conversations, clips)  # type: ignore[arg-type]
+            process(Swapping(), conversations, clips)
 
     def test_a_row_without_its_clip_is_an_error(self, processor, questions):
         conversations = [build_messages(question, "answer") for question in questions[:2]]

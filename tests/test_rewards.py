@@ -137,10 +137,11 @@ def test_random_reward_is_a_fair_coin_that_does_not_listen():
 
 
 def test_names_in_configurations():
-    assert REWARDS == {
+    by_name = {
         "accuracy": accuracy_reward,
         "format": format_reward,
         "r1_aqa_accuracy": r1_aqa_accuracy,
         "r1_aqa_format": r1_aqa_format,
         "random": random_reward,
     }
+    assert by_name == REWARDS

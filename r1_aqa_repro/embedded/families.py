@@ -97,7 +97,7 @@ def _event(rng: Rng, clarity: float) -> Scene:
 
     def render() -> Wave:
         wave = event(answer, rng.uniform(1.6, 2.3), rng)
-        hiss = _between(clarity, 0.4, 0.0) * rng.standard_normal(len(wave))
+        hiss = _between(clarity, 0.2, 0.0) * rng.standard_normal(len(wave))
         return _leveled(wave) + hiss
 
     return Scene(question, answer, _others(rng, EVENTS, answer), render)
@@ -108,8 +108,8 @@ def _knocks(rng: Rng, clarity: float) -> Scene:
     answer = NUMBERS[count - 1]
 
     def render() -> Wave:
-        knocks = [burst(0.1, rng, 100, 900) * rng.uniform(0.7, 1) for _ in range(count)]
-        return _sequence(knocks, _between(clarity, 0.3, 0.45) + rng.uniform(-0.03, 0.03))
+        knocks = [burst(0.16, rng, 100, 900) * rng.uniform(0.7, 1) for _ in range(count)]
+        return _sequence(knocks, _between(clarity, 0.3, 0.37) + rng.uniform(-0.02, 0.02))
 
     return Scene("How many knocks are heard?", answer, _others(rng, NUMBERS, answer), render)
 
@@ -119,8 +119,8 @@ def _loudness(rng: Rng, clarity: float) -> Scene:
     answer = _pick(rng, options)
 
     def render() -> Wave:
-        wave = noise(rng.uniform(1.8, 2.3), rng, 200, rng.uniform(1500, 5000))
-        ramp = np.geomspace(_between(clarity, 0.15, 0.02), 1, len(wave))
+        wave = noise(rng.uniform(2.2, 2.3), rng, 200, rng.uniform(2500, 5000))
+        ramp = np.geomspace(_between(clarity, 0.05, 0.01), 1, len(wave))
         gains = {"getting louder": ramp, "getting quieter": ramp[::-1], "staying constant": np.ones(len(wave))}
         return wave * gains[answer]
 
@@ -134,8 +134,8 @@ def _order(rng: Rng, clarity: float) -> Scene:
     answer = pair[asked]
 
     def render() -> Wave:
-        seconds = _between(clarity, 0.9, 1.1)
-        return _sequence([_leveled(event(kind, seconds, rng)) for kind in pair], 0.05)
+        seconds = _between(clarity, 1.0, 1.15)
+        return _sequence([_leveled(event(kind, seconds, rng)) for kind in pair], 0.0)
 
     question = f"Which sound comes {('first', 'last')[asked]}?"
     return Scene(question, answer, _others(rng, sounds, answer), render)
@@ -149,23 +149,10 @@ def _melody(rng: Rng, clarity: float) -> Scene:
     answer = _pick(rng, list(steps))
 
     def render() -> Wave:
-        lowest, interval = rng.uniform(220, 330), _between(clarity, 4, 9)
-        instrument = _pick(rng, ("flute", "clarinet"))
-        return np.concatenate([note(_semitones(lowest, step * interval), 0.55, instrument) for step in steps[answer]])
+        lowest, interval = rng.uniform(230, 290), _between(clarity, 6, 10)
+        return np.concatenate([note(_semitones(lowest, step * interval), 0.57, "flute") for step in steps[answer]])
 
     return Scene("How does the melody move?", answer, _others(rng, list(steps), answer), render)
-
-
-def _notes(rng: Rng, clarity: float) -> Scene:
-    count = int(rng.integers(1, 5))
-    answer = NUMBERS[count - 1]
-
-    def render() -> Wave:
-        instrument, seconds = _pick(rng, ("flute", "organ", "bell")), rng.uniform(0.3, 0.4)
-        notes = [note(rng.uniform(300, 700), seconds, instrument) for _ in range(count)]
-        return _sequence(notes, _between(clarity, 0.1, 0.18))
-
-    return Scene("How many notes are played?", answer, _others(rng, NUMBERS, answer), render)
 
 
 def _tempo(rng: Rng, clarity: float) -> Scene:
@@ -184,19 +171,19 @@ def _instrument(rng: Rng, clarity: float) -> Scene:
     answer = _pick(rng, options)
 
     def render() -> Wave:
-        base, span = rng.uniform(260, 420), int(_between(clarity, 13, 5))  # semitones
+        base, span = rng.uniform(260, 400), int(_between(clarity, 9, 3))  # semitones
         return np.concatenate([note(_semitones(base, step), 0.6, answer) for step in rng.integers(0, span, 3)])
 
     return Scene("Which instrument is playing?", answer, _others(rng, options, answer), render)
 
 
 def _chord(rng: Rng, clarity: float) -> Scene:
-    dense = (0, 1, 3, 6, 7, 10) if clarity else (0, 3, 6, 10)
-    steps = {"single note": (0,), "octave": (0, 12), "dense chord": dense}
+    dense = (0, 3, 6, 10, 13, 17) if clarity else (0, 4, 10, 17)
+    steps = {"single note": (0,), "two octaves": (0, 24), "dense chord": dense}
     answer = _pick(rng, list(steps))
 
     def render() -> Wave:
-        base = rng.uniform(220, 400)
+        base = rng.uniform(230, 330)
         return np.sum([note(_semitones(base, step), 1.8, "flute") for step in steps[answer]], axis=0)
 
     return Scene("What kind of harmony is played?", answer, _others(rng, list(steps), answer), render)
@@ -210,7 +197,7 @@ def _voice(rng: Rng, clarity: float) -> Scene:
     answer = _pick(rng, options)
 
     def render() -> Wave:
-        octaves = _between(clarity, 0.35, 0.7)  # away from the middle, 175 Hz
+        octaves = _between(clarity, 0.4, 0.7)  # away from the middle, 175 Hz
         pitch = 175 * 2 ** (octaves if answer == "high-pitched" else -octaves)
         vowels = [vowel(_pick(rng, list(FORMANTS)), pitch * rng.uniform(0.93, 1.07), 0.35) for _ in range(4)]
         return _sequence(vowels, 0.08)
@@ -223,7 +210,7 @@ def _vowel(rng: Rng, clarity: float) -> Scene:
     answer = _pick(rng, options)
 
     def render() -> Wave:
-        pitch = rng.uniform(100, _between(clarity, 260, 160))  # a higher voice has fewer harmonics in a formant
+        pitch = rng.uniform(100, _between(clarity, 220, 140))  # a higher voice has fewer harmonics in a formant
         return _sequence([vowel(answer, pitch * rng.uniform(0.95, 1.05), 0.45) for _ in range(3)], 0.1)
 
     return Scene("Which vowel does the speaker repeat?", answer, _others(rng, options, answer), render)
@@ -246,10 +233,10 @@ def _intonation(rng: Rng, clarity: float) -> Scene:
     answer = _pick(rng, options)
 
     def render() -> Wave:
-        middle, octaves = rng.uniform(170, 240), _between(clarity, 0.9, 1.6)
+        middle, octaves = rng.uniform(180, 220), _between(clarity, 1.2, 1.8)
         low, high = middle * 2 ** (-octaves / 2), middle * 2 ** (octaves / 2)
         contour = {"rising": (low, high), "falling": (high, low), "flat": (middle, middle)}[answer]
-        return vowel(_pick(rng, list(FORMANTS)), np.geomspace(*contour, 20).tolist(), rng.uniform(1.6, 2.3))
+        return vowel(_pick(rng, list(FORMANTS)), np.geomspace(*contour, 20).tolist(), rng.uniform(2.0, 2.3))
 
     return Scene("What is the intonation of the utterance?", answer, _others(rng, options, answer), render)
 
@@ -264,7 +251,6 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
     ),
     "music": (
         Family("music", "melody", _REASONING, _melody),
-        Family("music", "notes", _REASONING, _notes),
         Family("music", "tempo", _EXTRACTION, _tempo),
         Family("music", "instrument", _EXTRACTION, _instrument),
         Family("music", "chord", _EXTRACTION, _chord),

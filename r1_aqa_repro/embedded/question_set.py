@@ -30,7 +30,7 @@ DATASET = "embedded"
 _CLIP_SECONDS = (2.5, 3.0)
 _LEAD_SECONDS = 0.15  # at most, before the scene
 _LEVEL = (0.008, 0.025)  # root mean square of a clip; a single click of the quietest family stays below full scale
-_BACKGROUND = 0.03  # root mean square of the noise under every clip, relative to the clip's
+_BACKGROUND = 0.01  # root mean square of the noise under every clip, relative to the clip's
 _CHUNK = 64  # questions a worker takes at a time
 
 

@@ -78,7 +78,7 @@ def note(frequency: float, seconds: float, instrument: str) -> Wave:
 def vowel(name: str, contour: float | Sequence[float], seconds: float) -> Wave:
     """A sung vowel: harmonics of the voice (`contour` as in `tone`) through fixed formant resonances."""
     highest = float(np.max(contour))
-    source = tone(contour, seconds, np.ones(int(3800 / highest)))
+    source = tone(contour, seconds, [1.0] * int(3800 / highest))
     size = 1 << (len(source) - 1).bit_length()
     frequency = np.fft.rfftfreq(size, 1 / SAMPLING_RATE)
     resonances = zip((*FORMANTS[name], 2900.0), (90.0, 110.0, 160.0), (1.0, 0.7, 0.25), strict=True)

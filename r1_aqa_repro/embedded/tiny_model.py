@@ -42,9 +42,9 @@ class Geometry:
     # language model
     max_vocabulary: int = 800
     text_hidden: int = 128
-    text_layers: int = 3
+    text_layers: int = 2
     text_heads: int = 4
-    text_intermediate: int = 384
+    text_intermediate: int = 256
     max_positions: int = 2048
     # Standard deviation of the weights. 0.02 suits a hidden size of thousands; in a narrow model it makes every layer
     # shrink its input, and the encoder's sinusoids, which are of size 1, drown what is heard.

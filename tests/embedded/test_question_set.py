@@ -1,0 +1,160 @@
+"""The synthetic question set: deterministic, restartable, and answerable by listening only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from r1_aqa_repro.embedded import question_set
+from r1_aqa_repro.embedded.families import FAMILIES, MAX_SCENE_SECONDS
+from r1_aqa_repro.embedded.question_set import make_question, write_question_set
+from r1_aqa_repro.schema import read_questions
+
+NUM_FAMILIES = sum(map(len, FAMILIES.values()))
+SIZES: dict[str, Any] = {"seed": 3, "num_train": 70, "num_held_out": 10, "progress": False}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("set") / "embedded"
+    write_question_set(out, workers=1, **SIZES)
+    return out
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[tuple[dict[str, Any], np.ndarray]]:
+    return [make_question(0, "train", index) for index in range(1200)]
+
+
+def test_a_question_is_a_function_of_seed_split_and_index() -> None:
+    record, wave = make_question(1, "train", 5)
+    again, same_wave = make_question(1, "train", 5)
+    assert record == again
+    np.testing.assert_array_equal(wave, same_wave)
+    assert wave.dtype == np.float32
+    for other in ((2, "train", 5), (1, "held_out", 5), (1, "train", 5 + 3 * 4 * 5)):
+        other_wave = make_question(*other)[1]
+        assert len(other_wave) != len(wave) or not np.array_equal(other_wave, wave)
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(written: Path, tmp_path: Path) -> None:
+    write_question_set(tmp_path / "two", workers=2, **SIZES)
+    assert contents(tmp_path / "two") == contents(written)
+
+
+def test_an_interrupted_writing_ends_as_an_uninterrupted_one(written: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(written, out)
+    (out / "question_set.json").rename(out / "question_set.partial.json")
+    (out / "train" / "manifest.jsonl").unlink()
+    clips = sorted((out / "train" / "audio").glob("*.wav"))
+    for clip in clips[::2]:
+        clip.unlink()
+    clips[0].with_suffix(".partial").write_bytes(b"RIFF, and then the power went")
+    kept = clips[1].stat().st_mtime_ns
+    write_question_set(out, workers=1, **SIZES)
+    assert contents(out) == contents(written)
+    assert clips[1].stat().st_mtime_ns == kept
+
+
+def test_a_complete_set_is_left_alone(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(question_set, "ProcessPoolExecutor", None)  # would fail if anything were to be written
+    write_question_set(written, workers=1, **SIZES)
+
+
+@pytest.mark.parametrize("marker", ["question_set.json", "question_set.partial.json"])
+def test_another_set_is_not_overwritten(written: Path, tmp_path: Path, marker: str) -> None:
+    shutil.copy(written / "question_set.json", tmp_path / marker)
+    with pytest.raises(ValueError, match="another question set"):
+        write_question_set(tmp_path, workers=1, **(SIZES | {"seed": 4}))
+
+
+def test_files_are_what_the_rest_of_the_project_reads(written: Path) -> None:
+    for file, count in (("train/manifest.jsonl", 70), ("held_out/mmau_format.json", 10)):
+        read = read_questions(written / file)
+        assert not read.problems
+        assert len(read.questions) == count
+        for question in read.questions:
+            info = soundfile.info(str(question.audio_path))
+            assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
+            assert question.dataset == "embedded"
+    records = json.loads((written / "held_out" / "mmau_format.json").read_text())
+    mmau_keys = {"id", "audio_id", "question", "choices", "answer", "dataset", "task", "split", "category"}
+    assert all(set(record) == mmau_keys | {"sub-category", "difficulty"} for record in records)
+
+
+def test_train_and_held_out_share_no_clip(written: Path) -> None:
+    train, held_out = (set(contents(written / split / "audio").values()) for split in ("train", "held_out"))
+    assert len(train) == 70
+    assert len(held_out) == 10
+    assert not train & held_out
+
+
+def test_questions_are_well_formed_and_balanced(questions: list[tuple[dict[str, Any], np.ndarray]]) -> None:
+    for record, wave in questions:
+        assert record["answer"] in record["choices"]
+        assert 2 <= len(record["choices"]) == len(set(record["choices"])) <= 4
+        words = [frozenset(choice.lower().replace("-", " ").split()) for choice in record["choices"]]
+        assert len(set(words)) == len(words), "the official matcher compares sets of words"
+        assert MAX_SCENE_SECONDS < len(wave) / 16_000 <= 3.0
+        assert np.abs(wave).max() < 1, "would be clipped in 16 bits"
+    assert len({record["sub_category"] for record, _ in questions}) == NUM_FAMILIES
+    assert len(set(Counter(record["task"] for record, _ in questions).values())) == 1
+    assert min(Counter(record["difficulty"] for record, _ in questions).values()) > 300
+    chance = np.mean([1 / len(record["choices"]) for record, _ in questions])
+    assert 0.27 < chance < 0.32
+    for place in range(4):  # within 4 standard errors of what shuffled choices give
+        hits = [
+            record["choices"].index(record["answer"]) == place for record, _ in questions if len(record["choices"]) == 4
+        ]
+        assert abs(np.mean(hits) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / len(hits))
+
+
+def test_length_and_level_do_not_tell_the_answer(questions: list[tuple[dict[str, Any], np.ndarray]]) -> None:
+    features = {
+        "length": lambda wave: len(wave),
+        "level": lambda wave: np.log(np.sqrt(np.mean(wave**2))),
+    }
+    for describe in features.values():
+        assert nearest_centroid_gain(questions, describe) < 0.05
+
+
+def test_a_blind_guess_from_question_and_choices_does_not_beat_chance(
+    questions: list[tuple[dict[str, Any], np.ndarray]],
+) -> None:
+    half = len(questions) // 2
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for record, _ in questions[:half]:
+        counts[record["question"]][record["answer"]] += 1
+    hits, chance = [], []
+    for record, _ in questions[half:]:
+        guess = max(record["choices"], key=lambda choice: counts[record["question"]][choice])
+        hits.append(guess == record["answer"])
+        chance.append(1 / len(record["choices"]))
+    assert np.mean(hits) - np.mean(chance) < 0.05
+
+
+def nearest_centroid_gain(questions: list[tuple[dict[str, Any], np.ndarray]], describe: Any) -> float:
+    """Accuracy above chance when each family's answers are told apart by the mean of one feature, on unseen clips."""
+    half = len(questions) // 2
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record, wave in questions[:half]:
+        values[record["question"], record["answer"]].append(describe(wave))
+    hits, chance = [], []
+    for record, wave in questions[half:]:
+        value = describe(wave)
+        distance = {c: abs(np.mean(values[record["question"], c] or np.inf) - value) for c in record["choices"]}
+        hits.append(min(distance, key=lambda choice: distance[choice]) == record["answer"])
+        chance.append(1 / len(record["choices"]))
+    return float(np.mean(hits) - np.mean(chance))
