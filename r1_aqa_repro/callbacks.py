@@ -39,6 +39,23 @@ class ProgressLine(ProgressCallback):
                 self.training_bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
 
 
+class StopAtLoss(TrainerCallback):
+    """Ends training once the mean of the last `WINDOW` logged losses is at most `threshold`.
+
+    The losses are the trainer's own log, which a resumed run restores: it ends at the same step.
+    """
+
+    WINDOW = 20
+
+    def __init__(self, threshold: float):
+        self.threshold = threshold
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry][-self.WINDOW :]
+        if len(losses) == self.WINDOW and sum(losses) / self.WINDOW <= self.threshold:
+            control.should_training_stop = True
+
+
 class StopOnSignal(TrainerCallback):
     """Ctrl-C or SIGTERM ends training after the step in progress, with a checkpoint; a second signal ends it at once.
 

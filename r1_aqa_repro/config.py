@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
@@ -78,6 +77,9 @@ class AudioSFTConfig(TrainingArguments):
     examples_per_step: int = field(default=32, metadata={"help": "Examples of an optimizer step, over all processes."})
     max_examples_per_device: int = field(
         default=32, metadata={"help": "At most so many examples a device at once; more are accumulated."}
+    )
+    stop_at_loss: float | None = field(
+        default=None, metadata={"help": "End once the mean loss of the last 20 logged steps is at most this."}
     )
 
     def __post_init__(self) -> None:
@@ -208,14 +210,3 @@ def _check_values(content: dict[str, Any], types: Sequence[type], where: str) ->
         elif accepted and not members and type(value) not in accepted:
             problems.append(Problem(where, f"{key} is {value!r}", f"Give {name}."))
     return problems
-
-
-def is_main_process() -> bool:
-    """Whether this process speaks for all of them."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(text: str) -> None:
-    """One line for the person at the terminal, from the main process only."""
-    if is_main_process():
-        print(text, file=sys.stderr, flush=True)

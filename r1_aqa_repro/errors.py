@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from r1_aqa_repro.console import say
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_LOSSES = 3
 EXIT_INTERRUPTED = 130
+_SHOWN = 20  # problems printed in full
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,13 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
         try:
             return main(sys.argv[1:] if argv is None else argv)
         except Refused as refusal:
-            shown = refusal.problems[:20]
-            for problem in shown:
-                print(f"error: {problem}", file=sys.stderr)
-            if len(refusal.problems) > len(shown):
-                print(f"error: ... and {len(refusal.problems) - len(shown)} more of this kind.", file=sys.stderr)
+            for problem in refusal.problems[:_SHOWN]:
+                say(f"error: {problem}")
+            if len(refusal.problems) > _SHOWN:
+                say(f"error: ... and {len(refusal.problems) - _SHOWN} more of this kind.")
             return EXIT_REFUSED
         except KeyboardInterrupt:
-            print("\ninterrupted: the same command goes on from what is saved", file=sys.stderr)
+            say("\ninterrupted: the same command goes on from what is saved")
             return EXIT_INTERRUPTED
 
     return run

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from transformers import Qwen2AudioForConditionalGeneration, TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import ModelConfig
 
 from r1_aqa_repro.audio import check_audio
-from r1_aqa_repro.config import DataArguments, is_main_process, say
+from r1_aqa_repro.config import DataArguments
+from r1_aqa_repro.console import is_main_process, say
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.inputs import minimum_seconds
@@ -142,8 +144,7 @@ def _check_model(model: ModelConfig) -> None:
 
 def _check_disk(folder: Path, training: TrainingArguments, model: ModelConfig) -> list[Problem]:
     """Room for the checkpoints that the run keeps, one being written and the final model."""
-    with torch.device("meta"):
-        parameters = Qwen2AudioForConditionalGeneration(check_model_folder(model.model_name_or_path)).num_parameters()
+    parameters = _count_parameters(training, model)
     if model.use_peft:
         parameters = parameters // 50  # an adapter is a few per cent of its base at most
     steps = training.max_steps if training.max_steps > 0 else 0
@@ -156,3 +157,16 @@ def _check_disk(folder: Path, training: TrainingArguments, model: ModelConfig) -
         return []
     what = f"{kept} checkpoints and one being written need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     return [Problem(str(folder), what, "Set save_total_limit, or another output_dir.")]
+
+
+def _count_parameters(training: TrainingArguments, model: ModelConfig) -> int:
+    """Parameters of the model, built without memory for them."""
+    config = check_model_folder(model.model_name_or_path)
+    if training.deepspeed:  # ZeRO-3 would shard even this model, before there are processes to shard it over
+        unset_hf_deepspeed_config()
+    try:
+        with torch.device("meta"):
+            return Qwen2AudioForConditionalGeneration(config).num_parameters()
+    finally:
+        if training.deepspeed:
+            set_hf_deepspeed_config(training.hf_deepspeed_config)

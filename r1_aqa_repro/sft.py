@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, set_seed
 
+from r1_aqa_repro.callbacks import StopAtLoss
 from r1_aqa_repro.config import AudioSFTConfig
 from r1_aqa_repro.inputs import pad_right, question_inputs
 from r1_aqa_repro.prompts import target_text
@@ -75,6 +76,8 @@ class AudioSFTTrainer(ResumableTrainer, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.stop_at_loss is not None:
+            self.add_callback(StopAtLoss(args.stop_at_loss))
         self.model_accepts_loss_kwargs = True  # `compute_loss` honours num_items_in_batch, whatever the model does
 
     def compute_loss(

@@ -10,7 +10,7 @@ import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from r1_aqa_repro.callbacks import ProgressLine, StopOnSignal
-from r1_aqa_repro.config import is_main_process, say
+from r1_aqa_repro.console import is_main_process, say
 from r1_aqa_repro.errors import EXIT_DONE, EXIT_INTERRUPTED
 from r1_aqa_repro.resuming import FINAL, ResumableTrainer, last_checkpoint
 from r1_aqa_repro.run_folder import timed

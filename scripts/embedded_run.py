@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))  # `eval` and `r1_aqa_repro` also without an insta
 from eval.embedded import plot_learning_curve, print_results, results  # noqa: E402
 from eval.run import EvalSettings, evaluate  # noqa: E402
 from r1_aqa_repro import modeling, train_grpo, train_sft  # noqa: E402
-from r1_aqa_repro.config import AudioGRPOConfig, parse_config, say  # noqa: E402
+from r1_aqa_repro.config import AudioGRPOConfig, parse_config  # noqa: E402
+from r1_aqa_repro.console import say  # noqa: E402
 from r1_aqa_repro.embedded.question_set import write_question_set  # noqa: E402
 from r1_aqa_repro.embedded.tiny_model import build_tiny_qwen2_audio  # noqa: E402
 from r1_aqa_repro.errors import EXIT_DONE, Refused, command  # noqa: E402

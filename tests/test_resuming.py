@@ -71,7 +71,7 @@ def test_killed_before_and_after_the_epoch_end_then_resumed_gives_the_same_bytes
 def test_weights_right_after_a_resume_are_the_checkpoints(
     manifest: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers would go on from the initial weights with a warning: its key names match none of the live model's."""
+    """transformers would go on from the initial weights with a warning: no key name matches the live model's."""
     argv = arguments("grpo", tmp_path / "run", manifest, model_folder)
     assert train_grpo.main([*argv, "--max_steps", "4"]) == 0
     checkpoint = tmp_path / "run" / "checkpoint-2"

@@ -120,7 +120,7 @@ def _loudness(rng: Rng, clarity: float) -> Scene:
 
     def render() -> Wave:
         wave = noise(rng.uniform(2.2, 2.3), rng, 200, rng.uniform(2500, 5000))
-        ramp = np.geomspace(_between(clarity, 0.05, 0.01), 1, len(wave))
+        ramp = np.geomspace(_between(clarity, 0.03, 0.01), 1, len(wave))
         gains = {"getting louder": ramp, "getting quieter": ramp[::-1], "staying constant": np.ones(len(wave))}
         return wave * gains[answer]
 
@@ -128,17 +128,14 @@ def _loudness(rng: Rng, clarity: float) -> Scene:
 
 
 def _order(rng: Rng, clarity: float) -> Scene:
-    sounds = ("siren", "static noise", "engine hum", "bird chirp")
-    pair = _others(rng, sounds)[:2]
-    asked = int(rng.integers(2))
-    answer = pair[asked]
+    pair = _others(rng, EVENTS)[:2]
+    answer = pair[0]
 
     def render() -> Wave:
         seconds = _between(clarity, 1.0, 1.15)
-        return _sequence([_leveled(event(kind, seconds, rng)) for kind in pair], 0.0)
+        return _sequence([_leveled(event(kind, seconds, rng)) for kind in pair], gap=0.02)
 
-    question = f"Which sound comes {('first', 'last')[asked]}?"
-    return Scene(question, answer, _others(rng, sounds, answer), render)
+    return Scene("Which sound comes first?", answer, _others(rng, EVENTS, answer), render)
 
 
 # --- music ------------------------------------------------------------------------------------------------------------

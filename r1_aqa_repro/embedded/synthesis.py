@@ -19,13 +19,13 @@ _TABLE_SIZE = 4096
 # amplitudes of the harmonics, the fundamental first
 HARMONICS = {
     "flute": (1.0, 0.05),
-    "organ": (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2),
+    "organ": (1.0, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5, 0.4, 0.4),
     "clarinet": (1.0, 0.0, 0.7, 0.0, 0.5, 0.0, 0.35, 0.0, 0.25),
 }
 # (amplitude, frequency ratio, decay a second): the inharmonic partials of a struck bar
 BELL_PARTIALS = ((1.0, 1.0, 3.0), (0.8, 2.76, 5.0), (0.6, 5.4, 8.0))
 FORMANTS = {"ah": (800.0, 1200.0), "ee": (280.0, 2300.0), "oo": (320.0, 800.0), "eh": (550.0, 1850.0)}
-EVENTS = ("siren", "beeping", "static noise", "clicking", "engine hum", "bird chirp")
+EVENTS = ("siren", "static noise", "engine hum", "bird chirp")
 
 
 def num_samples(seconds: float) -> int:
@@ -120,12 +120,8 @@ def event(kind: str, seconds: float, rng: Rng) -> Wave:
     if kind == "siren":
         swing = np.sin(2 * np.pi * rng.uniform(1, 2.5) * np.linspace(0, seconds, 200))
         return fade(tone(700 + 300 * swing, seconds, (1.0, 0.3)))
-    if kind == "beeping":
-        return tone(rng.uniform(900, 1600), seconds) * ((time * rng.uniform(3, 5)) % 1 < 0.5)
     if kind == "static noise":
         return fade(noise(seconds, rng))
-    if kind == "clicking":
-        return repeated(rng.standard_normal(60), 1 / rng.uniform(5, 9), seconds)
     if kind == "engine hum":
         hum = tone(rng.uniform(55, 90), seconds, (1.0, 0.9, 0.8, 0.6, 0.5, 0.3))
         return fade(hum * (1 + 0.3 * np.sin(2 * np.pi * 12 * time)))

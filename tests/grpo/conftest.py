@@ -19,7 +19,10 @@ MakeTrainer = Callable[..., AudioGRPOTrainer]
 @pytest.fixture
 def make_trainer(model_folder: Path, questions: list[AudioQuestion], tmp_path: Path) -> MakeTrainer:
     def make(
-        asked: Sequence[AudioQuestion] | None = None, prompt_style: str = "answer", peft_config: Any = None, **overrides: Any
+        asked: Sequence[AudioQuestion] | None = None,
+        prompt_style: str = "answer",
+        peft_config: Any = None,
+        **overrides: Any,
     ) -> AudioGRPOTrainer:
         settings: dict[str, Any] = {
             "output_dir": str(tmp_path / "run"),

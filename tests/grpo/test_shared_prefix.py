@@ -125,7 +125,7 @@ def test_log_probs_loss_and_gradients_equal_the_plain_forward(
 
 
 def test_log_probs_equal_a_row_alone(make_trainer: Any, questions: list[AudioQuestion]) -> None:
-    """Independent of both forwards: the model itself, one prompt and completion at a time, log_softmax of its logits."""
+    """Independent of both forwards: the model itself, one prompt and completion at a time, and log_softmax."""
     group, lengths = CASES["ragged groups in shuffled order"]
     asked = [questions[index] for index in (0, 23, 11)]
     trainer = make_trainer()
