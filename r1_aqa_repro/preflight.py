@@ -137,8 +137,16 @@ def _check_settings(training: TrainingArguments, model: ModelConfig) -> None:
 
 def _check_model(model: ModelConfig) -> None:
     if model.model_name_or_path is None:
-        raise Refused.because("model_name_or_path", "no model is given", "Set it to a Qwen2-Audio folder or hub id.")
+        raise Refused.because(
+            "model_name_or_path",
+            "no model is given",
+            "Set it to a Qwen2-Audio folder or hub id (the embedded run leaves one).",
+        )
     config = check_model_folder(model.model_name_or_path)
+    if (Path(model.model_name_or_path) / "adapter_config.json").is_file():
+        raise Refused.because(
+            model.model_name_or_path, "an adapter cannot be trained further", "Merge it into its base model first."
+        )
     check_pair(config, load_processor(model.model_name_or_path), model.model_name_or_path)
 
 
