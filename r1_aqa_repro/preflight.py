@@ -72,6 +72,9 @@ def prepare(
         if dropped:
             write_json(folder / "skipped_records.json", [str(problem) for problem in dropped])
             say(f"{len(dropped)} bad records are left out; they are listed in {folder / 'skipped_records.json'}")
+    # no process may look for checkpoints before the main one has deleted those of an earlier run
+    if training.distributed_state is not None:
+        training.distributed_state.wait_for_everyone()
     return questions
 
 
@@ -159,12 +162,17 @@ def _check_disk(folder: Path, training: TrainingArguments, model: ModelConfig) -
     planned = max(1, int(steps // training.save_steps)) if training.save_steps >= 1 else 1
     kept = min(planned, training.save_total_limit or planned)
     needed = parameters * (BYTES_PER_PARAMETER * (kept + 1) + 4)
+    return check_free_space(folder, needed, f"{kept} checkpoints and one being written")
+
+
+def check_free_space(folder: Path, needed: int, purpose: str) -> list[Problem]:
+    """A problem where the disk of `folder` (which need not exist yet) has less than `needed` bytes free."""
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(parent).free
     if needed <= free:
         return []
-    what = f"{kept} checkpoints and one being written need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-    return [Problem(str(folder), what, "Set save_total_limit, or another output_dir.")]
+    what = f"{purpose} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    return [Problem(str(folder), what, "Free some space, set save_total_limit, or choose another output_dir.")]
 
 
 def _count_parameters(training: TrainingArguments, model: ModelConfig) -> int:

@@ -34,12 +34,14 @@ from r1_aqa_repro.embedded.tiny_model import build_tiny_qwen2_audio  # noqa: E40
 from r1_aqa_repro.errors import EXIT_DONE, Refused, command  # noqa: E402
 from r1_aqa_repro.files import write_json  # noqa: E402
 from r1_aqa_repro.grpo.divergence import kl_to_start  # noqa: E402
+from r1_aqa_repro.preflight import check_free_space  # noqa: E402
 from r1_aqa_repro.prompts import prompt_text  # noqa: E402
 from r1_aqa_repro.resuming import FINAL  # noqa: E402
 from r1_aqa_repro.schema import read_questions  # noqa: E402
 
 EVAL_BATCH = 50
 KL_QUESTIONS = 120
+BYTES_A_QUESTION = 250_000  # two 3-s clips of 16-bit samples, and the checkpoints' share
 
 
 @command
@@ -53,6 +55,11 @@ def main(argv: list[str]) -> int:
     manifest, held_out = data / "train" / "manifest.jsonl", data / "held_out" / "mmau_format.json"
     if data_settings.overwrite and (data / "question_set.json").is_file():
         shutil.rmtree(folder)
+    short = (
+        [] if folder.exists() else check_free_space(folder, own.num_train * BYTES_A_QUESTION, "clips and checkpoints")
+    )
+    if short:
+        raise Refused(short)
     stages = Stages(folder / "stages.json")
     say(f"embedded run in {folder}, seed {training.seed}")
 

@@ -28,6 +28,7 @@ from r1_aqa_repro.embedded.synthesis import (
 # how clearly the right answer differs from the others: 1 is the clearest
 CLARITY = {"easy": 1.0, "medium": 0.5, "hard": 0.0}
 NUMBERS = ("one", "two", "three", "four")
+MAX_SCENE_SECONDS = 2.35
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,6 @@ class Family:
     sub_category: str
     category: str
     make: Callable[[Rng, float], Scene]
-
-
-MAX_SCENE_SECONDS = 2.35
 
 
 def _pick(rng: Rng, options: Sequence[str]) -> str:

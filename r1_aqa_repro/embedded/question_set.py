@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,14 +22,14 @@ import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from r1_aqa_repro.embedded.families import CLARITY, FAMILIES, Family
+from r1_aqa_repro.embedded.families import CLARITY, FAMILIES, MAX_SCENE_SECONDS, Family
 from r1_aqa_repro.embedded.synthesis import SAMPLING_RATE, Rng, Wave, num_samples
 from r1_aqa_repro.files import write_atomically, write_json
 
 GENERATOR_VERSION = 1  # raise it whenever the same seed would give other bytes
 DATASET = "embedded"
 _CLIP_SECONDS = (2.5, 3.0)
-_LEAD_SECONDS = 0.15  # at most, before the scene
+_LEAD_SECONDS = _CLIP_SECONDS[0] - MAX_SCENE_SECONDS  # at most, before the scene
 _LEVEL = (0.06, 0.15)  # root mean square of a clip before the limiter
 _BACKGROUND = 0.01  # root mean square of the noise under every clip, relative to the clip's
 _CHUNK = 64  # questions a worker takes at a time
@@ -88,13 +89,19 @@ def write_question_set(
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
     context = multiprocessing.get_context("spawn")  # a fork of a process that runs threads can hang
     with (
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-        tqdm(total=num_train + num_held_out, desc="question set", unit="clip", disable=not progress) as bar,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool,
+        tqdm(
+            total=num_train + num_held_out, desc="question set", unit="clip", mininterval=1, disable=not progress
+        ) as bar,
     ):
-        written = pool.map(partial(_write_clips, out, seed), *zip(*jobs, strict=True))
-        for (split, start, stop), chunk in zip(jobs, written, strict=True):
-            records[split] += chunk
-            bar.update(stop - start)
+        try:
+            written = pool.map(partial(_write_clips, out, seed), *zip(*jobs, strict=True))
+            for (split, start, stop), chunk in zip(jobs, written, strict=True):
+                records[split] += chunk
+                bar.update(stop - start)
+        except BaseException:  # Ctrl-C too: leaving `with` would otherwise wait for every chunk in the queue
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     lines = [json.dumps(_manifest_record(record), ensure_ascii=False) + "\n" for record in records["train"]]
     write_atomically(out / "train" / "manifest.jsonl", "".join(lines))
     write_json(out / "held_out" / "mmau_format.json", [_mmau_record(record) for record in records["held_out"]])
@@ -139,6 +146,18 @@ def _clip(scene: Wave, rng: Rng) -> NDArray[np.float32]:
     level = np.exp(rng.uniform(*np.log(_LEVEL)))
     # a soft limiter, as recorders have: a lone knock would otherwise exceed full scale
     return np.tanh(clip * (level / np.sqrt(np.mean(clip**2)))).astype(np.float32)
+
+
+def _end_with_parent() -> None:
+    """Initialise a worker: it ends when its parent is killed, instead of waiting for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in worker processes only"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_clips(out: Path, seed: int, split: str, start: int, stop: int) -> list[dict[str, Any]]:
