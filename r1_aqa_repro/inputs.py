@@ -18,6 +18,7 @@ from r1_aqa_repro.audio import SAMPLING_RATE, AudioError, load_audio, silence_li
 from r1_aqa_repro.prompts import build_messages
 from r1_aqa_repro.schema import AudioQuestion
 
+IGNORE = -100  # label of a position that is not scored, as PyTorch's and transformers' losses have it
 AUDIO_KEYS = ("input_features", "feature_attention_mask")
 
 

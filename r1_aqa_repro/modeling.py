@@ -130,6 +130,8 @@ def load_model(
                 "transformers would fill them at random or drop them: use a complete Qwen2-Audio checkpoint.",
             )
     check_head(model, str(name_or_path))
+    # sinusoids that Qwen2-Audio keeps frozen; transformers 5.23 forgets that when it loads a checkpoint
+    model.model.audio_tower.embed_positions.requires_grad_(False)
     return model
 
 

@@ -13,6 +13,7 @@ from r1_aqa_repro.schema import AudioQuestion
 
 PROMPT_STYLES = ("direct", "answer", "think")
 
+END_OF_TURN = "<|im_end|>"  # ChatML's; a tokenizer's eos token may be another one
 _INSTRUCTION = {
     "direct": "",
     "answer": " Output the final answer in <answer> </answer>.",

@@ -9,16 +9,14 @@ import torch
 from peft import PeftModel
 from torch.nn import functional
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, Trainer
 
 from r1_aqa_repro.callbacks import StopAtLoss
 from r1_aqa_repro.config import AudioSFTConfig
-from r1_aqa_repro.inputs import pad_right, question_inputs
-from r1_aqa_repro.prompts import target_text
+from r1_aqa_repro.inputs import IGNORE, pad_right, question_inputs
+from r1_aqa_repro.prompts import END_OF_TURN, target_text
 from r1_aqa_repro.resuming import ResumableTrainer
 from r1_aqa_repro.schema import AudioQuestion
-
-IGNORE = -100  # label of a position that is not learned
 
 
 class _Questions(Dataset[AudioQuestion]):
@@ -42,8 +40,7 @@ class SFTCollator:
         inputs = question_inputs(self.processor, questions, self.prompt_style, self.audio_channel)
         tokenizer = self.processor.tokenizer
         targets = [
-            [*tokenizer(target_text(question, self.prompt_style))["input_ids"], tokenizer.eos_token_id]
-            for question in questions
+            tokenizer(target_text(question, self.prompt_style) + END_OF_TURN)["input_ids"] for question in questions
         ]
         rows = list(zip(inputs.prompt_ids, targets, strict=True))
         return {
@@ -67,7 +64,6 @@ class AudioSFTTrainer(ResumableTrainer, Trainer):
         audio_channel: str = "first",
         **kwargs: Any,
     ):
-        set_seed(args.seed)
         super().__init__(
             model=model,
             args=args,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from transformers import set_seed
 from trl import get_peft_config
 
 from r1_aqa_repro.config import AudioGRPOConfig, parse_config
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
 
     def build_trainer() -> AudioGRPOTrainer:
         start_distributed(training)
+        set_seed(training.seed)  # an adapter's weights are drawn before any trainer seeds
         model, processor = load_configured(model_config)
         return AudioGRPOTrainer(
             model=model,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from peft import get_peft_model
+from transformers import set_seed
 from trl import get_peft_config
 
 from r1_aqa_repro.config import AudioSFTConfig, DataArguments, parse_config
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
 
     def build_trainer() -> AudioSFTTrainer:
         start_distributed(training)
+        set_seed(training.seed)  # an adapter's weights are drawn before any trainer seeds
         model, processor = load_configured(model_config)
         peft_config = get_peft_config(model_config)
         return AudioSFTTrainer(

@@ -110,7 +110,7 @@ def write_question_set(
 
 def _draw(seed: int, split: str, index: int) -> tuple[dict[str, Any], Callable[[], NDArray[np.float32]]]:
     """The record of a question, and what makes its clip."""
-    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+    rng = np.random.default_rng([seed, GENERATOR_VERSION, zlib.crc32(split.encode()), index])
     family = _family(index)
     difficulty = list(CLARITY)[int(rng.integers(len(CLARITY)))]
     scene = family.make(rng, CLARITY[difficulty])

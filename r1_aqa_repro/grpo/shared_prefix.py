@@ -17,9 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from r1_aqa_repro.inputs import position_ids_of
-
-IGNORE = -100  # label of a position that is not scored
+from r1_aqa_repro.inputs import IGNORE, position_ids_of
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 TRL keeps configuration, reward calls, advantages, loss types, KL, logging, checkpoints, DeepSpeed and PEFT. What this
 subclass replaces is how a batch is tokenised, generated and scored. TRL is pinned exactly, since private methods are
-overridden; `tests/grpo/test_trl_hooks.py` names what to look at when an update changes one of them.
+overridden; `tests/grpo/test_trainer.py` names what to look at when an update changes one of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from trl.trainer.utils import RepeatSampler
 from r1_aqa_repro.config import AudioGRPOConfig
 from r1_aqa_repro.generation import generate
 from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
-from r1_aqa_repro.grpo.shared_prefix import IGNORE, pack_groups
-from r1_aqa_repro.inputs import ModelInputs, question_inputs
+from r1_aqa_repro.grpo.shared_prefix import pack_groups
+from r1_aqa_repro.inputs import IGNORE, ModelInputs, question_inputs
 from r1_aqa_repro.prompts import build_messages
 from r1_aqa_repro.resuming import ResumableTrainer
 from r1_aqa_repro.rewards import REWARDS

@@ -11,9 +11,9 @@ from peft import LoraConfig
 from transformers import GenerationConfig
 
 from r1_aqa_repro.generation import cut_after_eos, generate
-from r1_aqa_repro.grpo.shared_prefix import IGNORE, pack_groups
+from r1_aqa_repro.grpo.shared_prefix import pack_groups
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer, Batch
-from r1_aqa_repro.inputs import attention_mask_left, pad_left, pad_right, question_inputs
+from r1_aqa_repro.inputs import IGNORE, attention_mask_left, pad_left, pad_right, question_inputs
 from r1_aqa_repro.schema import AudioQuestion
 
 # float32 sums in another order: two forwards of the same row differ by up to ~2e-6 in log-probability here
