@@ -9,11 +9,13 @@ import librosa
 import numpy as np
 import soundfile
 
+from r1_aqa_repro.errors import Failed
+
 SAMPLING_RATE = 16_000  # Hz, what Qwen2-Audio's feature extractor expects
 CHANNELS = ("first", "mean")
 
 
-class AudioError(Exception):
+class AudioError(Failed):
     """A clip that cannot be used: `path` and `reason`."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str):

@@ -51,9 +51,13 @@ class StopAtLoss(TrainerCallback):
         self.threshold = threshold
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry][-self.WINDOW :]
-        if len(losses) == self.WINDOW and sum(losses) / self.WINDOW <= self.threshold:
+        if self.reached(state.log_history):
             control.should_training_stop = True
+
+    def reached(self, log_history: list[dict[str, float]]) -> bool:
+        """Whether training with this log is at its end."""
+        losses = [entry["loss"] for entry in log_history if "loss" in entry][-self.WINDOW :]
+        return len(losses) == self.WINDOW and sum(losses) / self.WINDOW <= self.threshold
 
 
 class StopOnSignal(TrainerCallback):

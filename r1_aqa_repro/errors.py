@@ -33,6 +33,10 @@ class Problem:
         return f"{self.where}: {self.what}. {self.remedy}"
 
 
+class Failed(Exception):
+    """Raised while working, with a message that names the cause. Commands exit with 1; what was done is kept."""
+
+
 class Refused(Exception):
     """Raised before any expensive work, with everything that is wrong at once. Commands exit with 2."""
 
@@ -46,7 +50,7 @@ class Refused(Exception):
 
 
 def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
-    """Wrap a command's `main(argv) -> exit code` so that `Refused` and Ctrl-C become messages and exit codes."""
+    """Wrap `main(argv) -> exit code` so that `Refused`, `Failed` and Ctrl-C become messages and exit codes."""
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
@@ -58,6 +62,9 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
             if len(refusal.problems) > _SHOWN:
                 say(f"error: ... and {len(refusal.problems) - _SHOWN} more of this kind.")
             return EXIT_REFUSED
+        except Failed as failure:
+            say(f"error: {failure}")
+            return EXIT_FAILED
         except KeyboardInterrupt:
             say("\ninterrupted: the same command goes on from what is saved")
             return EXIT_INTERRUPTED

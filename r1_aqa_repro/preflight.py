@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Qwen2AudioForConditionalGeneration, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import ModelConfig
@@ -20,10 +21,24 @@ from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.inputs import minimum_seconds
 from r1_aqa_repro.modeling import check_model_folder, check_pair, load_processor
+from r1_aqa_repro.resuming import FINAL
 from r1_aqa_repro.run_folder import check_run_folder, data_hashes, resolved_config, start_run
 from r1_aqa_repro.schema import AudioQuestion, read_questions, with_answers
 
-BYTES_PER_PARAMETER = 12  # of a checkpoint: float32 weights and Adam's two moments
+# settings of the libraries that these entry points do not act on, and the value that leaves them out
+_UNSUPPORTED = {
+    "model_revision": "main",
+    "trust_remote_code": False,
+    "load_in_4bit": False,
+    "load_in_8bit": False,
+    "resume_from_checkpoint": None,
+    "label_smoothing_factor": 0.0,
+    "average_tokens_across_devices": True,
+    "use_vllm": False,
+    "use_transformers_continuous_batching": False,
+    "cache_implementation": None,
+    "chat_template_kwargs": None,
+}
 
 
 def prepare(
@@ -40,11 +55,7 @@ def prepare(
     Raises:
         Refused: with everything that is wrong. Nothing has been written then.
     """
-    problems = list(extra)
-    if getattr(training, "batch_problem", None):
-        remedy = "Choose a number that the processes divide, or another number of processes."
-        problems.append(Problem("batch rule", training.batch_problem, remedy))
-    problems += _collect(lambda: _check_settings(training, model))
+    problems = extra + check_settings(training, model)
     found = _collect(lambda: _check_model(model))
     problems += found
     shortest = 0.1 if found else minimum_seconds(load_processor(model.model_name_or_path))
@@ -63,8 +74,9 @@ def prepare(
     hashes = data_hashes(data.train_file)
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)
-    if not found:
-        problems += _check_disk(folder, training, model)
+    if not found and (data.overwrite or not (folder / FINAL).is_dir()):
+        problems += _check_disk(folder, training, model, len(questions))
+    problems = _of_all_processes(problems, questions)
     if problems:
         raise Refused(problems)
     if is_main_process():
@@ -116,26 +128,29 @@ def _read_data(data: DataArguments, shortest: float) -> tuple[list[AudioQuestion
     return [question for question, verdict in zip(answered, verdicts, strict=True) if verdict is None], problems
 
 
-def _check_settings(training: TrainingArguments, model: ModelConfig) -> None:
-    problems = []
-    if model.dtype in ("bfloat16", "float16") and not training.deepspeed and not model.use_peft:
-        problems.append(
-            Problem(
-                "dtype",
-                f"pure {model.dtype} weights do not move at small learning rates: the update is below their resolution",
-                "Use dtype: float32 with bf16: true (mixed precision with float32 master weights).",
-            )
-        )
-    if model.attn_implementation not in (None, "sdpa", "eager"):
-        problems.append(
-            Problem(
-                "attn_implementation",
-                f"{model.attn_implementation} reads the shared-prefix mask as padding",
-                "Use sdpa.",
-            )
-        )
-    if problems:
-        raise Refused(problems)
+def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Problem]:
+    """A problem for each setting that cannot work, would be ignored, or would make the run silently wrong."""
+    problems = [
+        Problem(key, f"{value!r} is not supported here", f"Leave it at {default!r}.")
+        for part in (training, model)
+        for key, default in _UNSUPPORTED.items()
+        if (value := getattr(part, key, default)) not in (default, None)
+    ]
+    if getattr(training, "batch_problem", None):
+        remedy = "Choose a number that the processes divide, or another number of processes."
+        problems.append(Problem("batch rule", training.batch_problem, remedy))
+    if training.n_gpu > 1:
+        what = f"one process sees {training.n_gpu} GPUs and would split every batch over them"
+        remedy = "Start one process a GPU (NPROC, torchrun), or make one visible with CUDA_VISIBLE_DEVICES."
+        problems.append(Problem("devices", what, remedy))
+    if model.dtype in ("auto", "bfloat16", "float16") and not training.deepspeed and not model.use_peft:
+        what = f"{model.dtype} weights do not move at small learning rates: the update is below their resolution"
+        remedy = "Use dtype: float32 with bf16: true (mixed precision with float32 master weights)."
+        problems.append(Problem("dtype", what, remedy))
+    if model.attn_implementation not in (None, "sdpa"):
+        what = f"{model.attn_implementation} does not take the shared-prefix mask for what it is"
+        problems.append(Problem("attn_implementation", what, "Use sdpa."))
+    return problems
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -153,16 +168,30 @@ def _check_model(model: ModelConfig) -> None:
     check_pair(config, load_processor(model.model_name_or_path), model.model_name_or_path)
 
 
-def _check_disk(folder: Path, training: TrainingArguments, model: ModelConfig) -> list[Problem]:
-    """Room for the checkpoints that the run keeps, one being written and the final model."""
+def _check_disk(folder: Path, training: TrainingArguments, model: ModelConfig, num_questions: int) -> list[Problem]:
+    """Room for the checkpoints that the run has yet to write, one being written and the final model."""
     parameters = _count_parameters(training, model)
     if model.use_peft:
         parameters = parameters // 50  # an adapter is a few per cent of its base at most
-    steps = training.max_steps if training.max_steps > 0 else 0
-    planned = max(1, int(steps // training.save_steps)) if training.save_steps >= 1 else 1
+    at_once = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    rows = num_questions * getattr(training, "num_generations", 1)
+    steps = training.max_steps if training.max_steps > 0 else training.num_train_epochs * rows / at_once
+    planned = 0 if training.save_strategy == "no" else int(steps // max(1, training.save_steps)) + 1
     kept = min(planned, training.save_total_limit or planned)
-    needed = parameters * (BYTES_PER_PARAMETER * (kept + 1) + 4)
-    return check_free_space(folder, needed, f"{kept} checkpoints and one being written")
+    to_write = max(0, kept - len(list(folder.glob("checkpoint-*"))))
+    state = 0 if training.save_only_model else 10 if training.deepspeed else 8  # bytes of optimizer state a parameter
+    needed = parameters * ((4 + state) * (to_write + 1) + 4)
+    return check_free_space(folder, needed, f"{to_write} more checkpoints, one being written and the final model")
+
+
+def _of_all_processes(problems: list[Problem], questions: list[AudioQuestion]) -> list[Problem]:
+    """What any process found wrong (machines may see different files), and whether all read the same questions."""
+    everywhere = list(dict.fromkeys(gather_object(problems)))
+    if len(set(gather_object([tuple(question.id for question in questions)]))) > 1 and not everywhere:
+        everywhere.append(
+            Problem("data", "the processes read different questions", "Give all machines the same clips.")
+        )
+    return everywhere
 
 
 def check_free_space(folder: Path, needed: int, purpose: str) -> list[Problem]:

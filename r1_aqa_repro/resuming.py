@@ -10,12 +10,25 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from r1_aqa_repro.errors import Refused
 from r1_aqa_repro.modeling import load_model
 
 STAGING = ".partial"  # folder inside the run folder where a checkpoint is written before it gets its name
 FINAL = "final"
+# what a checkpoint holds beside the model
+_TRAINING_STATE = (
+    "optimizer*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*",
+    "trainer_state.json",
+    "global_step*",
+    "latest",
+    "zero_to_fp32.py",
+)
 
 
 def last_checkpoint(run_folder: str | os.PathLike[str]) -> Path | None:
@@ -23,6 +36,26 @@ def last_checkpoint(run_folder: str | os.PathLike[str]) -> Path | None:
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
     found = [(int(match[1]), path) for path in Path(run_folder).glob("*") if (match := pattern.fullmatch(path.name))]
     return max(found)[1] if found else None
+
+
+def check_resumable(checkpoint: Path) -> None:
+    """Refuse a checkpoint that holds weights alone: training would go on with a new optimizer and schedule.
+
+    Raises:
+        Refused: there is no optimizer state in it.
+    """
+    if not (checkpoint / "optimizer.pt").is_file() and not any(checkpoint.glob("global_step*")):
+        what = "the checkpoint has no optimizer state: going on from it would not be the same run"
+        raise Refused.because(str(checkpoint), what, "Start a new run with it as model_name_or_path.")
+
+
+def finish_from(checkpoint: Path, final: Path) -> None:
+    """Make the final folder of a run that was stopped between its last checkpoint and its end: the model's files."""
+    staged = final.parent / STAGING / final.name
+    shutil.rmtree(staged.parent, ignore_errors=True)
+    shutil.copytree(checkpoint, staged, ignore=shutil.ignore_patterns(*_TRAINING_STATE))
+    os.rename(staged, final)
+    staged.parent.rmdir()
 
 
 class ResumableTrainer(Trainer):
@@ -47,6 +80,9 @@ class ResumableTrainer(Trainer):
             self._staging = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            if self.state.best_model_checkpoint == str(staged):
+                self.state.best_model_checkpoint = str(target)
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
             shutil.rmtree(target, ignore_errors=True)
             os.rename(staged, target)
             rotate_checkpoints(

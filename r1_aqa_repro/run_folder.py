@@ -6,6 +6,7 @@ data hashes, hardware and the seconds of each stage.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -41,7 +42,7 @@ PACKAGES = (
 )
 # settings that do not change what a run computes: a resumed run may differ in them
 _FREE = (
-    "overwrite", "output_dir", "logging_dir", "report_to", "run_name", "logging_steps", "logging_first_step",
+    "overwrite", "output_dir", "logging_dir", "report_to", "run_name",
     "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_prefetch_factor", "dataloader_persistent_workers", "save_total_limit", "save_steps", "save_strategy",
     "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "resume_from_checkpoint",
@@ -95,13 +96,14 @@ def start_run(
         embedded_held_out: `data`, `audio_dir` (relative to `folder`) and `prompt_style` of the embedded held-out set.
     """
     if overwrite:
-        for path in [*folder.glob("checkpoint-*"), folder / FINAL, folder / STAGING, folder / "runs"]:
+        for path in [*folder.glob("checkpoint-*"), folder / FINAL, folder / STAGING]:
             shutil.rmtree(path, ignore_errors=True)
-        for name in (CONFIG, RUN):
+        for name in (CONFIG, RUN, "skipped_records.json"):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN).is_file():
-        record = {**provenance(), "seed": seed, "data": dict(data), "seconds": {}}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        record = {**provenance(), "config_sha256": digest, "seed": seed, "data": dict(data), "seconds": {}}
         if embedded_held_out is not None:
             record["embedded_held_out"] = dict(embedded_held_out)
         write_json(folder / RUN, record)

@@ -9,7 +9,6 @@ The same command again resumes an interrupted run; `--overwrite` starts anew.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from transformers import set_seed
 from trl import get_peft_config
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> int:
             peft_config=get_peft_config(model_config),
         )
 
-    return run_training(build_trainer, Path(str(training.output_dir)), "grpo")
+    return run_training(build_trainer, training, "grpo")
 
 
 def check_rewards(training: AudioGRPOConfig) -> list[Problem]:

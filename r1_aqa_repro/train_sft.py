@@ -8,7 +8,6 @@ The same command again resumes an interrupted run; `--overwrite` starts anew.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from peft import get_peft_model
 from transformers import set_seed
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
             audio_channel=data.audio_channel,
         )
 
-    return run_training(build_trainer, Path(str(training.output_dir)), "sft")
+    return run_training(build_trainer, training, "sft")
 
 
 def check_style(data: DataArguments) -> list[Problem]:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import transformers
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from r1_aqa_repro.callbacks import ProgressLine, StopOnSignal
+from r1_aqa_repro.callbacks import ProgressLine, StopAtLoss, StopOnSignal
 from r1_aqa_repro.console import is_main_process, say
 from r1_aqa_repro.errors import EXIT_DONE, EXIT_INTERRUPTED
-from r1_aqa_repro.resuming import FINAL, ResumableTrainer, last_checkpoint
+from r1_aqa_repro.resuming import FINAL, ResumableTrainer, check_resumable, finish_from, last_checkpoint
 from r1_aqa_repro.run_folder import timed
 
 
-def run_training(build_trainer: Callable[[], ResumableTrainer], folder: Path, stage: str) -> int:
-    """Train from the last complete checkpoint in `folder`, or from the start; return the exit code.
+def run_training(build_trainer: Callable[[], ResumableTrainer], training: TrainingArguments, stage: str) -> int:
+    """Train from the last complete checkpoint of the run, or from the start; return the exit code.
 
     A finished run is left alone. On Ctrl-C or SIGTERM a checkpoint is saved and the code is 130.
+
+    Raises:
+        Refused: the last checkpoint cannot be resumed from.
     """
+    folder = Path(str(training.output_dir))
     if (folder / FINAL).is_dir():
         say(f"{folder / FINAL} is there: this run is complete (--overwrite starts anew)")
         return EXIT_DONE
@@ -28,6 +34,11 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], folder: Path, st
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
         say(f"resuming from {checkpoint} (--overwrite starts anew)")
+        if is_last(checkpoint, training):  # Trainer would take one step more
+            if is_main_process():
+                finish_from(checkpoint, folder / FINAL)
+            return EXIT_DONE
+        check_resumable(checkpoint)
     trainer = build_trainer()
     stop = StopOnSignal()
     trainer.remove_callback(ProgressCallback)
@@ -44,3 +55,11 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], folder: Path, st
         say(f"interrupted: saved {last_checkpoint(folder)}; the same command goes on from it")
         return EXIT_INTERRUPTED
     return EXIT_DONE
+
+
+def is_last(checkpoint: Path, training: TrainingArguments) -> bool:
+    """Whether the run had reached its end when this checkpoint was written."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    threshold = getattr(training, "stop_at_loss", None)
+    at_loss = threshold is not None and StopAtLoss(threshold).reached(state["log_history"])
+    return state["global_step"] >= state["max_steps"] or at_loss

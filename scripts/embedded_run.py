@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model is too small for a GPU, and the results are those of a CPU
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `eval` and `r1_aqa_repro` also without an installation
 
@@ -34,9 +35,10 @@ from r1_aqa_repro.embedded.tiny_model import build_tiny_qwen2_audio  # noqa: E40
 from r1_aqa_repro.errors import EXIT_DONE, Refused, command  # noqa: E402
 from r1_aqa_repro.files import write_json  # noqa: E402
 from r1_aqa_repro.grpo.divergence import kl_to_start  # noqa: E402
-from r1_aqa_repro.preflight import check_free_space  # noqa: E402
+from r1_aqa_repro.preflight import check_free_space, check_settings  # noqa: E402
 from r1_aqa_repro.prompts import prompt_text  # noqa: E402
 from r1_aqa_repro.resuming import FINAL  # noqa: E402
+from r1_aqa_repro.run_folder import update_run  # noqa: E402
 from r1_aqa_repro.schema import read_questions  # noqa: E402
 
 EVAL_BATCH = 50
@@ -49,17 +51,20 @@ def main(argv: list[str]) -> int:
     """Carry out every stage that is not done yet. Returns the exit code."""
     own, overrides = _parser().parse_known_args(argv)
     grpo_argv = ["--config", str(own.grpo_config), *overrides]
-    data_settings, training, _ = parse_config(AudioGRPOConfig, grpo_argv)
+    data_settings, training, model = parse_config(AudioGRPOConfig, grpo_argv)
     folder = Path(str(training.output_dir))
     data, start, sft = folder / "data", folder / "start", folder / "sft"
     manifest, held_out = data / "train" / "manifest.jsonl", data / "held_out" / "mmau_format.json"
+    problems = check_settings(training, model) + train_grpo.check_rewards(training)
+    if not folder.exists():
+        problems += check_free_space(folder, own.num_train * BYTES_A_QUESTION, "clips and checkpoints")
+    if problems:
+        raise Refused(problems)
     if data_settings.overwrite and (data / "question_set.json").is_file():
-        shutil.rmtree(folder)
-    short = (
-        [] if folder.exists() else check_free_space(folder, own.num_train * BYTES_A_QUESTION, "clips and checkpoints")
-    )
-    if short:
-        raise Refused(short)
+        for made in (data, start, sft, folder / "eval"):
+            shutil.rmtree(made, ignore_errors=True)
+        for name in ("stages.json", "results.json", "learning_curve.png"):
+            (folder / name).unlink(missing_ok=True)
     stages = Stages(folder / "stages.json")
     say(f"embedded run in {folder}, seed {training.seed}")
 
@@ -94,6 +99,7 @@ def main(argv: list[str]) -> int:
         last = json.loads((points[-1]["checkpoint"] / "trainer_state.json").read_text(encoding="utf-8"))
         plot_learning_curve(folder / "learning_curve.png", last["log_history"], points)
 
+    update_run(folder, seconds=stages.seconds)
     verdicts = (folder / "eval" / "before" / "verdicts.jsonl", folder / "eval" / "after" / "verdicts.jsonl")
     summary = results(scores["before"], scores["after"], scores["blind"], verdicts, training.seed, stages.seconds)
     summary["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -123,11 +129,15 @@ class Stages:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
+        refused = False
         try:
             yield
+        except Refused:
+            refused = True  # the folder may be another run's: leave its times alone
+            raise
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-            if self.file.parent.is_dir():
+            if not refused:
+                self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
                 write_json(self.file, self.seconds)
 
 
@@ -137,7 +147,12 @@ def _train(entry: Any, argv: list[str]) -> int:
     if processes == "1":
         return entry.main(argv)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    return subprocess.run([*launcher, "-m", entry.__name__, *argv], check=False).returncode
+    with subprocess.Popen([*launcher, "-m", entry.__name__, *argv]) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # it reached the children too: wait for the checkpoint they are saving
+                continue
 
 
 def _evaluate(checkpoint: Path, held_out: Path, out: Path, **settings: Any) -> dict[str, Any]:

@@ -186,8 +186,12 @@ def test_skipping_everything_is_refused(case):
         (["--reward_weights", "1.0"], "reward_weights: 1 weights for 2 rewards"),
         (["--lerning_rate", "1e-6"], "--lerning_rate"),
         (["--per_device_train_batch_size", "4"], "per_device_train_batch_size cannot be set: it is derived"),
-        (["--attn_implementation", "flash_attention_2"], "flash_attention_2 reads the shared-prefix mask as padding"),
-        (["--dtype", "bfloat16"], "pure bfloat16 weights do not move"),
+        (["--attn_implementation", "flash_attention_2"], "flash_attention_2 does not take the shared-prefix mask"),
+        (["--attn_implementation", "eager"], "eager does not take the shared-prefix mask"),
+        (["--dtype", "bfloat16"], "bfloat16 weights do not move"),
+        (["--dtype", "auto"], "auto weights do not move"),
+        (["--model_revision", "old"], "model_revision: 'old' is not supported here"),
+        (["--use_vllm", "true"], "use_vllm: True is not supported here"),
         (["--train_file", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
         (["--model_name_or_path", "/nowhere/model"], "/nowhere/model: no model can be read there"),
     ],
@@ -313,7 +317,7 @@ Usage = namedtuple("Usage", "total used free")
 def test_a_full_disk_is_refused(case, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 1000, 1000))
     (line,) = case.errors()
-    assert f"{case.output}: 1 checkpoints and one being written need" in line
+    assert f"{case.output}: 2 more checkpoints, one being written and the final model need" in line
     assert "0.0 GB are free" in line
 
 

@@ -48,7 +48,7 @@ class TestPublishedFiles:
         assert training.batch_problem is None
         parsed = vars(data) | vars(model) | training.to_dict()
         for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            if key not in ("bf16", "lora_target_modules", "gradient_checkpointing", "report_to"):
+            if key not in ("bf16", "lora_target_modules", "report_to"):
                 assert parsed[key] == value, key
         if training.deepspeed:
             assert Path(training.deepspeed).is_file()

@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 
 from r1_aqa_repro import modeling, train_grpo, train_sft
 from r1_aqa_repro.callbacks import StopOnSignal
+from r1_aqa_repro.config import AudioSFTConfig
 from r1_aqa_repro.resuming import STAGING, ResumableTrainer, last_checkpoint
+from r1_aqa_repro.schema import read_questions
+from r1_aqa_repro.sft import AudioSFTTrainer
 
 COMMON = [
     "--learning_rate", "1e-3", "--save_steps", "2", "--logging_steps", "1", "--report_to", "none",
@@ -112,6 +115,60 @@ def test_a_checkpoint_cut_off_while_being_written_is_never_used(
     assert (folder / STAGING / "checkpoint-4" / "model.safetensors").is_file()
     assert not (folder / "checkpoint-4").exists()
     assert last_checkpoint(folder) == folder / "checkpoint-2"
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_killed_between_the_last_checkpoint_and_the_end(
+    kind: str, manifest: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer itself would take one step more: the learning rate is constant here, so that it would show."""
+    entry, _ = ENTRIES[kind]
+    argv = [*arguments(kind, tmp_path / "run", manifest, model_folder), "--lr_scheduler_type", "constant"]
+    argv += ["--max_steps", "4"]
+
+    def killed(self: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(ResumableTrainer, "save_final", killed)
+        entry.main(argv)
+    last = tmp_path / "run" / "checkpoint-4"
+    assert last_checkpoint(tmp_path / "run") == last and not (tmp_path / "run" / "final").exists()
+    assert entry.main(argv) == 0
+    final = tmp_path / "run" / "final"
+    assert (final / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
+    assert not (tmp_path / "run" / "checkpoint-5").exists()
+
+    whole = [argument.replace(str(tmp_path / "run"), str(tmp_path / "whole")) for argument in argv]
+    assert entry.main(whole) == 0
+    names = {path.name for path in (tmp_path / "whole" / "final").iterdir()}
+    assert {path.name for path in final.iterdir()} == names
+    for name in names - {"training_args.bin", "README.md"}:  # these name the run's folder
+        assert (final / name).read_bytes() == (tmp_path / "whole" / "final" / name).read_bytes(), name
+
+
+def test_a_checkpoint_without_optimizer_is_refused(
+    manifest: Path, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments("sft", tmp_path / "run", manifest, model_folder)
+    assert train_sft.main([*argv, "--save_total_limit", "9"]) == 0
+    for name in ("final", "checkpoint-8"):
+        (tmp_path / "run" / name).rename(tmp_path / name)
+    (tmp_path / "run" / "checkpoint-6" / "optimizer.pt").unlink()
+    assert train_sft.main(argv) == 2
+    assert "checkpoint-6: the checkpoint has no optimizer state" in capfd.readouterr().err
+
+
+def test_best_model_is_loaded_strictly(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
+    argv = arguments("sft", tmp_path / "run", manifest, model_folder)
+    assert train_sft.main(argv) == 0
+    model, processor = modeling.load(model_folder)
+    args = AudioSFTConfig(output_dir=str(tmp_path / "other"), report_to="none", use_cpu=True)
+    trainer = AudioSFTTrainer(model, args, read_questions(manifest).questions, processor, "answer")
+    trainer.state.best_model_checkpoint = str(tmp_path / "run" / "checkpoint-4")
+    trainer._load_best_model()
+    saved = modeling.load_model(tmp_path / "run" / "checkpoint-4").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
 
 
 def test_last_checkpoint_takes_the_highest_number(tmp_path: Path) -> None:
