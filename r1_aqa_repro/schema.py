@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +266,3 @@ def with_answers(questions: Iterable[AudioQuestion], file: str | os.PathLike[str
 def limited(questions: list[AudioQuestion], limit: int | None) -> list[AudioQuestion]:
     """The first `limit` questions, or all."""
     return questions if limit is None else questions[:limit]
-
-
-__all__ = ["AudioQuestion", "QuestionFile", "limited", "read_questions", "replace", "with_answers", "write_manifest"]

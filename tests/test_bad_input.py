@@ -332,3 +332,15 @@ def test_the_disk_is_asked_where_the_run_will_be(case, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     assert case.run() == 0
     assert asked == [case.folder]  # the nearest folder that is there
+
+
+def test_a_clip_that_turns_out_bad_while_training_is_named(case):
+    """NaN samples are behind a sound header: found when the clip is decoded, named then, without a traceback."""
+    samples = np.full(16_000, np.nan, dtype=np.float32)
+    for index in range(4):
+        soundfile.write(case.clip(index), samples, 16_000, subtype="FLOAT")
+    case.capsys.readouterr()
+    assert case.run("--max_steps", "1") == 1
+    printed = case.capsys.readouterr().err
+    assert "error: " in printed and "clip-" in printed and "the audio holds NaN or infinite samples" in printed
+    assert "Traceback" not in printed

@@ -1,6 +1,7 @@
 """Prompts and features: each row holds its own clip, and training and evaluation see the same."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from r1_aqa_repro.inputs import (
     question_inputs,
 )
 from r1_aqa_repro.prompts import build_messages
-from r1_aqa_repro.schema import replace
 from r1_aqa_repro.sft import SFTCollator
 
 

@@ -1,12 +1,13 @@
 """The exact texts a model is asked: every published figure depends on them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from r1_aqa_repro.grpo.trainer import question_rows
 from r1_aqa_repro.prompts import PROMPT_STYLES, build_messages, prompt_text, target_text
-from r1_aqa_repro.schema import AudioQuestion, replace
+from r1_aqa_repro.schema import AudioQuestion
 
 QUESTION = AudioQuestion(
     id="1",

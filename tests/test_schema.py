@@ -2,12 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.schema import AudioQuestion, limited, read_questions, replace, with_answers, write_manifest
+from r1_aqa_repro.schema import AudioQuestion, limited, read_questions, with_answers, write_manifest
 from tests.conftest import SHARED_MMAU
 
 MANIFEST = {"id": "a", "audio_path": "a.wav", "question": "What?", "choices": ["dog", "cat"], "answer": "cat"}
