@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # 96 questions are 6 steps of 16: the run ends in its second epoch
 SIZES = [
     "--num_train", "96", "--num_held_out", "60", "--curve_questions", "10", "--max_steps", "9", "--save_steps", "2",
-    "--reward_funcs", "random", "--report_to", "none",
+    "--reward_funcs", "random", "format", "--report_to", "none",
 ]  # fmt: skip
 SFT = """
 prompt_style: answer
