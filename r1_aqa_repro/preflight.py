@@ -15,7 +15,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from trl import ModelConfig
 
 from r1_aqa_repro.audio import check_audio
-from r1_aqa_repro.config import DataArguments
+from r1_aqa_repro.config import DataArguments, num_processes
 from r1_aqa_repro.console import is_main_process, say
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.files import write_json
@@ -139,6 +139,11 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
     if getattr(training, "batch_problem", None):
         remedy = "Choose a number that the processes divide, or another number of processes."
         problems.append(Problem("batch rule", training.batch_problem, remedy))
+    if training.world_size != num_processes():
+        what = f"{num_processes()} processes were started, but each would train alone"
+        problems.append(
+            Problem("devices", what, "Without GPUs give --use_cpu true; otherwise start one process a GPU.")
+        )
     if training.n_gpu > 1:
         what = f"one process sees {training.n_gpu} GPUs and would split every batch over them"
         remedy = "Start one process a GPU (NPROC, torchrun), or make one visible with CUDA_VISIBLE_DEVICES."

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model is too small for a GPU, and the results are those of a CPU
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model is too small for a GPU
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `eval` and `r1_aqa_repro` also without an installation
 

@@ -8,7 +8,7 @@ import yaml
 from transformers import TrainingArguments
 from transformers.integrations import HfDeepSpeedConfig
 
-from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, batch_plan, num_processes, parse_config
+from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, batch_plan, parse_config
 from r1_aqa_repro.errors import Refused
 from tests.conftest import ROOT
 
@@ -56,7 +56,7 @@ class TestPublishedFiles:
     @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
     @pytest.mark.parametrize("processes", [1, 2, 4, 8])
     def test_a_step_is_the_same_on_any_number_of_devices(self, path, processes, monkeypatch):
-        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        monkeypatch.setattr("r1_aqa_repro.config.num_processes", lambda: processes)
         training = parse_config(training_type(path), ["--config", str(path), *ON_CPU])[1]
         assert training.batch_problem is None
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
@@ -213,8 +213,7 @@ class TestBatchPlan:
                     assert 1 <= at_once <= limit
 
     def test_grpo_rows(self, monkeypatch):
-        monkeypatch.setenv("WORLD_SIZE", "4")
-        assert num_processes() == 4
+        monkeypatch.setattr("r1_aqa_repro.config.num_processes", lambda: 4)
         training = AudioGRPOConfig(prompts_per_step=8, max_prompts_per_device=1, num_generations=6, bf16=False)
         assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (6, 2)
 
@@ -227,5 +226,5 @@ class TestBatchPlan:
     )
     def test_what_does_not_divide_is_kept_for_the_preflight(self, monkeypatch, kind, settings, key):
         """Raised here it would hide everything else that is wrong."""
-        monkeypatch.setenv("WORLD_SIZE", "3")
+        monkeypatch.setattr("r1_aqa_repro.config.num_processes", lambda: 3)
         assert kind(**settings, bf16=False).batch_problem == f"{key}: {settings[key]} does not divide among 3 processes"

@@ -72,3 +72,11 @@ def test_prompts_that_do_not_divide_are_refused_once(manifest: Path, model_folde
     assert done.returncode != 0
     assert done.stderr.count("3 does not divide among 2 processes") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_would_train_alone_are_refused(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
+    """Without `use_cpu`, transformers takes each CPU process for the only one."""
+    done = train(tmp_path / "run", manifest, model_folder, "--max_steps", "1", "--use_cpu", "false")
+    assert done.returncode != 0
+    assert "2 processes were started, but each would train alone" in done.stderr
+    assert not (tmp_path / "run").exists()
