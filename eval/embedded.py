@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,11 +113,6 @@ def plot_learning_curve(path: Path, log_history: list[dict[str, float]], points:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-
-
-def read_scores(folder: Path) -> Scores:
-    """The scores.json of an evaluation folder."""
-    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
 
 
 def _share(tally: Mapping[str, Any]) -> dict[str, Any]:

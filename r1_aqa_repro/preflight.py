@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Qwen2AudioForConditionalGeneration, TrainingArguments
+from transformers import PreTrainedConfig, ProcessorMixin, Qwen2AudioForConditionalGeneration, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import ModelConfig
 
@@ -56,9 +55,12 @@ def prepare(
         Refused: with everything that is wrong. Nothing has been written then.
     """
     problems = extra + check_settings(training, model)
-    found = _collect(lambda: _check_model(model))
-    problems += found
-    shortest = 0.1 if found else minimum_seconds(load_processor(model.model_name_or_path))
+    shortest, parameters = 0.1, None  # seconds; both are better known once the model is
+    try:
+        config_of_model, processor = _check_model(model)
+        shortest, parameters = minimum_seconds(processor), _count_parameters(training, config_of_model)
+    except Refused as refusal:
+        problems += refusal.problems
     questions: list[AudioQuestion] = []
     dropped: list[Problem] = []
     try:
@@ -74,8 +76,10 @@ def prepare(
     hashes = data_hashes(data.train_file)
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)
-    if not found and (data.overwrite or not (folder / FINAL).is_dir()):
-        problems += _check_disk(folder, training, model, len(questions))
+    if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):
+        # an adapter is a few per cent of its base at most
+        saved = parameters // 50 if model.use_peft else parameters
+        problems += _check_disk(folder, training, saved, len(questions))
     problems = _of_all_processes(problems, questions)
     if problems:
         raise Refused(problems)
@@ -101,14 +105,6 @@ def _embedded_held_out(data: DataArguments, folder: Path) -> dict[str, str] | No
         "audio_dir": os.path.relpath(held_out, folder),
         "prompt_style": data.prompt_style,
     }
-
-
-def _collect(check: Callable[[], None]) -> list[Problem]:
-    try:
-        check()
-    except Refused as refusal:
-        return refusal.problems
-    return []
 
 
 def _read_data(data: DataArguments, shortest: float) -> tuple[list[AudioQuestion], list[Problem]]:
@@ -158,7 +154,8 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
     return problems
 
 
-def _check_model(model: ModelConfig) -> None:
+def _check_model(model: ModelConfig) -> tuple[PreTrainedConfig, ProcessorMixin]:
+    """Configuration and processor of a model that can be trained; its weights are not read."""
     if model.model_name_or_path is None:
         raise Refused.because(
             "model_name_or_path",
@@ -170,14 +167,13 @@ def _check_model(model: ModelConfig) -> None:
         raise Refused.because(
             model.model_name_or_path, "an adapter cannot be trained further", "Merge it into its base model first."
         )
-    check_pair(config, load_processor(model.model_name_or_path), model.model_name_or_path)
+    processor = load_processor(model.model_name_or_path)
+    check_pair(config, processor, model.model_name_or_path)
+    return config, processor
 
 
-def _check_disk(folder: Path, training: TrainingArguments, model: ModelConfig, num_questions: int) -> list[Problem]:
+def _check_disk(folder: Path, training: TrainingArguments, parameters: int, num_questions: int) -> list[Problem]:
     """Room for the checkpoints that the run has yet to write, one being written and the final model."""
-    parameters = _count_parameters(training, model)
-    if model.use_peft:
-        parameters = parameters // 50  # an adapter is a few per cent of its base at most
     at_once = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     rows = num_questions * getattr(training, "num_generations", 1)
     steps = training.max_steps if training.max_steps > 0 else training.num_train_epochs * rows / at_once
@@ -209,9 +205,8 @@ def check_free_space(folder: Path, needed: int, purpose: str) -> list[Problem]:
     return [Problem(str(folder), what, "Free some space, set save_total_limit, or choose another output_dir.")]
 
 
-def _count_parameters(training: TrainingArguments, model: ModelConfig) -> int:
+def _count_parameters(training: TrainingArguments, config: PreTrainedConfig) -> int:
     """Parameters of the model, built without memory for them."""
-    config = check_model_folder(model.model_name_or_path)
     if training.deepspeed:  # ZeRO-3 would shard even this model, before there are processes to shard it over
         unset_hf_deepspeed_config()
     try:
