@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from r1_aqa_repro.inputs import ModelInputs, attention_mask_left, pad_left, position_ids_of
+from r1_aqa_repro.shared_attention import share_cache
 
 
 def generate(
@@ -26,14 +27,17 @@ def generate(
     Args:
         model: unwrapped policy.
         inputs: prompts and clips of U questions.
-        rows: int64 [N], the question of each completion wanted; groups are repeats of the same number.
+        rows: int64 [N], the question of each completion wanted. With `share` these are whole groups: 0, 0, 1, 1, ...
         generation_config: with `pad_token_id` and `eos_token_id` set.
-        share: run each prompt once and copy its key-value cache to its rows. Off, every row runs its own prompt
-            through `generate()` alone; both give the same distribution.
+        share: run each prompt once, and let its rows attend to the one key-value cache of it. Off, every row runs its
+            own prompt through `generate()` alone; both give the same distribution.
         autocast: the mixed-precision context the model trains in.
 
     Returns:
         N lists of token ids, each up to and including its first end-of-sequence token.
+
+    Raises:
+        ValueError: `share`, and the rows are not whole groups.
     """
     device = model.device
     rows = rows.to(device)
@@ -41,9 +45,11 @@ def generate(
     attention_mask = attention_mask_left(inputs.prompt_ids).to(device)  # [U, L]
     with torch.no_grad(), autocast or nullcontext():
         if share:
-            continued = {"past_key_values": _prefill(model, inputs, input_ids, attention_mask, rows)}
+            check_whole_groups(rows, len(input_ids))
+            cache = _prefill(model, inputs, input_ids, attention_mask)
+            continued = {"past_key_values": share_cache(cache, attention_mask[:, :-1], len(rows))}
         else:
-            continued = inputs.audio(device, rows)
+            continued = inputs.audio(device, rows, trim=False)
         sequences = model.generate(
             input_ids=input_ids[rows],
             attention_mask=attention_mask[rows],
@@ -53,14 +59,17 @@ def generate(
     return cut_after_eos(sequences[:, input_ids.size(1) :].tolist(), generation_config.eos_token_id)
 
 
+def check_whole_groups(rows: torch.Tensor, num_prompts: int) -> None:
+    """Raise ValueError unless the rows are 0, ..., 0, 1, ..., 1, ...: equally many for each prompt, in their order."""
+    groups = torch.arange(num_prompts, device=rows.device).repeat_interleave(len(rows) // num_prompts)
+    if not torch.equal(rows, groups):
+        raise ValueError("the rows are not equally many for each prompt, in the prompts' order")
+
+
 def _prefill(
-    model: PreTrainedModel,
-    inputs: ModelInputs,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    rows: torch.Tensor,
+    model: PreTrainedModel, inputs: ModelInputs, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> DynamicCache:
-    """Key-value cache of each prompt without its last token (which `generate` needs to start from), one entry a row."""
+    """Key-value cache of each prompt without its last token (which `generate` needs to start from)."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     cache = DynamicCache(config=base.config.get_text_config())
     base.model(  # the backbone: the head's logits of the prompt are not needed
@@ -71,7 +80,6 @@ def _prefill(
         use_cache=True,
         **inputs.audio(input_ids.device),
     )
-    cache.batch_select_indices(rows)
     return cache
 
 

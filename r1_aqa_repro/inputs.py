@@ -15,6 +15,7 @@ import torch
 from transformers import ProcessorMixin
 
 from r1_aqa_repro.audio import SAMPLING_RATE, AudioError, load_audio, silence_like
+from r1_aqa_repro.audio_encoder import trim_frames
 from r1_aqa_repro.prompts import build_messages
 from r1_aqa_repro.schema import AudioQuestion
 
@@ -35,12 +36,19 @@ class ModelInputs:
     input_features: torch.Tensor
     feature_attention_mask: torch.Tensor
 
-    def audio(self, device: torch.device | str, rows: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """The audio tensors as keyword arguments of the model, optionally for `rows` [N] of the U prompts."""
-        tensors = {key: getattr(self, key) for key in AUDIO_KEYS}
+    def audio(
+        self, device: torch.device | str, rows: torch.Tensor | None = None, trim: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """The audio tensors as keyword arguments of the model, optionally for `rows` [N] of the U prompts.
+
+        `trim` cuts them to the longest of these clips, which changes no feature (`audio_encoder.trim_frames`).
+        """
+        tensors = [getattr(self, key) for key in AUDIO_KEYS]
         if rows is not None:
-            tensors = {key: tensor[rows.to(tensor.device)] for key, tensor in tensors.items()}
-        return {key: tensor.to(device) for key, tensor in tensors.items()}
+            tensors = [tensor[rows.to(tensor.device)] for tensor in tensors]
+        if trim:
+            tensors = list(trim_frames(*tensors))
+        return {key: tensor.to(device) for key, tensor in zip(AUDIO_KEYS, tensors, strict=True)}
 
 
 def process(

@@ -22,7 +22,9 @@ from transformers import (
 )
 from trl import ModelConfig
 
+from r1_aqa_repro.audio_encoder import make_trimmable
 from r1_aqa_repro.errors import Refused
+from r1_aqa_repro.shared_attention import attend_to_shared_prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -103,21 +105,25 @@ def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
 
 
 def load_model(
-    name_or_path: str | os.PathLike[str], dtype: str | torch.dtype = "float32", attn_implementation: str = "sdpa"
+    name_or_path: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    attn_implementation: str = "sdpa",
+    base: str | os.PathLike[str] | None = None,
 ) -> PreTrainedModel:
     """Load a Qwen2AudioForConditionalGeneration (a folder holding a LoRA adapter: its base, with the adapter).
+
+    Args:
+        base: of an adapter, in place of the base model that its configuration names.
 
     Raises:
         Refused: see `check_model_folder`; missing, unexpected or wrongly shaped tensors; a head tied to the embeddings.
     """
-    check_model_folder(name_or_path)
-    _check_version()
     adapter = Path(name_or_path) / "adapter_config.json"
     if adapter.is_file():
-        from peft import PeftModel
-
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return PeftModel.from_pretrained(load_model(base, dtype, attn_implementation), str(name_or_path))
+        base = base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return _load_adapter(load_model(base, dtype, attn_implementation), adapter.parent)
+    check_model_folder(name_or_path)
+    _check_version()
     model, report = Qwen2AudioForConditionalGeneration.from_pretrained(
         name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
     )
@@ -132,7 +138,42 @@ def load_model(
     check_head(model, str(name_or_path))
     # sinusoids that Qwen2-Audio keeps frozen; transformers 5.23 forgets that when it loads a checkpoint
     model.model.audio_tower.embed_positions.requires_grad_(False)
+    prepare_for_sharing(model)
     return model
+
+
+def _load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The base model with the adapter in `folder`, every tensor of which must find its place.
+
+    Raises:
+        Refused: the adapter has no weights, or they do not fit; PEFT goes on with fresh ones and a warning.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    if not any(folder.glob("adapter_model*")):
+        raise Refused.because(str(folder), "the folder holds no adapter weights", "Copy the adapter again.")
+    try:
+        model = PeftModel.from_pretrained(base, str(folder))
+        taken = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        differing = sorted(set(load_peft_weights(str(folder), device="cpu")) ^ taken)
+        wrong = f"{len(differing)} tensors have no counterpart, such as {differing[0]}" if differing else ""
+    except (RuntimeError, ValueError, SafetensorError) as error:  # shapes; modules that the base lacks; a cut-off file
+        wrong = str(error).splitlines()[0]
+    if wrong:
+        what = f"the adapter does not fit its base model {base.name_or_path} ({wrong})"
+        raise Refused.because(str(folder), what, "Give the base model that it was trained on.")
+    return model
+
+
+def prepare_for_sharing(model: PreTrainedModel) -> None:
+    """Let a Qwen2-Audio (not wrapped by PEFT) take trimmed clips and prompts that several completions share.
+
+    Neither changes what it computes for anything else, nor what is saved.
+    """
+    make_trimmable(model)
+    if model.config._attn_implementation == "sdpa":
+        attend_to_shared_prefixes(model)
 
 
 def check_head(model: PreTrainedModel, where: str) -> None:

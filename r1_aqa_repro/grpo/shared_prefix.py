@@ -14,10 +14,17 @@ of the plain forward, at P + K * C positions instead of K * (P + C).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from r1_aqa_repro.inputs import IGNORE, position_ids_of
+from r1_aqa_repro.shared_attention import PackedAttention
+
+# One mask up to this many times the pairs of positions that have to be computed, two beyond.
+SPLIT_FROM = 2.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class PackedGroups:
     """U packed rows of T = P + K * C positions (P: prompt length less one, C: longest completion, K: largest group).
 
     input_ids: int64 [U, T].
-    attention_mask: bool [U, 1, T, T], True where the row's position may attend to the column's.
+    real: bool [U, T], False on padding.
     position_ids: int64 [U, T].
     shift_labels: int64 [U, T], the token that each position predicts, -100 where it is not scored.
     group, slot: int64 [N], where each of the N completions lies: its packed row and its segment in it.
@@ -33,7 +40,7 @@ class PackedGroups:
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    real: torch.Tensor
     position_ids: torch.Tensor
     shift_labels: torch.Tensor
     group: torch.Tensor
@@ -41,9 +48,68 @@ class PackedGroups:
     prefix_length: int
     num_slots: int
 
+    @property
+    def scored(self) -> torch.Tensor:
+        """bool [U, T], the S positions that predict a completion's token."""
+        return self.shift_labels != IGNORE
+
+    @property
+    def segment_length(self) -> int:
+        """C."""
+        return (self.real.size(1) - self.prefix_length) // self.num_slots
+
+    def attention(self) -> dict[str, Any]:
+        """The model's keyword arguments that keep completions apart: one mask [U, 1, T, T], or two smaller ones.
+
+        With one mask all T * T pairs of positions are computed, most of them in vain where completions are long. With
+        two, keys and values of the prefix are copied to every segment.
+        """
+        rows, prefix, segment = self.real.size(1), self.prefix_length, self.segment_length
+        pairs = prefix**2 + self.num_slots * segment * (prefix + segment)
+        if rows**2 <= SPLIT_FROM * pairs:
+            return {"attention_mask": self.joint_mask()}
+        prefix_mask, segment_mask = self.split_masks()
+        return {"attention_mask": segment_mask, "packed": PackedAttention(prefix_mask, self.num_slots)}
+
+    def joint_mask(self) -> torch.Tensor:
+        """bool [U, 1, T, T], True where the row's position may attend to the column's.
+
+        The diagonal is always allowed: a padding row without any allowed column would give NaN in the softmax.
+        """
+        device = self.real.device
+        segment = torch.cat(
+            [
+                torch.zeros(self.prefix_length, dtype=torch.long, device=device),
+                torch.arange(1, self.num_slots + 1, device=device).repeat_interleave(self.segment_length),
+            ]
+        )  # 0 in the prefix, k in segment k
+        visible = (segment[None, :] == 0) | (segment[:, None] == segment[None, :])
+        return _causal(self.real, visible.tril())
+
+    def split_masks(self) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The prefix's own mask, bool [U, 1, P, P], and that of a segment, bool [U or 1, 1, C, P + C].
+
+        Where no prompt is padded the first is None (causal) and the second the same for all rows. Padding at the end
+        of a segment needs no mask: nothing real comes after it.
+        """
+        prefix, length, device = self.prefix_length, self.segment_length, self.real.device
+        own = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        if bool(self.real[:, :prefix].all()):
+            return None, torch.cat([own.new_ones(length, prefix), own], dim=1)[None, None]
+        real = self.real[:, :prefix]
+        to_prefix = real[:, None, None].expand(-1, 1, length, -1)
+        causal = torch.ones(prefix, prefix, dtype=torch.bool, device=device).tril()
+        return _causal(real, causal), torch.cat([to_prefix, own.expand(len(real), 1, -1, -1)], dim=3)
+
     def unpack(self, values: torch.Tensor) -> torch.Tensor:
-        """Per-position values [U, T] as per-token values of the N completions [N, C], in their original order."""
-        segments = values[:, self.prefix_length :].unflatten(1, (self.num_slots, -1))  # [U, K, C]
+        """Values of the scored positions [S] as per-token values of the N completions [N, C], 0 on their padding.
+
+        The completions come in their original order. With no scored position at all the result still depends on
+        `values`, so that a backward through it works.
+        """
+        scored = self.scored
+        spread = values.new_zeros(scored.shape).masked_scatter(scored, values)
+        segments = spread[:, self.prefix_length :].unflatten(1, (self.num_slots, -1))  # [U, K, C]
         return segments[self.group, self.slot]
 
 
@@ -91,7 +157,7 @@ def pack_groups(
     offsets = torch.arange(completion_length, device=device).repeat(num_slots)  # [K * C]
     return PackedGroups(
         input_ids=torch.cat([input_ids[first_row, :prefix_length], segment_ids.flatten(1)], dim=1),
-        attention_mask=_attention_mask(real, prefix_length, num_slots, completion_length),
+        real=real,
         position_ids=torch.cat([position_ids_of(prefix_mask), prefix_mask.sum(1, keepdim=True) + offsets], dim=1),
         shift_labels=torch.cat(
             [
@@ -107,20 +173,21 @@ def pack_groups(
     )
 
 
-def _attention_mask(real: torch.Tensor, prefix_length: int, num_slots: int, segment_length: int) -> torch.Tensor:
-    """[U, T] real positions -> bool [U, 1, T, T].
+def keep_scored_positions(model: PreTrainedModel) -> None:
+    """Make `model(..., scored=mask)` hand only the positions of `mask` [U, T] to the language-model head, as one row.
 
-    The diagonal is always allowed: a padding row without any allowed column would give NaN in the softmax.
+    TRL's fused head skips the other positions on devices with Triton only; everywhere else it would compute the logits
+    of the whole prompt.
     """
-    device = real.device
-    segment = torch.cat(
-        [
-            torch.zeros(prefix_length, dtype=torch.long, device=device),
-            torch.arange(1, num_slots + 1, device=device).repeat_interleave(segment_length),
-        ]
-    )  # 0 in the prefix, k in segment k
-    index = torch.arange(len(segment), device=device)
-    causal = index[:, None] >= index[None, :]
-    visible = (segment[None, :] == 0) | (segment[:, None] == segment[None, :])
-    diagonal = torch.eye(len(segment), dtype=torch.bool, device=device)
-    return (((causal & visible)[None] & real[:, None, :]) | diagonal[None])[:, None]
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if (scored := kwargs.get("scored")) is not None:
+            output.last_hidden_state = output.last_hidden_state[scored][None]
+
+    model.base_model.register_forward_hook(keep, with_kwargs=True)
+
+
+def _causal(real: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """[U, T] real positions and who may see whom [T, T] -> bool [U, 1, T, T] with its diagonal allowed."""
+    diagonal = torch.eye(len(visible), dtype=torch.bool, device=real.device)
+    return ((visible[None] & real[:, None, :]) | diagonal)[:, None]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -22,8 +23,9 @@ from trl.trainer.utils import RepeatSampler
 from r1_aqa_repro.config import AudioGRPOConfig
 from r1_aqa_repro.generation import generate
 from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
-from r1_aqa_repro.grpo.shared_prefix import pack_groups
+from r1_aqa_repro.grpo.shared_prefix import keep_scored_positions, pack_groups
 from r1_aqa_repro.inputs import IGNORE, ModelInputs, question_inputs
+from r1_aqa_repro.modeling import prepare_for_sharing
 from r1_aqa_repro.prompts import build_messages
 from r1_aqa_repro.resuming import ResumableTrainer
 from r1_aqa_repro.rewards import REWARDS
@@ -83,6 +85,12 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
             **kwargs,
         )
         del model.config.image_token_id
+        for wrapped in (self.model, self.ref_model):  # TRL loads the reference itself
+            if wrapped is not None:
+                base = self.accelerator.unwrap_model(wrapped)
+                base = base.get_base_model() if isinstance(base, PeftModel) else base
+                prepare_for_sharing(base)
+                keep_scored_positions(base)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochRepeatSampler:
         sampler: RepeatSampler = super()._get_train_sampler(dataset)
@@ -169,14 +177,15 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
         with self.accelerator.autocast():
             output = model(
                 input_ids=packed.input_ids,
-                attention_mask=packed.attention_mask,
                 position_ids=packed.position_ids,
-                shift_labels=packed.shift_labels,
+                **packed.attention(),
+                shift_labels=packed.shift_labels[packed.scored][None],
+                scored=packed.scored,
                 fused_lm_head=True,
                 **batch.inputs.audio(input_ids.device, present),
             )
         entropy = getattr(output, "entropy", None)
-        return packed.unpack(output.log_probs), None if entropy is None else packed.unpack(entropy)
+        return packed.unpack(output.log_probs[0]), None if entropy is None else packed.unpack(entropy[0])
 
     def _score_plain(
         self, model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
@@ -191,7 +200,7 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
                 attention_mask=attention_mask,
                 labels=labels,
                 fused_lm_head=True,
-                **batch.inputs.audio(input_ids.device, batch.group),
+                **batch.inputs.audio(input_ids.device, batch.group, trim=False),
             )
         entropy = getattr(output, "entropy", None)
         kept = slice(-completion_length, None)

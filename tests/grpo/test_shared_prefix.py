@@ -11,6 +11,7 @@ from peft import LoraConfig
 from transformers import GenerationConfig
 
 from r1_aqa_repro.generation import cut_after_eos, generate
+from r1_aqa_repro.grpo import shared_prefix
 from r1_aqa_repro.grpo.shared_prefix import pack_groups
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer, Batch
 from r1_aqa_repro.inputs import IGNORE, attention_mask_left, pad_left, pad_right, question_inputs
@@ -34,13 +35,14 @@ def test_packing_by_hand() -> None:
         [IGNORE, IGNORE, 4, 5, IGNORE, 6, 5, 4],
         [IGNORE, IGNORE, 7, IGNORE, IGNORE, IGNORE, IGNORE, IGNORE],
     ]
-    sees = packed.attention_mask[0, 0]
+    joint = packed.joint_mask()
+    sees = joint[0, 0]
     assert sees[5].tolist() == [True, True, False, False, False, True, False, False]  # prompt and itself, no sibling
     assert sees[7].tolist() == [True, True, False, False, False, True, True, True]
-    assert packed.attention_mask[1, 0, 2].tolist() == [False, True, True, False, False, False, False, False]
-    assert packed.attention_mask.diagonal(dim1=2, dim2=3).all()
-    positions = torch.arange(16).reshape(2, 8)
-    assert packed.unpack(positions).tolist() == [[2, 3, 4], [10, 11, 12], [5, 6, 7]]
+    assert joint[1, 0, 2].tolist() == [False, True, True, False, False, False, False, False]
+    assert joint.diagonal(dim1=2, dim2=3).all()
+    assert packed.scored.nonzero().tolist() == [[0, 2], [0, 3], [0, 5], [0, 6], [0, 7], [1, 2]]
+    assert packed.unpack(torch.arange(1, 7)).tolist() == [[1, 2, 0], [6, 0, 0], [3, 4, 5]]
 
 
 def completions_of(trainer: AudioGRPOTrainer, lengths: list[int], seed: int = 0) -> list[list[int]]:
@@ -76,15 +78,25 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "checkpointed"), [*((case, False) for case in CASES), ("ragged groups in shuffled order", True)]
+)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("split", [False, True], ids=["one mask", "two masks"])
 def test_log_probs_loss_and_gradients_equal_the_plain_forward(
-    case: str, lora: bool, make_trainer: Any, questions: list[AudioQuestion]
+    case: str,
+    checkpointed: bool,
+    lora: bool,
+    split: bool,
+    make_trainer: Any,
+    questions: list[AudioQuestion],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(shared_prefix, "SPLIT_FROM", 0 if split else float("inf"))
     group, lengths = CASES[case]
     asked = [questions[index] for index in (0, 23, 11)]  # 0.5 s, 2.9 s and 1.6 s of audio, prompts of two lengths
     peft_config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False) if lora else None
-    trainer = make_trainer(beta=0.04, peft_config=peft_config)
+    trainer = make_trainer(beta=0.04, peft_config=peft_config, activation_checkpointing=checkpointed)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     batch, rows = scored_batch(trainer, asked, group, lengths)
@@ -195,7 +207,7 @@ def test_greedy_tokens_equal_with_and_without_sharing_and_one_by_one(
     )
     asked = [questions[index] for index in (0, 23, 11, 4)]
     inputs = question_inputs(trainer.processing_class, asked, "answer")
-    rows = torch.tensor([0, 0, 1, 2, 3, 3])
+    rows = torch.arange(4).repeat_interleave(2)
 
     def alone(question: AudioQuestion) -> list[int]:
         own = question_inputs(trainer.processing_class, [question], "answer")
@@ -205,6 +217,32 @@ def test_greedy_tokens_equal_with_and_without_sharing_and_one_by_one(
     assert len(set(map(tuple, expected))) >= 3
     for share in (True, False):
         assert generate(trainer.model, inputs, rows, config, share=share) == [expected[index] for index in rows]
+
+
+def test_rows_that_are_no_whole_groups_are_refused(make_trainer: Any, questions: list[AudioQuestion]) -> None:
+    trainer = make_trainer()
+    inputs = question_inputs(trainer.processing_class, questions[:2], "answer")
+    for rows in ([0, 1, 0, 1], [0, 0, 1], [1, 1, 0, 0]):
+        with pytest.raises(ValueError, match="equally many"):
+            generate(trainer.model, inputs, torch.tensor(rows), trainer.generation_config)
+
+
+def test_only_scored_positions_reach_the_head(make_trainer: Any, questions: list[AudioQuestion]) -> None:
+    trainer = make_trainer(beta=0.04)
+    group, lengths = CASES["ragged groups in shuffled order"]
+    batch, rows = scored_batch(trainer, [questions[index] for index in (0, 23, 11)], group, lengths)
+    shapes: list[tuple[int, ...]] = []
+    for model in (trainer.model, trainer.ref_model):
+        hook = model.base_model.register_forward_hook(lambda *call: shapes.append(tuple(call[-1][0].shape)))
+        with trainer._working_on(batch), torch.no_grad():
+            trainer._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1),
+                torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1),
+                rows["completion_ids"].size(1),
+            )
+        hook.remove()
+    assert shapes == [(1, sum(lengths), 32)] * 2
 
 
 def test_cut_after_eos() -> None:

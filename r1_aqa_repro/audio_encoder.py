@@ -1,0 +1,65 @@
+"""Qwen2-Audio's encoder on the frames that a clip has, instead of on 30 s of padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
+
+_MARGIN = 2  # padding frames that the last real position sees through the two convolutions of width 3
+_MULTIPLE = 4  # frames that become one audio token: stride 2, then a pooling of 2
+
+
+class TrimmableAudioEncoder(Qwen2AudioEncoder):
+    """Qwen2AudioEncoder that takes any number of frames up to its window.
+
+    Qwen2-Audio pads every clip to the window (30 s) and masks what is padding; with `trim_frames` the same features
+    come from the clip's own frames: a third of the work for 10-s clips. Positions are looked up through the embedding
+    module and not its weight, so that ZeRO-3 gathers them.
+    """
+
+    def forward(
+        self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        """Features [U, frames // 4, d_model] of log-mel `input_features` [U, num_mel_bins, frames].
+
+        Args:
+            attention_mask: bool or float [U, 1, frames // 2, frames // 2], as Qwen2AudioModel makes it.
+        """
+        features = input_features.to(dtype=self.conv1.weight.dtype, device=self.conv1.weight.device)
+        features = nn.functional.gelu(self.conv1(features))
+        features = nn.functional.gelu(self.conv2(features)).transpose(1, 2)
+        hidden_states = features + self.embed_positions(torch.arange(features.size(1), device=features.device))
+        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        pooled = self.avg_pooler(hidden_states.transpose(1, 2)).transpose(1, 2)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(pooled))
+
+
+def make_trimmable(model: PreTrainedModel) -> None:
+    """Let the encoder of a Qwen2-Audio (not wrapped by PEFT) take trimmed features. Weights and names stay as they are.
+
+    Raises:
+        ValueError: the encoder drops whole layers at random, which the published Qwen2-Audio does not.
+    """
+    encoder = model.model.audio_tower
+    if encoder.layerdrop > 0:
+        raise ValueError(f"encoder_layerdrop is {encoder.layerdrop}: only 0 is supported")
+    encoder.__class__ = TrimmableAudioEncoder
+
+
+def trim_frames(
+    input_features: torch.Tensor, feature_attention_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut [U, mel bins, frames] features and their mask [U, frames] to the longest clip, without changing its features.
+
+    Two frames of padding stay: the last real position of the encoder sees them through its convolutions.
+    """
+    longest = int(feature_attention_mask.sum(-1).max()) + _MARGIN
+    frames = min(-(-longest // _MULTIPLE) * _MULTIPLE, input_features.size(-1))
+    return input_features[..., :frames], feature_attention_mask[..., :frames]
