@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from r1_aqa_repro import generation, modeling
@@ -29,13 +29,14 @@ class Hearing:
 
 @dataclass(frozen=True)
 class Generator:
-    """A loaded checkpoint that answers questions greedily."""
+    """A model in evaluation mode that answers questions greedily."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
     config: GenerationConfig
     style: str
     hearing: Hearing
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @classmethod
     def load(
@@ -52,19 +53,7 @@ class Generator:
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             what = f"the model cannot be put on the device ({str(error).splitlines()[0]})"
             raise Refused.because(f"--device {device}", what, "Give cpu or a device this machine has.") from None
-        config = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=modeling.eos_token_ids(model, processor),
-            pad_token_id=processor.tokenizer.pad_token_id,
-            # a generated placeholder would stand for a clip that does not exist
-            suppress_tokens=[model.config.audio_token_id],
-        )
-        # generate() fills what a configuration leaves open from the checkpoint's own (Qwen2-Audio's has a repetition
-        # penalty, which changes greedy decoding too)
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        base.generation_config = GenerationConfig()
+        config = greedy_config(model, processor, max_new_tokens)
         return cls(model.eval(), processor, config, style, hearing)
 
     def complete(self, questions: Sequence[AudioQuestion], warn: Callable[[str], None]) -> list[str | None]:
@@ -79,11 +68,25 @@ class Generator:
         if clips:
             conversations = [build_messages(questions[index], self.style) for index in clips]
             inputs = process(self.processor, conversations, list(clips.values()))
-            token_ids = generation.generate(self.model, inputs, torch.arange(len(clips)), self.config)
+            rows = torch.arange(len(clips))
+            token_ids = generation.generate(self.model, inputs, rows, self.config, autocast=self.autocast())
             texts = self.processor.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
             for index, text in zip(clips, texts, strict=True):
                 completions[index] = text
         return completions
+
+
+def greedy_config(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> GenerationConfig:
+    """Greedy decoding up to any of the model's end-of-sequence tokens, and nothing that the model's own settings say."""
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=modeling.eos_token_ids(model, processor),
+        pad_token_id=processor.tokenizer.pad_token_id,
+        # a generated placeholder would stand for a clip that does not exist
+        suppress_tokens=[model.config.audio_token_id],
+    )
 
 
 def require_audio(folder: Path, questions: Iterable[AudioQuestion], hearing: Hearing) -> None:

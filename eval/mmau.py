@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from r1_aqa_repro.console import with_hyphens
 from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, command
 from r1_aqa_repro.prompts import PROMPT_STYLES
 
@@ -22,7 +23,7 @@ from r1_aqa_repro.prompts import PROMPT_STYLES
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(_with_hyphens(argv))
+    arguments = _parser().parse_args(with_hyphens(argv))
 
     from eval.report import print_report  # after the arguments: --help and mistakes are answered at once
     from eval.run import EvalSettings, carry_out, prepare
@@ -61,15 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, otherwise float32")
     add("--device", metavar="DEVICE", help="such as cpu, cuda, cuda:1 (default: the GPU where there is one)")
     return parser
-
-
-def _with_hyphens(argv: list[str]) -> list[str]:
-    """`--batch_size=8` -> `--batch-size=8`: both spellings of an option are accepted."""
-    spelled = []
-    for argument in argv:
-        name, equals, value = argument.partition("=")
-        spelled.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
-    return spelled
 
 
 def _positive(text: str) -> int:

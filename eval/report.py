@@ -101,8 +101,9 @@ def _facts(scores: Mapping[str, Any], settings: Mapping[str, Any], paths: Mappin
         "right format": f"{100 * scores['format_rate']:.1f} %",
         "guessing at random": f"{baselines['chance']:.2f} %",
         "always the first choice": f"{baselines['always_first']:.2f} %",
-        "checkpoint hash": settings["checkpoint_sha256"][:16],
     }
+    if "checkpoint_sha256" in settings:  # a model in training has none yet
+        facts["checkpoint hash"] = settings["checkpoint_sha256"][:16]
     return _table(("what", "value"), ([name, escape(str(value))] for name, value in facts.items()))
 
 

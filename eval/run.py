@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,17 +120,7 @@ def prepare(settings: EvalSettings) -> Plan:
         strict=settings.strict,
         effective={
             "checkpoint_sha256": checkpoint_hash(folder),
-            "data_sha256": data_sha256,
-            "questions": len(questions),
-            "prompt_style": source.prompt_style or "answer",
-            "decoding": "greedy",
-            "max_new_tokens": settings.max_new_tokens,
-            "batch_size": settings.batch_size,
-            "audio_channel": settings.audio_channel,
-            "no_audio": settings.no_audio,
-            "dtype": settings.dtype or ("float32" if device == "cpu" else "bfloat16"),
-            "device": device.split(":")[0],
-            **{package: importlib.metadata.version(package) for package in _VERSIONS_OF},
+            **effective_settings(settings, data_sha256, len(questions), source.prompt_style or "answer", device),
         },
         paths={
             "checkpoint": settings.ckpt,
@@ -138,6 +128,25 @@ def prepare(settings: EvalSettings) -> Plan:
             "audio_dir": str(source.audio_dir or source.data.parent),
         },
     )
+
+
+def effective_settings(
+    settings: EvalSettings, data_sha256: str, num_questions: int, prompt_style: str, device: str
+) -> dict[str, Any]:
+    """What predictions depend on beside the model, as settings.json records it."""
+    return {
+        "data_sha256": data_sha256,
+        "questions": num_questions,
+        "prompt_style": prompt_style,
+        "decoding": "greedy",
+        "max_new_tokens": settings.max_new_tokens,
+        "batch_size": settings.batch_size,
+        "audio_channel": settings.audio_channel,
+        "no_audio": settings.no_audio,
+        "dtype": settings.dtype or ("float32" if device == "cpu" else "bfloat16"),
+        "device": device.split(":")[0],
+        **{package: importlib.metadata.version(package) for package in _VERSIONS_OF},
+    }
 
 
 def carry_out(plan: Plan) -> dict[str, Any]:
@@ -157,18 +166,26 @@ def carry_out(plan: Plan) -> dict[str, Any]:
     with PredictionFile(plan.out, plan.effective, plan.paths, plan.questions) as predictions:
         open_batches = [
             batch
-            for batch in _batches(plan.questions, plan.effective["batch_size"])
+            for batch in batches(plan.questions, plan.effective["batch_size"])
             if any(question.id not in predictions.recorded for question in batch)
         ]
         if open_batches:
             _generate(plan, open_batches, predictions)
-        style = plan.effective["prompt_style"]
-        scores, verdicts = score(plan.questions, predictions.recorded, style, plan.version)
-        write_json(plan.out / "scores.json", scores)
-        lines = [json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts]
-        write_atomically(plan.out / "verdicts.jsonl", "".join(lines))
-        report = markdown_report(scores, plan.effective, plan.paths, plan.questions, predictions.recorded)
-        write_atomically(plan.out / "report.md", report)
+        return write_scores(plan, predictions.recorded)
+
+
+def write_scores(plan: Plan, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+    """Score the predictions (by question id) and write scores.json, verdicts.jsonl and report.md to `plan.out`.
+
+    Returns:
+        The content of scores.json.
+    """
+    scores, verdicts = score(plan.questions, predictions, plan.effective["prompt_style"], plan.version)
+    write_json(plan.out / "scores.json", scores)
+    lines = [json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts]
+    write_atomically(plan.out / "verdicts.jsonl", "".join(lines))
+    report = markdown_report(scores, plan.effective, plan.paths, plan.questions, predictions)
+    write_atomically(plan.out / "report.md", report)
     return scores
 
 
@@ -201,7 +218,8 @@ def _generate(plan: Plan, batches: list[list[AudioQuestion]], predictions: Predi
             progress.update(len(new))
 
 
-def _batches(questions: list[AudioQuestion], size: int) -> Iterator[list[AudioQuestion]]:
+def batches(questions: list[AudioQuestion], size: int) -> Iterator[list[AudioQuestion]]:
+    """The fixed grid over the questions: a question's neighbours, and so its padding, are always the same."""
     return (questions[start : start + size] for start in range(0, len(questions), size))
 
 

@@ -27,9 +27,13 @@ class TrimmableAudioEncoder(Qwen2AudioEncoder):
     ) -> BaseModelOutput:
         """Features [U, frames // 4, d_model] of log-mel `input_features` [U, num_mel_bins, frames].
 
+        Features that `encode` has computed before, [U, d_model, tokens], are passed on.
+
         Args:
             attention_mask: bool or float [U, 1, frames // 2, frames // 2], as Qwen2AudioModel makes it.
         """
+        if input_features.size(1) == self.config.d_model:
+            return BaseModelOutput(last_hidden_state=input_features.transpose(1, 2).to(self.conv1.weight.dtype))
         features = input_features.to(dtype=self.conv1.weight.dtype, device=self.conv1.weight.device)
         features = nn.functional.gelu(self.conv1(features))
         features = nn.functional.gelu(self.conv2(features)).transpose(1, 2)
@@ -40,14 +44,25 @@ class TrimmableAudioEncoder(Qwen2AudioEncoder):
         pooled = self.avg_pooler(hidden_states.transpose(1, 2)).transpose(1, 2)
         return BaseModelOutput(last_hidden_state=self.layer_norm(pooled))
 
+    def encode(self, input_features: torch.Tensor, feature_attention_mask: torch.Tensor) -> torch.Tensor:
+        """Features [d_model, tokens] of one clip, [1, num_mel_bins, frames] and [1, frames], for later forwards."""
+        input_features, feature_attention_mask = trim_frames(input_features, feature_attention_mask)
+        positions, tokens = self._get_feat_extract_output_lengths(int(feature_attention_mask.sum()))
+        mask = torch.arange(input_features.size(-1) // 2, device=self.device)[None, None, None] < positions
+        output = self(input_features.to(self.device), attention_mask=mask.expand(1, 1, mask.size(-1), -1))
+        return output.last_hidden_state[0, :tokens].T
+
 
 def make_trimmable(model: PreTrainedModel) -> None:
     """Let the encoder of a Qwen2-Audio (not wrapped by PEFT) take trimmed features. Weights and names stay as they are.
 
     Raises:
-        ValueError: the encoder drops whole layers at random, which the published Qwen2-Audio does not.
+        ValueError: the encoder drops whole layers at random, which the published Qwen2-Audio does not, or its width is
+            the number of mel bins, so that encoded clips could not be told from those that are not.
     """
     encoder = model.model.audio_tower
+    if encoder.config.d_model == encoder.config.num_mel_bins:
+        raise ValueError(f"the encoder's width and the number of mel bins are both {encoder.config.d_model}")
     if encoder.layerdrop > 0:
         raise ValueError(f"encoder_layerdrop is {encoder.layerdrop}: only 0 is supported")
     encoder.__class__ = TrimmableAudioEncoder

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
+
+from r1_aqa_repro.console import is_main_process
 
 # what the progress line shows, if logged: Trainer's or TRL's name -> short name
 _SHOWN = {
@@ -63,11 +66,18 @@ class StopAtLoss(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """Ctrl-C or SIGTERM ends training after the step in progress, with a checkpoint; a second signal ends it at once.
 
-    With several processes, one process's signal stops all of them after the same step.
+    With several processes, one process's signal stops all of them after the same step. torchrun also sends SIGTERM
+    where another process failed: no checkpoint is written then, since the next collective fails or torchrun's SIGKILL
+    comes 30 s later.
     """
+
+    # Seconds in which signals count as one: some schedulers signal every process of a job, and then torchrun passes
+    # on its own.
+    ONE_SIGNAL = 1.0
 
     def __init__(self) -> None:
         self.stopped = False
+        self._signalled_at: float | None = None
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(
@@ -89,10 +99,14 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        print("\nstopping after this step; a checkpoint is being saved (once more: stop at once)", flush=True)
-        self.stopped = True
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
+        if self._signalled_at is None:
+            self.stopped, self._signalled_at = True, time.monotonic()
+            if is_main_process():
+                print("\nstopping after this step; a checkpoint is being saved (once more: stop at once)", flush=True)
+        elif time.monotonic() - self._signalled_at > self.ONE_SIGNAL:
+            for each, handler in self._previous.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
 
     def _any_process_stopped(self, device: torch.device) -> bool:
         if not torch.distributed.is_initialized():

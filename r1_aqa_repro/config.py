@@ -15,8 +15,11 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 
 from r1_aqa_repro.audio import CHANNELS
 from r1_aqa_repro.errors import Problem, Refused
+from r1_aqa_repro.grpo.signal import ADVANTAGE_FILTERS
 from r1_aqa_repro.prompts import PROMPT_STYLES
 
+TRAINED_PARTS = ("all", "no_encoder", "projector")
+BEST_METRIC = "eval_accuracy"  # decides which checkpoint is the best
 Training = TypeVar("Training", bound=TrainingArguments)
 
 
@@ -38,7 +41,24 @@ class DataArguments:
 
 
 @dataclass
-class AudioGRPOConfig(GRPOConfig):
+class EvaluationArguments:
+    """Keys of the evaluation while training, beside transformers' own `eval_steps`, `eval_delay` and `eval_on_start`.
+
+    With `eval_file`, these follow: `eval_strategy: steps`, `eval_steps` as `save_steps` unless given, and the best
+    checkpoint is that of the highest `eval_accuracy`.
+    """
+
+    eval_file: str | None = field(
+        default=None, metadata={"help": "Held-out questions to evaluate on while training; formats as train_file."}
+    )
+    eval_limit: int | None = field(default=None, metadata={"help": "Only the first so many questions of eval_file."})
+    per_device_eval_batch_size: int = field(
+        default=16, metadata={"help": "Questions of an evaluation answered at once; eval.mmau's --batch-size."}
+    )
+
+
+@dataclass
+class AudioGRPOConfig(EvaluationArguments, GRPOConfig):
     """TRL's GRPOConfig; batch sizes follow from `prompts_per_step` and the number of processes.
 
     `per_device_train_batch_size`, `gradient_accumulation_steps` and `steps_per_generation` are derived: a group's rows
@@ -51,6 +71,27 @@ class AudioGRPOConfig(GRPOConfig):
     )
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "format"], metadata={"help": "Names from r1_aqa_repro.rewards.REWARDS."}
+    )
+    dynamic_sampling: int = field(
+        default=0,
+        metadata={"help": "Up to so many further prompts a step, in place of those whose rewards are all the same."},
+    )
+    advantage_filter: str = field(
+        default="none",
+        metadata={
+            "help": "none, or keep only a group's better completions: above_mean, or its top_fraction.",
+            "choices": ADVANTAGE_FILTERS,
+        },
+    )
+    advantage_top_fraction: float = field(
+        default=0.5, metadata={"help": "Share of a group that advantage_filter top_fraction keeps."}
+    )
+    trained_parts: str = field(
+        default="all",
+        metadata={
+            "help": "all, as the paper; no_encoder: the audio encoder stays; projector: everything else stays.",
+            "choices": TRAINED_PARTS,
+        },
     )
     sharing: str = field(
         default="auto",
@@ -67,11 +108,13 @@ class AudioGRPOConfig(GRPOConfig):
             self, "prompts_per_step", self.prompts_per_step, self.max_prompts_per_device, self.num_generations
         )
         self.generation_batch_size, self.steps_per_generation = None, 1
+        if _derive_evaluation(self):
+            self.num_generations_eval = 1  # TRL's own evaluation never runs: its rule for batches need not hold
         super().__post_init__()
 
 
 @dataclass
-class AudioSFTConfig(TrainingArguments):
+class AudioSFTConfig(EvaluationArguments, TrainingArguments):
     """transformers' TrainingArguments; batch sizes follow from `examples_per_step` and the number of processes."""
 
     examples_per_step: int = field(default=32, metadata={"help": "Examples of an optimizer step, over all processes."})
@@ -81,11 +124,13 @@ class AudioSFTConfig(TrainingArguments):
     stop_at_loss: float | None = field(
         default=None, metadata={"help": "End once the mean loss of the last 20 logged steps is at most this."}
     )
+    max_completion_length: int = field(default=256, metadata={"help": "Longest completion of an evaluation, tokens."})
 
     def __post_init__(self) -> None:
         self.batch_problem = _derive_batch(
             self, "examples_per_step", self.examples_per_step, self.max_examples_per_device, 1
         )
+        _derive_evaluation(self)
         self.remove_unused_columns = False  # the collator reads the questions themselves
         super().__post_init__()
 
@@ -122,6 +167,18 @@ def _derive_batch(args: Any, key: str, per_step: int, max_per_device: int, rows_
     args.per_device_train_batch_size = at_once * rows_per_item
     args.gradient_accumulation_steps = accumulation
     return None
+
+
+def _derive_evaluation(args: Any) -> bool:
+    """Fill in what follows from `eval_file`; whether there is one. What contradicts it is left to preflight."""
+    if args.eval_file is None:
+        return False
+    if args.eval_strategy == "no":
+        args.eval_strategy = "steps"
+    args.eval_steps = args.eval_steps or args.save_steps
+    args.metric_for_best_model = args.metric_for_best_model or BEST_METRIC
+    args.greater_is_better = True
+    return True
 
 
 _DERIVED = (

@@ -1,4 +1,4 @@
-"""Who speaks at the terminal when several processes work on one run."""
+"""The terminal: who speaks when several processes work on one run, and how options may be spelled."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ def say(text: str) -> None:
     """One line for the person at the terminal, from the main process only."""
     if is_main_process():
         print(text, file=sys.stderr, flush=True)
+
+
+def with_hyphens(argv: list[str]) -> list[str]:
+    """`--batch_size=8` -> `--batch-size=8`: both spellings of an option are accepted."""
+    spelled = []
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        spelled.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
+    return spelled

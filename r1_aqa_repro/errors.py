@@ -6,7 +6,10 @@ or 3 (finished, with losses that are listed).
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ EXIT_REFUSED = 2
 EXIT_LOSSES = 3
 EXIT_INTERRUPTED = 130
 _SHOWN = 20  # problems printed in full
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a full quota give
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,25 @@ class Refused(Exception):
         return cls([Problem(where, what, remedy)])
 
 
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether this error, or one that led to it, is for want of space on a disk (or of its user's quota).
+
+    Python's own errors carry a number, those of shutil and of the Rust libraries (safetensors, tokenizers) a text;
+    `torch.save` tells only that its stream broke.
+    """
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if full or any(sign in str(error) for sign in (*map(os.strerror, _FULL), "iostream error")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def space_left(folder: str | os.PathLike[str]) -> str:
+    """Such as `12.3 MB are free`, of the disk that holds `folder`."""
+    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
+
+
 def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     """Wrap `main(argv) -> exit code` so that `Refused`, `Failed` and Ctrl-C become messages and exit codes."""
 
@@ -63,7 +86,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
                 say(f"error: ... and {len(refusal.problems) - _SHOWN} more of this kind.")
             return EXIT_REFUSED
         except Failed as failure:
-            say(f"error: {failure}")
+            print(f"error: {failure}", file=sys.stderr, flush=True)  # of this process alone, be it the main one or not
             return EXIT_FAILED
         except KeyboardInterrupt:
             say("\ninterrupted: the same command goes on from what is saved")

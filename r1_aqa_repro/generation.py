@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from peft import PeftModel
@@ -24,6 +24,9 @@ def generate(
 ) -> list[list[int]]:
     """One completion for each entry of `rows`.
 
+    `generation_config` decides alone. Left to itself, `generate()` takes what it leaves open from the checkpoint's own
+    (Qwen2-Audio's has a repetition penalty, which changes greedy decoding too).
+
     Args:
         model: unwrapped policy.
         inputs: prompts and clips of U questions.
@@ -43,10 +46,11 @@ def generate(
     rows = rows.to(device)
     input_ids = pad_left(inputs.prompt_ids, generation_config.pad_token_id).to(device)  # [U, L]
     attention_mask = attention_mask_left(inputs.prompt_ids).to(device)  # [U, L]
-    with torch.no_grad(), autocast or nullcontext():
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    with torch.no_grad(), autocast or nullcontext(), _without_own_settings(base):
         if share:
             check_whole_groups(rows, len(input_ids))
-            cache = _prefill(model, inputs, input_ids, attention_mask)
+            cache = _prefill(base, inputs, input_ids, attention_mask)
             continued = {"past_key_values": share_cache(cache, attention_mask[:, :-1], len(rows))}
         else:
             continued = inputs.audio(device, rows, trim=False)
@@ -66,13 +70,21 @@ def check_whole_groups(rows: torch.Tensor, num_prompts: int) -> None:
         raise ValueError("the rows are not equally many for each prompt, in the prompts' order")
 
 
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def _prefill(
     model: PreTrainedModel, inputs: ModelInputs, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> DynamicCache:
     """Key-value cache of each prompt without its last token (which `generate` needs to start from)."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    cache = DynamicCache(config=base.config.get_text_config())
-    base.model(  # the backbone: the head's logits of the prompt are not needed
+    cache = DynamicCache(config=model.config.get_text_config())
+    model.model(  # the backbone: the head's logits of the prompt are not needed
         input_ids=input_ids[:, :-1],
         attention_mask=attention_mask[:, :-1],
         position_ids=position_ids_of(attention_mask)[:, :-1],

@@ -30,11 +30,13 @@ class ModelInputs:
     prompt_ids: U lists of token ids, audio placeholders expanded, no padding.
     input_features: float32 [U, num_mel_bins, num_frames], log-mel, padded on the right to the encoder's window.
     feature_attention_mask: int64 [U, num_frames], 1 on real frames.
+    encoded: `input_features` are a frozen encoder's output instead, [U, d_model, tokens].
     """
 
     prompt_ids: list[list[int]]
     input_features: torch.Tensor
     feature_attention_mask: torch.Tensor
+    encoded: bool = False
 
     def audio(
         self, device: torch.device | str, rows: torch.Tensor | None = None, trim: bool = True
@@ -46,9 +48,25 @@ class ModelInputs:
         tensors = [getattr(self, key) for key in AUDIO_KEYS]
         if rows is not None:
             tensors = [tensor[rows.to(tensor.device)] for tensor in tensors]
-        if trim:
+        if trim and not self.encoded:
             tensors = list(trim_frames(*tensors))
         return {key: tensor.to(device) for key, tensor in zip(AUDIO_KEYS, tensors, strict=True)}
+
+    def with_questions_of(self, other: ModelInputs, pairs: Sequence[tuple[int, int]]) -> ModelInputs:
+        """These inputs with question `i` replaced by question `j` of `other`, for each pair (i, j)."""
+        prompt_ids, mask = list(self.prompt_ids), self.feature_attention_mask.clone()
+        clips = list(self.input_features)
+        for mine, theirs in pairs:
+            prompt_ids[mine] = other.prompt_ids[theirs]
+            mask[mine] = other.feature_attention_mask[theirs]
+            clips[mine] = other.input_features[theirs]
+        return ModelInputs(prompt_ids, stack_clips(clips), mask, self.encoded)
+
+
+def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Features [channels, length] of U clips, padded on the right to the longest: [U, channels, longest]."""
+    longest = max(clip.size(-1) for clip in clips)
+    return torch.stack([torch.nn.functional.pad(clip, (0, longest - clip.size(-1))) for clip in clips])
 
 
 def process(

@@ -24,7 +24,7 @@ from trl import ModelConfig
 
 from r1_aqa_repro.audio_encoder import make_trimmable
 from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.shared_attention import attend_to_shared_prefixes
+from r1_aqa_repro.shared_attention import share_prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,26 @@ def prepare_for_sharing(model: PreTrainedModel) -> None:
     """
     make_trimmable(model)
     if model.config._attn_implementation == "sdpa":
-        attend_to_shared_prefixes(model)
+        share_prefixes(model)
+
+
+def freeze(model: PreTrainedModel, trained_parts: str) -> None:
+    """Leave only the wanted parts of a Qwen2-Audio trainable.
+
+    Args:
+        trained_parts: one of `config.TRAINED_PARTS`. `all` is what the paper trains; `no_encoder` leaves the audio encoder
+            as it is, `projector` everything but the layer between encoder and language model.
+
+    Raises:
+        ValueError: there is no such choice.
+    """
+    if trained_parts == "no_encoder":
+        model.model.audio_tower.requires_grad_(False)
+    elif trained_parts == "projector":
+        model.requires_grad_(False)
+        model.model.multi_modal_projector.requires_grad_(True)
+    elif trained_parts != "all":
+        raise ValueError(f"there is no choice {trained_parts!r} of parts")
 
 
 def check_head(model: PreTrainedModel, where: str) -> None:

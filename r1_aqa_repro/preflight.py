@@ -14,15 +14,17 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from trl import ModelConfig
 
 from r1_aqa_repro.audio import check_audio
-from r1_aqa_repro.config import DataArguments, num_processes
+from r1_aqa_repro.config import BEST_METRIC, DataArguments, num_processes
 from r1_aqa_repro.console import is_main_process, say
+from r1_aqa_repro.encoded_audio import ENCODED
 from r1_aqa_repro.errors import Problem, Refused
+from r1_aqa_repro.evaluating import EVALUATIONS
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.inputs import minimum_seconds
 from r1_aqa_repro.modeling import check_model_folder, check_pair, load_processor
 from r1_aqa_repro.resuming import FINAL
 from r1_aqa_repro.run_folder import check_run_folder, data_hashes, resolved_config, start_run
-from r1_aqa_repro.schema import AudioQuestion, read_questions, with_answers
+from r1_aqa_repro.schema import AudioQuestion, limited, read_questions, with_answers
 
 # settings of the libraries that these entry points do not act on, and the value that leaves them out
 _UNSUPPORTED = {
@@ -37,6 +39,7 @@ _UNSUPPORTED = {
     "use_transformers_continuous_batching": False,
     "cache_implementation": None,
     "chat_template_kwargs": None,
+    "cast_lm_head_to_fp32": False,  # TRL 1.16 looks for a key that Qwen2-Audio's configuration lacks
 }
 
 
@@ -54,36 +57,37 @@ def prepare(
     Raises:
         Refused: with everything that is wrong. Nothing has been written then.
     """
-    problems = extra + check_settings(training, model)
+    problems = extra + check_settings(training, model) + check_evaluation(training)
     shortest, parameters = 0.1, None  # seconds; both are better known once the model is
     try:
         config_of_model, processor = _check_model(model)
         shortest, parameters = minimum_seconds(processor), _count_parameters(training, config_of_model)
     except Refused as refusal:
         problems += refusal.problems
-    questions: list[AudioQuestion] = []
-    dropped: list[Problem] = []
-    try:
-        questions, bad = _read_data(data, shortest)
-        if data.skip_bad_records and questions:
-            dropped = bad
-        else:
-            problems += bad
-    except Refused as refusal:
-        problems += refusal.problems
+    questions, dropped, bad = _read(data.train_file, data.skip_bad_records, shortest)
+    problems += bad
+    held_out: list[AudioQuestion] = []
+    eval_file = getattr(training, "eval_file", None)
+    if eval_file is not None:
+        held_out, also_dropped, bad = _read(eval_file, data.skip_bad_records, shortest, training.eval_limit)
+        dropped += also_dropped
+        problems += bad + check_held_out(questions, held_out, eval_file)
     folder = Path(str(training.output_dir))
     config = resolved_config(data=data, training=training, model=model)
-    hashes = data_hashes(data.train_file)
+    hashes = data_hashes(data.train_file, eval_file)
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)
     if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):
         # an adapter is a few per cent of its base at most
         saved = parameters // 50 if model.use_peft else parameters
         problems += _check_disk(folder, training, saved, len(questions))
-    problems = _of_all_processes(problems, questions)
+    problems = _of_all_processes(problems, questions + held_out)
     if problems:
         raise Refused(problems)
     if is_main_process():
+        if data.overwrite:
+            for made in (EVALUATIONS, ENCODED):
+                shutil.rmtree(folder / made, ignore_errors=True)
         start_run(folder, config, hashes, training.seed, data.overwrite, _embedded_held_out(data, folder))
         if dropped:
             write_json(folder / "skipped_records.json", [str(problem) for problem in dropped])
@@ -107,21 +111,82 @@ def _embedded_held_out(data: DataArguments, folder: Path) -> dict[str, str] | No
     }
 
 
-def _read_data(data: DataArguments, shortest: float) -> tuple[list[AudioQuestion], list[Problem]]:
-    """The usable questions and a problem for every other one."""
-    if data.train_file is None:
-        raise Refused.because("train_file", "no training data is given", "Set train_file to a manifest or JSONL file.")
-    read = read_questions(data.train_file)
-    problems = read.problems + with_answers(read.questions, data.train_file)
-    answered = [question for question in read.questions if question.answer is not None]
+def _read(
+    file: str | None, skip_bad: bool, shortest: float, limit: int | None = None
+) -> tuple[list[AudioQuestion], list[Problem], list[Problem]]:
+    """The usable questions of a file, what is dropped of it, and what refuses the run."""
+    try:
+        if file is None:
+            remedy = "Set train_file to a manifest or JSONL file."
+            raise Refused.because("train_file", "no training data is given", remedy)
+        usable, bad = read_usable(file, shortest, limit)
+    except Refused as refusal:
+        return [], [], refusal.problems
+    return (usable, bad, []) if skip_bad and usable else (usable, [], bad)
+
+
+def read_usable(
+    file: str | os.PathLike[str], shortest: float, limit: int | None = None
+) -> tuple[list[AudioQuestion], list[Problem]]:
+    """The questions (of the first `limit`) with an answer and a clip of `shortest` seconds; a problem a bad record.
+
+    Raises:
+        Refused: see `read_questions`.
+    """
+    read = read_questions(file)
+    asked = limited(read.questions, limit)
+    problems = read.problems + with_answers(asked, file)
+    answered = [question for question in asked if question.answer is not None]
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 4)) as pool:
         verdicts = list(pool.map(lambda question: check_audio(question.audio_path, shortest), answered))
     remedy = "Restore or remove the clip, or give --skip_bad_records."
     for question, verdict in zip(answered, verdicts, strict=True):
         if verdict is not None:
-            where = f"{data.train_file}: {question.id}"
+            where = f"{file}: {question.id}"
             problems.append(Problem(where, f"{question.audio_path}: {verdict}", remedy))
     return [question for question, verdict in zip(answered, verdicts, strict=True) if verdict is None], problems
+
+
+def check_evaluation(training: TrainingArguments) -> list[Problem]:
+    """A problem for each key of the evaluation while training that is ignored, or contradicts another."""
+    if not hasattr(training, "eval_file"):
+        return []
+    if training.eval_file is None:
+        given = [key for key in ("eval_steps", "eval_limit", "eval_on_start") if getattr(training, key)]
+        given += ["eval_strategy"] if training.eval_strategy != "no" else []
+        remedy = "Set eval_file too, or leave this out."
+        return [Problem(key, "there are no questions to evaluate on", remedy) for key in given]
+    only = {"eval_strategy": "steps", "save_strategy": "steps", "metric_for_best_model": BEST_METRIC}
+    problems = [
+        Problem(key, f"with an eval_file only {value} is possible", "Leave the key out.")
+        for key, value in only.items()
+        if getattr(training, key) != value
+    ]
+    if not training.save_steps or training.eval_steps % training.save_steps:
+        what = f"{training.eval_steps} is no multiple of save_steps ({training.save_steps}): the best could not be kept"
+        problems.append(Problem("eval_steps", what, "Evaluate only where a checkpoint is saved."))
+    problems += [
+        Problem(key, f"{value} questions", "Give at least 1.")
+        for key in ("eval_limit", "per_device_eval_batch_size")
+        if (value := getattr(training, key)) is not None and value < 1
+    ]
+    return problems
+
+
+def check_held_out(
+    questions: list[AudioQuestion], held_out: list[AudioQuestion], eval_file: str | os.PathLike[str]
+) -> list[Problem]:
+    """A problem for each question of an evaluation whose clip is trained on."""
+    trained_on = {os.path.realpath(question.audio_path): question.id for question in questions}
+    return [
+        Problem(
+            f"{eval_file}: {question.id}",
+            f"its clip {question.audio_path} is trained on (question {trained_on[path]})",
+            "Take it out of train_file or of eval_file.",
+        )
+        for question in held_out
+        if (path := os.path.realpath(question.audio_path)) in trained_on
+    ]
 
 
 def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Problem]:
@@ -178,7 +243,8 @@ def _check_disk(folder: Path, training: TrainingArguments, parameters: int, num_
     rows = num_questions * getattr(training, "num_generations", 1)
     steps = training.max_steps if training.max_steps > 0 else training.num_train_epochs * rows / at_once
     planned = 0 if training.save_strategy == "no" else int(steps // max(1, training.save_steps)) + 1
-    kept = min(planned, training.save_total_limit or planned)
+    best = int(getattr(training, "eval_file", None) is not None)  # kept beside the last ones
+    kept = min(planned, training.save_total_limit + best if training.save_total_limit else planned)
     to_write = max(0, kept - len(list(folder.glob("checkpoint-*"))))
     state = 0 if training.save_only_model else 10 if training.deepspeed else 8  # bytes of optimizer state a parameter
     needed = parameters * ((4 + state) * (to_write + 1) + 4)

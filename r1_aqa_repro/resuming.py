@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from r1_aqa_repro.errors import Refused
+from r1_aqa_repro.errors import Failed, Refused, is_full_disk, space_left
 from r1_aqa_repro.modeling import load_model
 
 STAGING = ".partial"  # folder inside the run folder where a checkpoint is written before it gets its name
@@ -56,6 +59,34 @@ def finish_from(checkpoint: Path, final: Path) -> None:
     shutil.copytree(checkpoint, staged, ignore=shutil.ignore_patterns(*_TRAINING_STATE))
     os.rename(staged, final)
     staged.parent.rmdir()
+
+
+@contextmanager
+def told_of_full_disk(run_folder: Path) -> Iterator[None]:
+    """Say plainly what of a run did not fit on the disk, and clear the part of it away.
+
+    Raises:
+        Failed: in place of what a library raised for want of space. Other errors pass.
+    """
+    outer = threading.excepthook
+    # TensorBoard writes in a thread of its own; the main thread meets its error at the next figure
+    threading.excepthook = lambda args: None if is_full_disk(args.exc_value) else outer(args)
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        unfinished = [run_folder / path.name for path in (run_folder / STAGING).glob("*")]
+        what = unfinished[0] if unfinished else f"the record of the run in {run_folder}"
+        shutil.rmtree(run_folder / STAGING, ignore_errors=True)
+        last = last_checkpoint(run_folder)
+        kept = "There is no checkpoint yet" if last is None else f"{last} is whole"
+        raise Failed(
+            f"{what} could not be written: the disk is full ({space_left(run_folder)} without it). "
+            f"{kept}: free some space and give the same command again."
+        ) from error
+    finally:
+        threading.excepthook = outer
 
 
 class ResumableTrainer(Trainer):

@@ -23,6 +23,7 @@ import psutil
 import torch
 import yaml
 
+from r1_aqa_repro.config import num_processes
 from r1_aqa_repro.errors import Problem
 from r1_aqa_repro.files import sha256_of, write_atomically, write_json
 from r1_aqa_repro.resuming import FINAL, STAGING, last_checkpoint
@@ -63,6 +64,15 @@ def check_run_folder(folder: Path, config: Mapping[str, Mapping[str, Any]], data
         if last_checkpoint(folder) or (folder / FINAL).exists():
             return [Problem(str(folder), f"holds checkpoints but no {CONFIG}: it is no run of this project", remedy)]
         return []
+    record = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
+    processes = record.get("processes", num_processes())
+    if processes != num_processes():  # batch sizes follow from it, and would be named instead
+        what = (
+            f"was started with {processes} processes, not {num_processes()}: the optimizer state of each and its "
+            "random numbers belong to that number"
+        )
+        remedy = "Start that number (NPROC, NNODES), or a new run with its last checkpoint as model_name_or_path."
+        return [Problem(str(folder), what, remedy)]
     there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     differing = [
         f"{key} ({there.get(part, {}).get(key)!r} there, {value!r} now)"
@@ -70,7 +80,7 @@ def check_run_folder(folder: Path, config: Mapping[str, Mapping[str, Any]], data
         for key, value in values.items()
         if key not in _FREE and there.get(part, {}).get(key) != value
     ]
-    hashes = json.loads((folder / RUN).read_text(encoding="utf-8"))["data"] if (folder / RUN).is_file() else {}
+    hashes = record.get("data", {})
     differing += [f"the content of {file}" for file, digest in data.items() if hashes.get(file, digest) != digest]
     if not differing:
         return []
@@ -103,7 +113,14 @@ def start_run(
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN).is_file():
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-        record = {**provenance(), "config_sha256": digest, "seed": seed, "data": dict(data), "seconds": {}}
+        record = {
+            **provenance(),
+            "config_sha256": digest,
+            "seed": seed,
+            "processes": num_processes(),
+            "data": dict(data),
+            "seconds": {},
+        }
         if embedded_held_out is not None:
             record["embedded_held_out"] = dict(embedded_held_out)
         write_json(folder / RUN, record)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin, Trainer
 
 from r1_aqa_repro.callbacks import StopAtLoss
 from r1_aqa_repro.config import AudioSFTConfig
+from r1_aqa_repro.evaluating import EvaluatingTrainer
 from r1_aqa_repro.inputs import IGNORE, pad_right, question_inputs
 from r1_aqa_repro.prompts import END_OF_TURN, target_text
 from r1_aqa_repro.resuming import ResumableTrainer
@@ -51,7 +52,7 @@ class SFTCollator:
         }
 
 
-class AudioSFTTrainer(ResumableTrainer, Trainer):
+class AudioSFTTrainer(EvaluatingTrainer, ResumableTrainer, Trainer):
     """Trainer whose loss is the mean cross-entropy over all labelled tokens of the optimizer step."""
 
     def __init__(

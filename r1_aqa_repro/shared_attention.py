@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
@@ -20,12 +21,23 @@ _NAME = "shared_prefix_sdpa"
 _BLOCK = 64  # tokens by which a layer's room for its rows' own keys and values grows
 
 
-def attend_to_shared_prefixes(model: PreTrainedModel) -> None:
-    """Let the language model of `model` attend through this module where a cache or a packed row is shared.
+def share_prefixes(model: PreTrainedModel) -> None:
+    """Let the language model of `model` work on shared caches and packed rows. Nothing else that it does changes.
 
-    Set once and for good: with activation checkpointing a layer runs again during the backward.
+    It attends through this module: for good, because with activation checkpointing a layer runs again in the backward.
+    And called with `scored=mask` [U, T] it hands only those positions to its head, as one row: TRL's fused head skips
+    the others on devices with Triton only, and would compute the logits of the whole prompt everywhere else.
     """
-    model.config.get_text_config()._attn_implementation = _NAME
+    config = model.config.get_text_config()
+    if config._attn_implementation == _NAME:
+        return
+    config._attn_implementation = _NAME
+
+    def keep_scored(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if (scored := kwargs.get("scored")) is not None:
+            output.last_hidden_state = output.last_hidden_state[scored][None]
+
+    model.base_model.register_forward_hook(keep_scored, with_kwargs=True)
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,7 @@ def _score(
 
 
 def _attention(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: torch.Tensor,
     key: Any,
     value: Any,

@@ -11,13 +11,13 @@ from __future__ import annotations
 import sys
 
 from transformers import set_seed
-from trl import get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from r1_aqa_repro.config import AudioGRPOConfig, parse_config
 from r1_aqa_repro.distributed import start_distributed
 from r1_aqa_repro.errors import Problem, command
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.modeling import load_configured
+from r1_aqa_repro.modeling import freeze, load_configured
 from r1_aqa_repro.preflight import prepare
 from r1_aqa_repro.rewards import REWARDS
 from r1_aqa_repro.training import run_training
@@ -27,12 +27,19 @@ from r1_aqa_repro.training import run_training
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_config(AudioGRPOConfig, argv)
-    questions = prepare(data, training, model_config, check_rewards(training))
+    problems = check_rewards(training) + check_signal(training, model_config)
+    questions = prepare(data, training, model_config, problems)
 
     def build_trainer() -> AudioGRPOTrainer:
         start_distributed(training)
         set_seed(training.seed)  # an adapter's weights are drawn before any trainer seeds
         model, processor = load_configured(model_config)
+        freeze(model, training.trained_parts)
+        evaluator = None
+        if training.eval_file is not None:
+            from eval.during_training import HarnessEvaluator  # only here: the library does not depend on `eval`
+
+            evaluator = HarnessEvaluator.of(data, training, processor)
         return AudioGRPOTrainer(
             model=model,
             args=training,
@@ -40,6 +47,7 @@ def main(argv: list[str]) -> int:
             processing_class=processor,
             prompt_style=data.prompt_style,
             audio_channel=data.audio_channel,
+            evaluator=evaluator,
             peft_config=get_peft_config(model_config),
         )
 
@@ -57,6 +65,21 @@ def check_rewards(training: AudioGRPOConfig) -> list[Problem]:
     if weights is not None and len(weights) != len(training.reward_funcs):
         what = f"{len(weights)} weights for {len(training.reward_funcs)} rewards"
         problems.append(Problem("reward_weights", what, "Give one weight a reward."))
+    return problems
+
+
+def check_signal(training: AudioGRPOConfig, model: ModelConfig) -> list[Problem]:
+    """A problem for each choice of what is learned from, and of what is trained, that cannot be carried out."""
+    problems = []
+    batches = training.world_size * training.gradient_accumulation_steps
+    if training.dynamic_sampling < 0 or training.dynamic_sampling % batches:
+        what = f"{training.dynamic_sampling} further prompts do not divide among the {batches} batches of a step"
+        problems.append(Problem("dynamic_sampling", what, f"Choose a multiple of {batches}, or 0."))
+    if not 0 < training.advantage_top_fraction <= 1:
+        problems.append(Problem("advantage_top_fraction", f"{training.advantage_top_fraction}", "Choose from 0 to 1."))
+    if model.use_peft and training.trained_parts != "all":
+        what = f"{training.trained_parts} beside an adapter, which leaves everything but itself as it is"
+        problems.append(Problem("trained_parts", what, "Choose the adapter's modules with lora_target_modules."))
     return problems
 
 

@@ -33,6 +33,11 @@ def main(argv: list[str]) -> int:
         set_seed(training.seed)  # an adapter's weights are drawn before any trainer seeds
         model, processor = load_configured(model_config)
         peft_config = get_peft_config(model_config)
+        evaluator = None
+        if training.eval_file is not None:
+            from eval.during_training import HarnessEvaluator  # only here: the library does not depend on `eval`
+
+            evaluator = HarnessEvaluator.of(data, training, processor)
         return AudioSFTTrainer(
             model=get_peft_model(model, peft_config) if peft_config else model,
             args=training,
@@ -40,6 +45,7 @@ def main(argv: list[str]) -> int:
             processing_class=processor,
             prompt_style=data.prompt_style,
             audio_channel=data.audio_channel,
+            evaluator=evaluator,
         )
 
     return run_training(build_trainer, training, "sft")

@@ -14,7 +14,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from r1_aqa_repro.callbacks import ProgressLine, StopAtLoss, StopOnSignal
 from r1_aqa_repro.console import is_main_process, say
 from r1_aqa_repro.errors import EXIT_DONE, EXIT_INTERRUPTED
-from r1_aqa_repro.resuming import FINAL, ResumableTrainer, check_resumable, finish_from, last_checkpoint
+from r1_aqa_repro.resuming import (
+    FINAL,
+    ResumableTrainer,
+    check_resumable,
+    finish_from,
+    last_checkpoint,
+    told_of_full_disk,
+)
 from r1_aqa_repro.run_folder import timed
 
 
@@ -25,6 +32,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
 
     Raises:
         Refused: the last checkpoint cannot be resumed from.
+        Failed: the disk is full.
     """
     folder = Path(str(training.output_dir))
     if (folder / FINAL).is_dir():
@@ -36,19 +44,24 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
         say(f"resuming from {checkpoint} (--overwrite starts anew)")
         if is_last(checkpoint, training):  # Trainer would take one step more
             if is_main_process():
-                finish_from(checkpoint, folder / FINAL)
+                with told_of_full_disk(folder):
+                    finish_from(checkpoint, folder / FINAL)
             return EXIT_DONE
         check_resumable(checkpoint)
     trainer = build_trainer()
-    stop = StopOnSignal()
+    stop, progress = StopOnSignal(), ProgressLine()
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLine)
+    trainer.add_callback(progress)
     trainer.add_callback(stop)
-    with timed(folder, stage) if is_main_process() else nullcontext():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if not stop.stopped:
-            trainer.save_final()
+    try:
+        with told_of_full_disk(folder), timed(folder, stage) if is_main_process() else nullcontext():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if not stop.stopped:
+                trainer.save_final()
+    finally:
+        if progress.training_bar is not None:  # it would be drawn over the message of what went wrong
+            progress.training_bar.close()
     # a process group left open aborts one rank at exit
     trainer.accelerator.end_training()
     if stop.stopped:

@@ -146,7 +146,7 @@ def _train(entry: Any, argv: list[str]) -> int:
     processes = os.environ.get("NPROC", "1")
     if processes == "1":
         return entry.main(argv)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    launcher = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", processes]
     with subprocess.Popen([*launcher, "-m", entry.__name__, *argv]) as process:
         while True:
             try:

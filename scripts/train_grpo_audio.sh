@@ -8,7 +8,7 @@
 #       R1-AQA's own run. Any key of the config can be given, e.g. --learning_rate 2e-6 --output_dir runs/mine.
 #
 # The first start makes .venv and installs there. One process a GPU, unless the environment says otherwise:
-# NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (several machines).
+# NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (several machines); docs/distributed.md.
 # All keys, after the set-up: .venv/bin/python -m r1_aqa_repro.train_grpo --help
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/setup.sh"

@@ -194,6 +194,10 @@ def test_skipping_everything_is_refused(case):
         (["--use_vllm", "true"], "use_vllm: True is not supported here"),
         (["--train_file", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
         (["--model_name_or_path", "/nowhere/model"], "/nowhere/model: no model can be read there"),
+        (["--dynamic_sampling", "3", "--max_prompts_per_device", "1"], "3 further prompts do not divide among the 2"),
+        (["--advantage_filter", "best"], "invalid choice: 'best'"),
+        (["--advantage_filter", "top_fraction", "--advantage_top_fraction", "0"], "advantage_top_fraction: 0.0"),
+        (["--trained_parts", "projector", "--use_peft", "true"], "projector beside an adapter"),
     ],
 )
 def test_a_bad_setting(case, arguments, what):

@@ -113,7 +113,7 @@ class TestRows:
 
     def test_picked_rows(self, processor, questions):
         batch = question_inputs(processor, questions[:3], "answer")
-        picked = batch.audio("cpu", torch.tensor([2, 2, 0]))
+        picked = batch.audio("cpu", torch.tensor([2, 2, 0]), trim=False)
         assert set(picked) == {"input_features", "feature_attention_mask"}
         assert torch.equal(picked["input_features"], batch.input_features[[2, 2, 0]])
         assert torch.equal(picked["feature_attention_mask"], batch.feature_attention_mask[[2, 2, 0]])

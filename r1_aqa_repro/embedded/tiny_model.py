@@ -87,7 +87,7 @@ def build_qwen2_audio(
     processor: Qwen2AudioProcessor, geometry: Geometry, seed: int
 ) -> Qwen2AudioForConditionalGeneration:
     """A randomly initialised float32 model that fits `processor`; greedy decoding, ends at `<|im_end|>`."""
-    tokenizer, extractor = processor.tokenizer, processor.feature_extractor
+    extractor = processor.feature_extractor
     audio = Qwen2AudioEncoderConfig(
         num_mel_bins=extractor.feature_size,
         d_model=geometry.encoder_hidden,
@@ -98,7 +98,7 @@ def build_qwen2_audio(
         initializer_range=geometry.encoder_initializer_range,
     )
     text = Qwen2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=len(processor.tokenizer),
         hidden_size=geometry.text_hidden,
         intermediate_size=geometry.text_intermediate,
         num_hidden_layers=geometry.text_layers,
@@ -108,17 +108,29 @@ def build_qwen2_audio(
         tie_word_embeddings=False,
         initializer_range=geometry.text_initializer_range,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    config = Qwen2AudioConfig(
-        audio_config=audio,
-        text_config=text,
-        audio_token_index=tokenizer.convert_tokens_to_ids(processor.audio_token),
-    )
-    with torch.random.fork_rng():
+    return with_random_weights(Qwen2AudioConfig(audio_config=audio, text_config=text), processor, seed)
+
+
+def with_random_weights(
+    config: Qwen2AudioConfig,
+    processor: Qwen2AudioProcessor,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Qwen2AudioForConditionalGeneration:
+    """A randomly initialised model of any sizes, with the special tokens of `processor` (written into `config`).
+
+    float32 unless `dtype` says otherwise; greedy decoding, ends at `<|im_end|>`. The vocabulary may be larger than the
+    tokenizer's.
+    """
+    tokenizer = processor.tokenizer
+    config.audio_token_id = tokenizer.convert_tokens_to_ids(processor.audio_token)
+    config.text_config.eos_token_id = tokenizer.eos_token_id
+    config.text_config.pad_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        model = Qwen2AudioForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+        model = Qwen2AudioForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
     positions = model.model.audio_tower.embed_positions.weight  # frozen, and noise when built from a configuration
     with torch.no_grad():
         positions.copy_(sinusoids(*positions.shape))

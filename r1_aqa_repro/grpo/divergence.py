@@ -34,7 +34,6 @@ def kl_to_start(
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        repetition_penalty=1.0,  # `generate` would take what is left open from the checkpoint's own settings
         max_new_tokens=max_new_tokens,
         pad_token_id=processor.tokenizer.pad_token_id,
         eos_token_id=eos_token_ids(policy, processor),

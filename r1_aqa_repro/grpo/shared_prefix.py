@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
 
 from r1_aqa_repro.inputs import IGNORE, position_ids_of
 from r1_aqa_repro.shared_attention import PackedAttention
@@ -171,20 +169,6 @@ def pack_groups(
         prefix_length=prefix_length,
         num_slots=num_slots,
     )
-
-
-def keep_scored_positions(model: PreTrainedModel) -> None:
-    """Make `model(..., scored=mask)` hand only the positions of `mask` [U, T] to the language-model head, as one row.
-
-    TRL's fused head skips the other positions on devices with Triton only; everywhere else it would compute the logits
-    of the whole prompt.
-    """
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if (scored := kwargs.get("scored")) is not None:
-            output.last_hidden_state = output.last_hidden_state[scored][None]
-
-    model.base_model.register_forward_hook(keep, with_kwargs=True)
 
 
 def _causal(real: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

@@ -8,22 +8,28 @@ overridden; `tests/grpo/test_trainer.py` names what to look at when an update ch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from r1_aqa_repro.config import AudioGRPOConfig
+from r1_aqa_repro.encoded_audio import ENCODED, EncodedAudio
+from r1_aqa_repro.evaluating import EvaluatingTrainer
 from r1_aqa_repro.generation import generate
+from r1_aqa_repro.grpo.monitor import CompletionTable, StepClock, means_by_task
 from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
-from r1_aqa_repro.grpo.shared_prefix import keep_scored_positions, pack_groups
+from r1_aqa_repro.grpo.shared_prefix import pack_groups
+from r1_aqa_repro.grpo.signal import better_completions, draw_further, groups_with_signal, replace_groups
 from r1_aqa_repro.inputs import IGNORE, ModelInputs, question_inputs
 from r1_aqa_repro.modeling import prepare_for_sharing
 from r1_aqa_repro.prompts import build_messages
@@ -44,7 +50,7 @@ class Batch:
     group: torch.Tensor
 
 
-class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
+class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
     """GRPO (arXiv 2402.03300, equation 3 as R1-AQA uses it) for multiple-choice questions about audio clips.
 
     Args:
@@ -53,7 +59,7 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
         questions: the training questions.
         processing_class: the model's processor.
         prompt_style, audio_channel: how the questions are asked and heard.
-        **kwargs: passed on to GRPOTrainer (`peft_config`, `callbacks`, ...).
+        **kwargs: passed on (`evaluator` to EvaluatingTrainer, `peft_config` and others to GRPOTrainer).
     """
 
     def __init__(
@@ -71,6 +77,12 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self.processing_class: ProcessorMixin
         self.prompt_style, self.audio_channel = prompt_style, audio_channel
         self.share = args.sharing == "auto"
+        self.clock = StepClock()
+        self._questions = questions
+        self._index_of = {question.id: index for index, question in enumerate(questions)}
+        self._batch_of_step = 0  # batches of the optimizer step that this process has finished
+        self._step_counts = {"clips": 0, "tokens": 0}  # of all processes, since the last step
+        self._completions: CompletionTable | None = None
         # an evaluation between generation and loss must not replace the training batch: one a mode
         self._inputs: dict[str, ModelInputs] = {}
         self._batch: Batch | None = None
@@ -90,7 +102,12 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
                 base = self.accelerator.unwrap_model(wrapped)
                 base = base.get_base_model() if isinstance(base, PeftModel) else base
                 prepare_for_sharing(base)
-                keep_scored_positions(base)
+        policy = self.accelerator.unwrap_model(self.model)
+        encoder = (policy.get_base_model() if isinstance(policy, PeftModel) else policy).model.audio_tower
+        self._encoded: EncodedAudio | None = None
+        if self.share and not any(parameter.requires_grad for parameter in encoder.parameters()):
+            self._encoded = EncodedAudio(Path(str(args.output_dir)) / ENCODED, encoder, self.accelerator)
+        self.add_callback(_StepMonitor(self))
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochRepeatSampler:
         sampler: RepeatSampler = super()._get_train_sampler(dataset)
@@ -104,18 +121,93 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        num_generations: int = self.num_generations if self.model.training else self.num_generations_eval
-        questions, group = group_rows([row["question"] for row in inputs], num_generations)
-        batch = Batch(
-            question_inputs(self.processing_class, questions, self.prompt_style, self.audio_channel),
-            group.to(self.accelerator.device),
-        )
+        output, batch = self._rollout(inputs)
+        if self.model.training:
+            if self.args.dynamic_sampling:
+                output, batch = self._replace_silent_groups(inputs, output, batch)
+            kept = better_completions(
+                output["advantages"], self.num_generations, self.args.advantage_filter, self.args.advantage_top_fraction
+            )
+            # as TRL masks truncated completions: they count as zero, and are not computed
+            output["completion_mask"] = output["completion_mask"] * kept[:, None]
+            self._step_counts["tokens"] += int(output["num_items_in_batch"])
+            self._note_completions(inputs, output)
         self._inputs[self._mode] = batch.inputs
-        with self._working_on(batch):
-            output = super()._generate_and_score_completions(inputs)
         # TRL shuffles the rows of every tensor in `output`; the group index must travel with them
         output["group"] = batch.group
         return output
+
+    def _rollout(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Batch]:
+        """Sample and judge completions of whole groups of rows."""
+        num_generations: int = self.num_generations if self.model.training else self.num_generations_eval
+        questions, group = group_rows([row["question"] for row in rows], num_generations)
+        with self.clock("audio"):
+            inputs = question_inputs(self.processing_class, questions, self.prompt_style, self.audio_channel)
+            if self._encoded is not None:
+                inputs = self._encoded(inputs, questions, self.audio_channel)
+        batch = Batch(inputs, group.to(self.accelerator.device))
+        self._step_counts["clips"] += len(questions) * self.accelerator.num_processes
+        with self._working_on(batch):
+            return super()._generate_and_score_completions(rows), batch
+
+    def _replace_silent_groups(
+        self, rows: list[dict[str, Any]], output: dict[str, Any], batch: Batch
+    ) -> tuple[dict[str, Any], Batch]:
+        """Ask further questions in the place of those whose completions all got the same reward.
+
+        Every process asks as many as the one that needs most, since gathering and ZeRO-3 take all of them.
+        """
+        batches = self.accelerator.num_processes * self.args.gradient_accumulation_steps  # of a step
+        budget = self.args.dynamic_sampling // batches
+        place = (self.state.global_step, self._batch_of_step, self.accelerator.process_index)
+        asked = sorted({self._index_of[row["question"].id] for row in rows})
+        drawn = replaced = 0
+        while drawn < budget:
+            silent = (~groups_with_signal(output["advantages"], self.num_generations)).sum()
+            wanted = min(int(self.accelerator.gather(silent[None]).max()), budget - drawn)
+            if wanted == 0:
+                break
+            indices = draw_further(len(self._questions), asked, wanted, self.args.seed, *place, drawn)
+            further_rows = [self.train_dataset[index] for index in indices for _ in range(self.num_generations)]
+            further, further_batch = self._rollout(further_rows)
+            pad_token_id = self._tokenizer.pad_token_id
+            output, pairs = replace_groups(output, further, self.num_generations, pad_token_id)
+            batch = Batch(batch.inputs.with_questions_of(further_batch.inputs, pairs), batch.group)
+            for mine, theirs in pairs:
+                first, others = mine * self.num_generations, theirs * self.num_generations
+                rows[first : first + self.num_generations] = further_rows[others : others + self.num_generations]
+            asked += indices
+            drawn, replaced = drawn + wanted, replaced + len(pairs)
+        output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
+        totals = self.accelerator.reduce(torch.tensor([drawn, replaced], device=self.accelerator.device), "sum")
+        for name, total in zip(("drawn", "replaced"), totals.tolist(), strict=True):
+            self._metrics["train"][f"dynamic_sampling/{name}"].append(total)
+        return output, batch
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> torch.Tensor:
+        """Rewards [N of all processes, number of rewards]; logs their means by task."""
+        with self.clock("reward"):
+            rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        tasks = gather_object([row["task"] for row in inputs])
+        figures = {f"rewards/{name}": rewards[:, index] for index, name in enumerate(self.reward_func_names)}
+        figures["reward"] = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        for name, values in figures.items():
+            for task, mean in means_by_task(values, tasks).items():
+                self._metrics[self._mode][f"{name}/{task}"].append(mean)
+        self._local_rewards = rewards[self.accelerator.process_index * len(inputs) :][: len(inputs)]
+        return rewards
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.clock("backward"):  # what is left of it after the parts inside; DeepSpeed's optimizer step too
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._batch_of_step += 1
+        return loss
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        with self.clock("other"):
+            return super()._prepare_inputs(generation_batch)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         batch = self._current_batch
@@ -130,13 +222,16 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
         **_: Any,
     ) -> tuple[list[list[int]], None]:
         batch = self._current_batch
-        with unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            generation_kwargs=self.generation_kwargs,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        ) as model:
+        with (
+            self.clock("generation"),
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+        ):
             completion_ids = generate(
                 model,
                 batch.inputs,
@@ -148,7 +243,7 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return completion_ids, None
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        with self._working_on(Batch(self._inputs[self._mode], inputs["group"])):
+        with self.clock("forward"), self._working_on(Batch(self._inputs[self._mode], inputs["group"])):
             return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(
@@ -164,7 +259,8 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """Log-probabilities (and entropies) of the completion tokens, [N, C], under the full softmax."""
         score = self._score_shared if self.share else self._score_plain
-        log_probs, entropy = score(model, input_ids, attention_mask, logits_to_keep)
+        with self.clock("forward" if torch.is_grad_enabled() else "reference"):
+            log_probs, entropy = score(model, input_ids, attention_mask, logits_to_keep)
         return log_probs, entropy if compute_entropy else None, None
 
     def _score_shared(
@@ -172,8 +268,12 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One packed row a group, one forward of the wrapped model: DDP, ZeRO and PEFT hooks fire as usual."""
         batch = self._current_batch
-        present, group = batch.group.unique(return_inverse=True)
-        packed = pack_groups(input_ids, attention_mask, group, completion_length, self._tokenizer.pad_token_id)
+        rows = attention_mask[:, -completion_length:].any(dim=1).nonzero().squeeze(1)  # the others are masked out
+        rows = rows if len(rows) else rows.new_zeros(1)  # every process must call the model
+        present, group = batch.group[rows].unique(return_inverse=True)
+        packed = pack_groups(
+            input_ids[rows], attention_mask[rows], group, completion_length, self._tokenizer.pad_token_id
+        )
         with self.accelerator.autocast():
             output = model(
                 input_ids=packed.input_ids,
@@ -184,8 +284,13 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
                 fused_lm_head=True,
                 **batch.inputs.audio(input_ids.device, present),
             )
+
+        def of_rows(values: torch.Tensor) -> torch.Tensor:
+            unpacked = packed.unpack(values[0])
+            return unpacked.new_zeros(len(input_ids), completion_length).index_copy(0, rows, unpacked)
+
         entropy = getattr(output, "entropy", None)
-        return packed.unpack(output.log_probs[0]), None if entropy is None else packed.unpack(entropy[0])
+        return of_rows(output.log_probs), None if entropy is None else of_rows(entropy)
 
     def _score_plain(
         self, model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
@@ -206,6 +311,54 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
         kept = slice(-completion_length, None)
         return output.log_probs[:, kept], None if entropy is None else entropy[:, kept]
 
+    def _note_completions(self, rows: list[dict[str, Any]], output: dict[str, Any]) -> None:
+        """Write the first group of a logged step's first batch into the run folder's table."""
+        step = self.state.global_step + 1
+        logged = step % self.state.logging_steps == 0 and self._batch_of_step == 0
+        if not (logged and self.accelerator.is_main_process):
+            return
+        if self._completions is None:
+            columns = ["id", "task", "question", "answer", "completion", *self.reward_func_names, "advantage"]
+            folder = Path(str(self.args.output_dir))
+            self._completions = CompletionTable(folder / "completions.csv", columns, self.state.global_step)
+        group = slice(0, self.num_generations)
+        texts = self._tokenizer.batch_decode(output["completion_ids"][group], skip_special_tokens=True)
+        self._completions.add(
+            step,
+            [
+                {
+                    **{key: row[key] for key in ("task", "answer")},
+                    "id": row["question"].id,
+                    "question": row["question"].question,
+                    "completion": text,
+                    "advantage": round(advantage, 4),
+                    **dict(zip(self.reward_func_names, rewards, strict=True)),
+                }
+                for row, text, advantage, rewards in zip(
+                    rows[group],
+                    texts,
+                    output["advantages"][group].tolist(),
+                    self._local_rewards[group].tolist(),
+                    strict=True,
+                )
+            ],
+        )
+
+    def begin_step(self) -> None:
+        """Start the clock, so that what lies between steps (saving, evaluating) is left out."""
+        self._batch_of_step = 0
+        self.clock.restart()
+
+    def log_step(self) -> None:
+        """Add what the step that ends now took to the metrics."""
+        seconds, shares = self.clock.read()
+        metrics = self._metrics["train"]
+        for part, share in shares.items():
+            metrics[f"time/{part}"].append(share)
+        for name, count in self._step_counts.items():
+            metrics[f"{name}_per_second"].append(count / seconds)
+            self._step_counts[name] = 0
+
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
@@ -223,6 +376,26 @@ class AudioGRPOTrainer(ResumableTrainer, GRPOTrainer):
             yield
         finally:
             self._batch = outer
+
+
+class _StepMonitor(TrainerCallback):
+    """Tells the trainer when an optimizer step begins and ends, and what of it is the optimizer's."""
+
+    def __init__(self, trainer: AudioGRPOTrainer):
+        self.trainer = trainer
+        self._optimizer = ExitStack()
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.begin_step()
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._optimizer.enter_context(self.trainer.clock("optimizer"))
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._optimizer.close()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.log_step()
 
 
 def question_rows(questions: Sequence[AudioQuestion], prompt_style: str) -> Dataset:

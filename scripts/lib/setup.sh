@@ -186,8 +186,8 @@ launch_training() { # launch_training MODULE args...
     else
         launcher=(--standalone) # finds a free port
     fi
-    # A large checkpoint takes minutes to write; torchrun would kill the processes 30 s after a signal.
-    exec "$PYTHON" -m torch.distributed.run --shutdown-timeout 1800 "${launcher[@]}" --nproc-per-node "$processes" -m "$module" "$@"
+    # torchrun, with this project's exit codes
+    exec "$PYTHON" -m r1_aqa_repro.launch "${launcher[@]}" --nproc-per-node "$processes" -m "$module" "$@"
 }
 
 is_positive() {

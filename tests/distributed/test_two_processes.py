@@ -1,82 +1,131 @@
-"""The same entry point under torchrun with two CPU processes: DDP, ZeRO-2 and ZeRO-3."""
+"""The real entry point under torchrun with two CPU processes, running freely: DDP, ZeRO-2 and ZeRO-3."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from safetensors.torch import load_file
 
+from eval.mmau import main as evaluate
 from r1_aqa_repro import modeling
+from r1_aqa_repro.resuming import last_checkpoint
 from tests.conftest import ROOT
+from tests.distributed.launching import ENVIRONMENT, Job, log_history
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-SETTINGS = [
-    "--learning_rate", "1e-3", "--prompts_per_step", "4", "--max_prompts_per_device", "2", "--num_generations", "2",
-    "--max_completion_length", "4", "--reward_funcs", "random", "--beta", "0.04", "--loss_type", "grpo",
-    "--save_steps", "2", "--logging_steps", "1", "--report_to", "none", "--bf16", "false",
-    "--activation_checkpointing", "false", "--dataloader_pin_memory", "false", "--use_cpu", "true",
-    "--ddp_find_unused_parameters", "false",
-]  # fmt: skip
+# a reward by each process's own coin, so that a resume has to bring back every process's random numbers
+FREELY = ["--max_steps", "4", "--reward_funcs", "random"]
 
 
-def train(folder: Path, manifest: Path, model: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    where = ["--output_dir", str(folder), "--train_file", str(manifest), "--model_name_or_path", str(model)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run(
-        [*launcher, "-m", "r1_aqa_repro.train_grpo", *SETTINGS, *where, *more],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env=environment,
-        cwd=ROOT,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
-def test_trains_saves_and_resumes(strategy: str, manifest: Path, model_folder: Path, tmp_path: Path) -> None:
-    deepspeed = []
-    if strategy != "ddp":
-        if shutil.which("c++") is None:
-            pytest.skip("DeepSpeed on CPUs builds one op and there is no C++ compiler")
-        deepspeed = ["--deepspeed", str(ROOT / "configs" / "deepspeed" / f"{strategy}.json")]
-    folder = tmp_path / "run"
-    done = train(folder, manifest, model_folder, "--max_steps", "4", *deepspeed)
+@pytest.fixture(scope="module", params=["ddp", "zero2", "zero3"])
+def trained(
+    request: pytest.FixtureRequest, manifest: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Job:
+    job = Job(tmp_path_factory.mktemp(request.param), manifest, model_folder, request.param)
+    done = job.train(*FREELY)
     assert done.returncode == 0, done.stderr[-3000:]
-    final = modeling.load_model(folder / "final")
-    start = modeling.load_model(model_folder)
-    moved = [name for name, value in final.state_dict().items() if not value.equal(start.state_dict()[name])]
-    assert len(moved) > 20
-    modeling.load_processor(folder / "checkpoint-2")
+    return job
 
-    shutil.rmtree(folder / "final")
-    shutil.rmtree(folder / "checkpoint-4")
-    again = train(folder, manifest, model_folder, "--max_steps", "4", *deepspeed)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "resuming from" in again.stderr
-    state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))
-    assert state["global_step"] == 4 and len([entry for entry in state["log_history"] if "reward" in entry]) == 4
-    resumed = modeling.load_model(folder / "final").state_dict()
-    assert all(value.equal(resumed[name]) for name, value in final.state_dict().items())
+
+def test_the_parameters_move(trained: Job) -> None:
+    start, final = (modeling.load_model(path).state_dict() for path in (trained.model, trained.run / "final"))
+    assert len([name for name, value in final.items() if not value.equal(start[name])]) > 20
+
+
+def test_each_process_has_whole_groups_of_its_own(trained: Job) -> None:
+    seen = [trained.records(rank) for rank in (0, 1)]
+    assert len(seen[0]) == len(seen[1]) == 4
+    for batches in zip(*seen, strict=True):
+        questions = [batch["ids"][::4] for batch in batches]  # 2 questions x 4 completions each
+        assert [batch["ids"] for batch in batches] == [
+            [each for each in asked for _ in range(4)] for asked in questions
+        ]
+        assert len({*questions[0], *questions[1]}) == 4
+        assert batches[0]["completions"] != batches[1]["completions"]
+
+
+def test_a_checkpoint_is_evaluated(trained: Job, tmp_path: Path) -> None:
+    arguments = ["--ckpt", trained.run / "checkpoint-2", "--data", trained.manifest, "--out", tmp_path / "out"]
+    assert evaluate([*map(str, arguments), "--limit", "4", "--max-new-tokens", "6", "--device", "cpu"]) == 0
+    assert json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))["n"] == 4
+    modeling.load_processor(trained.run / "checkpoint-2")
+
+
+def test_a_checkpoint_has_the_published_tensor_names(trained: Job) -> None:
+    """Other programs know Qwen2-Audio's tensors by these names alone."""
+    published = load_file(trained.model / "model.safetensors").keys()
+    assert load_file(trained.run / "checkpoint-2" / "model.safetensors").keys() == published
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(trained: Job, tmp_path: Path) -> None:
+    job = interrupted_after_two_steps(trained, tmp_path)
+    done = job.train(*FREELY)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resuming from" in done.stderr
+    steps = [entry["step"] for entry in log_history(job.run / "checkpoint-4")]
+    assert steps == [1, 2, 3, 4]
+    for rank in (0, 1):
+        assert job.records(rank) == trained.records(rank)[2:]
+    resumed, whole = (modeling.load_model(path / "final").state_dict() for path in (job.run, trained.run))
+    assert all(value.equal(resumed[name]) for name, value in whole.items())
+
+
+def test_a_run_is_not_resumed_with_another_number_of_processes(trained: Job, tmp_path: Path) -> None:
+    job = interrupted_after_two_steps(trained, tmp_path)
+    before = sorted(path.name for path in job.run.rglob("*"))
+    refused = job.train(*FREELY, processes=1)
+    assert refused.returncode == 2, refused.stderr[-3000:]
+    assert "was started with 2 processes, not 1" in refused.stderr
+    assert sorted(path.name for path in job.run.rglob("*")) == before
+
+
+def interrupted_after_two_steps(trained: Job, folder: Path) -> Job:
+    """A copy of the run as a kill in its third step leaves it."""
+    job = Job(folder, trained.manifest, trained.model, trained.strategy)
+    shutil.copytree(trained.run, job.run, ignore=shutil.ignore_patterns("final", "checkpoint-4"))
+    return job
+
+
+def test_a_signal_to_every_process_saves_one_checkpoint(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
+    """Some schedulers signal all processes of a job, to which torchrun then passes on its own signal."""
+    job = Job(tmp_path, manifest, model_folder)
+    command = job.command("--max_steps", "1000", "--save_steps", "1000")
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as launcher:
+        deadline = time.monotonic() + 300
+        while not all((job.folder / "records" / f"rank-{rank}.jsonl").is_file() for rank in (0, 1)):
+            assert launcher.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        for pid in [launcher.pid, *(worker.pid for worker in psutil.Process(launcher.pid).children())]:
+            os.kill(pid, signal.SIGTERM)
+        assert launcher.wait(timeout=120) == 130
+    saved = last_checkpoint(job.run)
+    assert saved is not None and not (job.run / "final").exists()
+    steps = log_history(saved)[-1]["step"]
+    assert saved.name == f"checkpoint-{steps}" and steps == len(job.records(0)) == len(job.records(1)) < 1000
+    assert {path.name for path in saved.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
 def test_prompts_that_do_not_divide_are_refused_once(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
-    done = train(tmp_path / "run", manifest, model_folder, "--max_steps", "1", "--prompts_per_step", "3")
-    assert done.returncode != 0
+    job = Job(tmp_path, manifest, model_folder)
+    done = job.train("--max_steps", "1", "--prompts_per_step", "3")
+    assert done.returncode == 2
     assert done.stderr.count("3 does not divide among 2 processes") == 1
-    assert not (tmp_path / "run").exists()
+    assert not job.run.exists()
 
 
 def test_processes_that_would_train_alone_are_refused(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
     """Without `use_cpu`, transformers takes each CPU process for the only one."""
-    done = train(tmp_path / "run", manifest, model_folder, "--max_steps", "1", "--use_cpu", "false")
-    assert done.returncode != 0
+    job = Job(tmp_path, manifest, model_folder)
+    done = job.train("--max_steps", "1", "--use_cpu", "false")
+    assert done.returncode == 2
     assert "2 processes were started, but each would train alone" in done.stderr
-    assert not (tmp_path / "run").exists()
+    assert not job.run.exists()

@@ -46,6 +46,7 @@ def make_trainer(model_folder: Path, questions: list[AudioQuestion], tmp_path: P
         }
         args = AudioGRPOConfig(**(settings | overrides))
         model, processor = modeling.load(model_folder)
+        modeling.freeze(model, args.trained_parts)
         return AudioGRPOTrainer(model, args, asked or questions, processor, prompt_style, peft_config=peft_config)
 
     return make

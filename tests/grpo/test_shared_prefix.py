@@ -136,6 +136,31 @@ def test_log_probs_loss_and_gradients_equal_the_plain_forward(
         assert error < 1e-3, f"{name}: {error:.2e}"
 
 
+def test_sharing_adds_no_error_in_bfloat16(make_trainer: Any, questions: list[AudioQuestion]) -> None:
+    """Under autocast both forwards round at every operation; the shared one is no farther from float32 than the plain."""
+    group, lengths = CASES["ragged groups in shuffled order"]
+    asked = [questions[index] for index in (0, 23, 11)]
+    trainer = make_trainer()
+    batch, rows = scored_batch(trainer, asked, group, lengths)
+    mask = rows["completion_mask"].bool()
+
+    def score(share: bool) -> torch.Tensor:
+        trainer.share = share
+        with trainer._working_on(batch), torch.no_grad():
+            return trainer._get_per_token_logps_and_entropies(
+                trainer.model,
+                torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1),
+                torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1),
+                mask.size(1),
+            )[0][mask]
+
+    exact = score(share=False)
+    trainer.accelerator.autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+    errors = {share: (score(share) - exact).norm() for share in (True, False)}
+    assert 1e-3 < errors[False] < 1  # bfloat16 it is
+    assert errors[True] < 1.5 * errors[False]
+
+
 def test_log_probs_equal_a_row_alone(make_trainer: Any, questions: list[AudioQuestion]) -> None:
     """Independent of both forwards: the model itself, one prompt and completion at a time, and log_softmax."""
     group, lengths = CASES["ragged groups in shuffled order"]

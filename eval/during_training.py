@@ -1,0 +1,158 @@
+"""The harness on a model that is being trained: what `eval_file` of a training configuration sets going.
+
+Prompts, processor call, decoding, batch grid, parsing, matching and scoring are those of `python -m eval.mmau`, so that
+a figure of step N is what that command gives for `checkpoint-N`. Each evaluation leaves the harness's files in
+`<output_dir>/eval/step-N`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from eval.generate import Generator, Hearing, greedy_config
+from eval.predictions import PredictionFile
+from eval.run import EvalSettings, Plan, batches, effective_settings, write_scores
+from eval.scores import version_of
+from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, DataArguments
+from r1_aqa_repro.evaluating import EVALUATIONS, Autocast
+from r1_aqa_repro.files import sha256_of
+from r1_aqa_repro.inputs import minimum_seconds
+from r1_aqa_repro.preflight import read_usable
+from r1_aqa_repro.schema import AudioQuestion
+
+
+@dataclass(frozen=True)
+class HarnessEvaluator:
+    """An `evaluating.Evaluator` over fixed questions.
+
+    Attributes:
+        settings: as of an evaluation from the command line; the checkpoint is the run folder.
+        questions: in the order of the file.
+        version: of the benchmark, see `scores.version_of`.
+        data_sha256: of the file the questions come from.
+        processor: the model's.
+    """
+
+    settings: EvalSettings
+    questions: list[AudioQuestion]
+    version: str
+    data_sha256: str
+    processor: ProcessorMixin
+
+    @classmethod
+    def of(
+        cls, data: DataArguments, training: AudioGRPOConfig | AudioSFTConfig, processor: ProcessorMixin
+    ) -> HarnessEvaluator:
+        """The evaluator that a configuration asks for; preflight has refused or listed what is not usable."""
+        file = Path(str(training.eval_file))
+        questions, _ = read_usable(file, minimum_seconds(processor), training.eval_limit)
+        settings = EvalSettings(
+            ckpt=str(training.output_dir),
+            data=file,
+            prompt_style=data.prompt_style,
+            batch_size=training.per_device_eval_batch_size,
+            max_new_tokens=training.max_completion_length,
+            audio_channel=data.audio_channel,
+        )
+        data_sha256 = sha256_of(file)
+        return cls(settings, questions, version_of(data_sha256, questions), data_sha256, processor)
+
+    def __call__(self, model: PreTrainedModel, step: int, autocast: Autocast) -> dict[str, float]:
+        """See `evaluating.Evaluator`. Accuracies and format rate 0-1, `unparsed` a number of questions."""
+        start = time.perf_counter()
+        completions = self._complete(model, step, autocast)
+        figures: list[dict[str, float]] = [{}]
+        if PartialState().is_main_process:
+            with autocast():
+                computed_in = _computed_in(model)
+            scores = self._record(step, completions, computed_in, str(model.device))
+            figures = [_figures(scores) | {"seconds": round(time.perf_counter() - start, 2)}]
+        broadcast_object_list(figures)
+        return figures[0]
+
+    def _complete(self, model: PreTrainedModel, step: int, autocast: Autocast) -> list[str | None]:
+        """One completion a question, the batches of the grid being dealt out to the processes."""
+        grid = list(batches(self.questions, self.settings.batch_size))
+        processes = PartialState()
+        # under ZeRO-3 all must generate equally often: who has no batch left in the last round repeats one
+        rounds = range(0, len(grid), processes.num_processes)
+        mine = [(first + processes.process_index) % len(grid) for first in rounds]
+        generator = Generator(
+            model,
+            self.processor,
+            greedy_config(model, self.processor, self.settings.max_new_tokens),
+            str(self.settings.prompt_style),
+            Hearing(self.settings.audio_channel),
+            autocast,
+        )
+        progress = tqdm(
+            mine, desc=f"evaluation, step {step}", unit="batch", leave=False, disable=not processes.is_main_process
+        )
+        done = {index: generator.complete(grid[index], _warn) for index in progress}
+        parts = gather_object([done])
+        by_batch = {index: completions for part in parts for index, completions in part.items()}
+        return [completion for index in range(len(grid)) for completion in by_batch[index]]
+
+    def _record(self, step: int, completions: list[str | None], computed_in: str, device: str) -> dict[str, Any]:
+        """Write the files of this evaluation, in place of those of an interrupted attempt; the scores."""
+        run_folder = Path(self.settings.ckpt)
+        plan = Plan(
+            folder=run_folder / f"checkpoint-{step}",
+            questions=self.questions,
+            version=self.version,
+            out=run_folder / EVALUATIONS / f"step-{step}",
+            device=device,
+            strict=False,
+            effective={
+                "training_step": step,
+                **effective_settings(
+                    replace(self.settings, dtype=computed_in),
+                    self.data_sha256,
+                    len(self.questions),
+                    str(self.settings.prompt_style),
+                    device,
+                ),
+            },
+            paths={
+                "checkpoint": f"{run_folder}, step {step} of its training",
+                "data": str(self.settings.data),
+                "audio_dir": str(Path(str(self.settings.data)).parent),
+            },
+        )
+        shutil.rmtree(plan.out, ignore_errors=True)
+        with PredictionFile(plan.out, plan.effective, plan.paths, plan.questions) as predictions:
+            predictions.append(zip(self.questions, completions, strict=True))
+            return write_scores(plan, predictions.recorded)
+
+
+def _figures(scores: dict[str, Any]) -> dict[str, float]:
+    """What is worth a curve, of the content of a scores.json."""
+    return {
+        "accuracy": scores["total"]["correct"] / scores["n"],
+        **{f"accuracy_{task}": tally["correct"] / tally["n"] for task, tally in scores["task"].items()},
+        "format_rate": scores["format_rate"],
+        "unparsed": scores["unparsed"],
+    }
+
+
+def _computed_in(model: PreTrainedModel) -> str:
+    """Such as `float32`, or `bfloat16 autocast` where float32 weights are computed with in mixed precision."""
+    kind = model.device.type
+    autocast = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if autocast else model.dtype
+    return str(dtype).removeprefix("torch.") + (" autocast" if autocast else "")
+
+
+def _warn(text: str) -> None:
+    tqdm.write(f"warning: {text}", file=sys.stderr)

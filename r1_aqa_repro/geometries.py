@@ -1,0 +1,72 @@
+"""The Qwen2-Audio configurations that the benchmarks and the planner build without a download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2Config
+
+QWEN2_AUDIO_7B_INSTRUCT = "Qwen/Qwen2-Audio-7B-Instruct"
+
+
+def mid_config() -> Qwen2AudioConfig:
+    """38 M parameters, untied: large enough that matrix products dominate, small enough for one CPU core.
+
+    The window is Qwen2-Audio's own: 128 mel bins, 30 s, 3000 frames, 1500 encoder positions, 750 audio tokens.
+    """
+    return Qwen2AudioConfig(
+        audio_config=Qwen2AudioEncoderConfig(
+            num_mel_bins=128,
+            d_model=256,
+            encoder_layers=4,
+            encoder_attention_heads=4,
+            encoder_ffn_dim=1024,
+            max_source_positions=1500,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=8192,
+            hidden_size=512,
+            intermediate_size=1408,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            max_position_embeddings=8192,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        ),
+        audio_token_index=2,
+    )
+
+
+def qwen2_audio_7b_config() -> Qwen2AudioConfig:
+    """Qwen2-Audio-7B-Instruct's own sizes, as its public config.json and transformers' defaults give them."""
+    return Qwen2AudioConfig(
+        audio_config=Qwen2AudioEncoderConfig(
+            num_mel_bins=128,
+            d_model=1280,
+            encoder_layers=32,
+            encoder_attention_heads=20,
+            encoder_ffn_dim=5120,
+            max_source_positions=1500,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=156_032,
+            hidden_size=4096,
+            intermediate_size=11_008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            max_position_embeddings=8192,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            tie_word_embeddings=False,
+            bos_token_id=151_643,
+            eos_token_id=151_645,
+        ),
+        audio_token_index=151_646,
+    )
+
+
+GEOMETRIES: dict[str, Callable[[], Qwen2AudioConfig]] = {"mid": mid_config, "7b": qwen2_audio_7b_config}

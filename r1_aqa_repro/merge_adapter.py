@@ -1,0 +1,130 @@
+"""Merge a LoRA adapter into its base model: a complete checkpoint that any tool can load without PEFT.
+
+    python -m r1_aqa_repro.merge_adapter --adapter runs/my-run/final --out runs/my-run/merged
+
+The merged folder can be evaluated (`eval.mmau --ckpt`) and trained further (`model_name_or_path`). The sum is taken in
+float32; with `--dtype bfloat16` it is rounded when it is written, which takes half the disk space.
+
+Exit codes: 0 done; 1 the disk filled up; 2 refused before anything was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, Qwen2AudioForConditionalGeneration
+
+from r1_aqa_repro.console import say, with_hyphens
+from r1_aqa_repro.errors import EXIT_DONE, Failed, Problem, Refused, command, is_full_disk, space_left
+from r1_aqa_repro.modeling import check_model_folder, load_model, load_processor
+from r1_aqa_repro.preflight import check_free_space
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    arguments = _parser().parse_args(with_hyphens(argv))
+    out = merge_adapter(arguments.adapter, arguments.out, arguments.base, arguments.dtype)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    say(f"wrote {out} ({size:,.1f} MB, {arguments.dtype}): evaluate it with python -m eval.mmau --ckpt {out}")
+    return EXIT_DONE
+
+
+def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str = "float32") -> Path:
+    """Write base + adapter to `out`: model, processor and generation config, whole or not at all. Returns `out`.
+
+    Args:
+        adapter: folder of a LoRA adapter.
+        out: folder to make.
+        base: folder or hub id of the base model. Default: the one that the adapter names.
+        dtype: float32 or bfloat16, of the written weights.
+
+    Raises:
+        Refused: `out` exists, the adapter is none of LoRA or does not fit, its base cannot be read, too little space.
+        Failed: the disk filled up; nothing is left of `out`.
+    """
+    base, processor_from = _check(adapter, out, base, dtype)
+    processor = load_processor(processor_from)
+    model = load_model(adapter, "float32", base=base)
+    merged = model.merge_and_unload(safe_merge=True).to(DTYPES[dtype])
+    staged = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        merged.save_pretrained(staged)
+        processor.save_pretrained(staged)
+    except Exception as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        if not is_full_disk(error):
+            raise
+        raise Failed(
+            f"{out} could not be written: the disk is full ({space_left(out.parent)} without it). "
+            "Free some space and give the same command again."
+        ) from error
+    os.rename(staged, out)
+    return out
+
+
+def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> tuple[str, str | Path]:
+    """The base model's folder or hub id, and where the processor is.
+
+    Raises:
+        Refused: see `merge_adapter`, with everything that is wrong.
+    """
+    problems = []
+    if out.exists():
+        problems.append(Problem(str(out), "is there already", "Choose another --out, or delete it."))
+    config_file = adapter / "adapter_config.json"
+    if not config_file.is_file():
+        what = "the folder holds no adapter_config.json"
+        raise Refused([*problems, Problem(str(adapter), what, "Give the folder of an adapter, such as RUN/final.")])
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    if config["peft_type"] != "LORA":
+        what = f"the adapter is a {config['peft_type']}, not a LORA"
+        problems.append(Problem(str(adapter), what, "Only LoRA adapters can be merged here."))
+    base = base or str(config["base_model_name_or_path"])
+    try:
+        problems += _check_space(out, check_model_folder(base), dtype)
+    except Refused as refusal:
+        remedy = "Give the base model that the adapter was trained on as --base."
+        problems += [replace(problem, remedy=remedy) for problem in refusal.problems]
+    if problems:
+        raise Refused(problems)
+    return base, adapter if (adapter / "processor_config.json").is_file() else base
+
+
+def _check_space(out: Path, config: PreTrainedConfig, dtype: str) -> list[Problem]:
+    """A problem where the merged model would not fit on the disk of `out`."""
+    with torch.device("meta"):
+        parameters = Qwen2AudioForConditionalGeneration(config).num_parameters()
+    problems = check_free_space(out.parent, parameters * DTYPES[dtype].itemsize, "the merged weights")
+    return [replace(problem, remedy="Free some space, or choose another --out.") for problem in problems]
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m r1_aqa_repro.merge_adapter",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--adapter", required=True, type=Path, metavar="DIR", help="folder of the adapter, such as RUN/final")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder to make")
+    add("--base", metavar="DIR_OR_HUB_ID", help="base model (default: the one that the adapter names)")
+    add("--dtype", choices=DTYPES, default="float32", help="of the written weights (default: float32)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The model's work on the meta device: shapes without numbers, so that a 7B is counted in seconds on any machine.
+
+Every function runs the real modules (encoder, projector, language model). What is counted is what PyTorch
+would compute and what its autograd would keep, not a rule of thumb.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AttentionInterface,
+    DynamicCache,
+    PreTrainedModel,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+)
+
+from r1_aqa_repro.audio_encoder import make_trimmable
+
+_EFFICIENT = "memory_efficient"
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """One forward and backward of one process.
+
+    rows: rows of the language model (shared: one a question; plain: one a completion).
+    clips: clips encoded, each `frames` log-mel frames long; they give `audio_tokens` tokens each.
+    prefix: positions of a row in front of the scored ones.
+    row_tokens: positions of a row in all; the last `row_tokens - prefix` are scored.
+    """
+
+    rows: int
+    clips: int
+    frames: int
+    audio_tokens: int
+    prefix: int
+    row_tokens: int
+
+    @property
+    def scored(self) -> int:
+        return self.rows * (self.row_tokens - self.prefix)
+
+
+def build_model(
+    config: Qwen2AudioConfig,
+    dtype: torch.dtype,
+    peft_config: PeftConfig | None = None,
+    checkpointing: bool = False,
+) -> nn.Module:
+    """The model as the trainers set it up, in training mode, on the meta device."""
+    with torch.device("meta"):
+        model: Any = Qwen2AudioForConditionalGeneration._from_config(
+            deepcopy(config), dtype=dtype, attn_implementation="sdpa"
+        )
+        make_trimmable(model)
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config).to(dtype)  # adapters too, as DeepSpeed casts them
+    if checkpointing:
+        model.activation_checkpointing_enable()
+        if peft_config is not None:
+            model.enable_input_require_grads()
+    return model.train()
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The Qwen2-Audio inside a PEFT model, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone(model: nn.Module, shapes: Shapes, cache: DynamicCache | None = None) -> torch.Tensor:
+    """Hidden states [rows, row_tokens, hidden] of prompts with clips, under a 4-D mask as the shared prefix has it."""
+    base = base_of(model)
+    device = base.device
+    frames_after_convolutions = shapes.frames // 2
+    with torch.device(device):
+        heard = base.model.audio_tower(
+            torch.empty(shapes.clips, base.config.audio_config.num_mel_bins, shapes.frames),
+            attention_mask=torch.empty(
+                shapes.clips, 1, frames_after_convolutions, frames_after_convolutions, dtype=torch.bool
+            ),
+        ).last_hidden_state
+        features = base.model.multi_modal_projector(heard)[:, : shapes.audio_tokens]
+        embeddings = base.get_input_embeddings()(torch.empty(shapes.rows, shapes.row_tokens, dtype=torch.long))
+        # the same copy as `masked_scatter`, whose mask would need numbers
+        embeddings = torch.cat([features.to(embeddings.dtype), embeddings[:, shapes.audio_tokens :]], dim=1)
+        return base.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=torch.empty(shapes.rows, 1, shapes.row_tokens, shapes.row_tokens, dtype=torch.bool),
+            position_ids=torch.empty(shapes.rows, shapes.row_tokens, dtype=torch.long),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+
+def cross_entropy(model: nn.Module, hidden: torch.Tensor, shapes: Shapes) -> torch.Tensor:
+    """The loss of AudioSFTTrainer: every position's logits, in float32 for the softmax."""
+    logits = base_of(model).get_output_embeddings()(hidden)
+    labels = torch.empty(hidden.size(0), hidden.size(1) - 1, dtype=torch.long, device=hidden.device)
+    return functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+def decode_flops(model: nn.Module, rows: int, prompt_tokens: int, completion_tokens: int) -> int:
+    """FLOPs of generating `completion_tokens` for `rows` sequences, the prompt less one token being cached.
+
+    A step costs a constant and, in attention, a multiple of the cache's length: the mean of the first and the last
+    step times their number is exact.
+    """
+    base = base_of(model)
+    text = base.config.get_text_config()
+    head_dim = text.hidden_size // text.num_attention_heads
+
+    def step(cached: int) -> None:
+        cache = DynamicCache(config=text)
+        for layer in range(text.num_hidden_layers):
+            past = torch.empty(rows, text.num_key_value_heads, cached, head_dim, device="meta", dtype=base.dtype)
+            cache.update(past, past, layer)
+        hidden = base.model.language_model(
+            inputs_embeds=torch.empty(rows, 1, text.hidden_size, device="meta", dtype=base.dtype),
+            attention_mask=torch.empty(rows, 1, 1, cached + 1, device="meta", dtype=torch.bool),
+            position_ids=torch.empty(rows, 1, device="meta", dtype=torch.long),
+            past_key_values=cache,
+        ).last_hidden_state
+        base.get_output_embeddings()(hidden)
+
+    first = count_flops(lambda: step(prompt_tokens - 1))
+    last = count_flops(lambda: step(prompt_tokens - 2 + completion_tokens))
+    return (first + last) * completion_tokens // 2
+
+
+def count_flops(work: Callable[[], Any], grad: bool = False) -> int:
+    """FLOPs of `work`, attention counted as its matrix products whichever kernel a device has for it."""
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+        nullcontext() if grad else torch.no_grad(),
+    ):
+        work()
+    return counter.get_total_flops()
+
+
+def loss_bytes(
+    config: Qwen2AudioConfig,
+    shapes: Shapes,
+    dtype: torch.dtype,
+    peft_config: PeftConfig | None = None,
+    checkpointing: bool = False,
+    autocast: bool = False,
+    head: Callable[[nn.Module, torch.Tensor, Shapes], torch.Tensor] | None = None,
+) -> int:
+    """Most bytes that live at once in a forward and its backward, apart from the weights and accumulated gradients.
+
+    Counted are the tensors that autograd keeps, the temporaries beside them and each weight's fresh gradient until it
+    is added to the accumulated one (or reduced away). Attention is PyTorch's memory-efficient kernel, which a GPU
+    takes for a boolean mask: its scores are never held, its mask is, once a layer in the computation's dtype.
+
+    Args:
+        autocast: compute in bfloat16 with float32 weights, whose casts autograd keeps.
+        head: what follows the backbone; none: the backbone alone.
+    """
+    model = build_model(config, dtype, peft_config, checkpointing)
+    base_of(model).set_attn_implementation(_EFFICIENT)
+    with ExitStack() as stack:
+        if autocast:  # which passes over meta tensors: fake ones are the same under a CPU's name
+            stack.enter_context(FakeTensorMode())
+            _name_cpu(model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        live = stack.enter_context(LiveBytes([*model.parameters(), *model.buffers()]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            hidden = backbone(model, shapes)
+            result = hidden if head is None else head(model, hidden, shapes)
+        del hidden
+        result.sum().backward()
+    return live.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operations make inside this context, those of `apart` left out.
+
+    now, peak: at this moment, and the most so far.
+    """
+
+    def __init__(self, apart: Iterable[torch.Tensor] = ()):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in apart)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return output
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, storage.nbytes())
+
+    def _remove(self, size: int) -> None:
+        self.now -= size
+
+
+def _name_cpu(model: nn.Module) -> None:
+    """Put fake tensors of the CPU in place of the model's meta tensors, inside a FakeTensorMode."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+            setattr(module, name, nn.Parameter(fake, requires_grad=parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def _memory_efficient_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """What `scaled_dot_product_attention` does on a GPU with a boolean mask [U, 1, T, T]."""
+    bias = torch.empty_like(attention_mask, dtype=query.dtype).expand(-1, query.size(1), -1, -1)
+    output, *_rest = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, torch.is_grad_enabled(), 0.0, False, scale=scaling
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_EFFICIENT, _memory_efficient_attention)

@@ -1,0 +1,366 @@
+"""Bytes, FLOPs and seconds of a training step under each way to spread it over GPUs.
+
+The bytes a parameter are those of arXiv 1910.02054 (ZeRO), section 3.1: with mixed precision and Adam 2 for the weight,
+2 for its gradient and 12 for the float32 master weight and two moments; without, 4 + 4 + 8. Which of them are sharded
+over the N processes is ZeRO's stage (section 5): 2 the gradients and the 12, 3 everything. What the paper leaves to
+"residual states" (activations, buffers, section 3.2) is counted on the meta device, see `counting`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import Qwen2AudioConfig
+
+from r1_aqa_repro.planning.counting import (
+    Shapes,
+    backbone,
+    base_of,
+    build_model,
+    count_flops,
+    cross_entropy,
+    decode_flops,
+    loss_bytes,
+)
+
+Engine = Literal["ddp", "zero2", "zero3", "zero3_offload"]
+ENGINES: tuple[Engine, ...] = ("ddp", "zero2", "zero3", "zero3_offload")
+RESERVED = 0.1  # of a GPU: CUDA context, NCCL, fragmentation of the allocator
+_LIVE_PARAMETERS = 1_000_000_000  # ZeRO-3's defaults: stage3_max_live_parameters, and
+_SUB_GROUP = 1_000_000_000  # sub_group_size, the parameters whose optimizer step is taken at once
+_CACHE_BLOCK = 64  # tokens by which the generation's cache grows
+_VOCABULARY_TILE, _TOKEN_TILE = 32_768, 4096  # of TRL's fused head: logits that exist at once
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training configuration asks of every process.
+
+    prompts, completions: at once (SFT: both are the examples). accumulation: how often in a step.
+    prompt_tokens: with the clip's `audio_tokens`. completion_tokens: of every completion (SFT: of the target).
+    frames: log-mel frames encoded, trimmed or the whole window.
+    shared: one packed row a prompt; otherwise a row a completion, with a clip of its own.
+    reference: the starting model's log-probabilities are needed: of a second model, or with the adapter switched off.
+    optimizer_copy: the optimizer's step makes another copy of its parameters (AdamW without `fused`).
+    """
+
+    task: Literal["grpo", "sft"]
+    model: Qwen2AudioConfig
+    num_processes: int
+    prompts: int
+    completions: int
+    accumulation: int
+    prompt_tokens: int
+    completion_tokens: int
+    audio_tokens: int
+    frames: int
+    shared: bool
+    reference: bool
+    bf16: bool
+    dtype: torch.dtype
+    checkpointing: bool
+    gather_for_generation: bool
+    optimizer_copy: bool
+
+    @property
+    def loss_shapes(self) -> Shapes:
+        """The forward of the policy (and of the reference)."""
+        if self.shared:
+            segments = self.completions // self.prompts * self.completion_tokens
+            prefix, rows = self.prompt_tokens - 1, self.prompts
+        else:
+            segments, prefix, rows = self.completion_tokens, self.prompt_tokens, self.completions
+        return Shapes(rows, rows, self.frames, self.audio_tokens, prefix, prefix + segments)
+
+    @property
+    def prefill_shapes(self) -> Shapes:
+        """The forward over the prompts before anything is generated."""
+        rows = self.prompts if self.shared else self.completions
+        length = self.prompt_tokens - 1
+        return Shapes(rows, rows, self.frames, self.audio_tokens, length, length)
+
+    @property
+    def scored(self) -> int:
+        """Positions whose logits are computed for the loss: of GRPO the completions', of SFT all."""
+        shapes = self.loss_shapes
+        return self.completions * self.completion_tokens if self.task == "grpo" else shapes.rows * shapes.row_tokens
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """total, trainable: of the model with its adapters, where it has any. largest: of the largest weight.
+
+    head: of lm_head; head_trainable: whether it is trained. adapters: whether only LoRA's matrices are.
+    """
+
+    total: int
+    trainable: int
+    largest: int
+    head: int
+    head_trainable: bool
+    adapters: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Parameters:
+        head = base_of(model).get_output_embeddings().weight
+        sizes = [parameter.numel() for parameter in model.parameters()]
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return cls(sum(sizes), trainable, max(sizes), head.numel(), head.requires_grad, isinstance(model, PeftModel))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each GPU (`host`: in the CPU memory of all processes together).
+
+    weights, gradients, optimizer, reference are held throughout; the others for a part of the step:
+    generation: `gathered_to_generate` (whole or cast copies of the weights), `kv_cache`, `sampling` (a token's logits);
+    loss: `gathered` (as much as ZeRO-3 keeps of the weights), `activations`, `logits` (TRL's head or SFT's softmax);
+    optimizer: `step` (float32 gradients and AdamW's temporaries).
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    reference: int = 0
+    gathered_to_generate: int = 0
+    kv_cache: int = 0
+    sampling: int = 0
+    gathered: int = 0
+    activations: int = 0
+    logits: int = 0
+    step: int = 0
+    host: int = 0
+
+    @property
+    def held(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.reference
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """What each phase adds to what is held."""
+        return {
+            "generation": self.gathered_to_generate + self.kv_cache + self.sampling,
+            "loss": self.gathered + self.activations + self.logits,
+            "optimizer": self.step,
+        }
+
+    @property
+    def peak(self) -> int:
+        return self.held + max(self.phases.values())
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one optimizer step of one process, FLOPs by part, and the bytes that decoding reads."""
+
+    flops: dict[str, int]
+    decode_bytes: int
+
+    def seconds(self, flops_per_second: float, bytes_per_second: float) -> dict[str, float]:
+        """By part. Decoding waits for memory: every token reads all weights and the cache (arXiv 2211.05102, 2.1)."""
+        by_part = {part: count / flops_per_second for part, count in self.flops.items()}
+        if "decoding" in by_part:
+            by_part["decoding"] = max(by_part["decoding"], self.decode_bytes / bytes_per_second)
+        return by_part
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to train: how the states are spread, and what it then costs."""
+
+    engine: Engine
+    lora: bool
+    parameters: Parameters
+    memory: Memory
+    work: Work
+
+    def fits(self, gpu_bytes: float) -> bool:
+        return self.memory.peak <= (1 - RESERVED) * gpu_bytes
+
+    def name(self, num_processes: int) -> str:
+        names = {
+            "ddp": "DDP" if num_processes > 1 else "one process",
+            "zero2": "ZeRO-2",
+            "zero3": "ZeRO-3",
+            "zero3_offload": "ZeRO-3, offload",
+        }
+        return ("LoRA, " if self.lora else "") + names[self.engine]
+
+
+def strategies(job: Job, adapters: Sequence[PeftConfig | None], engines: Sequence[Engine] = ENGINES) -> list[Strategy]:
+    """Every engine for each kind of adapter (None: the whole model is trained)."""
+    return [strategy for peft_config in adapters for strategy in _with_engines(job, peft_config, engines)]
+
+
+def _with_engines(job: Job, peft_config: PeftConfig | None, engines: Sequence[Engine]) -> list[Strategy]:
+    computed = torch.bfloat16 if job.bf16 else torch.float32
+    model = build_model(job.model, computed, peft_config, job.checkpointing)
+    parameters = Parameters.of(model)
+    work = count_work(job, peft_config, model, parameters)
+    under_deepspeed: tuple[int, int] | None = None
+    found = []
+    for engine in engines:
+        if engine == "ddp":
+            loss = measure_loss(job, parameters, peft_config, job.dtype, autocast=job.bf16)
+        else:
+            under_deepspeed = under_deepspeed or measure_loss(job, parameters, peft_config, computed, autocast=False)
+            loss = under_deepspeed
+        memory = memory_of(job, engine, parameters, *loss)
+        found.append(Strategy(engine, peft_config is not None, parameters, memory, work))
+    return found
+
+
+def measure_loss(
+    job: Job, parameters: Parameters, peft_config: PeftConfig | None, dtype: torch.dtype, autocast: bool
+) -> tuple[int, int]:
+    """Bytes of activations and of logits in the loss and its backward."""
+    count: Callable[..., int] = partial(
+        loss_bytes, job.model, job.loss_shapes, dtype, peft_config, job.checkpointing, autocast
+    )
+    activations = count()
+    if job.task == "sft":
+        return activations, max(0, count(head=cross_entropy) - activations)
+    return activations, fused_head_bytes(job, parameters, dtype, torch.bfloat16 if job.bf16 else dtype)
+
+
+def fused_head_bytes(job: Job, parameters: Parameters, dtype: torch.dtype, computed: torch.dtype) -> int:
+    """TRL's ChunkedLogProbFunction: a tile of logits, the scored states, float32 gradients and their casts.
+
+    Args:
+        dtype: of weights and hidden states.
+        computed: of the logits.
+    """
+    hidden = job.model.text_config.hidden_size
+    tile = min(job.scored, _TOKEN_TILE) * _VOCABULARY_TILE * computed.itemsize
+    states = job.scored * hidden * dtype.itemsize  # the scored positions, picked out
+    gradient_of = job.scored * hidden + (parameters.head if parameters.head_trainable else 0)
+    cast = dtype.itemsize if dtype != torch.float32 else 0
+    return tile + states + gradient_of * (4 + cast)
+
+
+def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int, logits: int) -> Memory:
+    """Bytes by part.
+
+    - ddp, one process: weights as `dtype` has them (an adapter in float32), float32 gradients, which DDP copies into
+      its buckets, and two float32 moments. With bf16 autocast keeps a bfloat16 copy of what is trained.
+    - zero2: DeepSpeed holds the whole model as it computes (2 bytes with bf16, even where `dtype` is float32); this
+      process's share of the gradients in the same type and 12 bytes for the optimizer. The reference is not sharded.
+    - zero3: all of that is sharded, the reference too. While generating, the whole model is gathered
+      (`ds3_gather_for_generation`); in the loss at most `stage3_max_live_parameters` and the weight in use.
+    - zero3_offload: the shards, the reference's too, are in CPU memory, with float32 gradients for the CPU's Adam.
+
+    DeepSpeed's optimizer step takes float32 copies of its gradients; PyTorch's AdamW on a GPU works on all tensors at
+    once and needs another copy of its parameters (torch.optim.AdamW, `foreach`).
+    """
+    total, trained, size = parameters.total, parameters.trainable, 2 if job.bf16 else 4
+    shards = job.num_processes
+    second_model = job.reference and not parameters.adapters
+    optimizer_copy = 4 if job.optimizer_copy else 0
+    buckets = 2 * size * job.model.text_config.hidden_size**2  # reduce_bucket_size: auto, and one being reduced
+    common: dict[str, int] = {"activations": activations, "logits": logits}
+    if job.task == "grpo":
+        common |= {"kv_cache": kv_cache_bytes(job), "sampling": sampling_bytes(job)}
+    if engine == "ddp":
+        weights = (total - trained) * job.dtype.itemsize + trained * (4 if parameters.adapters else job.dtype.itemsize)
+        return Memory(
+            weights=weights,
+            gradients=4 * trained * (2 if shards > 1 else 1),
+            optimizer=8 * trained,
+            reference=total * job.dtype.itemsize if second_model else 0,
+            gathered_to_generate=2 * trained if job.bf16 and job.task == "grpo" and job.dtype == torch.float32 else 0,
+            step=optimizer_copy * trained,
+            **common,
+        )
+    if engine == "zero2":
+        return Memory(
+            weights=size * total,
+            gradients=_share(size * trained, shards) + buckets,
+            optimizer=_share(12 * trained, shards),
+            reference=size * total if second_model else 0,
+            step=_share((4 + size + optimizer_copy) * trained, shards),
+            **common,
+        )
+    gathered = size * min(total, _LIVE_PARAMETERS + parameters.largest)
+    common["gathered"] = gathered
+    if job.task == "grpo":
+        common["gathered_to_generate"] = size * total if job.gather_for_generation else gathered
+    if engine == "zero3":
+        return Memory(
+            weights=_share(size * total, shards),
+            gradients=_share(size * trained, shards) + buckets,
+            optimizer=_share(12 * trained, shards),
+            reference=_share(size * total, shards) if second_model else 0,
+            step=min(_share(trained, shards), _SUB_GROUP) * (4 + optimizer_copy),
+            **common,
+        )
+    return Memory(
+        gradients=buckets,
+        host=size * total * (2 if second_model else 1) + (12 + 4 + size) * trained,
+        **common,
+    )
+
+
+def _share(amount: int, shards: int) -> int:
+    return math.ceil(amount / shards)
+
+
+def kv_cache_bytes(job: Job) -> int:
+    """Keys and values: of shared prompts once, and of every completion's own tokens, in blocks."""
+    text = job.model.text_config
+    head_dim = text.hidden_size // text.num_attention_heads
+    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * (2 if job.bf16 else 4)
+    prompts = job.prompts if job.shared else job.completions
+    own = math.ceil(job.completion_tokens / _CACHE_BLOCK) * _CACHE_BLOCK if job.shared else job.completion_tokens
+    return a_token * (prompts * job.prompt_tokens + job.completions * own)
+
+
+def sampling_bytes(job: Job) -> int:
+    """Logits of the next token of every completion: as computed, in float32, filtered, sorted and as probabilities."""
+    return job.completions * job.model.text_config.vocab_size * ((2 if job.bf16 else 4) + 4 * 4)
+
+
+def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, parameters: Parameters) -> Work:
+    """FLOPs of an optimizer step by part, and the bytes read from memory while decoding.
+
+    The head of a backward: TRL's recomputes the logits, then takes their gradients (SFT's only the latter).
+    """
+    shapes, times = job.loss_shapes, job.accumulation
+    head = 2 * job.scored * parameters.head
+    backward = 1 + parameters.head_trainable + (job.task == "grpo")
+    policy = count_flops(lambda: backbone(model, shapes).sum().backward(), grad=True)
+    flops = {"policy": times * (policy + head * (1 + backward))}
+    if job.task == "sft":
+        return Work(flops, 0)
+    model.eval()  # with checkpointing, transformers keeps no cache in training mode
+    rollout = {
+        "prefill": times * count_flops(lambda: backbone(model, job.prefill_shapes)),
+        "decoding": times * decode_flops(model, job.completions, job.prompt_tokens, job.completion_tokens),
+    }
+    if job.reference:
+        reference = base_of(model) if peft_config is None else build_model(job.model, torch.float32)
+        rollout["reference"] = times * (count_flops(lambda: backbone(reference, shapes)) + head)
+    size = 2 if job.bf16 else 4
+    read = job.completion_tokens * (size * parameters.total + kv_cache_bytes(job))
+    return Work(rollout | flops, times * read)
+
+
+def as_json(strategy: Strategy, job: Job, gpu_bytes: float) -> dict[str, Any]:
+    """One strategy with every part, in bytes."""
+    memory = asdict(strategy.memory) | {"held": strategy.memory.held, "peak": strategy.memory.peak}
+    return {
+        "strategy": strategy.name(job.num_processes),
+        "engine": strategy.engine,
+        "lora": strategy.lora,
+        "fits": strategy.fits(gpu_bytes),
+        "parameters": strategy.parameters.total,
+        "trainable_parameters": strategy.parameters.trainable,
+        "memory_bytes": memory,
+        "flops": strategy.work.flops,
+    }

@@ -1,0 +1,38 @@
+"""Where one process fails, all end within a minute, with an error that says which one and why."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launching import Job
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "how", "said"),
+    [
+        ("ddp", "reward", "this reward is broken"),
+        ("zero3", "reward", "this reward is broken"),
+        ("ddp", "kill", "signal SIGKILL"),
+        ("zero3", "kill", "signal SIGKILL"),
+        # Process 0 meets no broken connection, and SIGTERM merely asks it to stop after the step: as with a GPU kernel
+        # that waits for ever. torchrun's SIGKILL ends it after 30 s.
+        ("ddp", "kill-peer-stuck", "signal SIGKILL"),
+    ],
+)
+def test_one_failing_process_ends_all(
+    strategy: str, how: str, said: str, manifest: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    job = Job(tmp_path, manifest, model_folder, strategy)
+    done = job.train("--max_steps", "1000", driver=("--break", how))
+    seconds = time.time() - (tmp_path / "records" / "broken").stat().st_mtime
+    assert done.returncode == 1
+    assert said in done.stderr and "error: process 1 failed" in done.stderr
+    assert seconds < 60
+    # the step in which it happened has left nothing behind, the one before its checkpoint
+    assert sorted(path.name for path in job.run.glob("checkpoint-*")) == ["checkpoint-2"]
+    print(f"{strategy}, {how}: {seconds:.1f} s")

@@ -1,0 +1,144 @@
+"""GRPO and SFT of a LoRA adapter: the reference is the base itself, adapters alone are saved, and a resume is exact."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from r1_aqa_repro import modeling, train_grpo, train_sft
+
+TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
+COMMON = [
+    "--use_peft", "true", "--lora_r", "4", "--lora_alpha", "8", "--lora_target_modules", TARGETS,
+    "--learning_rate", "1e-2", "--save_steps", "2", "--max_steps", "6", "--logging_steps", "1", "--report_to", "none",
+    "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false", "--use_cpu", "true",
+    "--seed", "1",
+]  # fmt: skip
+GRPO = [
+    *COMMON, "--prompts_per_step", "4", "--max_prompts_per_device", "4", "--num_generations", "2",
+    "--max_completion_length", "4", "--reward_funcs", "random", "--beta", "0.04", "--loss_type", "grpo",
+]  # fmt: skip
+SFT = [*COMMON, "--examples_per_step", "4"]
+ENTRIES = {"grpo": (train_grpo, GRPO), "sft": (train_sft, SFT)}
+
+
+def parameters_alive() -> int:
+    """Numbers in all parameters that this process holds, each counted once."""
+    gc.collect()
+    alive = [item for item in gc.get_objects() if isinstance(item, torch.nn.Parameter)]
+    return sum({parameter.data_ptr(): parameter.numel() for parameter in alive}.values())
+
+
+def test_the_reference_takes_no_second_model(make_trainer: Any, model_folder: Path) -> None:
+    base = sum(value.numel() for value in load_file(model_folder / "model.safetensors").values())
+    before = parameters_alive()
+    full = make_trainer(beta=0.04)
+    assert parameters_alive() - before == 2 * base  # the control: without LoRA there is a second one
+    del full
+    before = parameters_alive()
+    trainer = make_trainer(beta=0.04, peft_config=LORA)
+    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    # r * (in + out) of the layer's four 32 x 32 and three 32 x 64 matrices
+    assert trained == 4 * (4 * (32 + 32) + 3 * (32 + 64))
+    assert parameters_alive() - before == base + trained
+    assert trainer.ref_model is None
+
+
+def test_kl_is_that_to_a_copy_of_the_base(make_trainer: Any) -> None:
+    trainer = make_trainer(beta=0.04, peft_config=LORA, reward_funcs=["random"], learning_rate=1e-2, max_steps=3)
+    copy = make_trainer().model  # a base model of its own, prepared as the trainer prepares one
+    score = trainer._get_per_token_logps_and_entropies
+    kls = []
+
+    def watched(model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *more: Any, **keys: Any) -> Any:
+        result = score(model, input_ids, attention_mask, logits_to_keep, *more, **keys)
+        with torch.no_grad():
+            expected = score(copy, input_ids, attention_mask, logits_to_keep, *more, **keys)[0]
+        if result[0].requires_grad:  # the policy, in the loss
+            gap = (expected - result[0].detach())[attention_mask[:, -logits_to_keep:].bool()]
+            kls.append(float((gap.exp() - gap - 1).mean()))
+        else:  # the reference: the same operations on the same numbers, with nothing left of the adapter
+            assert torch.equal(result[0], expected)
+        return result
+
+    trainer._get_per_token_logps_and_entropies = watched
+    trainer.train()
+    logged = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert logged[0] == 0 and len(logged) == len(kls) == 3  # a new adapter adds exactly nothing
+    assert min(logged[1:]) > 1e-5
+    # exp(x) - x - 1 is taken of numbers near 1 in float32, which leaves an error of about 1e-7
+    assert logged == pytest.approx(kls, rel=1e-4, abs=3e-7)
+
+
+def test_only_adapters_change(make_trainer: Any, model_folder: Path) -> None:
+    start = modeling.load_model(model_folder).state_dict()
+    trainer = make_trainer(peft_config=LORA, reward_funcs=["random"], learning_rate=1e-2, max_steps=3)
+    trainer.train()
+    for name, value in trainer.model.get_base_model().state_dict().items():
+        if "lora" in name:
+            assert value.abs().max() > 0, name  # half of them start at zero
+        else:
+            assert torch.equal(value, start[name.replace(".base_layer", "")]), name
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_checkpoints_hold_the_adapter_alone_and_resume_to_the_same_bytes(
+    kind: str, manifest: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    entry, settings = ENTRIES[kind]
+    argv = [*settings, "--train_file", str(manifest), "--model_name_or_path", str(model_folder)]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert entry.main([*argv, "--output_dir", str(whole)]) == 0
+
+    adapter = load_file(whole / "checkpoint-2" / "adapter_model.safetensors")
+    assert sum(value.numel() for value in adapter.values()) == 4 * (4 * (32 + 32) + 3 * (32 + 64))
+    assert not list(whole.rglob("model*.safetensors"))
+    # two moments a number, in float32; names and sizes take a few hundred bytes a tensor
+    assert (whole / "checkpoint-2" / "optimizer.pt").stat().st_size < 2 * 4 * 2176 + 2000 * len(adapter)
+    named = json.loads((whole / "final" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert named["base_model_name_or_path"] == str(model_folder)
+
+    resumed.mkdir()
+    for name in ("run.json", "config.resolved.yaml"):
+        shutil.copy(whole / name, resumed)
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    assert entry.main([*argv, "--output_dir", str(resumed)]) == 0
+    for name in ("final/adapter_model.safetensors", "checkpoint-6/optimizer.pt"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+    final = load_file(whole / "final" / "adapter_model.safetensors")
+    assert not any(torch.equal(final[name], adapter[name]) for name in adapter)  # it went on training
+
+
+def test_the_weights_of_a_resumed_adapter_are_the_checkpoints(make_trainer: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"peft_config": LORA, "reward_funcs": ["random"], "learning_rate": 1e-2}
+    first = make_trainer(**settings, save_strategy="steps", save_steps=2)
+    first.train()
+    other = make_trainer(**settings)
+    other._load_from_checkpoint(str(tmp_path / "run" / "checkpoint-2"))
+    saved, loaded = (dict(trainer.model.named_parameters()) for trainer in (first, other))
+    assert any("lora_B" in name for name in loaded)
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.items())
+    assert {name for name, value in loaded.items() if value.requires_grad} == {
+        name for name in loaded if "lora_" in name
+    }
+
+
+def test_a_bfloat16_base_keeps_its_adapter_in_float32(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
+    """As configs/grpo_lora_qwen2_audio_7b.yaml has it: at 1e-5 a step is below the resolution of bfloat16."""
+    argv = [*GRPO, "--train_file", str(manifest), "--model_name_or_path", str(model_folder)]
+    argv += ["--output_dir", str(tmp_path / "run"), "--dtype", "bfloat16", "--learning_rate", "1e-5"]
+    assert train_grpo.main(argv) == 0
+    first, last = (
+        load_file(tmp_path / "run" / name / "adapter_model.safetensors") for name in ("checkpoint-2", "final")
+    )
+    assert {value.dtype for value in last.values()} == {torch.float32}
+    assert not any(torch.equal(last[name], first[name]) for name in last)

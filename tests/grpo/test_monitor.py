@@ -1,0 +1,91 @@
+"""Shares of time, means by task, and the table of completions."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from r1_aqa_repro.grpo.monitor import PARTS, CompletionTable, StepClock, means_by_task
+
+
+def test_the_clock_counts_inner_parts_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    clock = StepClock()
+    now = 100.0
+    clock.restart()
+    now = 101.0
+    with clock("backward"):
+        now = 103.0
+        with clock("forward"):
+            now = 108.0
+        now = 109.0
+    now = 110.0
+    total, shares = clock.read()
+    assert total == 10
+    assert {part: share for part, share in shares.items() if share} == {"backward": 0.3, "forward": 0.5}
+    now = 112.0
+    assert clock.read()[0] == 2
+
+
+def test_means_by_task() -> None:
+    values = torch.tensor([1.0, 0.0, 5.0, float("nan"), 3.0])
+    assert means_by_task(values, ["sound", "sound", "music", "speech", None]) == {"music": 5.0, "sound": 0.5}
+
+
+def test_training_logs_by_step(make_trainer: Any) -> None:
+    trainer = make_trainer(reward_funcs=["random", "format"], max_steps=2, beta=0.04)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert len(logs) == 2
+    for entry in logs:
+        shares = [entry[f"time/{part}"] for part in PARTS]
+        assert all(0 < share < 1 for share in shares) and sum(shares) <= 1
+        # the parts are the step: what is left is padding, gathering and logging
+        assert sum(shares) > 0.7
+        assert entry["clips_per_second"] == pytest.approx(3 / (entry["step_time"]), rel=0.5)
+        tokens = entry["completions/mean_length"] * 12
+        assert entry["tokens_per_second"] / entry["clips_per_second"] == pytest.approx(tokens / 3)
+        by_task = [entry[f"reward/{task}"] for task in ("music", "sound", "speech") if f"reward/{task}" in entry]
+        assert by_task and min(by_task) <= entry["reward"] <= max(by_task)
+        assert any(key.startswith("rewards/random_reward/") and key.endswith(("sound", "music", "speech")) for key in entry)
+        for key in ("frac_reward_zero_std", "entropy", "kl", "completions/mean_length", "completions/clipped_ratio"):
+            assert key in entry
+
+
+def read(file: Path) -> list[list[str]]:
+    with open(file, encoding="utf-8", newline="") as lines:
+        return list(csv.reader(lines))
+
+
+def test_training_writes_a_group_a_step(make_trainer: Any) -> None:
+    trainer = make_trainer(reward_funcs=["random"], max_steps=2)
+    trainer.train()
+    header, *rows = read(Path(trainer.args.output_dir) / "completions.csv")
+    assert header == ["step", "id", "task", "question", "answer", "completion", "random_reward", "advantage"]
+    assert [row[0] for row in rows] == ["1"] * 4 + ["2"] * 4
+    assert len({row[1] for row in rows[:4]}) == 1
+    advantages = [float(row[-1]) for row in rows[:4]]
+    assert sum(advantages) == pytest.approx(0, abs=1e-3)  # four figures of each are kept
+    rewards = [float(row[-2]) for row in rows[:4]]
+    assert sorted(range(4), key=rewards.__getitem__) == sorted(range(4), key=advantages.__getitem__)
+
+
+def test_a_resumed_table_has_every_step_once(tmp_path: Path) -> None:
+    file = tmp_path / "completions.csv"
+    table = CompletionTable(file, ["id", "completion"], 0)
+    for step in (1, 2, 3):
+        table.add(step, [{"id": f"q{step}", "completion": 'a "quoted",\nbroken line'}])
+    with open(file, "a", encoding="utf-8") as cut:
+        cut.write('4,q4,"cut o')
+    resumed = CompletionTable(file, ["id", "completion"], 2)
+    resumed.add(3, [{"id": "again", "completion": ""}])
+    text = 'a "quoted",\nbroken line'
+    assert read(file) == [["step", "id", "completion"], ["1", "q1", text], ["2", "q2", text], ["3", "again", ""]]
+    CompletionTable(file, ["id", "completion"], 0)
+    assert read(file) == [["step", "id", "completion"]]
