@@ -77,7 +77,7 @@ class Generator:
 
 
 def greedy_config(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> GenerationConfig:
-    """Greedy decoding up to any of the model's end-of-sequence tokens, and nothing that the model's own settings say."""
+    """Greedy decoding up to any of the model's end-of-sequence tokens, whatever its own settings say."""
     return GenerationConfig(
         do_sample=False,
         num_beams=1,

@@ -180,8 +180,8 @@ def freeze(model: PreTrainedModel, trained_parts: str) -> None:
     """Leave only the wanted parts of a Qwen2-Audio trainable.
 
     Args:
-        trained_parts: one of `config.TRAINED_PARTS`. `all` is what the paper trains; `no_encoder` leaves the audio encoder
-            as it is, `projector` everything but the layer between encoder and language model.
+        trained_parts: one of `config.TRAINED_PARTS`. `all` is what the paper trains; `no_encoder` leaves the audio
+            encoder as it is, `projector` everything but the layer between encoder and language model.
 
     Raises:
         ValueError: there is no such choice.

@@ -16,9 +16,7 @@ from trl import ModelConfig
 from r1_aqa_repro.audio import check_audio
 from r1_aqa_repro.config import BEST_METRIC, DataArguments, num_processes
 from r1_aqa_repro.console import is_main_process, say
-from r1_aqa_repro.encoded_audio import ENCODED
 from r1_aqa_repro.errors import Problem, Refused
-from r1_aqa_repro.evaluating import EVALUATIONS
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.inputs import minimum_seconds
 from r1_aqa_repro.modeling import check_model_folder, check_pair, load_processor
@@ -85,9 +83,6 @@ def prepare(
     if problems:
         raise Refused(problems)
     if is_main_process():
-        if data.overwrite:
-            for made in (EVALUATIONS, ENCODED):
-                shutil.rmtree(folder / made, ignore_errors=True)
         start_run(folder, config, hashes, training.seed, data.overwrite, _embedded_held_out(data, folder))
         if dropped:
             write_json(folder / "skipped_records.json", [str(problem) for problem in dropped])
@@ -230,7 +225,7 @@ def _check_model(model: ModelConfig) -> tuple[PreTrainedConfig, ProcessorMixin]:
     config = check_model_folder(model.model_name_or_path)
     if (Path(model.model_name_or_path) / "adapter_config.json").is_file():
         raise Refused.because(
-            model.model_name_or_path, "an adapter cannot be trained further", "Merge it into its base model first."
+            model.model_name_or_path, "an adapter cannot be trained further", "Merge it first: r1_aqa_repro.merge_adapter."
         )
     processor = load_processor(model.model_name_or_path)
     check_pair(config, processor, model.model_name_or_path)

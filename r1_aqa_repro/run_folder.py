@@ -24,7 +24,9 @@ import torch
 import yaml
 
 from r1_aqa_repro.config import num_processes
+from r1_aqa_repro.encoded_audio import ENCODED
 from r1_aqa_repro.errors import Problem
+from r1_aqa_repro.evaluating import EVALUATIONS
 from r1_aqa_repro.files import sha256_of, write_atomically, write_json
 from r1_aqa_repro.resuming import FINAL, STAGING, last_checkpoint
 
@@ -106,10 +108,11 @@ def start_run(
         embedded_held_out: `data`, `audio_dir` (relative to `folder`) and `prompt_style` of the embedded held-out set.
     """
     if overwrite:
-        for path in [*folder.glob("checkpoint-*"), folder / FINAL, folder / STAGING]:
-            shutil.rmtree(path, ignore_errors=True)
+        # the records first: a kill in between leaves no run that would go on from half a checkpoint
         for name in (CONFIG, RUN, "skipped_records.json"):
             (folder / name).unlink(missing_ok=True)
+        for path in [*folder.glob("checkpoint-*"), *(folder / name for name in (FINAL, STAGING, EVALUATIONS, ENCODED))]:
+            shutil.rmtree(path, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN).is_file():
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

@@ -175,7 +175,7 @@ class TestNoTraceInTraining:
         generator = Generator(model, processor, config, "answer", Hearing())
         generator.complete(questions[:3], warn=pytest.fail)
         assert model.generation_config is own
-        monkeypatch.setattr(model, "generate", lambda **_: {}["a failure"])
+        monkeypatch.setattr(model, "generate", lambda **_: dict[str, int]()["a failure"])
         with pytest.raises(KeyError):
             generator.complete(questions[:3], warn=pytest.fail)
         assert model.generation_config is own

@@ -78,7 +78,7 @@ def replace_groups(
 
 
 def draw_further(num_questions: int, exclude: Sequence[int], count: int, *seed: int) -> list[int]:
-    """`count` indices of questions not in `exclude`, a function of the seeds alone, so that a resumed run draws the same.
+    """`count` indices of questions not in `exclude`: a function of the seeds, so that a resumed run draws the same.
 
     Raises:
         ValueError: there are fewer questions than that.
@@ -89,9 +89,7 @@ def draw_further(num_questions: int, exclude: Sequence[int], count: int, *seed: 
     return np.random.default_rng(seed).choice(others, size=count, replace=False).tolist()
 
 
-def _pad_alike(
-    one: torch.Tensor, other: torch.Tensor, fill: int, left: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad_alike(one: torch.Tensor, other: torch.Tensor, fill: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Both tensors [rows, width] (or [rows]) with the width of the wider one."""
     if one.dim() == 1:
         return one, other

@@ -53,7 +53,7 @@ def test_training_logs_by_step(make_trainer: Any) -> None:
         assert entry["tokens_per_second"] / entry["clips_per_second"] == pytest.approx(tokens / 3)
         by_task = [entry[f"reward/{task}"] for task in ("music", "sound", "speech") if f"reward/{task}" in entry]
         assert by_task and min(by_task) <= entry["reward"] <= max(by_task)
-        assert any(key.startswith("rewards/random_reward/") and key.endswith(("sound", "music", "speech")) for key in entry)
+        assert any(f"rewards/random_reward/{task}" in entry for task in ("sound", "music", "speech"))
         for key in ("frac_reward_zero_std", "entropy", "kl", "completions/mean_length", "completions/clipped_ratio"):
             assert key in entry
 

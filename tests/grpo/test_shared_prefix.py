@@ -137,7 +137,7 @@ def test_log_probs_loss_and_gradients_equal_the_plain_forward(
 
 
 def test_sharing_adds_no_error_in_bfloat16(make_trainer: Any, questions: list[AudioQuestion]) -> None:
-    """Under autocast both forwards round at every operation; the shared one is no farther from float32 than the plain."""
+    """Under autocast both forwards round at every operation; the shared one strays no farther from float32."""
     group, lengths = CASES["ragged groups in shuffled order"]
     asked = [questions[index] for index in (0, 23, 11)]
     trainer = make_trainer()

@@ -52,8 +52,7 @@ def output_of(advantages: list[float], prompt: int, completion: int, token: int)
 
 
 def test_replacing_by_hand() -> None:
-    """Groups of two: the second and third teach nothing; of the further ones only the second does, with longer prompts
-    and completions of another length."""
+    """Groups of two: the second and third teach nothing; of the further ones only the second does."""
     output = output_of([1.0, -1.0, 0.0, 0.0, 0.0, 0.0], prompt=2, completion=3, token=10)
     further = output_of([0.0, 0.0, 2.0, -2.0], prompt=4, completion=2, token=20)
     merged, pairs = replace_groups(output, further, 2, pad_token_id=99)
@@ -107,7 +106,7 @@ def test_dynamic_sampling_in_training(
     make_trainer: Any, questions: list[AudioQuestion], some_teach: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silent groups are replaced by further questions with a signal, and each row is scored with its own clip."""
-    trainer = make_trainer(dynamic_sampling=9, reward_funcs=["some_teach"], beta=0.04, max_steps=3, shuffle_dataset=True)
+    trainer = make_trainer(dynamic_sampling=9, reward_funcs=["some_teach"], beta=0.04, max_steps=3)
     seen = []
     rollout = type(trainer)._generate_and_score_completions
 
@@ -147,9 +146,7 @@ def test_filtered_completions_count_as_zero(make_trainer: Any, sharing: str, som
     """The loss with a filter is the sum over the kept completions, over all of them: written out from the log-probs."""
     losses = {}
     for advantage_filter in ("none", "above_mean"):
-        trainer = make_trainer(
-            advantage_filter=advantage_filter, reward_funcs=["some_teach"], sharing=sharing, seed=5
-        )
+        trainer = make_trainer(advantage_filter=advantage_filter, reward_funcs=["some_teach"], sharing=sharing, seed=5)
         trainer.create_optimizer_and_scheduler(2)
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
