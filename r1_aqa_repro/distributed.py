@@ -14,4 +14,4 @@ def start_distributed(training: TrainingArguments) -> None:
     if training.deepspeed and training.device.type == "cpu":
         import deepspeed
 
-        deepspeed.init_distributed(dist_backend="gloo", timeout=training.ddp_timeout_delta)
+        deepspeed.init_distributed(dist_backend="gloo")
