@@ -225,7 +225,7 @@ def _check_model(model: ModelConfig) -> tuple[PreTrainedConfig, ProcessorMixin]:
     config = check_model_folder(model.model_name_or_path)
     if (Path(model.model_name_or_path) / "adapter_config.json").is_file():
         raise Refused.because(
-            model.model_name_or_path, "an adapter cannot be trained further", "Merge it first: r1_aqa_repro.merge_adapter."
+            model.model_name_or_path, "an adapter cannot be trained further", "Use r1_aqa_repro.merge_adapter."
         )
     processor = load_processor(model.model_name_or_path)
     check_pair(config, processor, model.model_name_or_path)

@@ -146,7 +146,7 @@ class PackedAttention:
     num_segments: int
 
 
-def _score(
+def score_packed(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -213,7 +213,7 @@ def _attention(
     if isinstance(key, SharedStates):
         return _decode(query, key, value, scaling), None
     if packed is not None:
-        return _score(query, key, value, attention_mask, packed, dropout_p=dropout, scale=scaling), None
+        return score_packed(query, key, value, attention_mask, packed, dropout_p=dropout, scale=scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from r1_aqa_repro.grpo.shared_prefix import PackedGroups, pack_groups
-from r1_aqa_repro.shared_attention import PackedAttention, SharedPrefixLayer, _decode, _score
+from r1_aqa_repro.shared_attention import PackedAttention, SharedPrefixLayer, _decode, score_packed
 
 TOLERANCE = 1e-5  # float32 sums of up to 200 terms of size 1
 
@@ -64,7 +64,8 @@ def test_scoring_equals_softmax_over_what_the_joint_mask_allows(padded: bool, kv
     keys, values = torch.randn(2, 2, kv_heads, total, 8)
     prefix_mask, segment_mask = packed.split_masks()
     assert (prefix_mask is None) == (not padded)
-    output = _score(query, keys, values, segment_mask, PackedAttention(prefix_mask, packed.num_slots), scale=8**-0.5)
+    attention = PackedAttention(prefix_mask, packed.num_slots)
+    output = score_packed(query, keys, values, segment_mask, attention, scale=8**-0.5)
     allowed = packed.joint_mask()
     for row, position in packed.real.nonzero().tolist():
         seen = allowed[row, 0, position]

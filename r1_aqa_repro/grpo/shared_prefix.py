@@ -62,12 +62,15 @@ class PackedGroups:
         With one mask all T * T pairs of positions are computed, most of them in vain where completions are long. With
         two, keys and values of the prefix are copied to every segment.
         """
-        rows, prefix, segment = self.real.size(1), self.prefix_length, self.segment_length
-        pairs = prefix**2 + self.num_slots * segment * (prefix + segment)
-        if rows**2 <= SPLIT_FROM * pairs:
+        if self.pairs_of_one_mask() <= SPLIT_FROM:
             return {"attention_mask": self.joint_mask()}
         prefix_mask, segment_mask = self.split_masks()
         return {"attention_mask": segment_mask, "packed": PackedAttention(prefix_mask, self.num_slots)}
+
+    def pairs_of_one_mask(self) -> float:
+        """Pairs of positions that one mask computes, over those of two: at least 1."""
+        prefix, segment = self.prefix_length, self.segment_length
+        return self.real.size(1) ** 2 / (prefix**2 + self.num_slots * segment * (prefix + segment))
 
     def joint_mask(self) -> torch.Tensor:
         """bool [U, 1, T, T], True where the row's position may attend to the column's.
