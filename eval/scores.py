@@ -11,28 +11,12 @@ from eval.matcher import MATCHERS, verdicts
 from eval.predictions import Prediction
 from eval.statistics import wilson
 from r1_aqa_repro.answers import follows_format
+from r1_aqa_repro.benchmark import MMAU_VERSIONS as MMAU_VERSIONS
+from r1_aqa_repro.benchmark import baselines as baselines
+from r1_aqa_repro.benchmark import version_of as version_of
 from r1_aqa_repro.schema import AudioQuestion
 
-# SHA-256 of the published test-mini files
-MMAU_VERSIONS = {
-    "e8cc09223b497191781756212cb616315690aaa6ea7ac359db1b65d97d1e2433": "original",
-    "9f18fda99f8dbc2bc5ecd6323fb5063309f54969810b5c6f1caeb3b8d904cf1c": "v05.15.25",
-}
 _ORDER = ("sound", "music", "speech", "easy", "medium", "hard")
-
-
-def version_of(data_sha256: str, questions: Sequence[AudioQuestion]) -> str:
-    """Which version of which benchmark a data file is.
-
-    `original` or `v05.15.25` for a published MMAU file or a manifest whose questions all carry that version,
-    `embedded` for the project's own synthetic set, otherwise `unknown`.
-    """
-    if data_sha256 in MMAU_VERSIONS:
-        return MMAU_VERSIONS[data_sha256]
-    if all(question.dataset == "embedded" for question in questions):
-        return "embedded"
-    versions = {question.version for question in questions}
-    return next((label for label in MMAU_VERSIONS.values() if versions == {label}), "unknown")
 
 
 def score(
@@ -87,15 +71,6 @@ def tally(right: Sequence[bool]) -> dict[str, Any]:
         "n": len(right),
         "accuracy": 100 * sum(right) / len(right),
         "ci95": [100 * low, 100 * high],
-    }
-
-
-def baselines(questions: Sequence[AudioQuestion]) -> dict[str, float]:
-    """Expected accuracy, in percent, of guessing at random and of always taking the first choice."""
-    n = len(questions)
-    return {
-        "chance": 100 * sum(1 / len(question.choices) for question in questions) / n,
-        "always_first": 100 * sum(question.choices[0] == question.answer for question in questions) / n,
     }
 
 

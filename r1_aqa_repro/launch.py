@@ -2,8 +2,8 @@
 
     python -m r1_aqa_repro.launch --standalone --nproc-per-node 8 -m r1_aqa_repro.train_grpo --config FILE
 
-The arguments are torchrun's. torchrun itself ends with 1 whatever happened; this ends with the code of the process that
-failed first (2: refused), and with 130 after Ctrl-C or SIGTERM.
+The arguments are torchrun's. torchrun itself ends with 1 whatever happened; this ends with 2 where the processes
+refused to start, and with 130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ def main(argv: list[str]) -> int:
     try:
         run(parse_args(["--shutdown-timeout", str(SHUTDOWN_TIMEOUT), *argv]))
     except ChildFailedError as error:
+        # where one process ends in order, all do, and the main one has said why; another may still be aborted at its
+        # exit, by the connection that its peer closed
+        for code in (EXIT_REFUSED, EXIT_INTERRUPTED):
+            if any(failure.exitcode == code for failure in error.failures.values()):
+                return code
         rank, failure = error.get_first_failure()
-        if failure.exitcode in (EXIT_REFUSED, EXIT_INTERRUPTED):  # the process has said why
-            return failure.exitcode
         how = f"signal {failure.signal_name()}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         say(f"error: process {rank} failed ({how}) and the others were stopped; what it said stands above")
         return EXIT_FAILED

@@ -20,6 +20,7 @@ from transformers import (
     ProcessorMixin,
     Qwen2AudioForConditionalGeneration,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig
 
 from r1_aqa_repro.audio_encoder import make_trimmable
@@ -139,6 +140,10 @@ def load_model(
     # sinusoids that Qwen2-Audio keeps frozen; transformers 5.23 forgets that when it loads a checkpoint
     model.model.audio_tower.embed_positions.requires_grad_(False)
     prepare_for_sharing(model)
+    if is_deepspeed_zero3_enabled():
+        # transformers 5.23 keeps every renaming it knows, used or not, and saving would apply them all in reverse:
+        # `language_model.model.model.*`, names that no other program knows
+        model._weight_conversions = None
     return model
 
 

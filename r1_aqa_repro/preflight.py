@@ -81,6 +81,8 @@ def prepare(
         problems += _check_disk(folder, training, saved, len(questions))
     problems = _of_all_processes(problems, questions + held_out)
     if problems:
+        if torch.distributed.is_initialized():  # left open, it aborts one process at exit: code 1 instead of 2
+            torch.distributed.destroy_process_group()
         raise Refused(problems)
     if is_main_process():
         start_run(folder, config, hashes, training.seed, data.overwrite, _embedded_held_out(data, folder))

@@ -1,0 +1,51 @@
+"""What data preparation and evaluation both know about a set of questions: its published version, what guessing gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+
+from r1_aqa_repro.schema import AudioQuestion
+
+UNKNOWN = "unknown"
+
+# SHA-256 of the published test-mini files
+MMAU_VERSIONS = {
+    "e8cc09223b497191781756212cb616315690aaa6ea7ac359db1b65d97d1e2433": "original",
+    "9f18fda99f8dbc2bc5ecd6323fb5063309f54969810b5c6f1caeb3b8d904cf1c": "v05.15.25",
+}
+# `questions_digest` of the same, for those who have them in another form than the published file
+MMAU_QUESTIONS: dict[str, str] = {}
+
+
+def version_of(data_sha256: str, questions: Sequence[AudioQuestion]) -> str:
+    """Which version of which benchmark a data file is.
+
+    `original` or `v05.15.25` for a published MMAU file or a manifest whose questions all carry that version,
+    `embedded` for the project's own synthetic set, otherwise `unknown`.
+    """
+    if data_sha256 in MMAU_VERSIONS:
+        return MMAU_VERSIONS[data_sha256]
+    if all(question.dataset == "embedded" for question in questions):
+        return "embedded"
+    versions = {question.version for question in questions}
+    return next((label for label in MMAU_VERSIONS.values() if versions == {label}), UNKNOWN)
+
+
+def questions_digest(questions: Iterable[tuple[str, str, Sequence[str], str | None]]) -> str:
+    """SHA-256 of (id, question, choices, answer) of all questions, whatever their order and the file's format."""
+    lines = sorted(
+        json.dumps([question_id, question, list(choices), answer], ensure_ascii=True)
+        for question_id, question, choices, answer in questions
+    )
+    return hashlib.sha256("\n".join(lines).encode("ascii")).hexdigest()
+
+
+def baselines(questions: Sequence[AudioQuestion]) -> dict[str, float]:
+    """Expected accuracy, in percent, of guessing at random and of always taking the first choice."""
+    n = len(questions)
+    return {
+        "chance": 100 * sum(1 / len(question.choices) for question in questions) / n,
+        "always_first": 100 * sum(question.choices[0] == question.answer for question in questions) / n,
+    }
