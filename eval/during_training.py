@@ -1,8 +1,9 @@
 """The harness on a model that is being trained: what `eval_file` of a training configuration sets going.
 
 Prompts, processor call, decoding, batch grid, parsing, matching and scoring are those of `python -m eval.mmau`, so that
-a figure of step N is what that command gives for `checkpoint-N`. Each evaluation leaves the harness's files in
-`<output_dir>/eval/step-N`.
+a figure of step N is what that command gives for `checkpoint-N` where it computes with the same precision (on GPUs
+training uses autocast, the command bfloat16 weights; `settings.json` says which it was). Each evaluation leaves the
+harness's files in `<output_dir>/eval/step-N`.
 """
 
 from __future__ import annotations

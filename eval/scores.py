@@ -12,7 +12,7 @@ from eval.predictions import Prediction
 from eval.statistics import wilson
 from r1_aqa_repro.answers import follows_format
 from r1_aqa_repro.benchmark import MMAU_VERSIONS as MMAU_VERSIONS
-from r1_aqa_repro.benchmark import baselines as baselines
+from r1_aqa_repro.benchmark import baselines
 from r1_aqa_repro.benchmark import version_of as version_of
 from r1_aqa_repro.schema import AudioQuestion
 

@@ -61,6 +61,8 @@ def make_trimmable(model: PreTrainedModel) -> None:
             the number of mel bins, so that encoded clips could not be told from those that are not.
     """
     encoder = model.model.audio_tower
+    if type(encoder) is not Qwen2AudioEncoder:  # done before, or wrapped by PEFT since
+        return
     if encoder.config.d_model == encoder.config.num_mel_bins:
         raise ValueError(f"the encoder's width and the number of mel bins are both {encoder.config.d_model}")
     if encoder.layerdrop > 0:

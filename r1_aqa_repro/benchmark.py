@@ -16,7 +16,10 @@ MMAU_VERSIONS = {
     "9f18fda99f8dbc2bc5ecd6323fb5063309f54969810b5c6f1caeb3b8d904cf1c": "v05.15.25",
 }
 # `questions_digest` of the same, for those who have them in another form than the published file
-MMAU_QUESTIONS: dict[str, str] = {}
+MMAU_QUESTIONS = {
+    "cded6fe68a8c60ef2c1f414ad50600d6e7e1f5de595af57dd895866e5c27f749": "original",
+    "8e9a2d07448b2e50f7165bceefcc67ec380ad431df7381e479f512a7ca3610b7": "v05.15.25",
+}
 
 
 def version_of(data_sha256: str, questions: Sequence[AudioQuestion]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 
@@ -24,3 +25,11 @@ def with_hyphens(argv: list[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         spelled.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
     return spelled
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from r1_aqa_repro.audio_encoder import TrimmableAudioEncoder
 from r1_aqa_repro.files import write_atomically
@@ -23,7 +24,7 @@ class EncodedAudio:
     """A folder of encoder outputs, filled as clips are met: 0.64 MB in bfloat16 for 10 s and Qwen2-Audio-7B's encoder.
 
     A clip is encoded alone, so that its features don't depend on its neighbours in a batch, and a resumed run, which
-    finds them in the folder, is exact.
+    finds them in the folder, is exact. Under bfloat16 autocast they are kept as the projector will take them.
 
     Args:
         folder: made if it does not exist; belongs to one run and its encoder.
@@ -37,15 +38,18 @@ class EncodedAudio:
     def __call__(self, inputs: ModelInputs, questions: Sequence[AudioQuestion], channel: str) -> ModelInputs:
         """`inputs` with encoded clips. Every process calls it with equally many questions."""
         files = [self._file(question, channel) for question in questions]
-        missing = torch.tensor(not all(file.is_file() for file in files), device=self.accelerator.device)
-        if self.accelerator.gather(missing[None]).any():
-            for row, file in enumerate(files):
-                with torch.no_grad(), self.accelerator.autocast():
-                    encoded = self.encoder.encode(
-                        inputs.input_features[row : row + 1], inputs.feature_attention_mask[row : row + 1]
-                    )
-                if not file.is_file():
-                    write_atomically(file, save({"encoded": encoded.contiguous().cpu()}))
+        missing = [row for row, file in enumerate(files) if not file.is_file()]
+        if is_deepspeed_zero3_enabled():  # all processes gather the encoder's weights, or none
+            anywhere = self.accelerator.gather(torch.tensor([len(missing)], device=self.accelerator.device)).any()
+            missing = list(range(len(files))) if anywhere else []
+        for row in missing:
+            with torch.no_grad(), self.accelerator.autocast():
+                encoded = self.encoder.encode(
+                    inputs.input_features[row : row + 1], inputs.feature_attention_mask[row : row + 1]
+                )
+            if self.accelerator.mixed_precision == "bf16":
+                encoded = encoded.bfloat16()
+            write_atomically(files[row], save({"encoded": encoded.contiguous().cpu()}))
         clips = [load_file(file)["encoded"] for file in files]
         return replace(inputs, input_features=stack_clips(clips), encoded=True)
 

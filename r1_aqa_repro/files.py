@@ -13,7 +13,8 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     """Write `content` beside `path`, flush it to disk, and rename it over `path`."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial")
+    # the processes of a run may write the same file at once
+    temporary = target.with_name(f".{target.name}.{os.environ.get('RANK', 0)}.partial")
     data = content.encode("utf-8") if isinstance(content, str) else content
     with open(temporary, "wb") as file:
         file.write(data)

@@ -51,7 +51,9 @@ def generate(
         if share:
             check_whole_groups(rows, len(input_ids))
             cache = _prefill(base, inputs, input_ids, attention_mask)
-            continued = {"past_key_values": share_cache(cache, attention_mask[:, :-1], len(rows))}
+            if len(rows) > len(input_ids):
+                cache = share_cache(cache, attention_mask[:, :-1], len(rows))
+            continued = {"past_key_values": cache}
         else:
             continued = inputs.audio(device, rows, trim=False)
         sequences = model.generate(

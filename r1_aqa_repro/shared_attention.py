@@ -55,15 +55,18 @@ class SharedStates:
 
 
 class SharedPrefixLayer(CacheLayerMixin):
-    """One layer's cache of U prompts and N rows that go on from them."""
+    """One layer's cache of U prompts and N rows that go on from them.
+
+    The prompts' keys are kept in float32, in which attention scores are formed (see `_decode`).
+    """
 
     is_sliding = False
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, prefix_mask: torch.Tensor, num_rows: int):
         super().__init__()
-        self.prefix_keys, self.prefix_values, self.prefix_mask = keys, values, prefix_mask
-        empty = keys.new_empty(num_rows, keys.size(1), 0, keys.size(3))
-        self.own_keys, self.own_values = empty, empty
+        self.prefix_keys, self.prefix_values, self.prefix_mask = keys.float(), values, prefix_mask
+        room = (num_rows, keys.size(1), 0, keys.size(3))
+        self.own_keys, self.own_values = keys.new_empty(room), values.new_empty(room)
         self.length = 0  # of the rows' own tokens
         self.is_initialized = True
 
@@ -110,7 +113,16 @@ def share_cache(prompts: DynamicCache, prefix_mask: torch.Tensor, num_rows: int)
 
 
 def _decode(query: torch.Tensor, key: SharedStates, value: SharedStates, scaling: float) -> torch.Tensor:
-    """Attention of one new token a row: [N, heads, 1, head_dim] -> [N, 1, heads, head_dim]."""
+    """Attention of one new token a row: [N, heads, 1, head_dim] -> [N, 1, heads, head_dim].
+
+    Scores are formed and normalised in float32, as fused kernels do: rounded to bfloat16, large ones (Qwen2's keys have
+    a bias) would sample from another distribution than the one that is scored.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        return _attend(query, key, value, scaling)
+
+
+def _attend(query: torch.Tensor, key: SharedStates, value: SharedStates, scaling: float) -> torch.Tensor:
     num_rows, heads, _, head_dim = query.shape
     num_prompts, kv_heads = key.prefix.shape[:2]
     query = query.reshape(num_rows, kv_heads, heads // kv_heads, head_dim)  # query heads of a key head are neighbours
@@ -121,11 +133,11 @@ def _decode(query: torch.Tensor, key: SharedStates, value: SharedStates, scaling
     def by_row(prompts: torch.Tensor) -> torch.Tensor:  # the inverse
         return prompts.unflatten(2, (num_rows // num_prompts, -1)).transpose(1, 2).flatten(0, 1)
 
-    to_prefix = by_prompt(query) @ key.prefix.transpose(2, 3)
+    exact = query.float() * scaling
+    to_prefix = by_prompt(exact) @ key.prefix.transpose(2, 3)
     to_prefix = to_prefix.masked_fill(~key.prefix_mask, float("-inf"))
-    to_own = query @ key.own.transpose(2, 3)
-    scores = torch.cat([by_row(to_prefix), to_own], dim=-1) * scaling
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    to_own = exact @ key.own.float().transpose(2, 3)
+    weights = torch.cat([by_row(to_prefix), to_own], dim=-1).softmax(-1).to(value.own.dtype)
     prefix_weights, own_weights = weights.split([key.prefix.size(2), key.own.size(2)], dim=-1)
     output = by_row(by_prompt(prefix_weights) @ value.prefix) + own_weights @ value.own
     return output.reshape(num_rows, 1, heads, head_dim)
@@ -158,13 +170,15 @@ def score_packed(
 
     Args:
         query, key, value: [U, heads or kv_heads, P + K * C, head_dim].
+        **options: of `scaled_dot_product_attention`.
 
     Returns:
         [U, P + K * C, heads, head_dim].
     """
     segment_length = segment_mask.size(2)
     prefix_length = segment_mask.size(3) - segment_length
-    options["enable_gqa"] = query.size(1) != key.size(1)
+    # with a mask, GPUs have no fused kernel for fewer key heads
+    key, value = (states.repeat_interleave(query.size(1) // states.size(1), dim=1) for states in (key, value))
 
     def parts(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # [U, h, P, d] and [U, K, h, C, d]
         prefix, segments = states.split([prefix_length, states.size(2) - prefix_length], dim=2)

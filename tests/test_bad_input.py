@@ -196,8 +196,12 @@ def test_skipping_everything_is_refused(case):
         (["--model_name_or_path", "/nowhere/model"], "/nowhere/model: no model can be read there"),
         (["--dynamic_sampling", "3", "--max_prompts_per_device", "1"], "3 further prompts do not divide among the 2"),
         (["--advantage_filter", "best"], "invalid choice: 'best'"),
-        (["--advantage_filter", "top_fraction", "--advantage_top_fraction", "0"], "advantage_top_fraction: 0.0"),
-        (["--trained_parts", "projector", "--use_peft", "true"], "projector beside an adapter"),
+        (["--advantage_top_fraction", "0"], "advantage_top_fraction: 0.0"),
+        (["--trained_parts", "projector", "--use_peft", "true", "--lora_dropout", "0"], "projector beside an adapter"),
+        (["--use_peft", "true"], "lora_dropout: 0.05"),
+        (["--advantage_filter", "above_mean", "--loss_type", "dapo"], "above_mean with loss_type dapo"),
+        (["--num_iterations", "2", "--max_prompts_per_device", "1", "--save_steps", "2"], "num_iterations: 2 updates"),
+        (["--num_iterations", "2"], "save_steps: 1: a resume would begin in the middle"),
     ],
 )
 def test_a_bad_setting(case, arguments, what):

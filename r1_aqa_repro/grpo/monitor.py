@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from r1_aqa_repro.files import write_atomically
 
@@ -64,14 +66,40 @@ class StepClock:
         return time.perf_counter()
 
 
-def means_by_task(values: torch.Tensor, tasks: Sequence[str | None]) -> dict[str, float]:
-    """Mean of values [N] for each task among N rows; rows without a task and values that are NaN are left out."""
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, task in enumerate(tasks):
-        if task is not None:
-            rows[task].append(row)
-    means = {task: float(values[of_task].nanmean()) for task, of_task in sorted(rows.items())}
-    return {task: mean for task, mean in means.items() if mean == mean}
+class StepRecord:
+    """What the rollouts of an optimizer step amounted to on this process.
+
+    clips: questions asked, each with its clip.
+    tokens: generated.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self.clips = self.tokens = 0
+        self._sums: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def add_rewards(self, figures: Mapping[str, torch.Tensor], tasks: Sequence[str | None]) -> None:
+        """Count values [N] by name and by the task of each of the N rows; NaN and rows without a task are left out."""
+        for name, values in figures.items():
+            for value, task in zip(values.tolist(), tasks, strict=True):
+                if task is not None and not math.isnan(value):
+                    total, count = self._sums.get((name, task), (0.0, 0))
+                    self._sums[name, task] = (total + value, count + 1)
+
+    def read(self, seconds: float) -> dict[str, float]:
+        """Means by name and task, and clips and tokens a second, of all processes together; every one must call it."""
+        records = gather_object([(self.clips, self.tokens, self._sums)])
+        figures = {
+            "clips_per_second": sum(clips for clips, _, _ in records) / seconds,
+            "tokens_per_second": sum(tokens for _, tokens, _ in records) / seconds,
+        }
+        for name, task in sorted({key for _, _, sums in records for key in sums}):
+            parts = [sums[name, task] for _, _, sums in records if (name, task) in sums]
+            figures[f"{name}/{task}"] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        self._clear()
+        return figures
 
 
 class CompletionTable:

@@ -11,18 +11,27 @@ import torch
 ADVANTAGE_FILTERS = ("none", "above_mean", "top_fraction")
 
 
-def groups_with_signal(advantages: torch.Tensor, num_generations: int) -> torch.Tensor:
-    """bool [U], False for groups whose completions all got the same reward: their advantages [U * G] are all zero."""
-    return (advantages.view(-1, num_generations) != 0).any(dim=1)
+def groups_with_signal(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:
+    """bool [U], False for groups whose completions [U * G] all got the same reward.
+
+    Decided by the rewards: the advantages of equal ones are only nearly zero where their mean has to be rounded.
+    """
+    grouped = rewards.view(-1, num_generations)
+    return grouped.amax(dim=1) > grouped.amin(dim=1)
+
+
+def indices_of(mask: torch.Tensor) -> list[int]:
+    """Where a mask [U] is True."""
+    return mask.nonzero().flatten().tolist()
 
 
 def better_completions(
-    advantages: torch.Tensor, num_generations: int, advantage_filter: str, top_fraction: float
+    rewards: torch.Tensor, num_generations: int, advantage_filter: str, top_fraction: float
 ) -> torch.Tensor:
     """bool [U * G], the completions that a filter keeps.
 
     Args:
-        advantages: [U * G], rows of a group one after the other.
+        rewards: [U * G], rows of a group one after the other.
         num_generations: G.
         advantage_filter: `none` keeps all; `above_mean` those with a reward above their group's mean;
             `top_fraction` the best of each group, earlier ones first among equals.
@@ -31,11 +40,12 @@ def better_completions(
     Raises:
         ValueError: there is no such filter.
     """
-    grouped = advantages.view(-1, num_generations)
+    grouped = rewards.view(-1, num_generations)
     if advantage_filter == "none":
-        return torch.ones_like(advantages, dtype=torch.bool)
+        return torch.ones_like(rewards, dtype=torch.bool)
     if advantage_filter == "above_mean":
-        return advantages > 0
+        above = grouped > grouped.mean(dim=1, keepdim=True)
+        return (above & groups_with_signal(rewards, num_generations)[:, None]).flatten()
     if advantage_filter == "top_fraction":
         kept = max(1, round(top_fraction * num_generations))
         rank = grouped.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -44,37 +54,33 @@ def better_completions(
 
 
 def replace_groups(
-    output: dict[str, Any], further: dict[str, Any], num_generations: int, pad_token_id: int
-) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """Put groups of `further` that teach something in the place of groups of `output` that don't.
+    output: dict[str, Any],
+    further: dict[str, Any],
+    pairs: Sequence[tuple[int, int]],
+    num_generations: int,
+    pad_token_id: int,
+) -> dict[str, Any]:
+    """`output` with its group `i` replaced by group `j` of `further`, for each pair (i, j).
 
     Args:
         output, further: what TRL's `_generate_and_score_completions` returns: rows of whole groups, prompts padded on
             the left, completions and all that belongs to their tokens on the right. They may be padded differently.
         num_generations: rows of a group.
         pad_token_id: pads token ids; everything else is padded with 0.
-
-    Returns:
-        The output, and pairs (index of the group replaced, index of the group of `further` in its place).
     """
-    without = (~groups_with_signal(output["advantages"], num_generations)).nonzero().flatten().tolist()
-    having = groups_with_signal(further["advantages"], num_generations).nonzero().flatten().tolist()
-    pairs = list(zip(without, having, strict=False))
     if not pairs:
-        return output, pairs
+        return output
     merged = dict(output)
     for key, values in output.items():
         if not torch.is_tensor(values) or values.dim() == 0:  # counts over the batch: the caller's to renew
             continue
         fill = pad_token_id if key in ("prompt_ids", "completion_ids") else 0
         mine, theirs = _pad_alike(values, further[key], fill, left=key in ("prompt_ids", "prompt_mask"))
-        mine = mine.clone()
+        merged[key] = mine.clone()
         for place, group in pairs:
-            mine.view(-1, num_generations, *mine.shape[1:])[place] = theirs.view(
-                -1, num_generations, *theirs.shape[1:]
-            )[group]
-        merged[key] = mine
-    return merged, pairs
+            rows, others = (slice(index * num_generations, (index + 1) * num_generations) for index in (place, group))
+            merged[key][rows] = theirs[others]
+    return merged
 
 
 def draw_further(num_questions: int, exclude: Sequence[int], count: int, *seed: int) -> list[int]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
@@ -26,10 +25,10 @@ from r1_aqa_repro.config import AudioGRPOConfig
 from r1_aqa_repro.encoded_audio import ENCODED, EncodedAudio
 from r1_aqa_repro.evaluating import EvaluatingTrainer
 from r1_aqa_repro.generation import generate
-from r1_aqa_repro.grpo.monitor import CompletionTable, StepClock, means_by_task
+from r1_aqa_repro.grpo.monitor import CompletionTable, StepClock, StepRecord
 from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
 from r1_aqa_repro.grpo.shared_prefix import pack_groups
-from r1_aqa_repro.grpo.signal import better_completions, draw_further, groups_with_signal, replace_groups
+from r1_aqa_repro.grpo.signal import better_completions, draw_further, groups_with_signal, indices_of, replace_groups
 from r1_aqa_repro.inputs import IGNORE, ModelInputs, question_inputs
 from r1_aqa_repro.modeling import prepare_for_sharing
 from r1_aqa_repro.prompts import build_messages
@@ -81,7 +80,7 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         self._questions = questions
         self._index_of = {question.id: index for index, question in enumerate(questions)}
         self._batch_of_step = 0  # batches of the optimizer step that this process has finished
-        self._step_counts = {"clips": 0, "tokens": 0}  # of all processes, since the last step
+        self.record = StepRecord()
         self._completions: CompletionTable | None = None
         # an evaluation between generation and loss must not replace the training batch: one a mode
         self._inputs: dict[str, ModelInputs] = {}
@@ -123,22 +122,31 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output, batch = self._rollout(inputs)
         if self.model.training:
+            figures = {
+                f"rewards/{name}": column
+                for name, column in zip(self.reward_func_names, output["rewards"].T, strict=True)
+            }
+            figures["reward"] = self._total(output["rewards"])
+            self.record.add_rewards(figures, [row["task"] for row in inputs])
             if self.args.dynamic_sampling:
                 output, batch = self._replace_silent_groups(inputs, output, batch)
             kept = better_completions(
-                output["advantages"], self.num_generations, self.args.advantage_filter, self.args.advantage_top_fraction
+                self._total(output["rewards"]),
+                self.num_generations,
+                self.args.advantage_filter,
+                self.args.advantage_top_fraction,
             )
-            # as TRL masks truncated completions: they count as zero, and are not computed
-            output["completion_mask"] = output["completion_mask"] * kept[:, None]
-            self._step_counts["tokens"] += int(output["num_items_in_batch"])
             self._note_completions(inputs, output)
+            # they count as zero in the mean over completions, and are not computed
+            output["completion_mask"] = output["completion_mask"] * kept[:, None]
+        del output["rewards"]
         self._inputs[self._mode] = batch.inputs
         # TRL shuffles the rows of every tensor in `output`; the group index must travel with them
         output["group"] = batch.group
         return output
 
     def _rollout(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Batch]:
-        """Sample and judge completions of whole groups of rows."""
+        """Sample and judge completions of whole groups of rows: TRL's output, and each row's `rewards` [N, R] in it."""
         num_generations: int = self.num_generations if self.model.training else self.num_generations_eval
         questions, group = group_rows([row["question"] for row in rows], num_generations)
         with self.clock("audio"):
@@ -146,32 +154,44 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             if self._encoded is not None:
                 inputs = self._encoded(inputs, questions, self.audio_channel)
         batch = Batch(inputs, group.to(self.accelerator.device))
-        self._step_counts["clips"] += len(questions) * self.accelerator.num_processes
         with self._working_on(batch):
-            return super()._generate_and_score_completions(rows), batch
+            output: dict[str, Any] = super()._generate_and_score_completions(rows)
+        output["rewards"] = self._rewards
+        return output, batch
+
+    def _total(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Weighted sums [N] of rewards [N, R], as TRL forms them: rows of equal rewards have equal sums, to the bit."""
+        return (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
 
     def _replace_silent_groups(
         self, rows: list[dict[str, Any]], output: dict[str, Any], batch: Batch
     ) -> tuple[dict[str, Any], Batch]:
         """Ask further questions in the place of those whose completions all got the same reward.
 
-        Every process asks as many as the one that needs most, since gathering and ZeRO-3 take all of them.
+        Every process asks as many as the one that needs most, since gathering and ZeRO-3 take all of them. What is
+        logged of rewards and completions stays that of the questions that were asked first.
         """
         batches = self.accelerator.num_processes * self.args.gradient_accumulation_steps  # of a step
         budget = self.args.dynamic_sampling // batches
         place = (self.state.global_step, self._batch_of_step, self.accelerator.process_index)
         asked = sorted({self._index_of[row["question"].id] for row in rows})
+        left = len(self._questions) - len(rows) // self.num_generations
+        metrics = self._metrics["train"]
+        logged = {name: list(values) for name, values in metrics.items()}
         drawn = replaced = 0
-        while drawn < budget:
-            silent = (~groups_with_signal(output["advantages"], self.num_generations)).sum()
-            wanted = min(int(self.accelerator.gather(silent[None]).max()), budget - drawn)
-            if wanted == 0:
+        while True:
+            silent = (~groups_with_signal(self._total(output["rewards"]), self.num_generations)).sum()
+            wanted = min(int(self.accelerator.gather(silent[None]).max()), budget - drawn, left - drawn)
+            if wanted <= 0:
                 break
             indices = draw_further(len(self._questions), asked, wanted, self.args.seed, *place, drawn)
             further_rows = [self.train_dataset[index] for index in indices for _ in range(self.num_generations)]
             further, further_batch = self._rollout(further_rows)
-            pad_token_id = self._tokenizer.pad_token_id
-            output, pairs = replace_groups(output, further, self.num_generations, pad_token_id)
+            speaking, teaching = (
+                groups_with_signal(self._total(each["rewards"]), self.num_generations) for each in (output, further)
+            )
+            pairs = list(zip(indices_of(~speaking), indices_of(teaching), strict=False))
+            output = replace_groups(output, further, pairs, self.num_generations, self._tokenizer.pad_token_id)
             batch = Batch(batch.inputs.with_questions_of(further_batch.inputs, pairs), batch.group)
             for mine, theirs in pairs:
                 first, others = mine * self.num_generations, theirs * self.num_generations
@@ -179,24 +199,20 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             asked += indices
             drawn, replaced = drawn + wanted, replaced + len(pairs)
         output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
+        metrics.clear()
+        metrics.update(logged)
         totals = self.accelerator.reduce(torch.tensor([drawn, replaced], device=self.accelerator.device), "sum")
         for name, total in zip(("drawn", "replaced"), totals.tolist(), strict=True):
-            self._metrics["train"][f"dynamic_sampling/{name}"].append(total)
+            metrics[f"dynamic_sampling/{name}"].append(total)
         return output, batch
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
     ) -> torch.Tensor:
-        """Rewards [N of all processes, number of rewards]; logs their means by task."""
+        """Rewards [N of all processes, R]; those of this process's rows are kept for `_rollout`."""
         with self.clock("reward"):
             rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        tasks = gather_object([row["task"] for row in inputs])
-        figures = {f"rewards/{name}": rewards[:, index] for index, name in enumerate(self.reward_func_names)}
-        figures["reward"] = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
-        for name, values in figures.items():
-            for task, mean in means_by_task(values, tasks).items():
-                self._metrics[self._mode][f"{name}/{task}"].append(mean)
-        self._local_rewards = rewards[self.accelerator.process_index * len(inputs) :][: len(inputs)]
+        self._rewards = rewards[self.accelerator.process_index * len(inputs) :][: len(inputs)]
         return rewards
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -240,6 +256,8 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
                 share=self.share,
                 autocast=self.accelerator.autocast(),
             )
+        self.record.clips += len(batch.inputs.prompt_ids)
+        self.record.tokens += sum(map(len, completion_ids))
         return completion_ids, None
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
@@ -338,7 +356,7 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
                     rows[group],
                     texts,
                     output["advantages"][group].tolist(),
-                    self._local_rewards[group].tolist(),
+                    output["rewards"][group].tolist(),
                     strict=True,
                 )
             ],
@@ -350,14 +368,11 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         self.clock.restart()
 
     def log_step(self) -> None:
-        """Add what the step that ends now took to the metrics."""
+        """Add what the step that ends now took and gave to the metrics."""
         seconds, shares = self.clock.read()
-        metrics = self._metrics["train"]
-        for part, share in shares.items():
-            metrics[f"time/{part}"].append(share)
-        for name, count in self._step_counts.items():
-            metrics[f"{name}_per_second"].append(count / seconds)
-            self._step_counts[name] = 0
+        figures = {f"time/{part}": share for part, share in shares.items()} | self.record.read(seconds)
+        for name, value in figures.items():
+            self._metrics["train"][name].append(value)
 
     @property
     def _mode(self) -> str:

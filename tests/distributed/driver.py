@@ -3,6 +3,7 @@
     torchrun --nproc-per-node 2 -m tests.distributed.driver RECORDS [--fixed] [--break HOW] -- --any_key value ...
 
 RECORDS: folder for `rank-R.jsonl`, a line for each batch of rows: the question ids of the rows and their completions.
+The reward `hashed` is a function of the completion alone; `hashed_of_some` too, but only every third question has one.
 --fixed: completions are a function of (question id, sample index) alone.
 --break: what happens to process 1 in its third batch (its time is the modification time of RECORDS/broken):
     reward      a reward function raises
@@ -102,7 +103,13 @@ def main(argv: list[str]) -> int:
             raise RuntimeError("this reward is broken")
         return hashed_reward(completions, **columns)
 
+    def reward_of_some(completions: Sequence[Completion], question: Sequence[Any], **columns: Any) -> list[float]:
+        """The same for all completions of every third question."""
+        hashed = hashed_reward(completions, **columns)
+        return [0.3 if int(each.id[1:]) % 3 else value for each, value in zip(question, hashed, strict=True)]
+
     REWARDS["hashed"] = reward
+    REWARDS["hashed_of_some"] = reward_of_some
     train_grpo.AudioGRPOTrainer = WatchedTrainer  # type: ignore[misc]
     return train_grpo.main(entry_argv)
 

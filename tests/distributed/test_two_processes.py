@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from eval.mmau import main as evaluate
 from r1_aqa_repro import modeling
 from r1_aqa_repro.resuming import last_checkpoint
+from r1_aqa_repro.schema import AudioQuestion, write_manifest
 from tests.conftest import ROOT
 from tests.distributed.launching import ENVIRONMENT, Job, log_history
 
@@ -51,6 +52,41 @@ def test_each_process_has_whole_groups_of_its_own(trained: Job) -> None:
         ]
         assert len({*questions[0], *questions[1]}) == 4
         assert batches[0]["completions"] != batches[1]["completions"]
+
+
+def test_processes_that_need_different_things(
+    questions: list[AudioQuestion], model_folder: Path, tmp_path: Path
+) -> None:
+    """Replacing silent groups, encoding clips once, leaving completions out, evaluating: with ZeRO-3 as with DDP.
+
+    Two of three questions are silent, so that one process often asks further ones for the sake of the other, has clips
+    in its cache that the other lacks, or nothing left to learn from in a batch.
+    """
+    manifest, held_out = tmp_path / "train.jsonl", tmp_path / "held_out.jsonl"
+    write_manifest(manifest, questions[:19])
+    write_manifest(held_out, questions[19:])
+    settings = [
+        "--max_steps", "4", "--reward_funcs", "hashed_of_some", "--dynamic_sampling", "4", "--trained_parts",
+        "no_encoder", "--advantage_filter", "above_mean", "--eval_file", str(held_out), "--per_device_eval_batch_size",
+        "2",
+    ]  # fmt: skip
+    logs = {}
+    for strategy in ("ddp", "zero3"):
+        job = Job(tmp_path / strategy, manifest, model_folder, strategy)
+        done = job.train(*settings)
+        assert done.returncode == 0, done.stderr[-3000:]
+        logs[strategy] = log_history(job.run / "checkpoint-4")
+        state = json.loads((job.run / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))
+        evaluated = [entry["step"] for entry in state["log_history"] if "eval_accuracy" in entry]
+        assert evaluated == [2, 4]
+        predictions = (job.run / "eval" / "step-4" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["id"] for line in predictions] == [question.id for question in questions[19:]]
+    assert sum(entry["dynamic_sampling/replaced"] for entry in logs["ddp"]) > 0
+    for one, other in zip(logs["ddp"], logs["zero3"], strict=True):
+        for key in ("reward", "dynamic_sampling/drawn", "dynamic_sampling/replaced", "completions/mean_length"):
+            assert one[key] == other[key]
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)  # float32, summed in another order
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
 def test_a_checkpoint_is_evaluated(trained: Job, tmp_path: Path) -> None:

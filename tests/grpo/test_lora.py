@@ -18,7 +18,7 @@ from r1_aqa_repro import modeling, train_grpo, train_sft
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
 COMMON = [
-    "--use_peft", "true", "--lora_r", "4", "--lora_alpha", "8", "--lora_target_modules", TARGETS,
+    "--use_peft", "true", "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0", "--lora_target_modules", TARGETS,
     "--learning_rate", "1e-2", "--save_steps", "2", "--max_steps", "6", "--logging_steps", "1", "--report_to", "none",
     "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false", "--use_cpu", "true",
     "--seed", "1",

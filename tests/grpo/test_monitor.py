@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from r1_aqa_repro.grpo.monitor import PARTS, CompletionTable, StepClock, means_by_task
+from r1_aqa_repro.grpo.monitor import PARTS, CompletionTable, StepClock, StepRecord
 
 
 def test_the_clock_counts_inner_parts_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,9 +33,19 @@ def test_the_clock_counts_inner_parts_for_themselves(monkeypatch: pytest.MonkeyP
     assert clock.read()[0] == 2
 
 
-def test_means_by_task() -> None:
-    values = torch.tensor([1.0, 0.0, 5.0, float("nan"), 3.0])
-    assert means_by_task(values, ["sound", "sound", "music", "speech", None]) == {"music": 5.0, "sound": 0.5}
+def test_a_record_weighs_completions_alike() -> None:
+    """Two batches of one step: one with a question about sound, one with two completions of music among others."""
+    record = StepRecord()
+    record.clips, record.tokens = 6, 90
+    record.add_rewards({"reward": torch.tensor([1.0, 0.0, 5.0])}, ["sound", "sound", "music"])
+    record.add_rewards({"reward": torch.tensor([float("nan"), 3.0, 4.0, 9.0])}, ["speech", None, "sound", "music"])
+    assert record.read(3.0) == {
+        "clips_per_second": 2.0,
+        "tokens_per_second": 30.0,
+        "reward/music": 7.0,
+        "reward/sound": pytest.approx(5 / 3),
+    }
+    assert record.read(1.0) == {"clips_per_second": 0.0, "tokens_per_second": 0.0}
 
 
 def test_training_logs_by_step(make_trainer: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +14,19 @@ from r1_aqa_repro.inputs import ModelInputs
 from r1_aqa_repro.rewards import REWARDS
 from r1_aqa_repro.schema import AudioQuestion
 
-ADVANTAGES = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.5, -0.5, -0.5, -0.5, 0.9, 0.9, -0.9, -0.9])
+REWARDS_OF_GROUPS = torch.tensor([0.3, 0.3, 0.3, 0.3, 1.0, 0.0, 0.0, 0.0, 2.0, 2.0, 1.0, 1.0])
 
 
 def test_groups_with_signal() -> None:
-    assert groups_with_signal(ADVANTAGES, 4).tolist() == [False, True, True]
+    assert groups_with_signal(REWARDS_OF_GROUPS, 4).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("reward", [0.1, 0.3, 0.6, 0.7, 0.9, 1.2])
+def test_equal_rewards_have_no_signal_however_their_mean_is_rounded(reward: float) -> None:
+    """Their advantages by TRL's formula are not zero: the mean of eight such float32 numbers is rounded."""
+    rewards = torch.full((8,), reward)
+    assert not groups_with_signal(rewards, 8).any()
+    assert not better_completions(rewards, 8, "above_mean", 0.5).any()
 
 
 @pytest.mark.parametrize(
@@ -30,12 +40,12 @@ def test_groups_with_signal() -> None:
     ],
 )
 def test_better_completions(advantage_filter: str, fraction: float, kept: list[int]) -> None:
-    assert better_completions(ADVANTAGES, 4, advantage_filter, fraction).int().tolist() == kept
+    assert better_completions(REWARDS_OF_GROUPS, 4, advantage_filter, fraction).int().tolist() == kept
 
 
 def test_unknown_filter() -> None:
     with pytest.raises(ValueError, match="above_mean"):
-        better_completions(ADVANTAGES, 4, "best", 0.5)
+        better_completions(REWARDS_OF_GROUPS, 4, "best", 0.5)
 
 
 def output_of(advantages: list[float], prompt: int, completion: int, token: int) -> dict[str, Any]:
@@ -52,11 +62,10 @@ def output_of(advantages: list[float], prompt: int, completion: int, token: int)
 
 
 def test_replacing_by_hand() -> None:
-    """Groups of two: the second and third teach nothing; of the further ones only the second does."""
+    """Groups of two; the second gives way to a further one with longer prompts and shorter completions."""
     output = output_of([1.0, -1.0, 0.0, 0.0, 0.0, 0.0], prompt=2, completion=3, token=10)
     further = output_of([0.0, 0.0, 2.0, -2.0], prompt=4, completion=2, token=20)
-    merged, pairs = replace_groups(output, further, 2, pad_token_id=99)
-    assert pairs == [(1, 1)]
+    merged = replace_groups(output, further, [(1, 1)], 2, pad_token_id=99)
     assert merged["advantages"].tolist() == [1, -1, 2, -2, 0, 0]
     assert merged["prompt_ids"].tolist() == [[99, 99, 10, 10]] * 2 + [[20] * 4] * 2 + [[99, 99, 10, 10]] * 2
     assert merged["prompt_mask"].tolist() == [[0, 0, 1, 1]] * 2 + [[1] * 4] * 2 + [[0, 0, 1, 1]] * 2
@@ -66,10 +75,9 @@ def test_replacing_by_hand() -> None:
     assert output["advantages"].tolist() == [1, -1, 0, 0, 0, 0]
 
 
-def test_nothing_to_replace_or_nothing_better() -> None:
-    good, silent = output_of([1.0, -1.0], 2, 2, 1), output_of([0.0, 0.0], 2, 2, 5)
-    assert replace_groups(good, good, 2, 0) == (good, [])
-    assert replace_groups(silent, silent, 2, 0) == (silent, [])
+def test_nothing_to_replace() -> None:
+    output = output_of([1.0, -1.0], 2, 2, 1)
+    assert replace_groups(output, output, [], 2, 0) is output
 
 
 def test_questions_are_replaced_with_their_clips() -> None:
@@ -92,14 +100,14 @@ def test_drawing_is_a_function_of_its_seeds() -> None:
         draw_further(3, [0], 3, 0)
 
 
-def only_some_teach(prompts: Any, completions: list[Any], question: list[AudioQuestion], **_: Any) -> list[float]:
+def some_teach_reward(prompts: Any, completions: list[Any], question: list[AudioQuestion], **_: Any) -> list[float]:
     """Questions with an odd number get rewards 0, 1, 2, ... in a group; all others the same."""
     return [float(row % 4 if int(asked.id[1:]) % 2 else 1) for row, asked in enumerate(question)]
 
 
 @pytest.fixture
 def some_teach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REWARDS, "some_teach", only_some_teach)
+    monkeypatch.setitem(REWARDS, "some_teach", some_teach_reward)
 
 
 def test_dynamic_sampling_in_training(
@@ -120,6 +128,10 @@ def test_dynamic_sampling_in_training(
     assert len(seen) == 3
     replaced = sum(entry.get("dynamic_sampling/replaced", 0) for entry in trainer.state.log_history)
     assert replaced >= 1
+    with open(Path(trainer.args.output_dir) / "completions.csv", encoding="utf-8", newline="") as lines:
+        table = list(csv.DictReader(lines))
+    assert [float(row["some_teach_reward"]) for row in table] == [0, 1, 2, 3] * 3
+    assert all(int(row["id"][1:]) % 2 for row in table)  # the questions that took the places
     for rows, output, inputs in seen:
         # nine further prompts for three groups: half of the questions teach, so none stays silent with these seeds
         assert groups_with_signal(output["advantages"], 4).all()
@@ -139,6 +151,28 @@ def test_dynamic_sampling_draws_no_more_than_asked(make_trainer: Any, monkeypatc
     logged = [entry for entry in trainer.state.log_history if "dynamic_sampling/drawn" in entry]
     assert [entry["dynamic_sampling/drawn"] for entry in logged] == [2, 2]  # mean over the step's two batches
     assert [entry["dynamic_sampling/replaced"] for entry in logged] == [0, 0]
+    # clips and tokens count all that was asked, eight prompts a step
+    assert all(entry["tokens_per_second"] > 4 * entry["clips_per_second"] for entry in logged)
+
+
+def test_dynamic_sampling_ends_where_the_questions_do(
+    make_trainer: Any, questions: list[AudioQuestion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REWARDS, "constant", lambda completions, **_: [1.0] * len(completions))
+    trainer = make_trainer(questions[:4], dynamic_sampling=9, reward_funcs=["constant"], max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["dynamic_sampling/drawn"] == 1
+
+
+def test_what_is_logged_is_of_the_questions_asked_first(make_trainer: Any, some_teach: None) -> None:
+    logs = []
+    for further in (0, 9):
+        trainer = make_trainer(dynamic_sampling=further, reward_funcs=["some_teach"], max_steps=1)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    assert logs[1]["dynamic_sampling/drawn"] > 0
+    for name in ("reward", "frac_reward_zero_std", "completions/mean_length", "reward/sound", "reward/music"):
+        assert logs[0].get(name) == logs[1].get(name), name
 
 
 @pytest.mark.parametrize("sharing", ["auto", "off"])
@@ -157,7 +191,7 @@ def test_filtered_completions_count_as_zero(make_trainer: Any, sharing: str, som
         loss.backward()
         losses[advantage_filter] = (output, loss, trainer.model.lm_head.weight.grad.clone())
     output, loss, gradient = losses["above_mean"]
-    kept = output["advantages"] > 0
+    kept = output["advantages"] > 0  # three rewards 0, 1, 2, 3 and one group without a difference
     assert kept.tolist() == [False, False, True, True] + [False] * 4 + [False, False, True, True]
     assert (output["completion_mask"].any(1) == kept).all()
     # ratio 1, no KL: a completion's mean over its tokens is minus its advantage

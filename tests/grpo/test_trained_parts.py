@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,43 @@ def test_encoded_features_are_what_the_model_computes(
             for clips in (inputs, encoded)
         ]
         torch.testing.assert_close(*logits, atol=1e-5, rtol=0)  # float32 rounding
+
+
+def test_encoded_clips_are_kept_as_the_projector_takes_them(
+    make_trainer: Any, questions: list[AudioQuestion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under bfloat16 autocast: half the bytes, and the projector's output is the same to the bit."""
+    trainer = make_trainer()
+    encoder, projector = trainer.model.model.audio_tower, trainer.model.model.multi_modal_projector
+    inputs = question_inputs(trainer.processing_class, questions[:1], "answer")
+    monkeypatch.setattr(trainer.accelerator.state, "_mixed_precision", "bf16")
+    monkeypatch.setattr(trainer.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    encoded = EncodedAudio(tmp_path, encoder, trainer.accelerator)(inputs, questions[:1], "first").input_features
+    assert encoded.dtype == torch.bfloat16
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        direct = encoder.encode(inputs.input_features, inputs.feature_attention_mask)
+        assert projector(direct.T).equal(projector(encoded[0].T.float()))
+
+
+def test_processes_may_keep_the_same_clip_at_once(
+    make_trainer: Any, questions: list[AudioQuestion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one process is about to rename its file, another writes and renames its own."""
+    trainer = make_trainer()
+    keep = EncodedAudio(tmp_path, trainer.model.model.audio_tower, trainer.accelerator)
+    inputs = question_inputs(trainer.processing_class, questions[:1], "answer")
+    rename = os.replace
+
+    def another_comes_first(source: Any, target: Any) -> None:
+        monkeypatch.setattr(os, "replace", rename)
+        monkeypatch.setenv("RANK", "1")
+        keep(inputs, questions[:1], "first")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", another_comes_first)
+    features = keep(inputs, questions[:1], "first").input_features
+    assert features.equal(keep(inputs, questions[:1], "first").input_features)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
 
 
 def test_an_adapter_on_the_language_model_leaves_the_encoder_to_the_cache(make_trainer: Any) -> None:
