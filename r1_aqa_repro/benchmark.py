@@ -1,4 +1,4 @@
-"""What data preparation and evaluation both know about a set of questions: its published version, what guessing gives."""
+"""What data preparation and evaluation both know of a set of questions: its published version, what guessing gives."""
 
 from __future__ import annotations
 

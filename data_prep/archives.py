@@ -1,0 +1,165 @@
+"""Files out of tar archives that somebody else made: read as a stream, and nothing in them is trusted.
+
+Members never decide where anything is written: only regular files with names that were asked for are taken, and they
+are written under their base name, whatever folders stand before it. An archive that holds a link, a device, an
+absolute name or a `..` all the same was not made to carry data and is refused as a whole, as is one that is damaged or
+unpacks to more than a limit.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from r1_aqa_repro.errors import Problem, Refused
+
+MAX_BYTES = 200 * 2**30  # of all members together
+MAX_MEMBER_BYTES = 2**30
+MAX_MEMBERS = 1_000_000
+_MAX_HEADER_BYTES = 2**20  # of an extended header, which tarfile reads whole
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_BLOCK = 1 << 20  # bytes copied at once
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError)
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar archive, compressed or not, by its content."""
+    try:
+        return tarfile.is_tarfile(path)
+    except _DAMAGE:
+        return False
+
+
+def unpack(
+    archive: Path,
+    folder: Path,
+    is_wanted: Callable[[str], bool],
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_member_bytes: int = MAX_MEMBER_BYTES,
+) -> int:
+    """Write the archive's files whose base name is wanted to `folder`, each when it is whole.
+
+    A file that is there already with the member's size and time is left alone.
+
+    Args:
+        archive: tar, tar.gz, tar.bz2 or tar.xz, told apart by their content.
+        folder: where to; it is made. Where the archive is refused, what was written before stays.
+        is_wanted: tells it of a base name. Of several members with one name the first counts.
+        max_bytes: all members together, wanted or not, may have this many.
+        max_member_bytes: the same for one of them.
+
+    Returns:
+        How many of the files are there.
+
+    Raises:
+        Refused: the archive is damaged, too large, or holds what no data set needs.
+        OSError: `folder` cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found: set[str] = set()
+    problems: list[Problem] = []
+    number = total = 0
+    with _refusing_damage(archive, "it is no tar archive"):
+        members = tarfile.open(archive, "r|*", tarinfo=_Member)  # noqa: SIM115 (closed right below)
+    with members:
+        while True:
+            with _refusing_damage(archive, "it breaks off or is damaged"):
+                member = members.next()
+                members.members.clear()  # type: ignore[attr-defined] # it would remember all of them
+            if member is None:
+                break
+            number, total = number + 1, total + member.size
+            if number > MAX_MEMBERS or member.size > max_member_bytes or total > max_bytes:
+                what = f"it unpacks to more than the {max_bytes:,} bytes, {max_member_bytes:,} a file, that are allowed"
+                raise Refused.because(f"{archive}: {member.name}", what, "Unpack it yourself, and give the folder.")
+            if (unsafe := _unsafe(member)) is not None:
+                remedy = "Do not trust the archive, or unpack it yourself and give the folder."
+                problems.append(Problem(f"{archive}: {member.name!r}", unsafe, remedy))
+            name = PurePosixPath(member.name).name
+            if member.isreg():
+                take = not problems and name not in found and is_wanted(name)
+                _read(archive, members, member, folder / name if take else None)
+                found.update([name] if take else [])
+    if problems:
+        raise Refused(problems)
+    return len(found)
+
+
+class _Member(tarfile.TarInfo):
+    """A header that is damaged, or missing where one must be, is an error: tarfile takes it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # the zeros that every archive ends with
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (member.type in _EXTENDED and member.size > _MAX_HEADER_BYTES):
+            raise tarfile.ReadError(f"a header claims {member.size:,} bytes")
+        return member
+
+
+def _unsafe(member: tarfile.TarInfo) -> str | None:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        return "its name leads out of the folder"
+    if member.issym() or member.islnk():
+        return f"it is a link to {member.linkname!r}"
+    return None if member.isreg() or member.isdir() else "it is neither a file nor a folder"
+
+
+def _read(archive: Path, members: tarfile.TarFile, member: tarfile.TarInfo, target: Path | None) -> None:
+    """Read a member to its end, which also shows whether it has one, and write it to `target` if there is one."""
+    time = max(0, int(member.mtime))
+    if target is not None and _stamp(target) == (member.size, time):
+        target = None
+    source = members.extractfile(member)
+    assert source is not None  # it is a regular file
+    temporary = target.with_name(f".{target.name}.partial") if target else Path(os.devnull)
+    left = member.size
+    with open(temporary, "wb") as file:
+        while left:
+            with _refusing_damage(archive, f"it breaks off or is damaged within {member.name}"):
+                block = source.read(min(_BLOCK, left))
+                if not block:
+                    raise EOFError(f"{left:,} of {member.size:,} bytes are missing")
+            file.write(block)
+            left -= len(block)
+    if target is not None:
+        os.utime(temporary, (time, time))
+        os.replace(temporary, target)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, int(found.st_mtime)
+
+
+@contextmanager
+def _refusing_damage(archive: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise Refused.because(str(archive), f"{what} ({error})", "Fetch it again.") from error

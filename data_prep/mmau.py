@@ -1,0 +1,379 @@
+"""Prepare MMAU for an evaluation: its questions, and the clips where one has them, become a manifest.
+
+    python -m data_prep.mmau --questions mmau-test-mini.json --audio test-mini-audios.tar.gz --out data/mmau
+
+Questions are read from the published JSON or from the Hugging Face copy (parquet, whose clips are embedded); clips are
+found in folders, tar archives and parquet files. Every question stays in the manifest: one whose clip is missing or
+cannot be used is flagged, and an evaluation counts it as wrong. Without --audio all are flagged, which is enough for
+scoring. It writes manifest.jsonl, source.jsonl (every record as it stood), prep_report.json and audio/. The same
+command goes on with a preparation that was interrupted.
+
+Exit codes: 0 done; 1 failed, such as on a full disk, and what was done is kept; 2 refused: nothing that can be read, or
+an archive that cannot be trusted; 3 done, but records were bad, clips were missing or unusable, or less than --min-kept
+was kept; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import string
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_prep.archives import is_tar, unpack
+from data_prep.avqa import MEDIA_ENDINGS, MediaIndex, raw_records
+from data_prep.pipeline import Record, Report, add_preparation_arguments, prepare, safe_stem
+from r1_aqa_repro.benchmark import MMAU_QUESTIONS, MMAU_VERSIONS, UNKNOWN, questions_digest
+from r1_aqa_repro.console import say, with_hyphens
+from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
+from r1_aqa_repro.files import sha256_of, write_atomically
+
+SOURCE = "source.jsonl"
+
+_LETTER = re.compile(r"\(([A-Z])\) ?")
+_PARQUET = b"PAR1"
+_AUDIO_COLUMNS = ("context", "audio")
+_UNPACKED = ".unpacked"
+_ROWS = 8  # rows of a parquet file, with their audio, in memory at once
+_BUFFER = 1 << 20  # bytes read at once of a parquet file's column: it would read a whole row group
+
+
+@dataclass(frozen=True)
+class Question:
+    """A record of MMAU, or what is wrong with it.
+
+    Attributes:
+        fields: the manifest line without `audio_path` and `version`; of a bad record, only the id.
+        raw: the record as it stood, without audio.
+        audio_id: path of the clip as it stands in the file, or None.
+        bad: why this is no record, or None.
+    """
+
+    fields: dict[str, Any]
+    raw: Any
+    audio_id: str | None = None
+    bad: str | None = None
+
+    @property
+    def id(self) -> str:
+        return str(self.fields["id"])
+
+    @property
+    def clip(self) -> str:
+        """Name, without ending, by which the clip is looked for."""
+        return PurePosixPath(self.audio_id).stem if self.audio_id else self.id
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    arguments = _parser().parse_args(with_hyphens(argv))
+    audio = _sources(arguments.questions, arguments.audio)
+    by_file = {file: list(questions_of(file)) for file in arguments.questions}
+    questions = [question for listed in by_file.values() for question in listed]
+    if not questions:
+        where = str(arguments.questions[0])
+        raise Refused.because(where, "the file holds no records", "Check that it was written completely.")
+    hashes = [sha256_of(file) for file in arguments.questions]
+    version = version_of_questions(hashes, questions)
+    if version == UNKNOWN:
+        names = ", ".join(file.name for file in arguments.questions)
+        say(f"warning: {names} is no published version of MMAU test-mini: recorded as version {UNKNOWN}")
+    else:
+        say(f"MMAU test-mini, version {version}")
+    report = prepare(
+        records(by_file, audio, version, arguments.out / _UNPACKED, arguments.format),
+        arguments.out,
+        settings={"command": "data_prep.mmau", "questions": hashes},
+        workers=arguments.workers,
+        channel=arguments.channel,
+        audio_format=arguments.format,
+        total=len(questions),
+    )
+    write_atomically(arguments.out / SOURCE, "".join(json.dumps(one.raw, default=str) + "\n" for one in questions))
+    shutil.rmtree(arguments.out / _UNPACKED, ignore_errors=True)
+    say(report.summary(arguments.out))
+    has_audio = bool(audio) or any(_is_parquet(file) for file in arguments.questions)
+    return EXIT_LOSSES if _losses(report, has_audio) or not report.keeps(arguments.min_kept) else EXIT_DONE
+
+
+def questions_of(file: Path) -> Iterator[Question]:
+    """Every record of a JSON list, of JSON lines or of a parquet file, in order.
+
+    Raises:
+        Refused: the file as a whole cannot be read.
+    """
+    rows = _rows(file, with_audio=False) if _is_parquet(file) else raw_records(file)
+    for where, raw in rows:
+        try:
+            if isinstance(raw, Exception):
+                raise _Bad(str(raw))
+            yield _question(raw)
+        except _Bad as bad:
+            known = isinstance(raw, dict) and isinstance(raw.get("id"), str) and raw["id"]
+            shown = str(raw) if isinstance(raw, Exception) else raw
+            yield Question({"id": raw["id"] if known else f"{file.name}:{where}"}, shown, bad=str(bad))
+
+
+def version_of_questions(file_hashes: Sequence[str], questions: Sequence[Question]) -> str:
+    """Which published version this is: by the file's hash, otherwise by the hash of the questions themselves."""
+    if len(file_hashes) == 1 and file_hashes[0] in MMAU_VERSIONS:
+        return MMAU_VERSIONS[file_hashes[0]]
+    if any(question.bad for question in questions):
+        return UNKNOWN
+    found = (question.fields for question in questions)
+    digest = questions_digest((one["id"], one["question"], one["choices"], one["answer"]) for one in found)
+    return MMAU_QUESTIONS.get(digest, UNKNOWN)
+
+
+def records(
+    by_file: dict[Path, list[Question]], audio: list[Path], version: str, unpacked: Path, audio_format: str
+) -> Iterator[Record]:
+    """Each question with its clip, ready for `pipeline.prepare`.
+
+    Args:
+        by_file: the questions of each file.
+        audio: folders, tar archives and parquet files; what stands first is looked up first.
+        version: of all questions.
+        unpacked: folder that archives are unpacked to.
+        audio_format: of the clips that will be made.
+
+    Raises:
+        Refused: an archive cannot be trusted or read.
+    """
+    wanted = {_composed(name) for listed in by_file.values() for one in listed for name in (one.clip, one.id)}
+    folders = [
+        source if source.is_dir() else _unpacked(source, unpacked / str(number), lambda name: _composed(name) in wanted)
+        for number, source in enumerate(audio)
+    ]
+    index = MediaIndex(folders)
+    for folder, why in index.unreadable:
+        say(f"warning: {folder} cannot be read and is left out ({why})")
+    for file, questions in by_file.items():
+        embedded = _embedded(file) if _is_parquet(file) else (None for _ in questions)
+        for question, own in zip(questions, embedded, strict=True):
+            if question.bad is not None:
+                yield Record(question.fields, bad=question.bad)
+                continue
+            stem = safe_stem(question.clip)
+            media = own if own is not None else _find(question, folders, index)
+            missing = f"no file is named {question.clip}" if audio else "no --audio was given"
+            as_it_stands = question.audio_id or f"audio/{stem}.{audio_format}"
+            fields = {**question.fields, "version": version}
+            yield Record(fields, media, stem, missing=missing, path_if_lost=as_it_stands)
+
+
+def _losses(report: Report, has_audio: bool) -> bool:
+    return bool(report.dropped or (has_audio and report.flagged))
+
+
+def _find(question: Question, folders: Sequence[Path], index: MediaIndex) -> Path | None:
+    """By `audio_id` as it stands below a folder, else by its name, else by the question's id."""
+    path = question.audio_id and PurePosixPath(question.audio_id)
+    if path and not path.is_absolute() and ".." not in path.parts:
+        for folder in folders:
+            if (folder / path).is_file():
+                return folder / path
+    return index[question.clip] or index[question.id]
+
+
+class _Bad(Exception):
+    """Why a record is no record."""
+
+
+def _question(raw: Any) -> Question:
+    if not isinstance(raw, dict):
+        raise _Bad(f"expected an object, found {type(raw).__name__}")
+    record = _flattened(raw)
+    record_id = record.get("id")
+    if isinstance(record_id, bool) or not isinstance(record_id, str | int) or record_id == "":
+        raise _Bad(f"id is {'absent' if record_id is None else repr(record_id)}")
+    question, choices, answer = record.get("question"), record.get("choices"), record.get("answer")
+    if not isinstance(question, str):
+        raise _Bad(f"question is {'absent' if question is None else repr(question)}")
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise _Bad(f"choices is {'absent' if choices is None else repr(choices)}, not a list of texts")
+    if answer is not None and not isinstance(answer, str):
+        raise _Bad(f"answer is {answer!r}, not a text: MMAU gives one of the choices")
+    choices, answer = _without_letters(choices, answer or None)  # withheld answers are absent or empty
+    fields = {
+        "id": str(record_id),
+        "question": question,
+        "choices": choices,
+        "answer": answer,
+        **{key: _label(record, key) for key in ("dataset", "split", "task", "difficulty", "category")},
+        "sub_category": _label(record, "sub-category"),
+    }
+    return Question(fields, raw, _label(record, "audio_id"))
+
+
+def _flattened(raw: dict[str, Any]) -> dict[str, Any]:
+    """A row of the Hugging Face copy as the published file has it; any other record as it is."""
+    if "instruction" not in raw:
+        return raw
+    attributes = raw.get("other_attributes") or {}
+    if isinstance(attributes, str):
+        try:
+            attributes = json.loads(attributes)
+        except (ValueError, RecursionError):
+            raise _Bad("other_attributes is malformed JSON") from None
+    if not isinstance(attributes, dict):
+        raise _Bad(f"other_attributes is {attributes!r}, not an object")
+    audio: dict[str, Any] = next((raw[name] for name in _AUDIO_COLUMNS if isinstance(raw.get(name), dict)), {})
+    own = {"question": raw["instruction"], "choices": raw.get("choices"), "answer": raw.get("answer")}
+    return {"id": raw.get("id"), "audio_id": audio.get("path"), **attributes, **own}
+
+
+def _without_letters(choices: list[str], answer: str | None) -> tuple[list[str], str | None]:
+    """`(A) Man`, `(B) Woman` -> `Man`, `Woman`, where every choice has its own letter."""
+    found = [_LETTER.match(choice) for choice in choices]
+    letters = "".join(letter[1] for letter in found if letter)
+    if not letters or letters != string.ascii_uppercase[: len(choices)]:
+        return choices, answer
+    clean = [choice[letter.end() :] for choice, letter in zip(choices, found, strict=True) if letter]
+    meant = (one for one, choice in zip(clean, choices, strict=True) if answer and choice.strip() == answer.strip())
+    return clean, next(meant, answer)
+
+
+def _label(record: dict[str, Any], key: str) -> str | None:
+    """A text, or a list of texts as one text: 13 records of test-mini have their category as a list of one."""
+    value = record.get(key)
+    if value in (None, "", []):
+        return None
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise _Bad(f"{key} is {value!r}, not a text")
+    return ", ".join(texts)
+
+
+def _unpacked(archive: Path, folder: Path, is_wanted: Callable[[str], bool]) -> Path:
+    """The folder, with the archive's clips of wanted names in it."""
+    say(f"unpacking {archive}")
+    try:
+        if _is_parquet(archive):
+            number = _unpack_parquet(archive, folder, is_wanted)
+        else:
+            number = unpack(archive, folder, lambda name: _is_media(name) and is_wanted(PurePosixPath(name).stem))
+    except Refused:
+        shutil.rmtree(folder, ignore_errors=True)  # nothing of it is used, now or later
+        raise
+    say(f"{number:,} of its clips belong to questions")
+    return folder
+
+
+def _composed(name: str) -> str:
+    """An accented letter as one character: macOS takes file names apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_media(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in MEDIA_ENDINGS
+
+
+def _unpack_parquet(file: Path, folder: Path, is_wanted: Callable[[str], bool]) -> int:
+    """Write the embedded clips under their question's id, or their own name where they have no question."""
+    folder.mkdir(parents=True, exist_ok=True)
+    modified = file.stat().st_mtime
+    found = set()
+    for _, row in _rows(file, with_audio=True):
+        try:
+            record = _flattened({"instruction": None, **row})
+        except _Bad:
+            continue
+        own_name = PurePosixPath(str(record.get("audio_id") or "")).stem
+        name = next((name for name in (str(record["id"]), own_name) if is_wanted(name)), None)
+        audio = _audio_bytes(row)
+        if name is None or audio is None or name in found:
+            continue
+        found.add(name)
+        # the ending says nothing of the format, which is read from the content
+        target = folder / f"{name.replace('/', '_')}.wav"
+        target.write_bytes(audio)
+        os.utime(target, (modified, modified))  # who goes by size and time knows it again
+    return len(found)
+
+
+def _embedded(file: Path) -> Iterator[bytes | None]:
+    """The audio of every row, in order."""
+    return (_audio_bytes(row) for _, row in _rows(file, with_audio=True))
+
+
+def _audio_bytes(row: dict[str, Any]) -> bytes | None:
+    columns = (row[name] for name in _AUDIO_COLUMNS if isinstance(row.get(name), dict))
+    return next((column["bytes"] for column in columns if column.get("bytes")), None)
+
+
+def _is_parquet(file: Path) -> bool:
+    with open(file, "rb") as opened:
+        return opened.read(len(_PARQUET)) == _PARQUET
+
+
+def _rows(file: Path, with_audio: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Stream (`row N`, row) of a parquet file; without audio, `path` alone is read of it.
+
+    Raises:
+        Refused: it is broken.
+    """
+    import pyarrow  # after the arguments, and only for those who have such a file
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
+            columns = [
+                f"{name}.path" if name in _AUDIO_COLUMNS and not with_audio else name
+                for name in table.schema_arrow.names
+            ]
+            number = 0
+            for batch in table.iter_batches(batch_size=_ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last one of text that is none
+        raise Refused.because(str(file), f"no readable parquet file ({error})", "Fetch it again.") from None
+
+
+def _sources(questions: list[Path], audio: list[Path]) -> list[Path]:
+    """The audio sources; refuses, all at once, what is not there or of no known kind."""
+    problems = [
+        Problem(str(file), "there is no such file", "Give MMAU's JSON, or parquet files of its Hugging Face copy.")
+        for file in questions
+        if not file.is_file()
+    ]
+    for source in audio:
+        if not source.exists():
+            problems.append(Problem(str(source), "there is no such file or folder", "Give what holds the clips."))
+        elif not source.is_dir() and not (source.is_file() and (_is_parquet(source) or is_tar(source))):
+            what = "it is no folder, no tar archive and no parquet file"
+            problems.append(Problem(str(source), what, "It may be damaged: fetch it again, or give the folder."))
+    if problems:
+        raise Refused(problems)
+    return audio
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.mmau",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--questions", required=True, nargs="+", type=Path, metavar="FILE",
+        help="MMAU's JSON file, or parquet files of its Hugging Face copy")  # fmt: skip
+    add("--audio", nargs="+", type=Path, default=[], metavar="DIR|TAR|PARQUET", help="what holds the clips")
+    add_preparation_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))

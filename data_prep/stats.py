@@ -1,0 +1,224 @@
+"""What is in a manifest: counts by kind, lengths, where the right answer stands, and what laziness would score.
+
+    python -m data_prep.stats data/avqa/manifest.jsonl
+
+prints the tables and writes stats.json and stats.png. The lazy strategies hear nothing: what they score, a model can
+score without listening.
+
+Exit codes: 0 done; 2 the manifest has bad records or cannot be read; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import soundfile
+from rich.console import Console
+from rich.table import Table
+
+from r1_aqa_repro.audio import check_audio
+from r1_aqa_repro.benchmark import baselines
+from r1_aqa_repro.console import with_hyphens
+from r1_aqa_repro.errors import EXIT_DONE, Refused, command
+from r1_aqa_repro.files import write_json
+from r1_aqa_repro.schema import AudioQuestion, read_questions
+
+# field: what it is called; AVQA's relation and type stand in the manifest's task and category
+_KINDS = {
+    "dataset": "dataset",
+    "split": "split",
+    "version": "version",
+    "task": "task / relation",
+    "difficulty": "difficulty",
+    "category": "category / type",
+    "sub_category": "sub-category",
+}
+_SHOWN = 30  # rows of one kind that are printed
+_ACROSS = 4  # plots beside each other
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    arguments = _parser().parse_args(with_hyphens(argv))
+    read = read_questions(arguments.manifest)
+    if read.problems:
+        raise Refused(read.problems)
+    out = arguments.out or arguments.manifest.with_name(f"{arguments.manifest.stem}-stats")
+    seconds = clip_seconds(read.questions)
+    summary = statistics_of(read.questions, seconds)
+    write_json(out / "stats.json", summary)
+    _draw(out / "stats.png", summary, [length for length in seconds.values() if length is not None])
+    _show(summary)
+    print(f"{out / 'stats.json'}, {out / 'stats.png'}")
+    return EXIT_DONE
+
+
+def clip_seconds(questions: Iterable[AudioQuestion]) -> dict[Path, float | None]:
+    """Length of every clip in seconds, by its header; None where it cannot be read."""
+
+    def length(path: Path) -> float | None:
+        return None if check_audio(path) else float(soundfile.info(str(path)).duration)
+
+    paths = list(dict.fromkeys(question.audio_path for question in questions))
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(length, paths), strict=True))
+
+
+def statistics_of(questions: Sequence[AudioQuestion], seconds: Mapping[Path, float | None]) -> dict[str, Any]:
+    """The content of stats.json: counts, lengths in seconds, fractions 0-1."""
+    answered = [question for question in questions if question.answer is not None]
+    counts = {kind: _counted(getattr(question, kind) for question in questions) for kind in _KINDS}
+    return {
+        "questions": len(questions),
+        "answered": len(answered),
+        "counts": {kind: counted for kind, counted in counts.items() if counted},
+        "flags": _counted(flag for question in questions for flag in question.flags),
+        "choices": {
+            "number": _counted(str(len(question.choices)) for question in questions),
+            "answer_position": _counted(str(question.choices.index(question.answer) + 1) for question in answered),
+            "duplicate_choices": sum(len(set(question.choices)) < len(question.choices) for question in questions),
+        },
+        "audio": _lengths(seconds),
+        "lazy_strategies": lazy_strategies(answered) if answered else {},
+    }
+
+
+def lazy_strategies(questions: Sequence[AudioQuestion]) -> dict[str, float]:
+    """Accuracy, 0-1, of answering without listening; every question has an answer.
+
+    `chance`: at random. `always_first`: the first choice. `longest_choice`: that of the most characters, of equals the
+    first. `most_frequent_answer`: the text that is right most often in this set, whatever the question.
+    """
+    n = len(questions)
+    answers = Counter(question.answer for question in questions)
+    longest = sum(max(question.choices, key=len) == question.answer for question in questions)
+    return {
+        **{name: accuracy / 100 for name, accuracy in baselines(questions).items()},
+        "longest_choice": longest / n,
+        "most_frequent_answer": max(answers.values()) / n,
+    }
+
+
+def _counted(labels: Iterable[str | None]) -> dict[str, int]:
+    """How often each label comes, numbers in their order, anything else the most frequent first."""
+    counted = Counter(label for label in labels if label is not None)
+    numbers = all(label.isdecimal() for label in counted)
+    return dict(sorted(counted.items(), key=lambda item: int(item[0]) if numbers else (-item[1], item[0])))
+
+
+def _lengths(seconds: Mapping[Path, float | None]) -> dict[str, Any]:
+    known = [length for length in seconds.values() if length is not None]
+    facts: dict[str, Any] = {"clips": len(seconds), "unreadable": len(seconds) - len(known), "hours": sum(known) / 3600}
+    if known:
+        facts |= {
+            "min_seconds": min(known),
+            "median_seconds": statistics.median(known),
+            "mean_seconds": statistics.fmean(known),
+            "max_seconds": max(known),
+        }
+    return facts
+
+
+def _show(summary: Mapping[str, Any]) -> None:
+    console = Console()
+    table = Table("", "", "number", "%", title=f"{summary['questions']:,} questions")
+    kinds = {
+        **{_KINDS[kind]: counted for kind, counted in summary["counts"].items()},
+        "flags": summary["flags"],
+        "number of choices": summary["choices"]["number"],
+        "position of the right answer": summary["choices"]["answer_position"],
+    }
+    for name, counted in kinds.items():
+        for index, (label, number) in enumerate(list(counted.items())[:_SHOWN]):
+            share = 100 * number / summary["questions"]
+            table.add_row(name if index == 0 else "", label, f"{number:,}", f"{share:.1f}")
+        if len(counted) > _SHOWN:
+            rest = sum(list(counted.values())[_SHOWN:])
+            table.add_row("", f"... and {len(counted) - _SHOWN:,} more", f"{rest:,}", "")
+        table.add_section()
+    duplicates = summary["choices"]["duplicate_choices"]
+    table.add_row("a choice twice", "", f"{duplicates:,}", f"{100 * duplicates / summary['questions']:.1f}")
+    for index, (name, accuracy) in enumerate(summary["lazy_strategies"].items()):
+        label = name.replace("_", " ")
+        table.add_row("right without listening" if index == 0 else "", label, "", f"{100 * accuracy:.1f}")
+    console.print(table, markup=False)
+    audio = summary["audio"]
+    lengths = (
+        f", {audio['min_seconds']:.1f} to {audio['max_seconds']:.1f} s, median {audio['median_seconds']:.1f} s, "
+        f"mean {audio['mean_seconds']:.1f} s"
+        if "min_seconds" in audio
+        else ""
+    )
+    console.print(
+        f"{audio['clips']:,} clips, {audio['hours']:.2f} hours{lengths}; {audio['unreadable']:,} cannot be read",
+        highlight=False,
+    )
+
+
+def _draw(path: Path, summary: Mapping[str, Any], seconds: Sequence[float]) -> None:
+    """Counts by kind, lengths, positions of the right answer and the lazy strategies, as a PNG."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = [kind for kind in ("task", "difficulty", "category", "sub_category") if kind in summary["counts"]]
+    num_plots = len(kinds) + 3
+    rows = math.ceil(num_plots / _ACROSS)
+    figure, grid = pyplot.subplots(
+        rows, _ACROSS, figsize=(4.5 * _ACROSS, 4 * rows), layout="constrained", squeeze=False
+    )
+    axes = list(grid.flat)
+    for axis in axes[num_plots:]:
+        axis.remove()
+    for axis, kind in zip(axes, kinds, strict=False):
+        counted = list(summary["counts"][kind].items())[:_SHOWN]
+        axis.barh([_plain(label) for label, _ in reversed(counted)], [number for _, number in reversed(counted)])
+        axis.set(title=_KINDS[kind], xlabel="questions")
+        axis.tick_params(axis="y", labelsize=10 if len(counted) <= 12 else 6)
+    lengths, positions, lazy = axes[len(kinds) : num_plots]
+    lengths.hist(seconds, bins=40)
+    lengths.set(title=f"length of {len(seconds):,} clips", xlabel="seconds", ylabel="clips")
+    position = summary["choices"]["answer_position"]
+    positions.bar(list(position), list(position.values()))
+    positions.set(title="position of the right answer", ylabel="questions")
+    strategies = summary["lazy_strategies"]
+    lazy.barh([name.replace("_", " ") for name in strategies], [100 * accuracy for accuracy in strategies.values()])
+    lazy.set(title="right without listening", xlabel="accuracy, %")
+    for axis in axes[:num_plots]:
+        axis.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _plain(label: str) -> str:
+    """A data set's text as a label: no line breaks, no mathematics, not too long."""
+    return " ".join(label.split())[:40].replace("$", r"\$")
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.stats",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("manifest", type=Path, metavar="MANIFEST", help="the manifest to count")
+    add("--out", type=Path, metavar="DIR", help="where to write (default: beside the manifest, in STEM-stats)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))

@@ -1,0 +1,235 @@
+"""Check a manifest for everything a training run relies on, and for leakage between splits.
+
+    python -m data_prep.validate data/avqa/train.jsonl --against data/avqa/held_out.jsonl data/mmau/manifest.jsonl
+
+Every record and every clip of MANIFEST is checked. Records of different files, and of one file that names different
+splits, must not share a clip (the same samples) or a source video; questions that merely have the same text and choices
+about different clips are common in AVQA and are reported as a warning, as is everything a run can live with.
+
+Exit codes: 0 no errors; 3 errors were found, and they are listed; 2 the file cannot be read at all; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.fingerprints import Heard, add_workers_argument, listen_to_all, video_of
+from r1_aqa_repro.console import with_hyphens
+from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, command
+from r1_aqa_repro.files import write_json
+from r1_aqa_repro.schema import AudioQuestion, QuestionFile, read_questions
+
+ERROR, WARNING = "error", "warning"
+# rule: (severity, what it means)
+RULES = {
+    "bad_record": (ERROR, "no valid question: fields, types, unique id, at least 2 choices, answer among them"),
+    "no_answer": (ERROR, "a question without an answer, where others have one"),
+    "unlabelled": (WARNING, "no question has an answer: nothing to train on or to score with"),
+    "absolute_path": (ERROR, "audio_path must be relative to the manifest"),
+    "path_outside": (WARNING, "audio_path leaves the manifest's folder, which can then not be moved alone"),
+    "missing": (ERROR, "the clip is not there"),
+    "undecodable": (ERROR, "the clip cannot be decoded"),
+    "not_16khz_mono": (ERROR, "the clip is not 16 kHz mono"),
+    "too_short": (ERROR, "the clip is shorter than 0.1 s"),
+    "silent": (ERROR, "the clip holds no sound"),
+    "duplicate_choices": (WARNING, "a choice stands there twice"),
+    "same_audio": (ERROR, "two splits share a clip"),
+    "same_video": (ERROR, "two splits share a source video"),
+    "same_text": (
+        WARNING,
+        "two splits share a question with its choices; common, and harmless about different clips",
+    ),
+    "compared_with_flaws": (WARNING, "records or clips of another manifest that could not be compared"),
+}
+_SHOWN = 3  # findings printed of each rule
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found: a key of `RULES`, where, and what."""
+
+    rule: str
+    where: str
+    what: str
+
+    @property
+    def severity(self) -> str:
+        return RULES[self.rule][0]
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    arguments = _parser().parse_args(with_hyphens(argv))
+    files = [arguments.manifest, *arguments.against]
+    reads = [read_questions(file) for file in files]
+    heard = listen_to_all((question for read in reads for question in read.questions), arguments.workers)
+    findings = [*check(arguments.manifest, reads[0], heard), *leaks(files, reads, heard)]
+    findings += [
+        finding
+        for file, read in zip(arguments.against, reads[1:], strict=True)
+        for finding in _not_comparable(file, read, heard)
+    ]
+    findings.sort(key=lambda finding: list(RULES).index(finding.rule))
+    counts = Counter(finding.severity for finding in findings)
+    _show(findings, reads[0], heard)
+    if arguments.json is not None:
+        report = {
+            "manifest": str(arguments.manifest),
+            "against": [str(file) for file in arguments.against],
+            "errors": counts[ERROR],
+            "warnings": counts[WARNING],
+            "findings": [{"severity": finding.severity, **asdict(finding)} for finding in findings],
+        }
+        write_json(arguments.json, report)
+    return EXIT_LOSSES if counts[ERROR] else EXIT_DONE
+
+
+def check(manifest: Path, read: QuestionFile, heard: dict[Path, Heard]) -> Iterator[Finding]:
+    """Everything that is wrong within one manifest, given what its clips sound like."""
+    for problem in read.problems:
+        yield Finding("bad_record", problem.where, f"{problem.what}. {problem.remedy}")
+    unanswered = [question for question in read.questions if question.answer is None]
+    if read.questions and len(unanswered) == len(read.questions):
+        yield Finding("unlabelled", str(manifest), f"none of the {len(unanswered):,} questions has an answer")
+    else:
+        yield from (Finding("no_answer", question.id, "the question has no answer") for question in unanswered)
+    yield from _paths(manifest)
+    for question in read.questions:
+        for rule, what in heard[question.audio_path].problems:
+            yield Finding(rule, question.id, what)
+        if len(set(question.choices)) < len(question.choices):
+            yield Finding("duplicate_choices", question.id, f"choices {list(question.choices)}")
+
+
+def _paths(manifest: Path) -> Iterator[Finding]:
+    """The audio paths as they stand in the file: `read_questions` has already made them absolute."""
+    for line in manifest.read_text(encoding="utf-8").split("\n"):
+        try:
+            record = json.loads(line)
+            path, record_id, _ = record["audio_path"], record["id"], record["choices"]  # other formats have other rules
+        except (ValueError, KeyError, TypeError):
+            continue
+        if not isinstance(path, str):
+            continue
+        if os.path.isabs(path):
+            yield Finding("absolute_path", str(record_id), path)
+        elif os.path.normpath(path).split(os.sep)[0] == os.pardir:
+            yield Finding("path_outside", str(record_id), path)
+
+
+def leaks(files: Sequence[Path], reads: Sequence[QuestionFile], heard: dict[Path, Heard]) -> Iterator[Finding]:
+    """What records of different splits share. A split is a file, or what a file's records name as their split."""
+    placed = [
+        (f"{file} ({question.split})" if question.split else str(file), question)
+        for file, read in zip(files, reads, strict=True)
+        for question in read.questions
+    ]
+
+    def samples(question: AudioQuestion) -> bytes | None:
+        return heard[question.audio_path].pcm
+
+    yield from _shared("same_audio", placed, samples, lambda question: f"the samples of {question.audio_path}")
+    yield from _shared("same_video", placed, video_of, lambda question: f"the video {video_of(question)}")
+    yield from _shared("same_text", placed, _text, lambda question: f"{question.question!r} {list(question.choices)}")
+
+
+def _shared(
+    rule: str,
+    placed: Iterable[tuple[str, AudioQuestion]],
+    key_of: Callable[[AudioQuestion], Hashable | None],
+    describe: Callable[[AudioQuestion], str],
+) -> Iterator[Finding]:
+    """A finding for each key that questions of more than one split have."""
+    by_key: dict[Hashable, list[tuple[str, AudioQuestion]]] = defaultdict(list)
+    for place, question in placed:
+        key = key_of(question)
+        if key is not None:
+            by_key[key].append((place, question))
+    for group in by_key.values():
+        first_of: dict[str, str] = {}
+        for place, question in group:
+            first_of.setdefault(place, question.id)
+        if len(first_of) > 1:
+            sizes = Counter(place for place, _ in group)
+            where = ", ".join(f"{place}: {_and_more(first, sizes[place])}" for place, first in first_of.items())
+            yield Finding(rule, where, describe(group[0][1]))
+
+
+def _and_more(first: str, size: int) -> str:
+    return first if size == 1 else f"{first} and {size - 1:,} more"
+
+
+def _text(question: AudioQuestion) -> tuple[str, ...]:
+    """Question and choices as one reads them: case, white space and the order of the choices do not count."""
+    return _folded(question.question), *sorted(map(_folded, question.choices))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _not_comparable(file: Path, read: QuestionFile, heard: dict[Path, Heard]) -> Iterator[Finding]:
+    if read.problems:
+        yield Finding("compared_with_flaws", str(file), f"{len(read.problems):,} bad records")
+    unheard = sum(heard[question.audio_path].pcm is None for question in read.questions)
+    if unheard:
+        yield Finding("compared_with_flaws", str(file), f"{unheard:,} questions whose clip cannot be decoded")
+
+
+def _show(findings: Sequence[Finding], read: QuestionFile, heard: dict[Path, Heard]) -> None:
+    """A table of what was found, with the first few of each rule."""
+    console = Console()
+    by_rule = {rule: [finding for finding in findings if finding.rule == rule] for rule in RULES}
+    if findings:
+        table = Table("rule", "", "number", "what", title="Findings")
+        for rule, found in by_rule.items():
+            if found:
+                severity, meaning = RULES[rule]
+                table.add_row(rule, severity, f"{len(found):,}", meaning)
+        console.print(table, markup=False)
+    for rule, found in by_rule.items():  # not in the table, which would break paths into pieces
+        lines = [f"{rule}: {finding.where}: {finding.what}" for finding in found[:_SHOWN]]
+        if len(found) > _SHOWN:
+            lines.append(f"{rule}: ... and {len(found) - _SHOWN:,} more (--json lists all)")
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    clips = {question.audio_path for question in read.questions}
+    hours = sum(heard[clip].seconds for clip in clips) / 3600
+    counts = Counter(finding.severity for finding in findings)
+    console.print(
+        f"{len(read.questions):,} questions about {len(clips):,} clips ({hours:.2f} hours): "
+        f"{counts[ERROR]:,} errors, {counts[WARNING]:,} warnings",
+        highlight=False,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.validate",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("manifest", type=Path, metavar="MANIFEST", help="the manifest to check")
+    add("--against", nargs="+", type=Path, default=[], metavar="MANIFEST", help="splits to share nothing with")
+    add("--json", type=Path, metavar="FILE", help="write all findings there")
+    add_workers_argument(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))

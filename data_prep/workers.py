@@ -1,0 +1,200 @@
+"""Worker processes that turn media into clip files, one task at a time, and the queue that feeds them.
+
+Each worker has a pipe of its own: it ends by itself when the main process is gone, however that died, and when a
+broken file takes a worker down with it, it is known which file that was.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from data_prep.media import MediaError, decode
+from r1_aqa_repro.audio import SAMPLING_RATE
+
+PARTIAL = ".partial"  # ending of a clip that is being written
+_AHEAD = 4  # tasks a worker holds, so that it need not wait for the next
+
+
+# One thread each: the processes are the parallelism. And glibc keeps the memory of one clip for the next: to give it
+# back and be given it again, page by page, costs a fifth of the decoding. The figures are bytes.
+_OF_WORKERS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A clip to be made: `target` ends in the format's name; the rest goes to `media.decode`."""
+
+    target: Path
+    media: Path | bytes
+    start: float | None = None
+    seconds: float | None = None
+    channel: str = "first"
+    cut_over: float | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What was made: size of the file in bytes, length in seconds, largest and root-mean-square amplitude."""
+
+    size: int
+    seconds: float
+    peak: float
+    rms: float
+
+
+def make_clip(task: Task) -> Clip:
+    """Decode a clip and write it, 16 bits, under its name when it is whole.
+
+    Raises:
+        MediaError: it cannot be used.
+        OSError: it cannot be written.
+    """
+    samples = decode(task.media, task.start, task.seconds, task.channel, task.cut_over)
+    # 2 ** 15 gives 16-bit sources back unchanged; what a lossy codec lets overshoot is clipped
+    pcm = samples * np.float32(2**15)
+    pcm = np.clip(np.rint(pcm, out=pcm), -(2**15), 2**15 - 1, out=pcm).astype(np.int16)
+    encoded = io.BytesIO()  # in memory first: soundfile would not say that a disk is full
+    file_format = task.target.suffix[1:].upper()
+    # the fastest level of FLAC: the others take longer and save hardly anything
+    level = {"compression_level": 0.0} if file_format == "FLAC" else {}
+    soundfile.write(encoded, pcm, SAMPLING_RATE, format=file_format, subtype="PCM_16", **level)
+    temporary = task.target.with_name(f".{task.target.name}.{os.getpid()}{PARTIAL}")
+    try:
+        temporary.write_bytes(encoded.getbuffer())
+        os.replace(temporary, task.target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    peak, rms = float(max(samples.max(), -samples.min())), math.sqrt(float(samples @ samples) / len(samples))
+    return Clip(encoded.getbuffer().nbytes, len(samples) / SAMPLING_RATE, peak, rms)
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: Connection
+    tasks: deque[Task] = field(default_factory=deque)  # what it holds, in its order
+
+
+class Workers:
+    """A pool: `submit` never blocks, `finished` waits for results; tasks finish in any order."""
+
+    def __init__(self, number: int):
+        # neither a copy of a process that has threads (fork) nor all imports anew for each worker (spawn)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["__main__", __name__])
+        with _environment(_OF_WORKERS):
+            forkserver.ensure_running()
+        self._waiting: deque[Task] = deque()
+        self._workers = [self._start() for _ in range(number)]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.connection.close()  # it ends after the clip in hand
+        for worker in self._workers:
+            worker.process.join(5)
+            worker.process.kill()
+
+    def submit(self, task: Task) -> None:
+        """Queue a task; the caller bounds how many."""
+        self._waiting.append(task)
+        self._feed()
+
+    def finished(self) -> list[tuple[Task, Clip | MediaError]]:
+        """Wait for at least one result.
+
+        Raises:
+            OSError: a clip could not be written.
+        """
+        done: list[tuple[Task, Clip | MediaError]] = []
+        ready = wait([worker.connection for worker in self._workers])
+        for worker in [worker for worker in self._workers if worker.connection in ready]:
+            try:
+                result = worker.connection.recv()
+            except (EOFError, OSError):
+                task = self._replace(worker)
+                result = MediaError("undecodable", f"{_name(task)} makes the decoder crash")
+            else:
+                task = worker.tasks.popleft()
+            if isinstance(result, OSError):
+                raise result
+            done.append((task, result))
+        self._feed()
+        return done
+
+    def _feed(self) -> None:
+        for worker in sorted(self._workers, key=lambda worker: len(worker.tasks)):
+            # bytes do not fit into the pipe of a worker that is busy: sending them would hold up all others
+            while self._waiting and len(worker.tasks) < (1 if isinstance(self._waiting[0].media, bytes) else _AHEAD):
+                worker.tasks.append(self._waiting.popleft())
+                try:
+                    worker.connection.send(worker.tasks[-1])
+                except OSError:
+                    break  # it died: `finished` sees that, and its tasks go to another
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _replace(self, worker: _Worker) -> Task:
+        """Start another in place of a worker that died; returns the task it died of."""
+        died_of, *others = worker.tasks
+        self._waiting.extendleft(reversed(others))
+        worker.connection.close()
+        self._workers[self._workers.index(worker)] = self._start()
+        return died_of
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """The processes that are started meanwhile get these."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _work(connection: Connection) -> None:
+    """Make clips until the main process closes the pipe, or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the main one decides
+    try:
+        while True:
+            task = connection.recv()
+            try:
+                result: Clip | Exception = make_clip(task)
+            except (MediaError, OSError) as error:
+                result = error
+            connection.send(result)
+    except (EOFError, OSError):
+        return
+
+
+def _name(task: Task) -> str:
+    return f"the audio embedded for {task.target.stem}" if isinstance(task.media, bytes) else str(task.media)

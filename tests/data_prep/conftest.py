@@ -1,0 +1,109 @@
+"""Media of known content, made with PyAV: what a YouTube download, a mirror or a wav folder would hold."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from r1_aqa_repro.audio import SAMPLING_RATE
+
+# ending -> (container, codec, sampling rate of the source)
+CONTAINERS = {
+    "mp4": ("mp4", "aac", 44_100),
+    "m4a": ("ipod", "aac", 48_000),
+    "webm": ("webm", "libopus", 48_000),
+    "mkv": ("matroska", "libopus", 48_000),
+    "ogg": ("ogg", "libopus", 48_000),
+    "flac": ("flac", "flac", 44_100),
+    "wav": ("wav", "pcm_s16le", 22_050),
+    "mp3": ("mp3", "libmp3lame", 44_100),
+}
+
+
+def signal(rate, seconds, seed=0):
+    """Noise of a changing loudness below 3 kHz, float32 [num_samples]: no two moments sound alike."""
+    generator = np.random.default_rng(seed)
+    steps = generator.standard_normal(int(6000 * seconds) + 2)  # 6,000 a second, and straight lines between them
+    loudness = generator.uniform(0.05, 0.2, len(steps) // 600 + 2)
+    steps *= np.interp(np.arange(len(steps)) / 600, np.arange(len(loudness)), loudness)
+    times = np.arange(round(rate * seconds)) / rate
+    return np.interp(times * 6000, np.arange(len(steps)), steps).astype(np.float32)
+
+
+def write_media(path: Path, samples, rate, ending=None, pictures=False):
+    """Encode [num_samples] or [num_channels, num_samples]; the container is that of `ending`, or of the path's."""
+    container_format, codec, _ = CONTAINERS[ending or path.suffix[1:].lower()]
+    channels = np.atleast_2d(samples)
+    layout = {1: "mono", 2: "stereo", 8: "7.1"}[len(channels)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format=container_format) as container:
+        video = _video(container) if pictures else None
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        assert isinstance(stream, av.AudioStream)
+        if codec == "flac":
+            stream.format = "s16"
+        packed = np.ascontiguousarray(channels.T).reshape(1, -1)  # PyAV cannot take 8 planes
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        if video:
+            container.mux(_pictures(video, round(10 * channels.shape[1] / rate)))
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return path
+
+
+def _video(container):
+    return container.add_stream("mpeg4", rate=10, width=64, height=48, pix_fmt="yuv420p")
+
+
+def _pictures(video, number):
+    packets = []
+    for index in range(number):
+        picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), index % 256, np.uint8), format="rgb24")
+        picture.pts = index
+        packets += video.encode(picture)
+    return [*packets, *video.encode(None)]
+
+
+def write_silent_film(path: Path):
+    """An MP4 with pictures and no audio track."""
+    with av.open(str(path), "w", format="mp4") as container:
+        container.mux(_pictures(_video(container), 10))
+    return path
+
+
+def correlation(prepared, source, rate):
+    """Pearson's, of samples at 16 kHz and a source at `rate`, over what both have."""
+    times = np.arange(len(prepared)) / SAMPLING_RATE
+    expected = np.interp(times, np.arange(len(source)) / rate, source)
+    return float(np.corrcoef(prepared, expected)[0, 1])
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def avqa_record(number, video_name, **changed):
+    """A record as AVQA's annotations have it."""
+    return {
+        "id": number,
+        "video_name": video_name,
+        "video_id": 341,
+        "question_text": "What happened in the video?",
+        "multi_choice": ["motorboat", "Yacht consignment", "Sailboat set sail", "Consignment car"],
+        "answer": 1,
+        "question_relation": "View",
+        "question_type": "Happening",
+        **changed,
+    }
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A second of mono WAV at 16 kHz."""
+    path = tmp_path / "media" / "clip.wav"
+    path.parent.mkdir()
+    soundfile.write(path, signal(SAMPLING_RATE, 1), SAMPLING_RATE)
+    return path

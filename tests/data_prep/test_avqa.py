@@ -1,0 +1,576 @@
+"""The AVQA command: every naming, every format of the annotations, and what its users get to see."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal as signals
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas
+import psutil
+import pytest
+import soundfile
+
+import r1_aqa_repro
+from data_prep.avqa import MediaIndex, find_media, main, raw_records
+from r1_aqa_repro.audio import SAMPLING_RATE, load_audio
+from r1_aqa_repro.prompts import prompt_text
+from r1_aqa_repro.schema import read_questions
+from tests.data_prep.conftest import (
+    CONTAINERS,
+    avqa_record,
+    correlation,
+    read_lines,
+    signal,
+    write_media,
+    write_silent_film,
+)
+
+ROOT = Path(__file__).parents[2]
+VIDEO = "-HG3Omg_89c"
+# MB of this process at the highest; resource.getrusage would begin with what the process that started it had
+PRINT_PEAK = "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024)"
+
+
+def command(annotations, media, out, *more):
+    media = ["--media", media] if media else []
+    return main([str(part) for part in ("--annotations", annotations, *media, "--out", out, "--workers", 1, *more)])
+
+
+def write_json(path, records):
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def report_of(out):
+    return json.loads((out / "prep_report.json").read_text(encoding="utf-8"))
+
+
+def result(out):
+    """All that a preparation leaves, but for how long it took."""
+    files = {path.name: path.read_bytes() for path in (out / "audio").iterdir()}
+    timeless = {key: value for key, value in report_of(out).items() if not key.startswith(("seconds", "clips_"))}
+    return (out / "manifest.jsonl").read_bytes(), files, timeless
+
+
+def wav(path, seconds=0.5, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, signal(SAMPLING_RATE, seconds, seed), SAMPLING_RATE)
+    return path
+
+
+def test_a_record_becomes_a_line(tmp_path):
+    wav(tmp_path / "media" / f"{VIDEO}_30.wav")
+    annotations = write_json(tmp_path / "train_qa.json", [avqa_record(183, f"{VIDEO}_000030", answer=1)])
+    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
+    assert read_lines(tmp_path / "out" / "manifest.jsonl") == [
+        {
+            "id": "183",
+            "audio_path": f"audio/{VIDEO}_000030.flac",
+            "question": "What happened in the video?",
+            "choices": ["motorboat", "Yacht consignment", "Sailboat set sail", "Consignment car"],
+            "answer": "Yacht consignment",
+            "dataset": "AVQA",
+            "split": "train",
+            "task": "View",
+            "category": "Happening",
+            "source_video": f"{VIDEO}_000030",
+        }
+    ]
+    report = report_of(tmp_path / "out")
+    assert (report["records_in"], report["kept"], report["dropped"]) == (1, 1, {})
+    question = read_questions(tmp_path / "out" / "manifest.jsonl").questions[0]
+    # the word is replaced for the model, there and nowhere else
+    assert prompt_text(question, "direct").startswith("What happened in the audio?")
+    source = "".join(path.read_text() for path in Path(r1_aqa_repro.__file__).parent.rglob("*.py"))
+    source += "".join(path.read_text() for path in (ROOT / "data_prep").glob("*.py"))
+    assert source.count('replace("video"') == 1
+
+
+@pytest.mark.parametrize("ending", CONTAINERS)
+@pytest.mark.parametrize("name", [f"{VIDEO}_000030", f"{VIDEO}_30"])
+def test_every_naming_and_ending_is_found(name, ending, tmp_path):
+    media = tmp_path / "media" / "deep er" / "nésted"
+    media.mkdir(parents=True)
+    (media / f"{name}.{ending.upper() if ending == 'mp4' else ending}").touch()
+    found = find_media(f"{VIDEO}_000030", MediaIndex([tmp_path / "media"]))
+    assert found.file is not None and found.file.stem == name
+
+
+@pytest.mark.parametrize(
+    ("video_name", "file"),
+    [
+        ("a_b_c-d_e_1_000007", "a_b_c-d_e_1_7.mp4"),  # the id ends in a number itself
+        ("___________000000", "___________000000.mp4"),
+        ("--_--_000120", "--_--_120.wav"),
+        ("ID_30", "ID_000030.flac"),
+        ("ID_0000030", "ID_30.flac"),
+        ("no number", "no number.ogg"),
+        ("ID_" + "9" * 50, "ID_" + "9" * 50 + ".wav"),
+        ("é_000001", "e\u0301_1.wav"),  # decomposed, as macOS writes names
+    ],
+)
+def test_ids_and_spellings(video_name, file, tmp_path):
+    (tmp_path / file).touch()
+    assert find_media(video_name, MediaIndex([tmp_path])).file == tmp_path / file
+
+
+def test_another_clip_is_not_taken(tmp_path):
+    for name in (f"{VIDEO}_000031", f"{VIDEO}_3", f"{VIDEO}_300", VIDEO[1:], f"x{VIDEO}_30", f"{VIDEO}_000030.part"):
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / f"{VIDEO}_000030.txt").touch()
+    assert find_media(f"{VIDEO}_000030", MediaIndex([tmp_path])).file is None
+
+
+def test_the_first_folder_and_the_first_ending_count(tmp_path):
+    for name in ("b/ID_1.mp4", "b/ID_1.wav", "a/x/ID_1.mp3", "a/ID_1.mp3", "c/ID_2.mp4", "a/ID.mp4", "a/ID_2.webm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    index = MediaIndex([tmp_path / "b", tmp_path / "a", tmp_path / "c"])
+    assert find_media("ID_000001", index).file == tmp_path / "b" / "ID_1.wav"
+    assert find_media("ID_000002", index).file == tmp_path / "a" / "ID_2.webm"  # a clip goes before the whole video
+    assert find_media("ID_000003", index).file == tmp_path / "a" / "ID.mp4"
+    assert MediaIndex([tmp_path / "a"])["ID_1"] == tmp_path / "a" / "ID_1.mp3"
+
+
+def test_links_that_lead_back(tmp_path):
+    (tmp_path / "media" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "ID_1.wav").touch()
+    (tmp_path / "media" / "deep" / "up").symlink_to(tmp_path / "media")
+    (tmp_path / "media" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "media" / "linked")
+    (tmp_path / "media" / "nowhere").symlink_to(tmp_path / "nothing")
+    index = MediaIndex([tmp_path / "media"])
+    assert index["ID_1"] == tmp_path / "media" / "linked" / "ID_1.wav"
+    assert len(index) == 1 and not index.unreadable
+
+
+def test_a_folder_that_cannot_be_read_is_left_out(tmp_path, monkeypatch, capsys):
+    wav(tmp_path / "media" / "ID_1.wav")
+    wav(tmp_path / "media" / "closed" / "ID_2.wav")
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    annotations = write_json(tmp_path / "qa.json", [avqa_record(1, "ID_000001"), avqa_record(2, "ID_000002")])
+    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
+    assert report_of(tmp_path / "out")["dropped"] == {"missing": ["2"]}
+    assert "closed cannot be read" in capsys.readouterr().err
+
+
+def test_the_clip_is_cut_from_the_whole_video(tmp_path):
+    sound = signal(44_100, 60)
+    write_media(tmp_path / "media" / "whole.mp4", sound, 44_100, pictures=True)
+    shutil.copy(tmp_path / "media" / "whole.mp4", tmp_path / "media" / "uncut_000040.mp4")
+    write_media(tmp_path / "media" / "clip_000040.mp4", sound[: 12 * 44_100], 44_100)
+    names = ["whole_000020", "whole_000055", "uncut_000040", "clip_000040", "whole_000070"]
+    annotations = write_json(tmp_path / "qa.json", [avqa_record(n, name) for n, name in enumerate(names)])
+    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
+    clips = {
+        q.source_video: load_audio(q.audio_path) for q in read_questions(tmp_path / "out" / "manifest.jsonl").questions
+    }
+    for name, (start, seconds) in {
+        "whole_000020": (20, 10),
+        "whole_000055": (55, 5),
+        "uncut_000040": (40, 10),
+        "clip_000040": (0, 12),
+    }.items():
+        assert abs(len(clips[name]) / SAMPLING_RATE - seconds) < 0.05
+        assert correlation(clips[name], sound[start * 44_100 :], 44_100) > 0.9
+    assert report_of(tmp_path / "out")["dropped"] == {"shorter than 0.1 s": ["4"]}
+
+
+def test_bad_records(tmp_path):
+    """Each is reported, none stops the others."""
+    good = "ID_000001"
+    wav(tmp_path / "media" / "ID_1.wav")
+    wav(tmp_path / "media" / "with space ü_3.wav", seed=3)
+    (tmp_path / "media" / "ID_4.mp4").touch()
+    write_silent_film(tmp_path / "media" / "ID_5.mp4")
+    nan = np.full(9000, np.nan, np.float32)
+    soundfile.write(tmp_path / "media" / "ID_6.wav", nan, SAMPLING_RATE, subtype="FLOAT")
+    records = [
+        avqa_record("ok", good),
+        avqa_record("text", good, answer="motorboat"),
+        avqa_record("digit", good, answer="1"),
+        avqa_record("high", good, answer=4),
+        avqa_record("low", good, answer=-1),
+        avqa_record("yes", good, answer=True),
+        avqa_record("half", good, answer=1.0),
+        avqa_record("none", good, answer=None),
+        avqa_record("ok", good),
+        avqa_record({"nested": 1}, good),
+        avqa_record(None, good),
+        avqa_record("dict", good, multi_choice={"A": "motorboat"}),
+        avqa_record("deep", good, multi_choice=[["motorboat"], ["car"]]),
+        avqa_record("one", good, multi_choice=["motorboat"], answer=0),
+        avqa_record("blank", good, multi_choice=["motorboat", " "], answer=0),
+        avqa_record("empty", good, question_text=""),
+        avqa_record("list", good, question_text=["What?"]),
+        avqa_record("nameless", None),
+        avqa_record("name", {"id": "ID"}),
+        avqa_record("category", good, question_type={"a": [1]}),
+        "a text",
+        None,
+        [avqa_record("inner", good)],
+        {},
+        avqa_record("unicode", "with space ü_000003"),
+        avqa_record("path", "../../ID_000001"),
+        avqa_record("zero", "ID_000004"),
+        avqa_record("film", "ID_000005"),
+        avqa_record("nan", "ID_000006"),
+        avqa_record("gone", "ID_000007"),
+        avqa_record("long", "x" * 5000, audio_path="y" * 5000),
+        avqa_record("null", "nu\0ll", audio_path="\0\ud800"),
+        avqa_record(int("8" * 4000), good),
+    ]
+    assert command(write_json(tmp_path / "qa.json", records), tmp_path / "media", tmp_path / "out") == 0
+    report = report_of(tmp_path / "out")
+    assert [line["id"] for line in read_lines(tmp_path / "out" / "manifest.jsonl")] == ["ok", "unicode", "8" * 4000]
+    dropped = report["dropped"]
+    assert report["records_in"] == len(records) == report["kept"] + sum(map(len, dropped.values()))
+    assert dropped.pop("missing") == ["path", "gone", "long", "null"]
+    assert dropped.pop("undecodable") == ["zero", "nan"]
+    assert dropped.pop("no audio track") == ["film"]
+    numbered = [f"qa.json:record {number}" for number in (10, 11, 21, 22, 23, 24)]
+    bad = ["text", "digit", "high", "low", "yes", "half", "none", "ok", *numbered[:2], "dict", "deep", "one", "blank",
+           "empty", "list", "nameless", "name", "category", *numbered[2:]]  # fmt: skip
+    assert dropped == {"bad record": bad}
+    assert "high: answer index 4 is out of range for 4 choices" in report["details"]["bad record"]
+
+
+def test_r1_aqa_lines(tmp_path):
+    wav(tmp_path / "audios" / f"{VIDEO}_30.wav", seed=1)
+    wav(tmp_path / "moved" / "ID_5.wav", seed=2)
+    records = [
+        avqa_record(1, f"{VIDEO}_000030", dataset_name="AVQA", audio_path=f"audios/{VIDEO}_30.wav"),
+        avqa_record(2, "ID_000005", dataset_name="AVQA", audio_path="/somewhere/else/ID_5.wav"),
+        avqa_record(3, "ID_000006", dataset_name="AVQA", audio_path="ID_6.wav"),
+    ]
+    lines = tmp_path / "train.jsonl"
+    lines.write_text("\n".join([*map(json.dumps, records), "", "{not JSON", '"text"']), encoding="utf-8")
+    assert command(lines, tmp_path / "moved", tmp_path / "out") == 0
+    questions = read_questions(tmp_path / "out" / "manifest.jsonl").questions
+    assert [question.id for question in questions] == ["1", "2"]
+    for question, source in zip(questions, ("audios/" + f"{VIDEO}_30.wav", "moved/ID_5.wav"), strict=True):
+        assert np.array_equal(load_audio(question.audio_path), load_audio(tmp_path / source))
+    dropped = {"missing": ["3"], "bad record": ["train.jsonl:line 5", "train.jsonl:line 6"]}
+    assert report_of(tmp_path / "out")["dropped"] == dropped
+    lines.write_text(json.dumps(records[0]), encoding="utf-8")
+    assert command(lines, None, tmp_path / "without media") == 0
+
+
+def test_parquet_with_embedded_audio(tmp_path):
+    clip = wav(tmp_path / "clip.wav")
+    audio = {"bytes": clip.read_bytes(), "path": f"{VIDEO}_000030.wav"}
+    text = "What happened in the video?\nChoices:\nA. motorboat\nB. a car. And more\nC. (none)"
+    rows = [
+        {"audio": audio, "question": text, "answer": "a car. And more"},
+        {"audio": audio, "question": text, "answer": "C"},
+        {"audio": audio, "question": text, "answer": "A. motorboat"},
+        {"audio": audio, "question": text, "answer": "D"},
+        {"audio": audio, "question": text, "answer": "lorry"},
+        {"audio": audio, "question": "no choices", "answer": "A"},
+        {"audio": {"bytes": b"broken", "path": "ID_1.wav"}, "question": text, "answer": "A"},
+        {"audio": None, "question": text, "answer": "A"},
+    ]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "train-00000.parquet")
+    assert command(tmp_path / "train-00000.parquet", None, tmp_path / "out") == 0
+    read = read_questions(tmp_path / "out" / "manifest.jsonl")
+    assert not read.problems
+    assert [question.answer for question in read.questions] == ["a car. And more", "(none)", "motorboat"]
+    assert read.questions[0].question == "What happened in the video?"
+    assert read.questions[0].choices == ("motorboat", "a car. And more", "(none)")
+    assert np.array_equal(load_audio(read.questions[0].audio_path), load_audio(clip))
+    report = report_of(tmp_path / "out")
+    assert {reason: len(ids) for reason, ids in report["dropped"].items()} == {"bad record": 4, "undecodable": 1}
+    assert report["audio"]["clips"] == 1
+
+    as_in_avqa = [{**avqa_record(n, f"{VIDEO}_000030"), "audio": audio} for n in range(3)]
+    pandas.DataFrame(as_in_avqa).to_parquet(tmp_path / "val.parquet")
+    assert command(tmp_path / "val.parquet", None, tmp_path / "columns") == 0
+    assert [q.split for q in read_questions(tmp_path / "columns" / "manifest.jsonl").questions] == ["val"] * 3
+
+
+def test_a_list_is_streamed_as_it_stands(tmp_path):
+    """Records longer than what is read at once, odd white space, and values that are no records."""
+    values = [{"text": "é" * 70_000}, {"a": [1, {"b": "]},"}]}, 12, "text", None, [], {"text": "x" * 300_000}, 7.5e3]
+    for text in (
+        json.dumps(values),
+        json.dumps(values, indent=3),
+        "\ufeff \n" + json.dumps(values, ensure_ascii=False),
+    ):
+        (tmp_path / "list.json").write_text(text + "\n", encoding="utf-8")
+        read = list(raw_records(tmp_path / "list.json"))
+        assert [value for _, value in read] == values
+        assert [where for where, _ in read] == [f"record {n}" for n in range(1, 9)]
+    rng = random.Random(0)
+    many = [{"id": n, "text": "y" * rng.randrange(400)} for n in range(2_000)]
+    write_json(tmp_path / "list.json", many)
+    assert [value for _, value in raw_records(tmp_path / "list.json")] == many
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "holds no records"),
+        (b"[]", "holds no records"),
+        (b" \n", "holds no records"),
+        (b'[{"id": 1}', "does not end"),
+        (b'[{"id": 1}, {"id"', "record 2: malformed JSON"),
+        (b'[{"id": 1} {"id": 2}]', "comma is missing"),
+        (b'[{"id": 1}, oops, {"id": 2}]', "record 2: malformed JSON"),
+        (b"[" * 200_000, "malformed JSON"),
+        (b'[{"id": ' + b"8" * 5000 + b"}]", "malformed JSON"),
+        (b'[{"id": "\xff"}]', "not UTF-8"),
+        (b'{\n  "data": []\n}', "one JSON object"),
+        (b"PAR1 and no more", "no readable parquet"),
+    ],
+)
+def test_annotations_that_cannot_be_read(content, said, tmp_path, capsys):
+    (tmp_path / "qa.json").write_bytes(content)
+    wav(tmp_path / "media" / "ID_1.wav")
+    assert command(tmp_path / "qa.json", tmp_path / "media", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_refused(tmp_path, capsys):
+    annotations = write_json(tmp_path / "qa.json", [avqa_record(1, "ID_000001")])
+    (tmp_path / "empty").mkdir()
+    assert command(tmp_path / "nothing.json", tmp_path / "nowhere", tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "nothing.json: there is no such file" in shown and "nowhere: there is no such folder" in shown
+    assert command(annotations, tmp_path / "empty", tmp_path / "out") == 2
+    assert "there is no media file" in capsys.readouterr().err
+    assert command(annotations, None, tmp_path / "out") == 2
+    for more in (["--workers", "0"], ["--channel", "left"], ["--format", "mp3"], ["--min-kept", "-1"], ["--unknown"]):
+        with pytest.raises(SystemExit) as stopped:
+            command(annotations, tmp_path / "empty", tmp_path / "out", *more)
+        assert stopped.value.code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_than_wanted(tmp_path):
+    wav(tmp_path / "media" / "ID_1.wav")
+    annotations = write_json(tmp_path / "qa.json", [avqa_record(n, f"ID_{n:06d}") for n in (1, 2, 3, 4)])
+    for wanted, code in [(0, 0), (0.25, 0), (1, 0), (0.3, 3), (2, 3)]:
+        assert command(annotations, tmp_path / "media", tmp_path / "out", "--min_kept", wanted) == code
+    write_json(annotations, [avqa_record(2, "ID_000002")])
+    assert command(annotations, tmp_path / "media", tmp_path / "nothing") == 3
+
+
+def test_other_annotations_are_not_mixed_in(tmp_path, capsys):
+    wav(tmp_path / "media" / "ID_1.wav")
+    annotations = write_json(tmp_path / "qa.json", [avqa_record(1, "ID_000001")])
+    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
+    before = result(tmp_path / "out")
+    write_json(annotations, [avqa_record(2, "ID_000001")])
+    assert command(annotations, tmp_path / "media", tmp_path / "out") == 2
+    assert "annotations was" in capsys.readouterr().err
+    assert result(tmp_path / "out") == before
+
+
+def test_more_media_are_taken_up(tmp_path):
+    wav(tmp_path / "media" / "ID_1.wav")
+    wav(tmp_path / "more" / "ID_2.wav", seed=2)
+    annotations = write_json(tmp_path / "qa.json", [avqa_record(n, f"ID_{n:06d}") for n in (2, 1)])
+    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
+    both = ["--annotations", annotations, "--media", tmp_path / "media", tmp_path / "more", "--workers", 1]
+    assert main([*map(str, both), "--out", str(tmp_path / "out")]) == 0
+    assert report_of(tmp_path / "out")["clips_decoded"] == 1
+    assert main([*map(str, both), "--out", str(tmp_path / "fresh")]) == 0
+    assert result(tmp_path / "out") == result(tmp_path / "fresh")
+
+
+def start(annotations, media, out, *more):
+    """The real command, in a process group of its own."""
+    arguments = ["--annotations", annotations, "--media", media, "--out", out, "--workers", 2, *more]
+    command = [sys.executable, "-m", "data_prep.avqa", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory):
+    """2,000 clips and 2,040 records: all endings, four rates, both paddings, and what is bound to be wrong."""
+    folder = tmp_path_factory.mktemp("mirror")
+    media, rng = folder / "media", random.Random(1)
+    sources = []
+    for number in range(200):
+        ending = list(CONTAINERS)[number % 8]
+        rate = (
+            CONTAINERS[ending][2] if ending not in ("wav", "flac") else (8_000, 22_050, 44_100, 96_000)[number // 8 % 4]
+        )
+        sound = signal(rate, 1 + number % 5 / 10, seed=number)
+        path = write_media(folder / "sources" / f"{number}.{ending}", np.stack([sound, sound / 2]), rate)
+        sources.append((path.read_bytes(), ending))
+    records, lost = [], {}
+    for number in range(2_040):
+        name = "".join(rng.choices("abcXYZ019_-", k=11))
+        second = rng.randrange(400)
+        record = avqa_record(number, f"{name}_{second:06d}")
+        data, ending = sources[number % 200]
+        reason = None
+        if number % 100 == 7:
+            data, reason = b"", "undecodable"
+        elif number % 100 == 13:
+            record["answer"], reason = 9, "bad record"
+        elif number >= 2_000:
+            reason = "missing"
+        if reason:
+            lost.setdefault(reason, []).append(str(number))
+        if reason != "missing":
+            padding = f"{second:06d}" if number % 2 else str(second)
+            path = media / name[:1] / f"{name}_{padding}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        records.append(record)
+    return (
+        write_json(folder / "train_qa.json", records),
+        media,
+        {reason: sorted(ids, key=int) for reason, ids in lost.items()},
+    )
+
+
+@pytest.mark.slow
+def test_a_whole_mirror_and_ten_kills(mirror, tmp_path):
+    annotations, media, lost = mirror
+    before = time.perf_counter()
+    assert command(annotations, media, tmp_path / "whole", "--workers", 2) == 0
+    seconds = time.perf_counter() - before
+    report = report_of(tmp_path / "whole")
+    assert report["records_in"] == 2_040
+    assert report["dropped"] == lost
+    assert report["kept"] == 2_040 - sum(map(len, lost.values()))
+    assert len(read_questions(tmp_path / "whole" / "manifest.jsonl").questions) == report["kept"]
+    assert command(annotations, media, tmp_path / "alone", "--workers", 1) == 0
+    assert result(tmp_path / "alone") == result(tmp_path / "whole")
+
+    rng, out = random.Random(2), tmp_path / "killed"
+    done = []
+    for _ in range(10):
+        # mostly before the end: the earlier ones leave the later ones less and less to do
+        process = start(annotations, media, out)
+        time.sleep(rng.uniform(0.2, 0.7) + seconds / 12)
+        os.kill(process.pid, signals.SIGKILL)
+        process.communicate()
+        assert not _left_over(process.pid)
+        done.append(len([path for path in (out / "audio").glob("[!.]*")]) if out.exists() else 0)
+        if not (out / "manifest.jsonl").exists():
+            continue
+        assert (out / "manifest.jsonl").read_bytes() == (tmp_path / "whole" / "manifest.jsonl").read_bytes()
+    assert done == sorted(done) and 0 < done[2] < report["kept"]  # they struck while there was work to do
+    last = start(annotations, media, out)
+    assert last.wait(120) == 0, last.stderr.read()
+    assert result(out) == result(tmp_path / "whole")
+    assert report_of(out)["clips_decoded"] < 1_960  # most was there already
+
+
+def _left_over(group):
+    """Processes of a group that are still there 10 seconds from now: workers must not outlive a main process."""
+    for _ in range(200):
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        if not found:
+            break
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_records(tmp_path):
+    for n in range(10):
+        wav(tmp_path / "media" / f"ID_{n}.wav", seconds=0.2, seed=n)
+    code = f"import sys; from data_prep.avqa import main; assert main(sys.argv[1:]) == 0; {PRINT_PEAK}"
+    used = {}
+    for number in (1_000, 100_000):
+        records = [avqa_record(n, f"ID_{n % 10:06d}") for n in range(number)]
+        annotations = write_json(tmp_path / f"{number}.json", records)
+        arguments = ["--annotations", annotations, "--media", tmp_path / "media", "--out", tmp_path / str(number)]
+        command_line = [sys.executable, "-c", code, *map(str, arguments), "--workers", "1"]
+        done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=True)
+        used[number] = float(done.stdout)
+        assert report_of(tmp_path / str(number))["kept"] == number
+    # MB; the file alone has 30, its records would take 150, and their ids 6
+    assert used[100_000] < used[1_000] + 5, used
+
+
+@pytest.mark.slow
+def test_ctrl_c(mirror, tmp_path):
+    annotations, media, _ = mirror
+    process = start(annotations, media, tmp_path / "out")
+    while not list((tmp_path / "out" / "audio").glob("[!.]*")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signals.SIGINT)  # as a terminal does: to every process
+    shown = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in shown and "the same command goes on" in shown
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+    clips = len(list((tmp_path / "out" / "audio").glob("[!.]*")))
+    assert command(annotations, media, tmp_path / "out", "--workers", 2) == 0
+    report = report_of(tmp_path / "out")
+    # a few clips may have been finished without having been noted
+    assert clips - 40 <= report["audio"]["clips"] - report["clips_decoded"] <= clips
+
+
+@pytest.mark.slow
+def test_three_hours(tmp_path):
+    """Ten seconds at the end of a long video cost neither its memory nor its time; whole, it is no clip."""
+    rate, hours = 8_000, 3
+    minute = (signal(rate, 60) * 20_000).astype(np.int16)
+    (tmp_path / "media").mkdir()
+    with soundfile.SoundFile(tmp_path / "media" / "ID.flac", "w", rate, 1, "PCM_16") as file:
+        for _ in range(60 * hours):
+            file.write(minute)
+    shutil.copy(tmp_path / "media" / "ID.flac", tmp_path / "media" / "whole.flac")
+    records = [avqa_record(1, "ID_000090"), avqa_record(2, f"ID_{3600 * hours - 30:06d}"), avqa_record(3, "whole")]
+    cut = "decode(Path(sys.argv[1]), start=10770, seconds=10)"
+    peaks = []
+    for work in ("", cut):
+        code = f"import sys; from data_prep.media import decode; from pathlib import Path; {work}; {PRINT_PEAK}"
+        command_line = [sys.executable, "-c", code.replace("; ;", ";"), tmp_path / "media" / "ID.flac"]
+        peaks.append(float(subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] < peaks[0] + 40, peaks  # MB; all of its samples would be 346
+    before = time.perf_counter()
+    assert command(write_json(tmp_path / "qa.json", records), tmp_path / "media", tmp_path / "out") == 0
+    assert time.perf_counter() - before < 10
+    assert report_of(tmp_path / "out")["dropped"] == {"undecodable": ["3"]}
+    assert "too long" in report_of(tmp_path / "out")["details"]["undecodable"][0]
+    for question, start_second in zip(
+        read_questions(tmp_path / "out" / "manifest.jsonl").questions, (30, 30), strict=True
+    ):
+        clip = load_audio(question.audio_path)
+        assert len(clip) == 10 * SAMPLING_RATE
+        assert correlation(clip, minute[start_second * rate :], rate) > 0.9
+
+
+@pytest.mark.slow
+def test_training_starts_from_the_output(model_folder, tmp_path):
+    from r1_aqa_repro import train_grpo
+
+    for second in range(4):
+        wav(tmp_path / "media" / f"ID_{second}.wav", seed=second)
+    annotations = write_json(tmp_path / "train_qa.json", [avqa_record(n, f"ID_{n:06d}") for n in range(4)])
+    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
+    arguments = [
+        "--model_name_or_path", model_folder, "--train_file", tmp_path / "out" / "manifest.jsonl",
+        "--output_dir", tmp_path / "run", "--max_steps", 1, "--prompts_per_step", 2, "--num_generations", 2,
+        "--max_completion_length", 4, "--loss_type", "grpo", "--report_to", "none", "--bf16", "false",
+        "--activation_checkpointing", "false", "--use_cpu", "true",
+    ]  # fmt: skip
+    assert train_grpo.main([str(argument) for argument in arguments]) == 0
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()

@@ -1,0 +1,214 @@
+"""The decoder: what every container gives, and what is wrong with the ones that give nothing."""
+
+import random
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+
+from data_prep.media import MAX_SECONDS, REASONS, MediaError, decode, resample
+from r1_aqa_repro.audio import SAMPLING_RATE, load_audio
+from tests.data_prep.conftest import CONTAINERS, correlation, signal, write_media, write_silent_film
+
+SECONDS = 3.0
+
+
+def refusal(*arguments, **options):
+    with pytest.raises(MediaError) as caught:
+        decode(*arguments, **options)
+    assert caught.value.reason in REASONS
+    return caught.value
+
+
+def in_container(folder, ending, seconds=SECONDS, pictures=False):
+    rate = CONTAINERS[ending][2]
+    samples = signal(rate, seconds)
+    path = write_media(folder / f"clip.{ending}", np.stack([samples, -samples]), rate, pictures=pictures)
+    return path, samples, rate
+
+
+@pytest.mark.parametrize("ending", CONTAINERS)
+def test_every_container_gives_the_source(ending, tmp_path):
+    path, samples, rate = in_container(tmp_path, ending)
+    decoded = decode(path)
+    assert decoded.dtype == np.float32 and decoded.ndim == 1
+    assert abs(len(decoded) / SAMPLING_RATE - SECONDS) < 0.05
+    assert correlation(decoded, samples, rate) > 0.9
+    assert np.array_equal(decode(path.read_bytes()), decoded)
+
+
+def test_vorbis_gives_the_source(tmp_path):
+    samples = signal(44_100, SECONDS)
+    soundfile.write(tmp_path / "clip.ogg", samples, 44_100, format="OGG", subtype="VORBIS")
+    decoded = decode(tmp_path / "clip.ogg")
+    assert abs(len(decoded) / SAMPLING_RATE - SECONDS) < 0.05
+    assert correlation(decoded, samples, 44_100) > 0.9
+
+
+@pytest.mark.parametrize("ending", CONTAINERS)
+def test_a_cut_is_where_it_should_be(ending, tmp_path):
+    """Matroska's clock counts milliseconds, so a part is found to one; two would be heard in this noise."""
+    path, samples, rate = in_container(tmp_path, ending, seconds=12, pictures=ending in ("mp4", "mkv"))
+    part = decode(path, start=7.0, seconds=2.0)
+    assert len(part) == 2 * SAMPLING_RATE
+
+    def match(milliseconds):
+        return correlation(part, samples[7 * rate + milliseconds * rate // 1000 :], rate)
+
+    assert max(map(match, (-1, 0, 1))) > 0.9
+    assert max(map(match, (-3, 3))) < 0.5
+    if ending not in ("webm", "mkv"):
+        assert match(0) > 0.9
+
+
+def test_a_cut_gives_what_there_is(tmp_path):
+    path, *_ = in_container(tmp_path, "wav")
+    assert len(decode(path, start=2.5, seconds=10)) == pytest.approx(0.5 * SAMPLING_RATE, abs=1)
+    assert refusal(path, start=2.95, seconds=10).reason == "shorter than 0.1 s"
+    assert refusal(path, start=20, seconds=10).reason == "shorter than 0.1 s"
+    assert len(decode(path, start=0, seconds=1)) == SAMPLING_RATE
+
+
+def test_only_a_long_file_is_cut(tmp_path):
+    path, *_ = in_container(tmp_path, "mp4")
+    assert len(decode(path, start=1, seconds=1, cut_over=2.5)) == SAMPLING_RATE
+    assert np.array_equal(decode(path, start=1, seconds=1, cut_over=3.5), decode(path))
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
+def test_resampling_is_that_of_training(rate):
+    for length in (rate, rate + 1, rate + 7):
+        samples = signal(rate, length / rate)
+        expected = librosa.resample(samples, orig_sr=rate, target_sr=SAMPLING_RATE, res_type="soxr_hq")
+        assert np.array_equal(resample(samples, rate), expected)
+
+
+@pytest.mark.parametrize("channel", ["first", "mean"])
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_a_wav_is_what_training_would_read(subtype, channel, tmp_path):
+    stereo = np.stack([signal(44_100, 1), signal(44_100, 1, seed=1)], axis=1)
+    soundfile.write(tmp_path / "clip.wav", stereo, 44_100, subtype=subtype)
+    ours, training = decode(tmp_path / "clip.wav", channel=channel), load_audio(tmp_path / "clip.wav", channel)
+    # the mean of two float32 may be rounded otherwise
+    assert np.array_equal(ours, training) if channel == "first" else np.allclose(ours, training, atol=1e-6)
+
+
+def test_many_channels_and_a_high_rate(tmp_path):
+    channels = np.stack([signal(192_000, 1, seed) for seed in range(8)])
+    soundfile.write(tmp_path / "clip.wav", channels.T, 192_000)
+    assert correlation(decode(tmp_path / "clip.wav"), channels[0], 192_000) > 0.9
+    assert correlation(decode(tmp_path / "clip.wav", channel="mean"), channels.mean(axis=0), 192_000) > 0.9
+    write_media(tmp_path / "clip.flac", channels, 192_000)
+    assert correlation(decode(tmp_path / "clip.flac"), channels[0], 192_000) > 0.9
+
+
+@pytest.mark.parametrize("ending", CONTAINERS)
+@pytest.mark.parametrize("named", ["mp4", "wav", "mp3", "txt"])
+def test_the_extension_plays_no_part(ending, named, tmp_path):
+    path, *_ = in_container(tmp_path, ending, seconds=0.5)
+    other = tmp_path / f"other name {named}é.{named}"
+    other.write_bytes(path.read_bytes())
+    assert np.array_equal(decode(other), decode(path))
+
+
+@pytest.mark.parametrize("ending", ["mp4", "webm", "mkv", "flac", "wav"])
+def test_a_file_that_breaks_off(ending, tmp_path):
+    path, *_ = in_container(tmp_path, ending)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = refusal(path)
+    assert found.reason == "undecodable"
+    assert str(path) in found.detail
+
+
+@pytest.mark.parametrize("ending", ["ogg", "mp3"])
+def test_a_stream_that_breaks_off_is_shorter(ending, tmp_path):
+    """These do not say how long they are: half of one is a clip of half the length, or cannot be decoded."""
+    path, samples, rate = in_container(tmp_path, ending)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    try:
+        decoded = decode(path)
+    except MediaError as error:
+        assert error.reason == "undecodable"
+    else:
+        assert 0.5 < len(decoded) / SAMPLING_RATE < SECONDS - 0.5
+        assert correlation(decoded, samples, rate) > 0.9
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"no media at all\n" * 500, b"RIFF", b"fLaC" + b"\xff" * 900])
+def test_no_media(content, tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    found = refusal(path)
+    assert found.reason == "undecodable"
+    assert str(path) in found.detail
+    assert refusal(content).reason == "undecodable"
+
+
+@pytest.mark.parametrize("ending", CONTAINERS)
+def test_damaged_bytes_give_samples_or_a_reason(ending, tmp_path):
+    """Neither another error nor a crash: bytes are changed all over, or in the header, or are missing at the end."""
+    path, *_ = in_container(tmp_path, ending, seconds=1)
+    whole, rng = path.read_bytes(), random.Random(0)
+    reasons = set()
+    for number in range(40):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice([1, 5, 50, 500])):
+            damaged[rng.randrange(len(whole) if number % 2 else 300)] = rng.randrange(256)
+        part = {"start": 0.4, "seconds": 0.3} if number % 3 else {}
+        try:
+            assert np.isfinite(
+                decode(bytes(damaged[: rng.choice([len(whole), rng.randrange(len(whole))])]), **part)
+            ).all()
+        except MediaError as error:
+            reasons.add(error.reason)
+    assert reasons and reasons < set(REASONS)
+
+
+def test_channels_that_change_on_the_way(tmp_path):
+    """MP3s can be put one behind the other; PyAV's queue would read samples that are not there."""
+    sound = signal(44_100, 1)
+    one = write_media(tmp_path / "one.mp3", sound, 44_100).read_bytes()
+    two = write_media(tmp_path / "two.mp3", np.stack([sound, sound]), 44_100).read_bytes()
+    found = refusal(one + two)
+    assert found.reason == "undecodable" and "channels" in found.detail
+
+
+def test_no_file(tmp_path):
+    assert refusal(tmp_path / "clip.mp4").reason == "missing"
+    assert refusal(tmp_path).reason == "undecodable"
+
+
+def test_no_audio_track(tmp_path):
+    assert refusal(write_silent_film(tmp_path / "film.mp4")).reason == "no audio track"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_samples_that_are_no_numbers(value, rate, tmp_path):
+    samples = signal(rate, 1)
+    samples[rate // 2] = value
+    soundfile.write(tmp_path / "clip.wav", samples, rate, subtype="FLOAT")
+    found = refusal(tmp_path / "clip.wav")
+    assert found.reason == "undecodable" and "NaN" in found.detail
+
+
+def test_silence_and_shortness(tmp_path):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    assert refusal(tmp_path / "silent.wav").reason == "silent"
+    soundfile.write(tmp_path / "short.wav", signal(16_000, 0.09), 16_000)
+    assert refusal(tmp_path / "short.wav").reason == "shorter than 0.1 s"
+    soundfile.write(tmp_path / "faint.wav", signal(16_000, 0.1) * 0.01, 16_000)
+    assert len(decode(tmp_path / "faint.wav")) == 1600
+
+
+def test_an_unknown_channel(clip):
+    with pytest.raises(ValueError, match="channel"):
+        decode(clip, channel="left")
+
+
+def test_a_recording_is_no_clip(tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.full(int(8_000 * (MAX_SECONDS + 1)), 1000, np.int16), 8_000)
+    found = refusal(tmp_path / "long.wav")
+    assert found.reason == "undecodable" and "too long" in found.detail
+    assert len(decode(tmp_path / "long.wav", start=500, seconds=10)) == 10 * SAMPLING_RATE

@@ -1,0 +1,506 @@
+"""`data_prep.mmau`: the published files, every form the clips come in, archives nobody should trust, and evaluation."""
+
+import gzip
+import io
+import json
+import random
+import tarfile
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import soundfile
+
+import eval.mmau
+from data_prep.archives import unpack
+from data_prep.mmau import _without_letters, main
+from eval.predictions import predict
+from eval.scores import score
+from r1_aqa_repro.benchmark import MMAU_QUESTIONS, questions_digest, version_of
+from r1_aqa_repro.errors import Refused
+from r1_aqa_repro.files import sha256_of
+from r1_aqa_repro.schema import read_questions
+from tests.conftest import SHARED_MMAU
+from tests.data_prep.conftest import read_lines, signal
+
+PUBLISHED = {"original": "mmau-test-mini.2025-03-25.json", "v05.15.25": "mmau-test-mini.v05.15.25.json"}
+DIFFICULTY = {
+    "original": {"easy": 258, "medium": 510, "hard": 232},
+    "v05.15.25": {"easy": 224, "medium": 540, "hard": 236},
+}
+DUPLICATES = {"original": 20, "v05.15.25": 27}
+
+
+def prepare(out, *arguments):
+    return main(["--out", str(out), "--workers", "1", *map(str, arguments)])
+
+
+def report_of(out):
+    report = json.loads((out / "prep_report.json").read_text(encoding="utf-8"))
+    assert report["kept"] + sum(map(len, report["dropped"].values())) == report["records_in"]
+    assert len(read_lines(out / "manifest.jsonl")) == report["kept"]
+    return report
+
+
+class TestPublished:
+    @pytest.fixture(params=PUBLISHED)
+    def published(self, request):
+        """(version, file)"""
+        file = SHARED_MMAU / PUBLISHED[request.param]
+        if not file.is_file():
+            pytest.skip(f"{file} is not there")
+        return request.param, file
+
+    @pytest.fixture
+    def manifest(self, published, tmp_path):
+        assert prepare(tmp_path / "out", "--questions", published[1]) == 0
+        return tmp_path / "out" / "manifest.jsonl"
+
+    def test_counts(self, published, manifest):
+        version, _ = published
+        records = read_lines(manifest)
+        assert len(records) == 1000
+        assert Counter(record["task"] for record in records) == {"sound": 333, "music": 334, "speech": 333}
+        assert Counter(record["difficulty"] for record in records) == DIFFICULTY[version]
+        assert len({record["sub_category"] for record in records}) == 27
+        assert {record["category"] for record in records} == {"Reasoning", "Information Extraction"}
+        assert all(record["answer"] in record["choices"] for record in records)
+        flagged = [record for record in records if "duplicate_choices" in record["flags"]]
+        assert len(flagged) == DUPLICATES[version]
+        assert all(len(set(record["choices"])) < len(record["choices"]) for record in flagged)
+        assert {record["version"] for record in records} == {version}
+
+    def test_nothing_is_lost(self, published, manifest):
+        """Field by field what the published file holds; paths as they stand in it."""
+        raw = json.loads(published[1].read_text(encoding="utf-8"))
+        records = read_lines(manifest)
+        for one, record in zip(raw, records, strict=True):
+            assert record.pop("audio_path") == one["audio_id"]
+            assert record.pop("version") == published[0]
+            assert "missing_audio" in record.pop("flags")
+            if isinstance(one["category"], list):
+                (one["category"],) = one["category"]
+            one["sub_category"] = one.pop("sub-category")
+            del one["audio_id"]
+            assert record == one
+        assert read_lines(manifest.with_name("source.jsonl")) == json.loads(published[1].read_text(encoding="utf-8"))
+        report = report_of(manifest.parent)
+        assert (report["kept"], report["dropped"], report["clips_decoded"]) == (1000, {}, 0)
+        assert report["flagged"] == {"missing_audio": [one["id"] for one in raw]}
+
+    def test_it_scores_as_the_published_file_does(self, published, manifest):
+        version, file = published
+        own, theirs = read_questions(manifest), read_questions(file)
+        assert not own.problems
+        for path, read in ((manifest, own), (file, theirs)):
+            assert version_of(sha256_of(path), read.questions) == version
+        choose = random.Random(0)
+        completions = {
+            question.id: choose.choice([*question.choices, f"<answer>{question.answer}</answer>", "", None])
+            for question in theirs.questions
+        }
+        scores = []
+        for questions in (own.questions, theirs.questions):
+            predictions = {one.id: predict(one, completions[one.id], "answer", "settings") for one in questions}
+            scores.append(score(questions, predictions, "answer", version))
+        assert scores[0] == scores[1]
+        assert 200 < scores[0][0]["total"]["correct"] < 700 and scores[0][0]["missing"] > 50
+
+    def test_the_version_is_that_of_the_questions_not_of_the_file(self, published, tmp_path, capsys):
+        version, file = published
+        records = json.loads(file.read_text(encoding="utf-8"))
+        random.Random(0).shuffle(records)
+        again = tmp_path / "again.json"
+        again.write_text(json.dumps(records, indent=3), encoding="utf-8")
+        assert prepare(tmp_path / "a", "--questions", again) == 0
+        assert {record["version"] for record in read_lines(tmp_path / "a" / "manifest.jsonl")} == {version}
+        records[500]["choices"][0] += "!"
+        records[500]["answer"] = records[500]["choices"][0]
+        again.write_text(json.dumps(records), encoding="utf-8")
+        capsys.readouterr()
+        assert prepare(tmp_path / "b", "--questions", again) == 0
+        assert "warning: again.json is no published version" in capsys.readouterr().err
+        assert {record["version"] for record in read_lines(tmp_path / "b" / "manifest.jsonl")} == {"unknown"}
+
+    def test_the_clip_that_is_here(self, published, tmp_path):
+        assert prepare(tmp_path, "--questions", published[1], "--audio", SHARED_MMAU / "audio") == 3  # 999 are not
+        first, second, *_ = read_lines(tmp_path / "manifest.jsonl")
+        info = soundfile.info(tmp_path / first["audio_path"])
+        assert (info.samplerate, info.channels, info.frames) == (16_000, 1, 160_000)
+        assert "flags" not in first and second["flags"] == ["missing_audio"]
+        assert len(report_of(tmp_path)["flagged"]["missing_audio"]) == 999
+
+
+def mmau_record(index, **changed):
+    name = f"{index:08x}-é 音"
+    return {
+        "id": name,
+        "audio_id": f"./test-mini-audios/{name}.wav",
+        "question": f"What is heard in {index}?",
+        "choices": ["Man", "Woman", "Child", "Robot"],
+        "answer": ("Man", "Woman", "Child", "Robot")[index % 4],
+        "dataset": "AudioSet",
+        "task": ("sound", "music", "speech")[index % 3],
+        "split": "test-mini",
+        "category": ["Reasoning"] if index == 1 else "Reasoning",
+        "sub-category": "Acoustic Source Inference",
+        "difficulty": "medium",
+        **changed,
+    }
+
+
+@pytest.fixture
+def records():
+    return [mmau_record(index) for index in range(6)]
+
+
+@pytest.fixture
+def question_file(tmp_path, records):
+    return write_json_list(tmp_path / "mmau.json", records)
+
+
+def write_json_list(path, records):
+    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path, records):
+    """The folder that holds test-mini-audios, with clips of different lengths, and one that no question has."""
+    folder = tmp_path / "clips" / "test-mini-audios"
+    folder.mkdir(parents=True)
+    for index, name in enumerate([*(record["id"] for record in records), "of-no-question"]):
+        soundfile.write(folder / f"{name}.wav", signal(16_000, 0.4 + 0.2 * index, seed=index), 16_000)
+    return folder.parent
+
+
+def write_tar(path, files, compression=""):
+    """files: (name, bytes) or TarInfo"""
+    with tarfile.open(path, f"w:{compression}") as archive:
+        for entry in files:
+            if isinstance(entry, tarfile.TarInfo):
+                archive.addfile(entry)
+            else:
+                info = tarfile.TarInfo(entry[0])
+                info.size, info.mtime = len(entry[1]), 1_700_000_000
+                archive.addfile(info, io.BytesIO(entry[1]))
+    return path
+
+
+def wav_files(clips):
+    return [(f"./test-mini-audios/{path.name}", path.read_bytes()) for path in sorted(clips.glob("*/*.wav"))]
+
+
+def hugging_face_rows(records, clips):
+    """Rows in the layout of the Hugging Face copy; letters before choices and answers."""
+    rows = []
+    for record in records:
+        letters = [f"({'ABCDEFGHIJ'[number]}) {choice}" for number, choice in enumerate(record["choices"])]
+        rest = {key: record[key] for key in record if key not in ("question", "choices", "answer", "audio_id")}
+        rows.append(
+            {
+                "context": {
+                    "bytes": (clips / record["audio_id"]).read_bytes(),
+                    "path": record["audio_id"].rpartition("/")[2],
+                },
+                "instruction": record["question"],
+                "choices": letters,
+                "answer": letters[record["choices"].index(record["answer"])],
+                "other_attributes": json.dumps(rest),
+            }
+        )
+    return rows
+
+
+def write_parquet(path, rows):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+    return path
+
+
+def prepared(out):
+    clips = {path.name: path.read_bytes() for path in sorted((out / "audio").iterdir())}
+    return (out / "manifest.jsonl").read_bytes(), clips
+
+
+@pytest.fixture
+def expected(tmp_path, question_file, clips):
+    """What comes of a folder whose paths are those of the questions."""
+    assert prepare(tmp_path / "expected", "--questions", question_file, "--audio", clips) == 0
+    manifest, audio = prepared(tmp_path / "expected")
+    assert len(audio) == 6
+    return manifest, audio
+
+
+@pytest.mark.parametrize("form", ["flat", "tar", "tar.gz", "tgz", "tar.xz", "macOS", "parquet", "parts", "embedded"])
+def test_every_form_of_audio_gives_the_same(tmp_path, question_file, clips, records, expected, form):
+    files = wav_files(clips)
+    if form == "flat":
+        audio = [clips / "test-mini-audios"]
+    elif form in ("parquet", "embedded"):
+        rows = hugging_face_rows(records, clips)
+        audio = [write_parquet(tmp_path / "rows.parquet", rows if form == "embedded" else rows[::-1])]
+    elif form == "macOS":
+        apart = [(unicodedata.normalize("NFD", name), data) for name, data in files]
+        assert apart != files
+        audio = [write_tar(tmp_path / "clips.tar", [*apart, ("test-mini-audios/._x.wav", b"")])]
+    elif form == "parts":
+        audio = [write_tar(tmp_path / "1.tar", files[:3]), write_tar(tmp_path / "2.tar", files[3:], "gz")]
+    else:
+        audio = [write_tar(tmp_path / f"clips.{form}", files, {"tar": "", "tar.xz": "xz"}.get(form, "gz"))]
+    out = tmp_path / "out"
+    arguments = ["--questions", *audio] if form == "embedded" else ["--questions", question_file, "--audio", *audio]
+    assert prepare(out, *arguments) == 0
+    assert prepared(out) == expected
+    assert {path.name for path in out.iterdir() if not path.name.startswith(".journal")} == {
+        "audio", "manifest.jsonl", "prep_report.json", "prep_settings.json", "source.jsonl"
+    }  # fmt: skip
+    first = read_lines(out / "source.jsonl")[0]
+    if form == "embedded":  # the raw choices, without the audio
+        assert first["choices"][0] == "(A) Man" and "bytes" not in first["context"]
+    else:
+        assert first == records[0]
+    assert prepare(out, *arguments) == 0
+    assert report_of(out)["clips_decoded"] == 0  # all there already, though unpacked anew
+    assert prepared(out) == expected
+
+
+def test_hugging_face_layout_keeps_the_version(tmp_path):
+    file = SHARED_MMAU / PUBLISHED["v05.15.25"]
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    records = json.loads(file.read_text(encoding="utf-8"))
+    (tmp_path / "test-mini-audios").mkdir()
+    for record in records:
+        (tmp_path / record["audio_id"]).write_bytes(b"")
+    parquet = write_parquet(tmp_path / "rows.parquet", hugging_face_rows(records, tmp_path))
+    assert prepare(tmp_path / "out", "--questions", parquet) == 3  # embedded, but empty: missing
+    manifest = read_lines(tmp_path / "out" / "manifest.jsonl")
+    assert [record["choices"] for record in manifest] == [record["choices"] for record in records]
+    assert [record["answer"] for record in manifest] == [record["answer"] for record in records]
+    assert {record["version"] for record in manifest} == {"v05.15.25"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "clean", "meant"),
+    [
+        (["(A) Man", "(B) Woman"], "(B) Woman", ["Man", "Woman"], "Woman"),
+        (["(A) Man", "(B) Woman"], "(B) Woman ", ["Man", "Woman"], "Woman"),
+        (["(A) Man", "(B) Woman"], "Woman", ["Man", "Woman"], "Woman"),
+        (["(A) Man", "(B) Woman"], None, ["Man", "Woman"], None),
+        (["(A)  Man", "(B)Woman"], "(A)  Man", [" Man", "Woman"], " Man"),  # a space of its own stays
+        (["(A) (B) flat", "(B) (A) sharp"], "(A) (B) flat", ["(B) flat", "(A) sharp"], "(B) flat"),
+        (["(A) Man", "(B) Man", "(C) x"], "(B) Man", ["Man", "Man", "x"], "Man"),
+        (["(B) Man", "(A) Woman"], "(B) Man", ["(B) Man", "(A) Woman"], "(B) Man"),  # no letters of their order
+        (["(A) Man", "Woman"], "Woman", ["(A) Man", "Woman"], "Woman"),
+        (["A:7/1", "B:maj"], "A:7/1", ["A:7/1", "B:maj"], "A:7/1"),
+    ],
+)
+def test_letters_before_choices(choices, answer, clean, meant):
+    assert _without_letters(choices, answer) == (clean, meant)
+
+
+def test_a_question_without_a_usable_clip_stays(tmp_path, question_file, clips, records, expected, capsys):
+    paths = [clips / record["audio_id"] for record in records]
+    paths[1].unlink()
+    paths[2].write_bytes(b"no audio")
+    soundfile.write(paths[3], np.zeros(16_000), 16_000)
+    out = tmp_path / "out"
+    assert prepare(out, "--questions", question_file, "--audio", clips) == 3
+    lines = read_lines(out / "manifest.jsonl")
+    whole = [json.loads(line) for line in expected[0].decode().splitlines()]
+    for index, (line, before) in enumerate(zip(lines, whole, strict=True)):
+        flags = {1: ["missing_audio"], 2: ["undecodable"], 3: ["undecodable"]}.get(index)
+        assert line.pop("flags", None) == flags
+        assert line["audio_path"] == (records[index]["audio_id"] if flags else before["audio_path"])
+        assert {**line, "audio_path": ""} == {**before, "audio_path": ""}
+    report = report_of(out)
+    ids = [record["id"] for record in records]
+    assert (report["kept"], report["dropped"]) == (6, {})
+    assert report["flagged"] == {"missing_audio": [ids[1]], "undecodable": [ids[2], ids[3]]}
+    assert {reason: len(details) for reason, details in report["details"].items()} == {
+        "missing": 1,
+        "undecodable": 1,
+        "silent": 1,
+    }
+    assert "kept without audio, missing: 1" in capsys.readouterr().err
+
+
+def test_an_evaluation_starts_from_it(tmp_path, question_file, clips, records, model_folder, monkeypatch):
+    """On the manifest as on the published JSON; a lost clip counts as wrong and stays in the denominator."""
+    (clips / records[4]["audio_id"]).unlink()
+    digest = questions_digest((one["id"], one["question"], one["choices"], one["answer"]) for one in records)
+    monkeypatch.setitem(MMAU_QUESTIONS, digest, "original")
+    out = tmp_path / "out"
+    assert prepare(out, "--questions", question_file, "--audio", clips) == 3
+    found = []
+    for name, data in (("json", [question_file, "--audio-dir", clips]), ("manifest", [out / "manifest.jsonl"])):
+        arguments = ["--ckpt", model_folder, "--data", *data, "--out", tmp_path / name, "--max-new-tokens", 6]
+        assert eval.mmau.main(list(map(str, [*arguments, "--device", "cpu"]))) == 3
+        scores = json.loads((tmp_path / name / "scores.json").read_text(encoding="utf-8"))
+        completions = [one["completion"] for one in read_lines(tmp_path / name / "predictions.jsonl")]
+        found.append((scores.pop("version"), scores, completions))
+    (json_version, *of_json), (manifest_version, *of_manifest) = found
+    assert of_json == of_manifest
+    assert (json_version, manifest_version) == ("unknown", "original")
+    assert (of_manifest[0]["n"], of_manifest[0]["missing"], of_manifest[0]["no_audio"]) == (6, 1, [records[4]["id"]])
+
+
+def test_withheld_answers(tmp_path, records):
+    for index, record in enumerate(records):
+        record["split"] = "test"
+        if index % 2:
+            del record["answer"]
+        else:
+            record["answer"] = ""
+    question_file = write_json_list(tmp_path / "mmau-test.json", records)
+    assert prepare(tmp_path / "out", "--questions", question_file) == 0
+    read = read_questions(tmp_path / "out" / "manifest.jsonl")
+    assert not read.problems and len(read.questions) == 6
+    assert all(question.answer is None and question.split == "test" for question in read.questions)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"answer": 2}, "answer is 2, not a text"),
+        ({"answer": "E"}, "answer 'E' is not among the choices"),
+        ({"answer": ["Man"]}, "answer is ['Man'], not a text"),
+        ({"choices": "Man, Woman"}, "choices is 'Man, Woman'"),
+        ({"choices": ["Man"], "answer": "Man"}, "only 1 choice"),
+        ({"choices": ["Man", {"text": "Woman"}]}, "not a list of texts"),
+        ({"choices": ["Man", None]}, "not a list of texts"),
+        ({"question": None}, "question is absent"),
+        ({"question": {"text": "?"}}, "question is {'text'"),
+        ({"category": [["Reasoning"]]}, "category is [['Reasoning']], not a text"),
+        ({"category": {"a": 1}}, "category is {'a': 1}, not a text"),
+        ({"id": None}, "id is absent"),
+        ({"id": "00000000-é 音"}, "an earlier record has the same id"),
+        ({"audio_id": 3}, "audio_id is 3, not a text"),
+        ({"question": "half \ud800"}, "no valid Unicode"),
+    ],
+)
+def test_a_bad_record_is_dropped_and_named(tmp_path, records, capsys, changed, named):
+    records[2].update(changed)
+    question_file = tmp_path / "mmau.json"
+    question_file.write_text(json.dumps(records), encoding="utf-8")
+    assert prepare(tmp_path / "out", "--questions", question_file) == 3
+    report = report_of(tmp_path / "out")
+    assert report["kept"] == 5 and [len(ids) for ids in report["dropped"].values()] == [1]
+    assert named in report["details"]["bad record"][0]
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[", '[{"id": "a"', '{"questions": []}', "[" * 100_000, "\x00\x01", "[1, 2]"])
+def test_what_is_no_question_file(tmp_path, capsys, content):
+    question_file = tmp_path / "mmau.json"
+    question_file.write_text(content, encoding="utf-8")
+    assert prepare(tmp_path / "out", "--questions", question_file) in (2, 3)  # as a whole, or record by record
+    error = capsys.readouterr().err
+    assert "mmau.json" in error and "Traceback" not in error
+
+
+def test_a_broken_parquet_file(tmp_path, question_file, clips, records, capsys):
+    parquet = write_parquet(tmp_path / "rows.parquet", hugging_face_rows(records, clips))
+    content = parquet.read_bytes()
+    noise = random.Random(0).randbytes(len(content))
+    within = content[:4] + noise[: len(content) - 4004] + content[-4000:]  # its footer is whole
+    for broken in (content[: len(content) // 2], content[:4], within, content[:-300] + noise[:292] + content[-8:]):
+        parquet.write_bytes(broken)
+        assert prepare(tmp_path / "a", "--questions", parquet) == 2
+        assert prepare(tmp_path / "b", "--questions", question_file, "--audio", parquet) == 2
+        assert capsys.readouterr().err.count("no readable parquet file") == 2
+
+
+def special(name, kind, link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+GOOD = ("./test-mini-audios/00000000-é 音.wav", b"RIFF")
+UNSAFE = {
+    "parent": (("../00000001-é 音.wav", b"x"), "leads out of the folder"),
+    "hidden parent": (("a/../../00000001-é 音.wav", b"x"), "leads out of the folder"),
+    "absolute": (("/tmp/00000001-é 音.wav", b"x"), "leads out of the folder"),
+    "symbolic link": (special("00000001-é 音.wav", tarfile.SYMTYPE, "/etc/passwd"), "a link to '/etc/passwd'"),
+    "hard link": (special("00000001-é 音.wav", tarfile.LNKTYPE, "../x"), "a link to '../x'"),
+    "device": (special("00000001-é 音.wav", tarfile.CHRTYPE), "neither a file nor a folder"),
+    "pipe": (special("00000001-é 音.wav", tarfile.FIFOTYPE), "neither a file nor a folder"),
+}
+
+
+@pytest.mark.parametrize("unsafe", UNSAFE)
+def test_an_archive_that_cannot_be_trusted(tmp_path, question_file, capsys, unsafe):
+    entry, named = UNSAFE[unsafe]
+    archive = write_tar(tmp_path / "evil.tar", [GOOD, entry])
+    out = tmp_path / "data" / "out"
+    assert prepare(out, "--questions", question_file, "--audio", archive) == 2
+    error = capsys.readouterr().err
+    assert named in error and str(archive) in error
+    assert not (out / "manifest.jsonl").exists() and not list(out.rglob("*.wav"))
+    assert {path.name for path in tmp_path.iterdir()} == {"evil.tar", "mmau.json", "data"}
+
+
+@pytest.mark.parametrize("compression", ["", "gz", "xz"])
+def test_a_tar_that_breaks_off_anywhere(tmp_path, compression):
+    files = [(f"{index}.wav", random.Random(index).randbytes(1500)) for index in range(3)]
+    content = write_tar(tmp_path / "whole.tar", files, compression).read_bytes()
+    # with the first of the blocks of zeros at its end all is there; compressed, these are less than 100 bytes
+    end = 3 * (512 + 1536) if not compression else len(content) - 100
+    for kept in {*range(0, end, 211), 512, 2048, 2049, 4096, end - 1}:
+        (tmp_path / "cut.tar").write_bytes(content[:kept])
+        with pytest.raises(Refused, match=r"cut.tar"):
+            unpack(tmp_path / "cut.tar", tmp_path / "out", lambda name: name == "1.wav")
+    assert unpack(tmp_path / "whole.tar", tmp_path / "out", lambda name: True) == 3
+    assert [(tmp_path / "out" / name).read_bytes() for name, _ in files] == [data for _, data in files]
+
+
+def test_a_damaged_header_is_not_the_end(tmp_path):
+    archive = write_tar(tmp_path / "a.tar", [("a.wav", b"a" * 600), ("b.wav", b"b" * 600)])
+    content = bytearray(archive.read_bytes())
+    content[512 + 1024 + 20] ^= 1  # in the name of the second
+    archive.write_bytes(content)
+    with pytest.raises(Refused, match="bad checksum"):
+        unpack(archive, tmp_path / "out", lambda name: True)
+
+
+def test_a_tar_bomb(tmp_path):
+    huge = tarfile.TarInfo("a.wav")
+    huge.size = 10 * 2**30
+    with gzip.open(tmp_path / "bomb.tgz", "wb") as file:
+        file.write(huge.tobuf() + bytes(1 << 20))
+    many = write_tar(tmp_path / "many.tar", [(f"{index}.txt", bytes(1000)) for index in range(5)])
+    header = special("pax", tarfile.XHDTYPE)
+    header.size = 2**33
+    (tmp_path / "header.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT))
+    for archive, named in (("bomb.tgz", "more than"), ("header.tar", "a header claims 8,589,934,592 bytes")):
+        with pytest.raises(Refused, match=named):
+            unpack(tmp_path / archive, tmp_path / "out", lambda name: True)
+    assert unpack(many, tmp_path / "out", lambda name: False, max_bytes=5000) == 0
+    for limit in ({"max_bytes": 4999}, {"max_member_bytes": 999}):
+        with pytest.raises(Refused, match="unpacks to more"):  # wanted or not
+            unpack(many, tmp_path / "out", lambda name: False, **limit)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_unpacking_again_leaves_what_is_there(tmp_path):
+    archive = write_tar(tmp_path / "a.tar", [("x/a.wav", b"one"), ("y/a.wav", b"two"), ("._a.wav", b"three")])
+    assert unpack(archive, tmp_path / "out", lambda name: name == "a.wav") == 1
+    before = (tmp_path / "out" / "a.wav").stat()
+    assert (tmp_path / "out" / "a.wav").read_bytes() == b"one"
+    assert unpack(archive, tmp_path / "out", lambda name: name == "a.wav") == 1
+    after = (tmp_path / "out" / "a.wav").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.wav"]
+
+
+def test_what_is_not_there_is_refused_at_once(tmp_path, question_file, capsys):
+    (tmp_path / "notes.txt").write_text("no archive", encoding="utf-8")
+    audio = [tmp_path / "notes.txt", tmp_path / "absent"]
+    assert prepare(tmp_path / "out", "--questions", tmp_path / "no.json", "--audio", *audio) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("no.json", "notes.txt", "absent"))
+    assert not (tmp_path / "out").exists()

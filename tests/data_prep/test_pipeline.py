@@ -1,0 +1,303 @@
+"""The engine: accounting, sharing, going on after an interruption, and what it refuses to mix."""
+
+import json
+import os
+import subprocess
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_prep.media import MediaError
+from data_prep.pipeline import Record, prepare, safe_stem
+from data_prep.workers import Task, Workers, make_clip
+from r1_aqa_repro.audio import SAMPLING_RATE, load_audio
+from r1_aqa_repro.errors import Failed, Refused
+from r1_aqa_repro.schema import read_questions
+from tests.data_prep.conftest import read_lines, signal
+
+FIELDS = {"question": "What is heard?", "choices": ["dog", "cat"], "answer": "dog", "dataset": "AVQA"}
+
+
+def record(record_id, media=None, stem=None, **changed):
+    part = {key: changed.pop(key) for key in ("start", "seconds", "cut_over", "bad") if key in changed}
+    fields = {"id": record_id, **FIELDS, **changed}
+    return Record(fields, media=media, stem=stem or record_id, **part)
+
+
+def run(records, out, workers=1, **more):
+    return prepare(iter(records), out, **{"settings": {"command": "test"}, "workers": workers, **more})
+
+
+def result(out):
+    """All that a preparation leaves, but for how long it took."""
+    report = json.loads((out / "prep_report.json").read_text(encoding="utf-8"))
+    files = {path.name: path.read_bytes() for path in (out / "audio").iterdir()}
+    timeless = {key: value for key, value in report.items() if not key.startswith(("seconds", "clips_"))}
+    return (out / "manifest.jsonl").read_bytes(), files, timeless
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Ten clips of different lengths, by name."""
+    folder = tmp_path / "media"
+    folder.mkdir()
+    for index in range(10):
+        soundfile.write(folder / f"c{index}.wav", signal(SAMPLING_RATE, 0.2 + index / 10, seed=index), SAMPLING_RATE)
+    return {path.stem: path for path in sorted(folder.iterdir())}
+
+
+def test_accounting(clips, tmp_path):
+    broken, silent = tmp_path / "broken.mp4", tmp_path / "silent.wav"
+    broken.write_bytes(b"nothing")
+    soundfile.write(silent, np.zeros(9000), SAMPLING_RATE)
+    records = [
+        *(record(name, path) for name, path in clips.items()),
+        record("again", clips["c3"], "c3"),
+        record("gone"),
+        record("gone too", tmp_path / "nowhere.wav"),
+        record("broken", broken),
+        record("broken again", broken, "broken"),
+        record("silent", silent),
+        record("c1", clips["c1"]),
+        record("line 7", bad="no JSON"),
+        record("half", clips["c1"], question="\ud800"),
+        record("one choice", clips["c1"], choices=["dog"]),
+        record("other answer", clips["c1"], answer="fox"),
+    ]
+    report = run(records, tmp_path / "out", workers=2)
+    assert report.records_in == len(records) == 21
+    assert report.kept == 11
+    assert report.dropped == {
+        "missing": ["gone", "gone too"],
+        "undecodable": ["broken", "broken again"],
+        "silent": ["silent"],
+        "bad record": ["c1", "line 7", "half", "one choice", "other answer"],
+    }
+    assert report.kept + report.num_dropped == report.records_in
+    written = json.loads((tmp_path / "out" / "prep_report.json").read_text(encoding="utf-8"))
+    for key in ("records_in", "kept", "dropped", "seconds", "clips_per_second"):
+        assert written[key] == getattr(report, key)
+    assert written["audio"]["clips"] == report.clips_decoded == 10
+    # 0.2 + 0.3 + ... + 1.1 seconds
+    assert written["audio"]["hours"] == pytest.approx(6.5 / 3600, abs=5e-5)
+    assert written["audio"]["seconds"] == {"min": 0.2, "mean": 0.65, "max": 1.1}
+    assert str(broken) in report.summary(tmp_path / "out")
+
+    read = read_questions(tmp_path / "out" / "manifest.jsonl")
+    assert not read.problems
+    assert [question.id for question in read.questions] == [*clips, "again"]
+    for question in read.questions:
+        source = clips["c3" if question.id == "again" else question.id]
+        assert np.array_equal(load_audio(question.audio_path), load_audio(source))
+    assert len(list((tmp_path / "out" / "audio").iterdir())) == 10
+
+
+def test_the_line(clips, tmp_path):
+    run([record("a", clips["c1"], choices=["dog", "dog", "é"], split="train", task=None)], tmp_path / "out")
+    assert read_lines(tmp_path / "out" / "manifest.jsonl") == [
+        {
+            "id": "a",
+            "audio_path": "audio/a.flac",
+            **FIELDS,
+            "choices": ["dog", "dog", "é"],
+            "split": "train",
+            "flags": ["duplicate_choices"],
+        }
+    ]
+
+
+@pytest.mark.parametrize("audio_format", ["flac", "wav"])
+def test_the_result_is_the_same_whoever_works(audio_format, clips, tmp_path):
+    records = [record(f"{name} {n}", path, name) for n in range(7) for name, path in clips.items()]
+    records.insert(33, record("gone"))
+    for workers in (1, 3):
+        run(records, tmp_path / str(workers), workers, audio_format=audio_format)
+    assert result(tmp_path / "1") == result(tmp_path / "3")
+    again = run(records, tmp_path / "1", 3, audio_format=audio_format)
+    assert again.clips_decoded == 0
+    assert result(tmp_path / "1") == result(tmp_path / "3")
+
+
+def test_bytes_are_as_good_as_a_file(clips, tmp_path):
+    run([record(name, path) for name, path in clips.items()], tmp_path / "files")
+    run([record(name, path.read_bytes()) for name, path in clips.items()], tmp_path / "bytes")
+    assert result(tmp_path / "files") == result(tmp_path / "bytes")
+    assert run([record(name, path.read_bytes()) for name, path in clips.items()], tmp_path / "bytes").clips_decoded == 0
+
+
+def test_what_changed_is_done_again(clips, tmp_path):
+    records = [record(name, path) for name, path in clips.items()]
+    run(records, tmp_path / "out")
+    soundfile.write(clips["c2"], signal(SAMPLING_RATE, 1, seed=77), SAMPLING_RATE)
+    clips["c4"].write_bytes(b"no longer audio")
+    (tmp_path / "out" / "audio" / "c5.flac").unlink()
+    (tmp_path / "out" / "audio" / "c6.flac").write_bytes(b"half")
+    (tmp_path / "out" / "audio" / ".c7.flac.123.partial").write_bytes(b"half")
+    report = run(records, tmp_path / "out")
+    assert report.clips_decoded == 3
+    assert report.dropped == {"undecodable": ["c4"]}
+    run(records, tmp_path / "fresh")
+    assert result(tmp_path / "out") == result(tmp_path / "fresh")
+
+
+def test_another_part_of_the_file_is_another_clip(clips, tmp_path):
+    run([record("a", clips["c9"], start=0.2, seconds=0.5)], tmp_path / "out")
+    assert run([record("a", clips["c9"], start=0.3, seconds=0.5)], tmp_path / "out").clips_decoded == 1
+    expected = load_audio(clips["c9"])[round(0.3 * SAMPLING_RATE) : round(0.8 * SAMPLING_RATE)]
+    assert np.array_equal(load_audio(tmp_path / "out" / "audio" / "a.flac"), expected)
+
+
+def test_two_media_cannot_share_a_name(clips, tmp_path):
+    records = [record("a", clips["c1"], "same"), record("b", clips["c2"], "same"), record("c", clips["c1"], "same")]
+    for _ in range(2):  # the second time, all is known from the journal
+        report = run(records, tmp_path / "out")
+        assert report.kept == 2
+        assert report.dropped == {"bad record": ["b"]}
+
+
+def test_other_settings_are_refused(clips, tmp_path):
+    records = [record("c1", clips["c1"])]
+    run(records, tmp_path / "out")
+    for more, said in [
+        ({"channel": "mean"}, "channel was 'first', now it is 'mean'"),
+        ({"audio_format": "wav"}, "format was 'flac', now it is 'wav'"),
+        ({"settings": {"command": "other"}}, "command was 'test', now it is 'other'"),
+    ]:
+        before = result(tmp_path / "out")
+        with pytest.raises(Refused, match=said):
+            run(records, tmp_path / "out", **more)
+        assert result(tmp_path / "out") == before
+
+
+def test_a_foreign_folder_is_refused(clips, tmp_path):
+    records = [record("c1", clips["c1"])]
+    (tmp_path / "a file").touch()
+    with pytest.raises(Refused, match="not a folder"):
+        run(records, tmp_path / "a file")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.jsonl").write_text("{}\n")
+    with pytest.raises(Refused, match="not prepared by this command"):
+        run(records, tmp_path / "other")
+    assert (tmp_path / "other" / "manifest.jsonl").read_text() == "{}\n"
+
+
+def test_two_runs_in_one_folder(clips, tmp_path):
+    def records():
+        yield record("c1", clips["c1"])
+        (tmp_path / "out" / "audio" / ".c2.flac.1.partial").touch()
+        with pytest.raises(Failed, match="another run"):
+            run([record("c1", clips["c1"])], tmp_path / "out")
+        assert (tmp_path / "out" / "audio" / ".c2.flac.1.partial").exists()  # it may be in the making
+        yield record("c2", clips["c2"])
+
+    assert run(records(), tmp_path / "out").kept == 2
+
+
+def test_an_interruption_keeps_what_was_done(clips, tmp_path):
+    def records(interrupted):
+        for n, (name, path) in enumerate(clips.items()):
+            yield record(name, path)
+            if interrupted and n == 7:
+                time.sleep(2)  # more than enough for eight clips
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(records(True), tmp_path / "out", settings={}, workers=1)
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+    assert not active_children()
+    prepare(records(False), tmp_path / "out", settings={}, workers=1)
+    prepare(records(False), tmp_path / "fresh", settings={}, workers=1)
+    assert result(tmp_path / "out") == result(tmp_path / "fresh")
+
+
+def test_a_decoder_that_crashes_costs_one_clip(clips, tmp_path):
+    """A pipe that nobody writes into holds the worker up until it is killed."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    tasks = [Task(tmp_path / f"{n}.flac", media) for n, media in enumerate([tmp_path / "pipe.wav", *clips.values()])]
+    with Workers(1) as workers:
+        for task in tasks:
+            workers.submit(task)
+        time.sleep(1)
+        active_children()[0].kill()
+        results = {}
+        while len(results) < len(tasks):
+            results.update({task.target.name: outcome for task, outcome in workers.finished()})
+    crashed = results.pop("0.flac")
+    assert isinstance(crashed, MediaError) and crashed.reason == "undecodable" and "pipe.wav" in crashed.detail
+    assert all((tmp_path / name).stat().st_size == made.size for name, made in results.items())
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert run([record("a", tmp_path / "pipe.wav")], tmp_path / "out").dropped == {"missing": ["a"]}
+
+
+def test_loud_samples_are_clipped_not_wrapped(tmp_path):
+    loud = 1.5 * np.sin(np.arange(SAMPLING_RATE) / 30).astype(np.float32)
+    soundfile.write(tmp_path / "loud.wav", loud, SAMPLING_RATE, subtype="FLOAT")
+    made = make_clip(Task(tmp_path / "clip.flac", tmp_path / "loud.wav"))
+    assert made.peak == pytest.approx(1.5, rel=1e-3)  # the sine's samples come that near to its top
+    # half a step of 16 bits, and the highest value is one step below 1
+    assert np.abs(load_audio(tmp_path / "clip.flac") - np.clip(loud, -1, 1)).max() <= 2**-15
+
+
+def test_names_that_cannot_be_files():
+    for name in ("-HG3Omg_89c_000030", "with space", "ünïcode 声", "a.b"):
+        assert safe_stem(name) == name
+    odd = ["../../etc/passwd", "a/b", "a_b", ".hidden", "", "..", "x" * 300, "x" * 301, "a\0b", "声" * 100, "\ud800"]
+    stems = [safe_stem(name) for name in odd]
+    assert len(set(stems)) == len(odd)
+    for stem in stems:
+        assert "/" not in stem and "\0" not in stem and not stem.startswith(".") and 0 < len(stem.encode()) < 200
+
+
+def test_a_journal_that_is_broken(clips, tmp_path):
+    run([record("c1", clips["c1"])], tmp_path / "out")
+    (tmp_path / "out" / ".journal.sqlite").write_bytes(b"no journal at all" * 1000)
+    with pytest.raises(Failed, match="Delete it"):
+        run([record("c1", clips["c1"])], tmp_path / "out")
+    (tmp_path / "out" / ".journal.sqlite").unlink()
+    assert run([record("c1", clips["c1"])], tmp_path / "out").clips_decoded == 1
+
+
+def test_a_folder_that_cannot_be_written(clips, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "out"))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(Failed, match="Permission denied"):
+        run([record("c1", clips["c1"])], tmp_path / "out")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk, tmp_path):
+    source = tmp_path / "noise.wav"
+    soundfile.write(source, np.random.default_rng(0).uniform(-1, 1, 4 * SAMPLING_RATE), SAMPLING_RATE)
+    records = [record(str(n), source) for n in range(20)]  # 128 kB each
+    out = small_disk / "out"
+    with pytest.raises(Failed, match=r"the disk is full \(\d.* MB are free\)") as caught:
+        run(records, out)
+    assert "\n" not in str(caught.value)
+    assert not (out / "manifest.jsonl").exists()
+    assert not list((out / "audio").glob(".*"))
+    done = list((out / "audio").iterdir())
+    assert 2 <= len(done) <= 8
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert run(records, out).clips_decoded < 20
+    run(records, tmp_path / "fresh")
+    assert result(out) == result(tmp_path / "fresh")

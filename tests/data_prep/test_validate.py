@@ -1,0 +1,207 @@
+"""Every rule of `data_prep.validate`, broken one at a time; leakage between splits."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_prep.validate import RULES, main
+from r1_aqa_repro.schema import write_manifest
+from tests.conftest import make_questions
+from tests.data_prep.conftest import read_lines
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Six good questions about six clips, each of its own video."""
+    folder = tmp_path / "train"
+    path = folder / "manifest.jsonl"
+    write_manifest(path, make_questions(folder / "audio", 6))
+    change(path, *({"source_video": f"video_{index}_vid_000030"} for index in range(6)))
+    return path
+
+
+def change(path, *changes):
+    """Update the first lines of a manifest; None removes a key."""
+    records = read_lines(path)
+    for record, changed in zip(records, changes, strict=False):
+        record.update(changed)
+    lines = [json.dumps({key: value for key, value in record.items() if value is not None}) for record in records]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def findings(tmp_path, *arguments):
+    """(exit code, {rule: [findings]})"""
+    code = main([*map(str, arguments), "--workers", "1", "--json", str(tmp_path / "findings.json")])
+    found = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))
+    by_rule = {}
+    for finding in found["findings"]:
+        assert finding["severity"] == RULES[finding["rule"]][0]
+        by_rule.setdefault(finding["rule"], []).append(finding)
+    errors = sum(finding["severity"] == "error" for finding in found["findings"])
+    assert (found["errors"], found["warnings"]) == (errors, len(found["findings"]) - errors)
+    assert (code == 3) == (errors > 0)
+    return code, by_rule
+
+
+def test_a_good_manifest_is_clean(manifest, tmp_path):
+    assert findings(tmp_path, manifest) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"question": None}, "bad_record"),
+        ({"question": "  "}, "bad_record"),
+        ({"choices": ["low"], "answer": "low"}, "bad_record"),
+        ({"choices": "low, high"}, "bad_record"),
+        ({"answer": "no choice"}, "bad_record"),
+        ({"answer": 0}, "bad_record"),
+        ({"id": "q3"}, "bad_record"),
+        ({"id": 7}, "bad_record"),
+        ({"tsak": "sound"}, "bad_record"),
+        ({"answer": None}, "no_answer"),
+        ({"audio_path": "audio/elsewhere.wav"}, "missing"),
+    ],
+)
+def test_a_bad_line_is_one_error(manifest, tmp_path, changed, rule):
+    change(manifest, {}, changed)
+    code, by_rule = findings(tmp_path, manifest)
+    assert code == 3
+    assert {name: len(found) for name, found in by_rule.items()} == {rule: 1}
+
+
+def overwrite(path, samples, rate=16_000):
+    soundfile.write(path, samples, rate)
+
+
+@pytest.mark.parametrize(
+    ("damage", "rules"),
+    [
+        (lambda path: path.write_bytes(b"no audio"), ["undecodable"]),
+        (lambda path: path.write_bytes(b""), ["undecodable"]),
+        (lambda path: overwrite(path, np.zeros((0,))), ["undecodable"]),
+        (lambda path: overwrite(path, 0.1 * np.ones(44_100), 44_100), ["not_16khz_mono"]),
+        (lambda path: overwrite(path, 0.1 * np.ones((16_000, 2))), ["not_16khz_mono"]),
+        (lambda path: overwrite(path, 0.1 * np.ones(1_599)), ["too_short"]),
+        (lambda path: overwrite(path, 0.1 * np.ones(1_600)), []),  # 0.1 s exactly
+        (lambda path: overwrite(path, np.zeros(16_000)), ["silent"]),
+        (lambda path: overwrite(path, np.zeros((900, 2)), 8_000), ["not_16khz_mono", "silent"]),  # 0.1125 s
+    ],
+)
+def test_a_bad_clip(manifest, tmp_path, damage, rules):
+    damage(manifest.parent / "audio" / "clip-1.wav")
+    _, by_rule = findings(tmp_path, manifest)
+    assert list(by_rule) == rules
+    assert all(found[0]["where"] == "q1" for found in by_rule.values())
+
+
+def test_paths(manifest, tmp_path):
+    clip = manifest.parent / "audio" / "clip-0.wav"
+    (tmp_path / "clip.wav").write_bytes(clip.read_bytes())
+    change(manifest, {"audio_path": str(clip)}, {"audio_path": "audio/../../clip.wav"})
+    code, by_rule = findings(tmp_path, manifest)
+    assert code == 3
+    assert [found["where"] for found in by_rule.pop("absolute_path")] == ["q0"]
+    assert [found["where"] for found in by_rule.pop("path_outside")] == ["q1"]
+    assert by_rule == {}
+
+
+def test_duplicate_choices_and_missing_answers_alone_are_no_errors(manifest, tmp_path):
+    change(manifest, {"choices": ["low", "low", "high"]}, *({} for _ in range(5)))
+    code, by_rule = findings(tmp_path, manifest)
+    assert (code, list(by_rule)) == (0, ["duplicate_choices"])
+    change(manifest, *({"answer": None} for _ in range(6)))
+    code, by_rule = findings(tmp_path, manifest)
+    assert (code, list(by_rule)) == (0, ["unlabelled", "duplicate_choices"])
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A split that shares nothing with `manifest`, in a folder of its own."""
+    folder = tmp_path / "other"
+    questions = make_questions(folder / "audio", 9)[6:]
+    path = folder / "manifest.jsonl"
+    write_manifest(path, questions)
+    change(path, *({"question": f"What else is heard in {index}?"} for index in range(3)))
+    return path
+
+
+def test_splits_that_share_nothing(manifest, other, tmp_path):
+    assert findings(tmp_path, manifest, "--against", other) == (0, {})
+
+
+def test_the_same_samples_in_another_format(manifest, other, tmp_path):
+    samples, rate = soundfile.read(manifest.parent / "audio" / "clip-2.wav", dtype="int16")
+    soundfile.write(other.parent / "audio" / "renamed.flac", samples, rate)
+    change(other, {"audio_path": "audio/renamed.flac"})
+    code, by_rule = findings(tmp_path, manifest, "--against", other)
+    assert (code, list(by_rule)) == (3, ["same_audio"])
+    assert f"{manifest}: q2, {other}: q6" in by_rule["same_audio"][0]["where"]
+
+
+def test_another_part_of_the_same_video(manifest, other, tmp_path):
+    change(other, {"source_video": "video_2_vid_000170"})  # an id of 11 characters with underscores
+    code, by_rule = findings(tmp_path, manifest, "--against", other)
+    assert (code, list(by_rule)) == (3, ["same_video"])
+    change(other, {"source_video": "video_2_vie_000030"})
+    assert findings(tmp_path, manifest, "--against", other) == (0, {})
+
+
+def test_the_same_text_about_another_clip_is_a_warning(manifest, other, tmp_path):
+    same = {"question": "what IS\theard?", "choices": ["a rising tone", "HIGH", "low"], "answer": "low"}
+    change(other, same, same)
+    code, by_rule = findings(tmp_path, manifest, "--against", other)
+    assert (code, list(by_rule)) == (0, ["same_text"])  # q1's, with the choices in another order
+    assert by_rule["same_text"][0]["where"] == f"{manifest}: q1, {other}: q6 and 1 more"
+
+
+def test_splits_within_one_file(manifest, tmp_path):
+    change(manifest, *({"split": "train"} for _ in range(6)))
+    change(manifest, {}, {"source_video": "video_0_vid_000090", "audio_path": "audio/clip-0.wav"})
+    assert findings(tmp_path, manifest)[0] == 0  # two questions about one clip are normal in one split
+    change(manifest, {"split": "val"})
+    code, by_rule = findings(tmp_path, manifest)
+    assert (code, list(by_rule)) == (3, ["same_audio", "same_video"])
+
+
+def test_what_cannot_be_compared_is_said(manifest, other, tmp_path):
+    (other.parent / "audio" / "clip-7.wav").unlink()
+    with open(other, "a", encoding="utf-8") as file:
+        file.write("{\n")
+    code, by_rule = findings(tmp_path, manifest, "--against", other)
+    assert (code, [found["what"] for found in by_rule["compared_with_flaws"]]) == (
+        0,
+        ["1 bad records", "1 questions whose clip cannot be decoded"],
+    )
+
+
+def test_worker_processes_find_the_same(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    write_manifest(path, make_questions(tmp_path / "audio", 40))
+    (tmp_path / "audio" / "clip-3.wav").write_bytes(b"")
+    found = []
+    for workers in ("1", "2"):
+        assert main([str(path), "--workers", workers, "--json", str(tmp_path / "f.json")]) == 3
+        found.append((tmp_path / "f.json").read_bytes())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(None, 2), ("", 2), ("[{]", 2), ("\x00" * 9, 3)],  # a line that is no JSON is a bad record
+    ids=["absent", "empty", "broken list", "zeros"],
+)
+def test_what_is_no_manifest(tmp_path, capsys, content, code):
+    path = tmp_path / "manifest.jsonl"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    assert main([str(path), "--workers", "1"]) == code
+    assert str(path) in "".join(capsys.readouterr())
+
+
+def test_markup_in_a_manifest_is_text(manifest, tmp_path, capsys):
+    change(manifest, {"id": "[bold]q[/bold] [/red]", "answer": "[/]"})
+    assert findings(tmp_path, manifest)[0] == 3
+    assert "[/]" in capsys.readouterr().out
