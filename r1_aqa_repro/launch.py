@@ -3,7 +3,7 @@
     python -m r1_aqa_repro.launch --standalone --nproc-per-node 8 -m r1_aqa_repro.train_grpo --config FILE
 
 The arguments are torchrun's. torchrun itself ends with 1 whatever happened; this ends with the code of the process that
-failed first (2: refused), and with 130 after Ctrl-C or SIGTERM.
+failed first (2: refused; 3: done, with losses), and with 130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from r1_aqa_repro.console import say
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED
+from r1_aqa_repro.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOSSES, EXIT_REFUSED
 
 # Seconds from a signal to SIGKILL. A large checkpoint takes minutes to write; torchrun's own default is 30. Where a
 # process fails, torchrun gives the others 30 s regardless of this.
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         run(parse_args(["--shutdown-timeout", str(SHUTDOWN_TIMEOUT), *argv]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode in (EXIT_REFUSED, EXIT_INTERRUPTED):  # the process has said why
+        if failure.exitcode in (EXIT_REFUSED, EXIT_INTERRUPTED, EXIT_LOSSES):  # the process has said why
             return failure.exitcode
         how = f"signal {failure.signal_name()}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         say(f"error: process {rank} failed ({how}) and the others were stopped; what it said stands above")
