@@ -34,7 +34,7 @@ from data_prep.workers import PARTIAL, Clip, Task, Workers
 from r1_aqa_repro.audio import CHANNELS
 from r1_aqa_repro.errors import Failed, Problem, Refused, is_full_disk, space_left
 from r1_aqa_repro.files import write_json
-from r1_aqa_repro.schema import AudioQuestion, _BadRecord, _check, _from_manifest
+from r1_aqa_repro.schema import AudioQuestion, BadRecord, check_question, question_from_manifest
 
 MANIFEST = "manifest.jsonl"
 REPORT = "prep_report.json"
@@ -389,15 +389,15 @@ def _manifest_line(record: Mapping[str, Any], audio_path: str) -> str:
     """
     line = {**record, "audio_path": audio_path}
     try:
-        question = _from_manifest({key: value for key, value in line.items() if value is not None}, Path())
-        _check(question)
+        question = question_from_manifest({key: value for key, value in line.items() if value is not None}, Path())
+        check_question(question)
         if len(set(question.choices)) < len(question.choices):
             line["flags"] = [*question.flags, "duplicate_choices"]
         text = json.dumps(
             {key: line[key] for key in _LINE_ORDER if line.get(key) not in (None, [], ())}, ensure_ascii=False
         )
         text.encode()
-    except _BadRecord as bad:
+    except BadRecord as bad:
         raise MediaError("bad record", bad.what) from None
     except UnicodeEncodeError:
         raise MediaError("bad record", "a text in it is no valid Unicode (half of a surrogate pair)") from None

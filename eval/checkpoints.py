@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval.predictions import digest
 from r1_aqa_repro.errors import Refused
@@ -30,6 +31,25 @@ _MODEL_FILES = (
     "merges.txt",
     "chat_template.*",
 )
+# of a generation_config.json: what decides which token comes next; lengths and special tokens are not left to it
+_DECODING = (
+    "do_sample",
+    "temperature",
+    "top_h",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+_DEFAULT_TOP_K = 50  # transformers' own, where a checkpoint that samples names none
 
 
 @dataclass(frozen=True)
@@ -62,8 +82,12 @@ def local_folder(checkpoint: str | os.PathLike[str]) -> Path:
         raise Refused.because(str(checkpoint), what, remedy) from None
 
 
-def checkpoint_hash(folder: Path) -> str:
+def checkpoint_hash(folder: Path, base: Path | None = None) -> str:
     """Hash of the bytes of every model file, and of the base model's where the folder holds an adapter.
+
+    Args:
+        folder: model or adapter.
+        base: of an adapter, in place of the base model that its configuration names.
 
     Raises:
         Refused: the folder holds no weights.
@@ -72,11 +96,57 @@ def checkpoint_hash(folder: Path) -> str:
     if not any(file.suffix in (".safetensors", ".bin") for file in files):
         raise Refused.because(str(folder), "the folder holds no weights", "Give the folder of a saved checkpoint.")
     hashes = {file.name: sha256_of(file) for file in files}
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        hashes["base model"] = checkpoint_hash(local_folder(base))
+    if is_adapter(folder):
+        hashes["base model"] = checkpoint_hash(base or _base_of(folder))
     return digest(hashes)
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _base_of(adapter: Path) -> Path:
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return local_folder(config["base_model_name_or_path"])
+
+
+def check_adapter(adapter: Path, base: Path) -> None:
+    """Refuse what is no adapter to be put on a base model.
+
+    Raises:
+        Refused: `adapter` is none, or `base` is one itself.
+    """
+    if not is_adapter(adapter):
+        what = "the folder holds no adapter_config.json"
+        raise Refused.because(str(adapter), what, "Give the folder of a LoRA adapter, or a whole model as --ckpt.")
+    if is_adapter(base):
+        what = "it is an adapter itself, with nothing for another adapter to go on"
+        raise Refused.because(str(base), what, "Give the base model as --ckpt.")
+
+
+def decoding_settings(folder: Path) -> dict[str, Any]:
+    """How a checkpoint itself would decode, by its generation_config.json; without one it is greedy.
+
+    `do_sample` is always there; where it is true, so is `top_k`.
+
+    Raises:
+        Refused: the file is damaged, or asks for beam search.
+    """
+    if is_adapter(folder):
+        return decoding_settings(_base_of(folder))
+    file = folder / "generation_config.json"
+    try:
+        own = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        remedy = "Repair it, or evaluate with --decoding greedy."
+        raise Refused.because(str(file), f"malformed JSON ({error})", remedy) from None
+    if (own.get("num_beams") or 1) > 1:
+        remedy = "Evaluate with --decoding greedy."
+        raise Refused.because(str(file), "it asks for beam search, which this evaluation does not do", remedy)
+    chosen = {name: own[name] for name in _DECODING if own.get(name) is not None}
+    if not chosen.get("do_sample", False):
+        return chosen | {"do_sample": False}
+    return {"top_k": _DEFAULT_TOP_K} | chosen
 
 
 def held_out_set(folder: Path) -> HeldOutSet | None:

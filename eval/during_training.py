@@ -21,13 +21,15 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from eval.generate import Generator, Hearing, greedy_config
-from eval.predictions import PredictionFile
-from eval.run import EvalSettings, Plan, batches, effective_settings, write_scores
+from eval.asking import ask, batches
+from eval.generate import Generator, Hearing
+from eval.predictions import PredictionFile, predict
+from eval.run import EvalSettings, Plan, effective_settings, write_scores
 from eval.scores import version_of
 from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, DataArguments
 from r1_aqa_repro.evaluating import EVALUATIONS, Autocast
 from r1_aqa_repro.files import sha256_of
+from r1_aqa_repro.generation import greedy_config
 from r1_aqa_repro.inputs import minimum_seconds
 from r1_aqa_repro.preflight import read_usable
 from r1_aqa_repro.schema import AudioQuestion
@@ -69,6 +71,10 @@ class HarnessEvaluator:
         data_sha256 = sha256_of(file)
         return cls(settings, questions, version_of(data_sha256, questions), data_sha256, processor)
 
+    @property
+    def batch_size(self) -> int:
+        return int(self.settings.batch_size)
+
     def __call__(self, model: PreTrainedModel, step: int, autocast: Autocast) -> dict[str, float]:
         """See `evaluating.Evaluator`. Accuracies and format rate 0-1, `unparsed` a number of questions."""
         start = time.perf_counter()
@@ -84,7 +90,7 @@ class HarnessEvaluator:
 
     def _complete(self, model: PreTrainedModel, step: int, autocast: Autocast) -> list[str | None]:
         """One completion a question, the batches of the grid being dealt out to the processes."""
-        grid = list(batches(self.questions, self.settings.batch_size))
+        grid = [[one.question for one in batch] for batch in batches(ask(self.questions), self.batch_size)]
         processes = PartialState()
         # under ZeRO-3 all must generate equally often: who has no batch left in the last round repeats one
         rounds = range(0, len(grid), processes.num_processes)
@@ -100,16 +106,19 @@ class HarnessEvaluator:
         progress = tqdm(
             mine, desc=f"evaluation, step {step}", unit="batch", leave=False, disable=not processes.is_main_process
         )
-        done = {index: generator.complete(grid[index], _warn) for index in progress}
-        parts = gather_object([done])
-        by_batch = {index: completions for part in parts for index, completions in part.items()}
-        return [completion for index in range(len(grid)) for completion in by_batch[index]]
+        done: dict[str, str | None] = {}
+        for index in progress:
+            completions = generator.complete(grid[index], _warn)
+            done |= {question.id: text for question, text in zip(grid[index], completions, strict=True)}
+        by_id = {question_id: text for part in gather_object([done]) for question_id, text in part.items()}
+        return [by_id[question.id] for question in self.questions]
 
     def _record(self, step: int, completions: list[str | None], computed_in: str, device: str) -> dict[str, Any]:
         """Write the files of this evaluation, in place of those of an interrupted attempt; the scores."""
         run_folder = Path(self.settings.ckpt)
         plan = Plan(
             folder=run_folder / f"checkpoint-{step}",
+            adapter=None,
             questions=self.questions,
             version=self.version,
             out=run_folder / EVALUATIONS / f"step-{step}",
@@ -132,8 +141,13 @@ class HarnessEvaluator:
             },
         )
         shutil.rmtree(plan.out, ignore_errors=True)
-        with PredictionFile(plan.out, plan.effective, plan.paths, plan.questions) as predictions:
-            predictions.append(zip(self.questions, completions, strict=True))
+        style = plan.effective["prompt_style"]
+        with PredictionFile(plan.out, plan.effective, plan.paths, plan.asked) as predictions:
+            predictions.use_batch_size(self.batch_size)
+            predictions.append(
+                predict(question, completion, style, predictions.settings_hash)
+                for question, completion in zip(self.questions, completions, strict=True)
+            )
             return write_scores(plan, predictions.recorded)
 
 

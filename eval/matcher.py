@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from r1_aqa_repro.answers import is_correct, normalise
+from r1_aqa_repro.answers import is_correct, match_choice, normalise
 
 _TOKEN = re.compile(r"\b\w+\b")
 
@@ -45,6 +45,16 @@ MATCHERS: dict[str, Callable[[str, str, Sequence[str]], bool]] = {
 def verdicts(answer: str | None, gold: str, choices: Sequence[str]) -> dict[str, bool]:
     """The verdict of every matcher; no answer (missing or unparsed) is wrong for all of them."""
     return {name: answer is not None and matches(answer, gold, choices) for name, matches in MATCHERS.items()}
+
+
+def named_choice(answer: str, choices: Sequence[str]) -> str | None:
+    """The text of the choice that `answer` names: as `letter_aware` reads it, otherwise the only one that `official`
+    would accept; None where there is no such choice."""
+    index = match_choice(answer, choices)
+    if index is not None:
+        return choices[index]
+    accepted = {choice for choice in choices if official(answer, choice, choices)}
+    return accepted.pop() if len(accepted) == 1 else None
 
 
 def _tokens(text: str) -> set[str]:

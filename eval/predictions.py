@@ -1,4 +1,19 @@
-"""`predictions.jsonl`: one line a question, appended as they come, and picked up again after any kind of end."""
+"""`predictions.jsonl`: one line a question and repeat, appended as they come, picked up again after any kind of end.
+
+A line holds
+
+    id              of the question
+    repeat          0, 1, ...: the number of the completion among the question's. With --permute-choices K --repeats R
+                    repeats 0 to R - 1 are of the file's own order of the choices, R to 2R - 1 of the second order, ...
+    completion      the raw text; null where the clip could not be read
+    answer          what was parsed from it; null where nothing could be
+    status          `ok`, `unparsed` or `no_audio`
+    settings_hash   of `settings` in settings.json, which says `repeats` and `permute_choices`
+    question_hash   of the question as it was asked, the order of its choices included
+    order           the choices as they were asked; only where they were asked in several orders
+
+Complete files are sorted: by question as in the data file, then by repeat.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +25,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
+from eval.asking import Asked, Key
 from r1_aqa_repro.answers import parse_completion
-from r1_aqa_repro.errors import Problem, Refused
-from r1_aqa_repro.files import write_json
+from r1_aqa_repro.errors import Failed, Problem, Refused
+from r1_aqa_repro.files import write_atomically, write_json
 from r1_aqa_repro.prompts import prompt_text
 from r1_aqa_repro.schema import AudioQuestion
+
+PREDICTIONS = "predictions.jsonl"
+SETTINGS = "settings.json"
+_PARTS = "predictions.rank-*.jsonl"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said to one question.
-
-    `completion` is the raw text, None where the clip could not be read; `answer` is what was parsed from it, None where
-    nothing could be; `status` is `ok`, `unparsed` or `no_audio`.
-    """
+    """What a model said to one question, once. The fields are those of a line."""
 
     id: str
     repeat: int
@@ -34,13 +50,66 @@ class Prediction:
     status: str
     settings_hash: str
     question_hash: str
+    order: tuple[str, ...] | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.repeat
+
+    def to_line(self) -> bytes:
+        record = {name: value for name, value in asdict(self).items() if name != "order" or value is not None}
+        return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def predict(question: AudioQuestion, completion: str | None, style: str, settings_hash: str) -> Prediction:
-    """The record of a completion, or of an unreadable clip (None)."""
+def predict(
+    question: AudioQuestion,
+    completion: str | None,
+    style: str,
+    settings_hash: str,
+    repeat: int = 0,
+    permuted: bool = False,
+) -> Prediction:
+    """The record of a completion, or of an unreadable clip (None), to a question as it was asked."""
     answer = None if completion is None else parse_completion(completion).answer
     status = "no_audio" if completion is None else "unparsed" if answer is None else "ok"
-    return Prediction(question.id, 0, completion, answer, status, settings_hash, question_hash(question, style))
+    return Prediction(
+        id=question.id,
+        repeat=repeat,
+        completion=completion,
+        answer=answer,
+        status=status,
+        settings_hash=settings_hash,
+        question_hash=question_hash(question, style),
+        order=question.choices if permuted else None,
+    )
+
+
+def by_question(predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:
+    """The predictions of each question, in the order of their repeats."""
+    grouped: dict[str, list[Prediction]] = {}
+    for prediction in sorted(predictions, key=lambda one: one.repeat):
+        grouped.setdefault(prediction.id, []).append(prediction)
+    return grouped
+
+
+def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+    """Every prediction of a file, as it stands there.
+
+    Raises:
+        Refused: there is no such file, or a line is damaged.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise Refused.because(str(path), f"cannot be read ({error.strerror})", "Give a predictions.jsonl.") from None
+    predictions = []
+    for number, line in enumerate(_lines(content), start=1):
+        prediction = _parse(line)
+        if prediction is None:
+            what = "the line is damaged"
+            raise Refused.because(f"{path}:{number}", what, "The evaluation's own command repairs or refuses it.")
+        predictions.append(prediction)
+    return predictions
 
 
 def question_hash(question: AudioQuestion, style: str) -> str:
@@ -56,7 +125,8 @@ def digest(value: Any) -> str:
 class PredictionFile:
     """The predictions of one evaluation: those already recorded, and a way to append.
 
-    A context manager that holds the file locked, so that two processes never write to the same folder.
+    A context manager that holds the file locked, so that two evaluations never write to the same folder. Where several
+    processes share the work, the main one has this and the others a `PartFile` each.
     """
 
     def __init__(
@@ -64,17 +134,17 @@ class PredictionFile:
         folder: str | os.PathLike[str],
         settings: Mapping[str, Any],
         paths: Mapping[str, str],
-        questions: Sequence[AudioQuestion],
+        asked: Sequence[Asked],
     ):
-        """Open or create `folder`/predictions.jsonl and `folder`/settings.json.
+        """Open or create `folder`/predictions.jsonl and take in what other processes have left beside it.
 
-        A half-written last line, as a kill leaves it, is cut off.
+        A half-written or damaged last line, as a kill leaves it, is cut off.
 
         Args:
-            folder: where the two files are.
+            folder: where it is.
             settings: everything the predictions depend on; what is recorded already must have been made with the same.
             paths: where checkpoint and data were found; recorded, but free to change.
-            questions: the questions that predictions may be about.
+            asked: what predictions may be about, in the order that the complete file is to have.
 
         Raises:
             Refused: the recorded predictions were made with other settings or for other questions, a line is damaged,
@@ -83,17 +153,22 @@ class PredictionFile:
         self._folder = Path(folder)
         self._settings, self._paths = dict(settings), dict(paths)
         self.settings_hash = digest(self._settings)
-        self._path = self._folder / "predictions.jsonl"
-        self._style = str(settings["prompt_style"])
+        self._path = self._folder / PREDICTIONS
+        style = str(settings["prompt_style"])
+        self._expected = {
+            key: (question_hash(one.question, style), one.question.choices if one.permuted else None)
+            for one in asked
+            for key in one.keys
+        }
+        self.recorded: dict[Key, Prediction] = {}
+        self.batch_sizes: list[int] = []  # that were used: the first one, and what memory made of it
+        self._file = _open_locked(self._path)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "a+b")  # noqa: SIM115 (locked until __exit__ closes it)
-        except OSError as error:
-            what = f"cannot be written ({error.strerror})"
-            raise Refused.because(str(self._folder), what, "Choose another --out.") from None
-        try:
-            self._lock()
-            self.recorded = self._read({question.id: question_hash(question, self._style) for question in questions})
+            for prediction in self._read(self._path, self._file):
+                self._add(prediction)
+            self.take_in_parts()
+            if self.recorded:
+                self.batch_sizes = json.loads((self._folder / SETTINGS).read_text(encoding="utf-8"))["batch_sizes"]
         except BaseException:
             self._file.close()
             raise
@@ -106,63 +181,88 @@ class PredictionFile:
     ) -> None:
         self._file.close()  # which also gives the lock back
 
-    def append(self, batch: Iterable[tuple[AudioQuestion, str | None]]) -> None:
-        """Record the completions (None: no audio) of those questions that have none yet, and flush them to disk."""
-        if not self.recorded:
-            write_json(
-                self._folder / "settings.json",
-                {"settings_hash": self.settings_hash, "settings": self._settings, "paths": self._paths},
-            )
-        new = [
-            predict(question, completion, self._style, self.settings_hash)
-            for question, completion in batch
-            if question.id not in self.recorded
-        ]
-        self._file.write("".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in new).encode("utf-8"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.recorded.update((one.id, one) for one in new)
+    @property
+    def is_complete(self) -> bool:
+        return len(self.recorded) == len(self._expected)
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            what = "another process is writing its predictions there"
-            raise Refused.because(str(self._folder), what, "Wait for it or choose another --out.") from None
+    def use_batch_size(self, size: int) -> None:
+        """Write settings.json, with this batch size as the one in use. Due before anything is appended.
 
-    def _read(self, question_hashes: Mapping[str, str]) -> dict[str, Prediction]:
+        Where several processes share the work, it is the main one's: each lowers its own.
+        """
+        if self.batch_sizes[-1:] != [size]:
+            self.batch_sizes.append(size)
+        record = {
+            "settings_hash": self.settings_hash,
+            "settings": self._settings,
+            "paths": self._paths,
+            "batch_sizes": self.batch_sizes,
+        }
+        write_json(self._folder / SETTINGS, record)
+
+    def append(self, predictions: Iterable[Prediction]) -> None:
+        """Record those predictions that are not recorded yet, and flush them to disk."""
+        new = [one for one in predictions if one.key not in self.recorded]
+        _write(self._file, new)
+        self.recorded.update((one.key, one) for one in new)
+
+    def take_in_parts(self) -> None:
+        """Move what other processes have recorded into the file.
+
+        Raises:
+            Refused: as on opening.
+        """
+        for path in sorted(self._folder.glob(_PARTS)):
+            with _open_locked(path) as part:
+                self.append(self._read(path, part))
+                path.unlink()
+
+    def sort(self) -> None:
+        """Bring the lines into the order of what was asked."""
+        content = b"".join(self.recorded[key].to_line() for key in self._expected if key in self.recorded)
         self._file.seek(0)
-        content = self._file.read()
-        complete = content[: content.rfind(b"\n") + 1]
-        if len(complete) < len(content):
-            self._file.truncate(len(complete))
-        lines = complete.split(b"\n")[:-1]  # not splitlines(): other line separators may stand inside a line
+        if self._file.read() != content:
+            write_atomically(self._path, content)
+
+    def _add(self, prediction: Prediction) -> None:
+        if prediction.key in self.recorded:
+            what = f"repeat {prediction.repeat} of the id {prediction.id!r} is repeated"
+            raise Refused.because(str(self._path), what, _REMEDY)
+        self.recorded[prediction.key] = prediction
+
+    def _read(self, path: Path, file: IO[bytes]) -> list[Prediction]:
+        """The predictions in a file, each checked against what was asked."""
+        file.seek(0)
+        content = file.read()
+        lines = _lines(content)
+        if lines and _parse(lines[-1]) is None:  # a line is only ever damaged while it is the last
+            lines.pop()
+        complete = sum(len(line) + 1 for line in lines)
+        if complete < len(content):
+            file.truncate(complete)
         if lines:
             self._check_settings()
-        recorded: dict[str, Prediction] = {}
+        predictions = []
         for number, line in enumerate(lines, start=1):
             prediction = _parse(line)
             if prediction is None:
                 fault = "the line is damaged"
-            elif prediction.id in recorded:
-                fault = f"the id {prediction.id!r} is repeated"
             elif prediction.settings_hash != self.settings_hash:
                 fault = "the prediction was made with other settings"
-            elif prediction.question_hash != question_hashes.get(prediction.id):
+            elif (prediction.question_hash, prediction.order) != self._expected.get(prediction.key):
                 fault = f"the prediction is about another question than {prediction.id!r} of the data"
             else:
-                recorded[prediction.id] = prediction
+                predictions.append(prediction)
                 continue
-            remedy = "Choose another --out, or remove the folder."
-            raise Refused.because(f"{self._path}:{number}", fault, remedy)
-        return recorded
+            raise Refused.because(f"{path}:{number}", fault, _REMEDY)
+        return predictions
 
     def _check_settings(self) -> None:
         try:
-            old = json.loads((self._folder / "settings.json").read_text(encoding="utf-8"))["settings"]
+            old = json.loads((self._folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
         except (OSError, ValueError, KeyError):
             what = "its settings.json is missing or damaged, so nothing tells how its predictions were made"
-            raise Refused.because(str(self._folder), what, "Choose another --out, or remove the folder.") from None
+            raise Refused.because(str(self._folder), what, _REMEDY) from None
         problems = [
             Problem(
                 str(self._folder),
@@ -176,11 +276,64 @@ class PredictionFile:
             raise Refused(problems)
 
 
+class PartFile:
+    """What one of several processes records until the main one takes it in: `predictions.rank-N.jsonl`."""
+
+    def __init__(self, folder: str | os.PathLike[str], rank: int):
+        self._file = _open_locked(Path(folder) / _PARTS.replace("*", str(rank)))
+
+    def append(self, predictions: Iterable[Prediction]) -> None:
+        """Record the predictions and flush them to disk."""
+        _write(self._file, predictions)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+_REMEDY = "Choose another --out, or remove the folder."
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open a file for appending and reading; the lock goes when it is closed.
+
+    Raises:
+        Refused: it cannot be written, or another process has it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
+    except OSError as error:
+        what = f"cannot be written ({error.strerror})"
+        raise Refused.because(str(path.parent), what, "Choose another --out.") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        what = "another process is writing its predictions there"
+        raise Refused.because(str(path.parent), what, "Wait for it or choose another --out.") from None
+    return file
+
+
+def _write(file: IO[bytes], predictions: Iterable[Prediction]) -> None:
+    try:
+        file.write(b"".join(one.to_line() for one in predictions))
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise Failed(f"{file.name}: cannot be written ({error.strerror}); what was recorded before is kept") from error
+
+
+def _lines(content: bytes) -> list[bytes]:
+    return content.split(b"\n")[:-1]  # not splitlines(): other line separators may stand inside a line
+
+
 def _parse(line: bytes) -> Prediction | None:
     try:
         record = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(record, dict) or set(record) != {field.name for field in fields(Prediction)}:
+    names = {field.name for field in fields(Prediction)}
+    if not isinstance(record, dict) or set(record) | {"order"} != names:
         return None
-    return Prediction(**record)
+    order = record.pop("order", None)
+    return Prediction(**record, order=None if order is None else tuple(order))

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from eval.checkpoints import HeldOutSet, checkpoint_hash, held_out_set, local_folder
-from eval.matcher import official
-from eval.predictions import Prediction, PredictionFile
-from eval.report import markdown_report
-from eval.scores import score, version_of
+from eval.asking import Asked, ask
+from eval.checkpoints import (
+    HeldOutSet,
+    check_adapter,
+    checkpoint_hash,
+    decoding_settings,
+    held_out_set,
+    local_folder,
+)
+from eval.predictions import SETTINGS, Prediction, PredictionFile
+from eval.processes import Processes
+from eval.results import blind_run_beside, write_results
+from eval.scores import version_of
 from r1_aqa_repro.audio import check_audio
-from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.files import sha256_of, write_atomically, write_json
+from r1_aqa_repro.console import say
+from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, Refused
+from r1_aqa_repro.files import sha256_of
 from r1_aqa_repro.schema import AudioQuestion, limited, read_questions, with_answers
 
+AUTO = "auto"
+BLIND = "-no-audio"  # what the default folder of a blind evaluation ends with
 DEFAULT_DATA = Path("data/mmau/manifest.jsonl")
 _VERSIONS_OF = ("torch", "transformers", "librosa", "soundfile")  # the packages that predictions depend on
+_ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -32,20 +42,26 @@ class EvalSettings:
 
     Attributes:
         ckpt: checkpoint folder or hub id.
-        data: manifest or MMAU JSON file. Default: `data/mmau/manifest.jsonl`; where that is absent, the embedded
-            held-out set that the checkpoint's run.json names.
+        data: manifest, MMAU JSON file, or parquet file of the Hugging Face copy, which is unpacked to `<out>/data`.
+            Default: `data/mmau/manifest.jsonl`; where that is absent, the embedded held-out set that the checkpoint's
+            run.json names.
         audio_dir: folder of the clips of an MMAU JSON file. Default: the file's own.
         out: folder to write to. Default: `<ckpt>/eval/<stem of data>`, with `-no-audio` where that is set; for a hub id
-            the same below `runs/eval/<id>`.
+            the same below `runs/eval/<id>`, with an adapter below the adapter.
         prompt_style: see `prompts.PROMPT_STYLES`. Default: the embedded set's own, otherwise `answer`.
-        batch_size: questions generated for at once.
+        decoding: `greedy`, or `checkpoint`: as the checkpoint's generation_config.json says, as R1-AQA evaluates.
+        repeats: completions of each prompt.
+        permute_choices: orders in which a question's choices are asked, see `asking.choice_orders`.
+        batch_size: prompts that are run at once, with all their repeats; `auto`: see `memory.starting_batch_size`.
+            Lowered where memory runs out.
         limit: evaluate the first so many questions only.
         no_audio: put silence of the same length in place of every clip.
         max_new_tokens: longest completion.
         audio_channel: see `audio.load_audio`.
+        adapter: folder of a LoRA adapter on top of `ckpt`.
         strict: refuse to start where a clip cannot be used, instead of listing its question as lost.
         dtype: `float32` or `bfloat16`. Default: bfloat16 on a GPU, otherwise float32.
-        device: a torch device. Default: the GPU where there is one.
+        device: a torch device. Default: the GPU where there is one; of several processes, each its own.
     """
 
     ckpt: str
@@ -53,11 +69,15 @@ class EvalSettings:
     audio_dir: Path | None = None
     out: Path | None = None
     prompt_style: str | None = None
-    batch_size: int = 16
+    decoding: str = "greedy"
+    repeats: int = 1
+    permute_choices: int = 1
+    batch_size: int | str = AUTO
     limit: int | None = None
     no_audio: bool = False
     max_new_tokens: int = 256
     audio_channel: str = "first"
+    adapter: Path | None = None
     strict: bool = False
     dtype: str | None = None
     device: str | None = None
@@ -71,6 +91,7 @@ class Plan:
     """
 
     folder: Path
+    adapter: Path | None
     questions: list[AudioQuestion]
     version: str
     out: Path
@@ -79,9 +100,13 @@ class Plan:
     effective: dict[str, Any]
     paths: dict[str, str]
 
+    @property
+    def asked(self) -> list[Asked]:
+        return ask(self.questions, self.effective["repeats"], self.effective["permute_choices"])
+
 
 def evaluate(settings: EvalSettings) -> dict[str, Any]:
-    """Evaluate a checkpoint, or go on with an evaluation that was interrupted.
+    """Evaluate a checkpoint in this process, or go on with an evaluation that was interrupted.
 
     Returns:
         The content of scores.json.
@@ -96,34 +121,54 @@ def prepare(settings: EvalSettings) -> Plan:
     """Resolve every default and read the questions, without loading the model.
 
     Raises:
-        Refused: no such checkpoint or data, bad records, questions without answers, or not one clip in its place.
+        Refused: no such checkpoint, adapter or data, bad records, some questions without answers and others with, or
+            not one clip in its place.
     """
     folder = local_folder(settings.ckpt)
+    if settings.adapter is not None:
+        check_adapter(settings.adapter, folder)
     source = _source(settings, folder)
+    out = settings.out or _default_out(settings, folder, source.data)
+    if _is_parquet(source.data):
+        source = _unpacked(source, out / "data")
     read = read_questions(source.data, source.audio_dir)
-    problems = read.problems + with_answers(read.questions, source.data)
+    questions = limited(read.questions, settings.limit)
+    withheld = with_answers(questions, source.data)  # of a whole test split is well; it is answered, not scored
+    problems = read.problems + (withheld if len(withheld) < len(questions) else [])
     if problems:
         raise Refused(problems)
-    questions = limited(read.questions, settings.limit)
     if all(check_audio(question.audio_path) for question in questions):
         what = f"none of the {len(questions)} clips can be read, the first being {questions[0].audio_path}"
         raise Refused.because(str(source.data), what, "Give the folder of the clips as --audio-dir.")
 
     device = settings.device or _default_device()
     data_sha256 = sha256_of(source.data)
+    own_decoding = decoding_settings(folder) if settings.decoding == "checkpoint" else None
+    if settings.repeats > 1 and not (own_decoding or {}).get("do_sample"):
+        say(
+            f"warning: decoding is greedy, so that the {settings.repeats} repeats of a question will be the same; they "
+            "differ with --decoding checkpoint, where the checkpoint's generation_config.json samples"
+        )
+    checkpoint_sha256 = checkpoint_hash(folder)
+    if settings.adapter is not None:
+        checkpoint_sha256 = checkpoint_hash(settings.adapter, folder)
     return Plan(
         folder=folder,
+        adapter=settings.adapter,
         questions=questions,
         version=version_of(data_sha256, questions),
-        out=settings.out or _default_out(settings, folder, source.data),
+        out=out,
         device=device,
         strict=settings.strict,
         effective={
-            "checkpoint_sha256": checkpoint_hash(folder),
-            **effective_settings(settings, data_sha256, len(questions), source.prompt_style or "answer", device),
+            "checkpoint_sha256": checkpoint_sha256,
+            **effective_settings(
+                settings, data_sha256, len(questions), source.prompt_style or "answer", device, own_decoding
+            ),
         },
         paths={
             "checkpoint": settings.ckpt,
+            **({"adapter": str(settings.adapter)} if settings.adapter is not None else {}),
             "data": str(source.data),
             "audio_dir": str(source.audio_dir or source.data.parent),
         },
@@ -131,14 +176,22 @@ def prepare(settings: EvalSettings) -> Plan:
 
 
 def effective_settings(
-    settings: EvalSettings, data_sha256: str, num_questions: int, prompt_style: str, device: str
+    settings: EvalSettings,
+    data_sha256: str,
+    num_questions: int,
+    prompt_style: str,
+    device: str,
+    own_decoding: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What predictions depend on beside the model, as settings.json records it."""
     return {
         "data_sha256": data_sha256,
         "questions": num_questions,
         "prompt_style": prompt_style,
-        "decoding": "greedy",
+        "decoding": settings.decoding,
+        "generation_config": own_decoding,
+        "repeats": settings.repeats,
+        "permute_choices": settings.permute_choices,
         "max_new_tokens": settings.max_new_tokens,
         "batch_size": settings.batch_size,
         "audio_channel": settings.audio_channel,
@@ -149,12 +202,12 @@ def effective_settings(
     }
 
 
-def carry_out(plan: Plan) -> dict[str, Any]:
+def carry_out(plan: Plan, processes: Processes = _ALONE) -> dict[str, Any]:
     """Generate what is not recorded yet, score everything, and write the results to `plan.out`.
 
-    The batches are a fixed grid over the questions, so that a question meets the same neighbours, and hence the same
-    padding, after an interruption: a batch that is recorded in part is generated again, and only what is missing of it
-    is appended.
+    The batches are a fixed grid over what is asked, so that a prompt meets the same neighbours, and hence the same
+    padding, after an interruption and in whichever process: a batch that is recorded in part is generated again, and
+    only what is missing of it is recorded.
 
     Returns:
         The content of scores.json.
@@ -163,68 +216,50 @@ def carry_out(plan: Plan) -> dict[str, Any]:
         Refused: predictions made with other settings are in the folder; the checkpoint is no sound Qwen2-Audio; a clip
             cannot be used and the plan is strict.
     """
-    with PredictionFile(plan.out, plan.effective, plan.paths, plan.questions) as predictions:
-        open_batches = [
-            batch
-            for batch in batches(plan.questions, plan.effective["batch_size"])
-            if any(question.id not in predictions.recorded for question in batch)
-        ]
-        if open_batches:
-            _generate(plan, open_batches, predictions)
-        return write_scores(plan, predictions.recorded)
+    with ExitStack() as stack:
+        file = processes.on_main(
+            lambda: stack.enter_context(PredictionFile(plan.out, plan.effective, plan.paths, plan.asked))
+        )
+        if not processes.from_main(lambda: file.is_complete):
+            from eval.answering import Answering  # torch: not needed to score what is complete
+
+            Answering(plan, file, processes).run()
+        return processes.from_main(lambda: _finish(plan, file))
 
 
-def write_scores(plan: Plan, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-    """Score the predictions (by question id) and write scores.json, verdicts.jsonl and report.md to `plan.out`.
-
-    Returns:
-        The content of scores.json.
-    """
-    scores, verdicts = score(plan.questions, predictions, plan.effective["prompt_style"], plan.version)
-    write_json(plan.out / "scores.json", scores)
-    lines = [json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts]
-    write_atomically(plan.out / "verdicts.jsonl", "".join(lines))
-    report = markdown_report(scores, plan.effective, plan.paths, plan.questions, predictions)
-    write_atomically(plan.out / "report.md", report)
+def _finish(plan: Plan, file: PredictionFile) -> dict[str, Any]:
+    """Score; and where this was the blind run beside a complete one that heard, let that one's report show it."""
+    file.sort()
+    scores = write_scores(plan, file.recorded)
+    sighted = _sighted_run_beside(plan)
+    if sighted is not None:
+        settings = plan.effective | {"no_audio": False}
+        paths = json.loads((sighted / SETTINGS).read_text(encoding="utf-8"))["paths"]
+        try:
+            with PredictionFile(sighted, settings, paths, plan.asked) as other:
+                if other.is_complete:
+                    write_results(sighted, plan.questions, other.recorded, settings, paths, plan.version, plan.out)
+        except Refused as refusal:
+            say(f"warning: the report in {sighted} does not show this blind run: {refusal}")
     return scores
 
 
-def _generate(plan: Plan, batches: list[list[AudioQuestion]], predictions: PredictionFile) -> None:
-    """Generate and record the batches, with a progress bar that shows the accuracy so far."""
-    from eval.generate import Generator, Hearing, require_audio  # torch: not needed to score what is complete
-
-    effective = plan.effective
-    hearing = Hearing(effective["audio_channel"], effective["no_audio"])
-    if plan.strict:
-        require_audio(plan.folder, plan.questions, hearing)
-    generator = Generator.load(
-        plan.folder,
-        dtype=effective["dtype"],
-        device=plan.device,
-        style=effective["prompt_style"],
-        hearing=hearing,
-        max_new_tokens=effective["max_new_tokens"],
-    )
-    by_id = {question.id: question for question in plan.questions}
-    right = sum(_is_right(by_id[one.id], one) for one in predictions.recorded.values())
-    with tqdm(total=len(by_id), initial=len(predictions.recorded), desc=plan.out.name, unit="question") as progress:
-        for batch in batches:
-            before = set(predictions.recorded)
-            completions = generator.complete(batch, warn=lambda text: tqdm.write(f"warning: {text}", file=sys.stderr))
-            predictions.append(zip(batch, completions, strict=True))
-            new = [question for question in batch if question.id not in before]
-            right += sum(_is_right(question, predictions.recorded[question.id]) for question in new)
-            progress.set_postfix_str(f"accuracy {100 * right / len(predictions.recorded):.1f} %", refresh=False)
-            progress.update(len(new))
+def write_scores(plan: Plan, predictions: Mapping[Any, Prediction]) -> dict[str, Any]:
+    """Score the predictions and write the results to `plan.out`; see `results.write_results`."""
+    blind = blind_run_beside(plan.out, plan.effective)
+    return write_results(plan.out, plan.questions, predictions, plan.effective, plan.paths, plan.version, blind)
 
 
-def batches(questions: list[AudioQuestion], size: int) -> Iterator[list[AudioQuestion]]:
-    """The fixed grid over the questions: a question's neighbours, and so its padding, are always the same."""
-    return (questions[start : start + size] for start in range(0, len(questions), size))
-
-
-def _is_right(question: AudioQuestion, prediction: Prediction) -> bool:
-    return prediction.answer is not None and official(prediction.answer, question.answer or "", question.choices)
+def _sighted_run_beside(plan: Plan) -> Path | None:
+    """Of a blind evaluation: the folder of the same one with audio where an evaluation puts it by default, or None."""
+    if not plan.effective["no_audio"]:
+        return None
+    folder = plan.out.with_name(plan.out.name.removesuffix(BLIND))
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return folder if settings == plan.effective | {"no_audio": False} else None
 
 
 def _source(settings: EvalSettings, folder: Path) -> HeldOutSet:
@@ -242,8 +277,28 @@ def _source(settings: EvalSettings, folder: Path) -> HeldOutSet:
     return HeldOutSet(own.data, settings.audio_dir or own.audio_dir, settings.prompt_style or own.prompt_style)
 
 
+def _is_parquet(file: Path) -> bool:
+    return file.suffix == ".parquet" and file.is_file()
+
+
+def _unpacked(source: HeldOutSet, folder: Path) -> HeldOutSet:
+    """The manifest that `data_prep.mmau` makes of a parquet file, whose clips are embedded.
+
+    Raises:
+        Refused: it could make none.
+    """
+    from data_prep import mmau  # only here: whoever has a manifest needs none of it
+
+    audio = ["--audio", str(source.audio_dir)] if source.audio_dir is not None else []
+    if mmau.main(["--questions", str(source.data), *audio, "--out", str(folder)]) not in (EXIT_DONE, EXIT_LOSSES):
+        raise Refused.because(str(source.data), "it could not be unpacked, as said above", "Mend it or fetch it again.")
+    return HeldOutSet(folder / "manifest.jsonl", None, source.prompt_style)
+
+
 def _default_out(settings: EvalSettings, folder: Path, data: Path) -> Path:
-    name = data.stem + ("-no-audio" if settings.no_audio else "")
+    name = data.stem + (BLIND if settings.no_audio else "")
+    if settings.adapter is not None:
+        return settings.adapter / "eval" / name
     if Path(settings.ckpt).is_dir():
         return folder / "eval" / name
     return Path("runs/eval") / settings.ckpt.replace("/", "--") / name

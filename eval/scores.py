@@ -3,92 +3,250 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from eval.matcher import MATCHERS, verdicts
+from eval.matcher import MATCHERS, named_choice, verdicts
 from eval.predictions import Prediction
 from eval.statistics import wilson
 from r1_aqa_repro.answers import follows_format
 from r1_aqa_repro.benchmark import MMAU_VERSIONS as MMAU_VERSIONS
 from r1_aqa_repro.benchmark import baselines
 from r1_aqa_repro.benchmark import version_of as version_of
+from r1_aqa_repro.errors import Refused
 from r1_aqa_repro.schema import AudioQuestion
 
-_ORDER = ("sound", "music", "speech", "easy", "medium", "hard")
+_RANK = {label: rank for rank, label in enumerate(("sound", "music", "speech", "easy", "medium", "hard"))}
+_Member = TypeVar("_Member")
 
 
 def score(
-    questions: Sequence[AudioQuestion], predictions: Mapping[str, Prediction], style: str, version: str
+    questions: Sequence[AudioQuestion],
+    predictions: Mapping[Any, Prediction],
+    style: str | None,
+    version: str,
+    times: int = 1,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score predictions against the questions' answers.
 
+    Every question counts once, however often it was asked: where it was asked repeatedly, its verdict is the share of
+    its answers that are right. `n` is therefore always a number of questions, `correct` need not be whole, and
+    `accuracy` = 100 `correct` / `n` is the mean over the repeats. `missing` and `unparsed` count answers, of the
+    `asked` ones.
+
     Args:
         questions: every question that was to be answered, each with its answer. One without a prediction is wrong.
-        predictions: by question id.
-        style: prompt style, which decides what format a completion should have.
+        predictions: by any key; a question and a repeat come once.
+        style: prompt style, which decides what format a completion should have; None where it is not known.
         version: label for `scores["version"]`.
+        times: how often each question was to be asked; it may be more often where predictions have higher repeats.
 
     Returns:
         The content of scores.json (accuracies and intervals 0-100, format_rate 0-1) and the records of verdicts.jsonl,
-        one a question in their order.
+        one a question and repeat in the order of the questions.
     """
-    records: list[dict[str, Any]] = []
-    well_formed = 0
-    for question in questions:
-        assert question.answer is not None  # `schema.with_answers` has refused the others
-        prediction = predictions.get(question.id)
-        answer = prediction.answer if prediction else None
-        records.append({"id": question.id, "repeat": 0, **verdicts(answer, question.answer, question.choices)})
-        well_formed += prediction is not None and follows_format(prediction.completion or "", style)
-    right = [record["official"] for record in records]
-    statuses = [predictions[question.id].status if question.id in predictions else "absent" for question in questions]
+    answered = {(one.id, one.repeat): one for one in predictions.values()}
+    times = max(times, *(1 + one.repeat for one in predictions.values()), 1)
+    asked = [[answered.get((question.id, repeat)) for repeat in range(times)] for question in questions]
+    records: list[dict[str, Any]] = [
+        {"id": question.id, "repeat": repeat, **_verdicts(question, one)}
+        for question, row in zip(questions, asked, strict=True)
+        for repeat, one in enumerate(row)
+    ]
+    right: dict[str, list[list[bool]]] = {  # by matcher: [questions][repeats]
+        name: [[record[name] for record in records[start : start + times]] for start in range(0, len(records), times)]
+        for name in MATCHERS
+    }
+    shares = {name: [sum(row) / times for row in rows] for name, rows in right.items()}
+    official = shares["official"]
+    everything = [one for row in asked for one in row]
+    statuses = ["absent" if one is None else one.status for one in everything]
     scores = {
         "version": version,
         "matcher": "official",
         "n": len(questions),
+        "asked": len(everything),
         "missing": statuses.count("absent") + statuses.count("no_audio"),
         "unparsed": statuses.count("unparsed"),
-        "total": tally(right),
-        "task": _by(questions, right, lambda question: question.task),
-        "difficulty": _by(questions, right, lambda question: question.difficulty),
-        "category": _by(questions, right, lambda question: question.category),
-        "sub_category": _by(questions, right, lambda question: question.sub_category),
-        "matchers": {name: tally([record[name] for record in records]) for name in MATCHERS},
-        "format_rate": well_formed / len(questions),
+        "total": tally(official),
+        "task": _by(questions, official, lambda question: question.task),
+        "difficulty": _by(questions, official, lambda question: question.difficulty),
+        "category": _by(questions, official, lambda question: question.category),
+        "sub_category": _by(questions, official, lambda question: question.sub_category),
+        "matchers": {name: tally(shares[name]) for name in MATCHERS},
+        "disagreements": sum(len({tuple(right[name][index]) for name in MATCHERS}) > 1 for index in range(len(asked))),
+        "format_rate": None if style is None else _well_formed(everything, style) / len(everything),
         "baselines": baselines(questions),
-        "no_audio": [question.id for question, status in zip(questions, statuses, strict=True) if status == "no_audio"],
+        "repeats": _repeats(right["official"]),
+        "no_audio": _with_status(questions, asked, "no_audio"),
+        "missing_ids": _with_status(questions, asked, "absent", "no_audio"),
+        "unparsed_ids": _with_status(questions, asked, "unparsed"),
     }
+    if any(one is not None and one.order for one in everything):
+        scores["permutation"] = _permutation(questions, asked, right["official"])
     return scores, records
 
 
-def tally(right: Sequence[bool]) -> dict[str, Any]:
-    """Correct, n, accuracy and its 95 % Wilson interval, the latter two in percent."""
-    low, high = wilson(sum(right), len(right))
+def tally(shares: Sequence[float]) -> dict[str, Any]:
+    """Correct, n, accuracy and its 95 % Wilson interval (see `statistics.wilson`), the latter two in percent.
+
+    Args:
+        shares: of each question's answers, how many are right: 0 or 1 where it was asked once.
+    """
+    correct = round(math.fsum(shares), 9)  # thirds add up to whole numbers
+    low, high = wilson(correct, len(shares))
     return {
-        "correct": sum(right),
-        "n": len(right),
-        "accuracy": 100 * sum(right) / len(right),
+        "correct": int(correct) if correct.is_integer() else correct,
+        "n": len(shares),
+        "accuracy": 100 * correct / len(shares),
         "ci95": [100 * low, 100 * high],
     }
 
 
-def read_verdicts(path: str | os.PathLike[str]) -> dict[str, dict[str, bool]]:
-    """A verdicts.jsonl, as {question id: {matcher: right}} in question order."""
+def surviving(scores: Mapping[str, Any], blind: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of a score where the same model heard silence.
+
+    Args:
+        scores, blind: contents of two scores.json.
+
+    Returns:
+        `accuracy`, `ci95` (0-100) and `n` of the blind run; `share` (0-1) of the score that survives, and
+        `share_above_chance`, the same of what is above guessing; None where the sighted score leaves nothing to share.
+
+    Raises:
+        Refused: the two are not on the same questions.
+    """
+    for key in ("version", "n"):
+        if scores[key] != blind[key]:
+            what = f"the blind run has {key} {blind[key]}, this run {scores[key]}"
+            raise Refused.because("blind run", what, "Evaluate both on the same questions.")
+    sighted, silent, chance = scores["total"], blind["total"], scores["baselines"]["chance"]
+    return {
+        "accuracy": silent["accuracy"],
+        "ci95": silent["ci95"],
+        "n": silent["n"],
+        "share": silent["accuracy"] / sighted["accuracy"] if sighted["accuracy"] > 0 else None,
+        "share_above_chance": (silent["accuracy"] - chance) / (sighted["accuracy"] - chance)
+        if sighted["accuracy"] > chance
+        else None,
+    }
+
+
+def read_verdicts(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+    """A verdicts.jsonl, as `by_question` gives its records."""
     with open(path, encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    return {record["id"]: {name: record[name] for name in MATCHERS} for record in records}
+        return by_question([json.loads(line) for line in file])
+
+
+def by_question(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The records of verdicts.jsonl, as {question id: {matcher: right}} in question order.
+
+    The verdict is a boolean, or the share of right answers where a question was asked repeatedly.
+    """
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        rows.setdefault(record["id"], []).append(record)
+    return {
+        question_id: {
+            name: asked[0][name] if len(asked) == 1 else sum(record[name] for record in asked) / len(asked)
+            for name in MATCHERS
+        }
+        for question_id, asked in rows.items()
+    }
+
+
+def _verdicts(question: AudioQuestion, prediction: Prediction | None) -> dict[str, bool]:
+    assert question.answer is not None  # `schema.with_answers` has refused the others
+    answer = prediction.answer if prediction else None
+    return verdicts(answer, question.answer, choices_as_asked(question, prediction))
+
+
+def choices_as_asked(question: AudioQuestion, prediction: Prediction | None) -> Sequence[str]:
+    """The choices in the order that a letter in the answer refers to."""
+    return prediction.order if prediction is not None and prediction.order else question.choices
+
+
+def _well_formed(predictions: Sequence[Prediction | None], style: str) -> int:
+    return sum(one is not None and follows_format(one.completion or "", style) for one in predictions)
+
+
+def _with_status(
+    questions: Sequence[AudioQuestion], asked: Sequence[Sequence[Prediction | None]], *statuses: str
+) -> list[str]:
+    """The ids of the questions of which an answer has one of the statuses."""
+    return [
+        question.id
+        for question, row in zip(questions, asked, strict=True)
+        if any(("absent" if one is None else one.status) in statuses for one in row)
+    ]
+
+
+def _repeats(right: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """Accuracy of each repeat in percent, and their mean and spread (sample standard deviation)."""
+    accuracies = [100 * sum(column) / len(column) for column in zip(*right, strict=True)]
+    return {
+        "count": len(accuracies),
+        "accuracy": accuracies,
+        "mean": statistics.mean(accuracies),
+        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "min": min(accuracies),
+        "max": max(accuracies),
+    }
+
+
+def _permutation(
+    questions: Sequence[AudioQuestion],
+    asked: Sequence[Sequence[Prediction | None]],
+    right: Sequence[Sequence[bool]],
+) -> dict[str, Any]:
+    """What the order of the choices does, over the questions that were asked in more than one.
+
+    `same_choice`: questions of which all answers name the same choice; an answer that names none is never the same.
+    `always_right`: questions of which all answers are right. `by_place`: right answers by the place, from 1, at which
+    the right choice stood.
+    """
+    same, always, orders = [], [], 0
+    places: dict[int, list[bool]] = {}
+    for question, row, hits in zip(questions, asked, right, strict=True):
+        seen = {tuple(choices_as_asked(question, one)) for one in row if one is not None}
+        orders = max(orders, len(seen))
+        for one, hit in zip(row, hits, strict=True):
+            if one is not None and question.answer is not None:
+                place = list(choices_as_asked(question, one)).index(question.answer) + 1
+                places.setdefault(place, []).append(hit)
+        if len(seen) > 1:
+            named = {
+                None if one is None or one.answer is None else named_choice(one.answer, choices_as_asked(question, one))
+                for one in row
+            }
+            same.append(len(named) == 1 and None not in named)
+            always.append(all(hits))
+    return {
+        "orders": orders,
+        "same_choice": tally(same) if same else None,
+        "always_right": tally(always) if always else None,
+        "by_place": {
+            str(place): {"right": sum(hits), "asked": len(hits), "accuracy": 100 * sum(hits) / len(hits)}
+            for place, hits in sorted(places.items())
+        },
+    }
 
 
 def _by(
-    questions: Sequence[AudioQuestion], right: Sequence[bool], label_of: Callable[[AudioQuestion], str | None]
+    questions: Sequence[AudioQuestion], shares: Sequence[float], label_of: Callable[[AudioQuestion], str | None]
 ) -> dict[str, dict[str, Any]]:
     """A tally for each label, in the benchmark's order; questions without a label are in none."""
-    groups: dict[str, list[bool]] = {}
-    for question, is_right in zip(questions, right, strict=True):
+    groups: dict[str, list[float]] = {}
+    for question, share in zip(questions, shares, strict=True):
         label = label_of(question)
         if label is not None:
-            groups.setdefault(label, []).append(is_right)
-    in_order = sorted(groups, key=lambda label: (_ORDER.index(label) if label in _ORDER else len(_ORDER), label))
-    return {label: tally(groups[label]) for label in in_order}
+            groups.setdefault(label, []).append(share)
+    return {label: tally(members) for label, members in in_order(groups)}
+
+
+def in_order(groups: Mapping[str, list[_Member]]) -> list[tuple[str, list[_Member]]]:
+    """The items of `groups` in the benchmark's order of their labels, others after those by name."""
+    return sorted(groups.items(), key=lambda item: (_RANK.get(item[0], len(_RANK)), item[0]))

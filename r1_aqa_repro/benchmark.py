@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from r1_aqa_repro.schema import AudioQuestion
@@ -46,9 +47,20 @@ def questions_digest(questions: Iterable[tuple[str, str, Sequence[str], str | No
 
 
 def baselines(questions: Sequence[AudioQuestion]) -> dict[str, float]:
-    """Expected accuracy, in percent, of guessing at random and of always taking the first choice."""
+    """Expected accuracy, in percent, of those who do not listen.
+
+    `chance` takes a choice at random, `always_first` the first one, `most_frequent` that one of the choices which is
+    most often the answer to the other questions of the set, the first of them where several are.
+    """
     n = len(questions)
+    answers = Counter(question.answer for question in questions)
+    lazy = [
+        # without its own answer, which would give away every answer that is right only once
+        max(question.choices, key=lambda choice: answers[choice] - (choice == question.answer))
+        for question in questions
+    ]
     return {
         "chance": 100 * sum(1 / len(question.choices) for question in questions) / n,
         "always_first": 100 * sum(question.choices[0] == question.answer for question in questions) / n,
+        "most_frequent": 100 * sum(lazy[index] == question.answer for index, question in enumerate(questions)) / n,
     }

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from peft import PeftModel
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 from r1_aqa_repro.inputs import ModelInputs, attention_mask_left, pad_left, position_ids_of
+from r1_aqa_repro.modeling import eos_token_ids
 from r1_aqa_repro.shared_attention import share_cache
 
 
@@ -21,6 +22,7 @@ def generate(
     *,
     share: bool = True,
     autocast: AbstractContextManager[object] | None = None,
+    logits_processor: LogitsProcessorList | None = None,
 ) -> list[list[int]]:
     """One completion for each entry of `rows`.
 
@@ -35,6 +37,7 @@ def generate(
         share: run each prompt once, and let its rows attend to the one key-value cache of it. Off, every row runs its
             own prompt through `generate()` alone; both give the same distribution.
         autocast: the mixed-precision context the model trains in.
+        logits_processor: applied after those that the configuration gives.
 
     Returns:
         N lists of token ids, each up to and including its first end-of-sequence token.
@@ -44,7 +47,9 @@ def generate(
     """
     device = model.device
     rows = rows.to(device)
-    input_ids = pad_left(inputs.prompt_ids, generation_config.pad_token_id).to(device)  # [U, L]
+    # Padding is masked, but a repetition penalty counts it among the tokens that a row has seen. The first token of the
+    # prompts is among them anyway, so that a completion does not depend on how long its neighbours are.
+    input_ids = pad_left(inputs.prompt_ids, inputs.prompt_ids[0][0]).to(device)  # [U, L]
     attention_mask = attention_mask_left(inputs.prompt_ids).to(device)  # [U, L]
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     with torch.no_grad(), autocast or nullcontext(), _without_own_settings(base):
@@ -61,8 +66,22 @@ def generate(
             attention_mask=attention_mask[rows],
             **continued,
             generation_config=generation_config,
+            logits_processor=logits_processor,
         )
     return cut_after_eos(sequences[:, input_ids.size(1) :].tolist(), generation_config.eos_token_id)
+
+
+def greedy_config(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> GenerationConfig:
+    """Greedy decoding up to any of the model's end-of-sequence tokens, whatever its own settings say."""
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_token_ids(model, processor),
+        pad_token_id=processor.tokenizer.pad_token_id,
+        # a generated placeholder would stand for a clip that does not exist
+        suppress_tokens=[model.config.audio_token_id],
+    )
 
 
 def check_whole_groups(rows: torch.Tensor, num_prompts: int) -> None:

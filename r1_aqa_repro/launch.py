@@ -3,7 +3,7 @@
     python -m r1_aqa_repro.launch --standalone --nproc-per-node 8 -m r1_aqa_repro.train_grpo --config FILE
 
 The arguments are torchrun's. torchrun itself ends with 1 whatever happened; this ends with 2 where the processes
-refused to start, and with 130 after Ctrl-C or SIGTERM.
+refused to start, with 3 where they finished with losses, and with 130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from r1_aqa_repro.console import say
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED
+from r1_aqa_repro.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOSSES, EXIT_REFUSED
 
 # Seconds from a signal to SIGKILL. A large checkpoint takes minutes to write; torchrun's own default is 30. Where a
 # process fails, torchrun gives the others 30 s regardless of this.
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     except ChildFailedError as error:
         # where one process ends in order, all do, and the main one has said why; another may still be aborted at its
         # exit, by the connection that its peer closed
-        for code in (EXIT_REFUSED, EXIT_INTERRUPTED):
+        for code in (EXIT_REFUSED, EXIT_INTERRUPTED, EXIT_LOSSES):
             if any(failure.exitcode == code for failure in error.failures.values()):
                 return code
         rank, failure = error.get_first_failure()

@@ -201,12 +201,13 @@ def freeze(model: PreTrainedModel, trained_parts: str) -> None:
 
 
 def check_head(model: PreTrainedModel, where: str) -> None:
-    """Refuse a model whose lm_head shares its storage with the input embeddings.
+    """Refuse a model whose lm_head is its input embeddings.
 
     Raises:
-        Refused: they are the same tensor.
+        Refused: they are the same tensor, or equal ones, as a model that was tied and then saved has them.
     """
-    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if head is embeddings or (head.numel() > 0 and torch.equal(head, embeddings)):  # empty: ZeRO-3 has the parts
         raise Refused.because(
             where, "lm_head is tied to the embeddings, which Qwen2-Audio's is not", "Use transformers 5.23.0."
         )

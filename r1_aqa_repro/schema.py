@@ -51,7 +51,7 @@ class QuestionFile:
     problems: list[Problem]
 
 
-class _BadRecord(Exception):
+class BadRecord(Exception):
     def __init__(self, what: str, remedy: str):
         super().__init__(what)
         self.what, self.remedy = what, remedy
@@ -78,17 +78,15 @@ def read_questions(path: str | os.PathLike[str], audio_dir: str | os.PathLike[st
     first_seen: dict[str, str] = {}
     for where, record in _records(file):
         try:
-            if isinstance(record, _BadRecord):
+            if isinstance(record, BadRecord):
                 raise record
             question = _to_question(record, file, Path(audio_dir) if audio_dir else None)
-            _check(question)
+            check_question(question)
             if question.id in first_seen:
-                raise _BadRecord(
-                    f"id {question.id!r} was already used at {first_seen[question.id]}", "Make ids unique."
-                )
+                raise BadRecord(f"id {question.id!r} was already used at {first_seen[question.id]}", "Make ids unique.")
             first_seen[question.id] = where
             questions.append(question)
-        except _BadRecord as bad:
+        except BadRecord as bad:
             problems.append(Problem(f"{file}:{where}", bad.what, bad.remedy))
     if not questions and not problems:
         raise Refused.because(str(file), "the file holds no records", "Check that it was written completely.")
@@ -107,7 +105,7 @@ def write_manifest(path: str | os.PathLike[str], questions: Iterable[AudioQuesti
 
 
 def _records(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (`line N` or `record N`, JSON value or _BadRecord) for a JSON list or a JSONL file."""
+    """Yield (`line N` or `record N`, JSON value or BadRecord) for a JSON list or a JSONL file."""
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -130,30 +128,30 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
             except json.JSONDecodeError as error:
                 yield (
                     f"line {number}",
-                    _BadRecord(f"malformed JSON ({error.msg})", "Each line must be one JSON object."),
+                    BadRecord(f"malformed JSON ({error.msg})", "Each line must be one JSON object."),
                 )
 
 
 def _to_question(record: Any, file: Path, audio_dir: Path | None) -> AudioQuestion:
     if not isinstance(record, dict):
-        raise _BadRecord(f"expected an object, found {type(record).__name__}", "Each record must be a JSON object.")
+        raise BadRecord(f"expected an object, found {type(record).__name__}", "Each record must be a JSON object.")
     if "multi_choice" in record:
         return _from_r1_aqa(record, file)
     if "audio_id" in record:
         return _from_mmau(record, file, audio_dir)
     if "audio_path" in record and "choices" in record:
-        return _from_manifest(record, file)
-    raise _BadRecord(
+        return question_from_manifest(record, file)
+    raise BadRecord(
         f"unknown record format with keys {sorted(record)}",
         "A manifest line has audio_path and choices, an R1-AQA line multi_choice, an MMAU record audio_id.",
     )
 
 
-def _from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
+def question_from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
     known = {field.name for field in fields(AudioQuestion)}
     unknown = sorted(set(record) - known)
     if unknown:
-        raise _BadRecord(f"unknown keys {unknown}", f"A manifest line has the keys {sorted(known)}.")
+        raise BadRecord(f"unknown keys {unknown}", f"A manifest line has the keys {sorted(known)}.")
     optional = {
         key: _text(record, key) for key in known - {"choices", "flags", "audio_path"} if record.get(key) is not None
     }
@@ -170,9 +168,9 @@ def _from_r1_aqa(record: dict[str, Any], file: Path) -> AudioQuestion:
     choices = _texts(record, "multi_choice")
     index = record.get("answer")
     if not isinstance(index, int) or isinstance(index, bool):
-        raise _BadRecord(f"answer is {index!r}, not an index", "R1-AQA lines give the answer as a 0-based integer.")
+        raise BadRecord(f"answer is {index!r}, not an index", "R1-AQA lines give the answer as a 0-based integer.")
     if not 0 <= index < len(choices):
-        raise _BadRecord(
+        raise BadRecord(
             f"answer index {index} is out of range for {len(choices)} choices", "Indices count from 0; correct it."
         )
     audio_path = Path(_text(record, "audio_path"))
@@ -180,7 +178,7 @@ def _from_r1_aqa(record: dict[str, Any], file: Path) -> AudioQuestion:
         # R1-AQA resolves paths against the working directory; most files that travel are relative to themselves.
         beside, here = (file.parent / audio_path).absolute(), audio_path.absolute()
         if beside != here and beside.exists() and here.exists():
-            raise _BadRecord(f"{audio_path} is found both at {beside} and at {here}", "Give an absolute path.")
+            raise BadRecord(f"{audio_path} is found both at {beside} and at {here}", "Give an absolute path.")
         audio_path = here if here.exists() and not beside.exists() else beside
     question_id = record.get("id")
     return AudioQuestion(
@@ -220,15 +218,15 @@ def _from_mmau(record: dict[str, Any], file: Path, audio_dir: Path | None) -> Au
     )
 
 
-def _check(question: AudioQuestion) -> None:
+def check_question(question: AudioQuestion) -> None:
     if not question.question.strip():
-        raise _BadRecord("the question is empty", "Give its text.")
+        raise BadRecord("the question is empty", "Give its text.")
     if len(question.choices) < 2:
-        raise _BadRecord(f"only {len(question.choices)} choice(s)", "A question needs at least 2 choices.")
+        raise BadRecord(f"only {len(question.choices)} choice(s)", "A question needs at least 2 choices.")
     if any(not choice.strip() for choice in question.choices):
-        raise _BadRecord("a choice is empty", "Give every choice a text.")
+        raise BadRecord("a choice is empty", "Give every choice a text.")
     if question.answer is not None and question.answer not in question.choices:
-        raise _BadRecord(
+        raise BadRecord(
             f"answer {question.answer!r} is not among the choices {list(question.choices)}",
             "The answer must be one of the choices, character by character.",
         )
@@ -237,7 +235,7 @@ def _check(question: AudioQuestion) -> None:
 def _text(record: dict[str, Any], key: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value:
-        raise _BadRecord(f"{key} is {'absent' if key not in record else repr(value)}", f"Give {key} as a text.")
+        raise BadRecord(f"{key} is {'absent' if key not in record else repr(value)}", f"Give {key} as a text.")
     return value
 
 
@@ -248,9 +246,7 @@ def _optional_text(record: dict[str, Any], key: str) -> str | None:
 def _texts(record: dict[str, Any], key: str) -> tuple[str, ...]:
     value = record.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise _BadRecord(
-            f"{key} is {'absent' if key not in record else repr(value)}", f"Give {key} as a list of texts."
-        )
+        raise BadRecord(f"{key} is {'absent' if key not in record else repr(value)}", f"Give {key} as a list of texts.")
     return tuple(value)
 
 

@@ -60,8 +60,8 @@ def test_decoding_in_bfloat16_is_as_exact_as_a_fused_kernel(bias: float) -> None
         output = _decode(query, *layer.update(own[0], own[1]), 64**-0.5)
     assert output.dtype == torch.bfloat16
     rows = [torch.cat([prompt.expand(4, -1, -1, -1), token], 2) for prompt, token in ((keys, own[0]), (values, own[1]))]
-    fused = scaled_dot_product_attention(query, *rows).transpose(1, 2)
-    exact = scaled_dot_product_attention(query.double(), *(states.double() for states in rows)).transpose(1, 2)
+    fused = scaled_dot_product_attention(query, rows[0], rows[1]).transpose(1, 2)
+    exact = scaled_dot_product_attention(query.double(), rows[0].double(), rows[1].double()).transpose(1, 2)
     assert (output - exact).abs().max() < 2 * (fused - exact).abs().max()
 
 

@@ -2,15 +2,15 @@
 
 import hashlib
 import random
-from pathlib import Path
 
 import pytest
 
-from eval.matcher import letter_aware, official, strict, verdicts
+from eval.matcher import letter_aware, named_choice, official, strict, verdicts
+from eval.predictions import predict
 from eval.scores import MMAU_VERSIONS, baselines, score, version_of
 from r1_aqa_repro.schema import read_questions
+from tests.conftest import SHARED_MMAU
 
-MMAU = Path(__file__).parents[3] / "shared" / "data" / "mmau"
 FILES = {"original": "mmau-test-mini.2025-03-25.json", "v05.15.25": "mmau-test-mini.v05.15.25.json"}
 LETTERS = "ABCDEFGH"
 
@@ -18,7 +18,7 @@ LETTERS = "ABCDEFGH"
 @pytest.fixture(scope="module", params=FILES)
 def published(request):
     """(version, questions) of a published file."""
-    file = MMAU / FILES[request.param]
+    file = SHARED_MMAU / FILES[request.param]
     if not file.is_file():
         pytest.skip(f"needs {file}")
     read = read_questions(file)
@@ -56,6 +56,13 @@ def independent(prediction, gold, choices):
     return True
 
 
+def answer_in(completion):
+    """What stands in the first complete answer tag, or everything, found without regular expressions."""
+    _, opened, rest = completion.partition("<answer>")
+    answer, closed, _ = rest.partition("</answer>")
+    return answer if opened and closed else completion
+
+
 def gold_letter(question):
     return LETTERS[question.choices.index(question.answer)]
 
@@ -70,10 +77,18 @@ def random_words(question):
     return " ".join(rng.choices(pool, k=rng.randrange(6)))
 
 
-PREDICTIONS = {
+def random_kind(question):
+    rng = random.Random(f"kind {question.id}")
+    return rng.choice([kind for name, kind in COMPLETIONS.items() if name != "mixed"])(question)
+
+
+# None is a missing record
+COMPLETIONS = {
     "gold": lambda question: question.answer,
     "wrong": wrong_choice,
     "first": lambda question: question.choices[0],
+    "last": lambda question: question.choices[-1],
+    "random choice": lambda question: random.Random(question.id).choice(question.choices),
     "letter": gold_letter,
     "letter and text": lambda question: f"({gold_letter(question)}) {question.answer}",
     "sentence": lambda question: f"The answer is {question.answer}, because it can be heard in the audio.",
@@ -82,22 +97,49 @@ PREDICTIONS = {
     "question": lambda question: question.question,
     "upper case": lambda question: question.answer.upper(),
     "first half": lambda question: question.answer[: len(question.answer) // 2],
+    "doubled": lambda question: question.answer + question.answer,
     "hyphens": lambda question: question.answer.replace(" ", "-"),
     "underscores": lambda question: question.answer.replace(" ", "_"),
+    "lines": lambda question: "\n".join(question.answer.split()),
     "unicode": lambda question: f"“{question.answer}”… İ ﬁ ² é 答え {question.answer}’s",
-    "long": lambda question: f"{question.answer} and so on " * 20,
+    "full width": lambda question: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in question.answer),
+    "long": lambda question: f"{question.answer} and so on " * 200,
     "empty": lambda question: "",
     "punctuation": lambda question: "?!",
     "random words": random_words,
+    "tagged": lambda question: f"<answer>{question.answer}</answer>",
+    "tagged wrong after right thoughts": lambda question: (
+        f"<think>{question.answer}</think><answer>{wrong_choice(question)}</answer>"
+    ),
+    "two tags": lambda question: f"<answer>{question.answer}</answer><answer>{wrong_choice(question)}</answer>",
+    "tag in capitals": lambda question: f"<ANSWER>{question.answer}</ANSWER> {wrong_choice(question)}",
+    "unclosed tag": lambda question: f"<answer>{question.answer}",
+    "empty tag": lambda question: f"<answer> </answer>{question.answer}",
+    "missing": lambda question: None,
+    "every other missing": lambda question: question.answer if question.id < "8" else None,
+    "mixed": random_kind,
 }
 
 
-@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("kind", COMPLETIONS)
 def test_official_agrees_question_by_question(published, kind):
-    for question in published[1]:
-        prediction = PREDICTIONS[kind](question)
-        expected = independent(prediction, question.answer, question.choices)
-        assert official(prediction, question.answer, question.choices) == expected, (question.id, prediction)
+    version, questions = published
+    completions = {question.id: COMPLETIONS[kind](question) for question in questions}
+    predictions = {
+        question.id: predict(question, completions[question.id], "answer", "")
+        for question in questions
+        if completions[question.id] is not None
+    }
+    scores, found = score(questions, predictions, "answer", version)
+    expected = [
+        completions[question.id] is not None
+        and independent(answer_in(completions[question.id]), question.answer, question.choices)
+        for question in questions
+    ]
+    assert [verdict["official"] for verdict in found] == expected
+    assert scores["total"]["correct"] == sum(expected)
+    assert scores["total"]["n"] == 1000
+    assert scores["missing"] == 1000 - len(predictions)
 
 
 def test_gold_is_right_and_nothing_is_wrong(published):
@@ -120,12 +162,23 @@ def test_known_quirks():
     assert (len(accepted), len(set(accepted))) == (12, 9)
 
 
+def left_out_most_frequent(questions):
+    """Percent right of taking the choice that answers most of the other questions, the first of several."""
+    right = 0
+    for question in questions:
+        others = [other.answer for other in questions if other.id != question.id]
+        counts = [others.count(choice) for choice in question.choices]
+        right += question.choices[counts.index(max(counts))] == question.answer
+    return 100 * right / len(questions)
+
+
 def test_version_and_baselines(published):
     version, questions = published
     lazy = baselines(questions)
     chance, first = {"original": (25.25, 37.7), "v05.15.25": (25.54, 39.5)}[version]
     assert lazy["chance"] == pytest.approx(chance, abs=0.005)
     assert lazy["always_first"] == pytest.approx(first)
+    assert lazy["most_frequent"] == pytest.approx(left_out_most_frequent(questions))
     assert version_of(hashlib.sha256(_published(version).read_bytes()).hexdigest(), questions) == version
 
 
@@ -169,8 +222,40 @@ def test_strict_takes_duplicates_as_one_choice_and_ambiguity_as_none():
     assert not strict("...", "?", ("?", "yes"))
 
 
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ("woman", "Woman"),
+        ("B", "Woman"),
+        ("it is a man", "Man"),
+        ("man or woman", None),
+        ("nobody", None),
+        ("", None),
+    ],
+)
+def test_named_choice(answer, named):
+    assert named_choice(answer, ("Man", "Woman")) == named
+
+
+def test_odd_records_score_without_a_guess(published):
+    """The 13 list-typed categories, 2 to 8 choices, and choices that are listed twice."""
+    version, questions = published
+    scores, found = score(questions, {q.id: predict(q, "no idea", "answer", "") for q in questions}, "answer", version)
+    assert scores["total"]["correct"] == scores["matchers"]["strict"]["correct"] == 0
+    assert not any(verdict["letter_aware"] for verdict in found)
+    assert sum(group["n"] for group in scores["category"].values()) == 1000
+    sizes = {"original": {2, 4}, "v05.15.25": {2, 4, 5, 8}}[version]
+    assert {len(question.choices) for question in questions} == sizes
+    twice = [question for question in questions if len(set(question.choices)) < len(question.choices)]
+    assert len(twice) == {"original": 20, "v05.15.25": 27}[version]
+    for question in twice:
+        assert all(verdicts(question.answer, question.answer, question.choices).values())
+        letter = verdicts(gold_letter(question), question.answer, question.choices)
+        assert letter["letter_aware"], question.id
+
+
 def _published(version):
-    file = MMAU / FILES[version]
+    file = SHARED_MMAU / FILES[version]
     if not file.is_file():
         pytest.skip(f"needs {file}")
     return file

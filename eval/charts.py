@@ -1,0 +1,164 @@
+"""The charts of reports: bars and curves with 95 % intervals, as SVG that stands in a page or in a file.
+
+Colours are Okabe and Ito's, which the colour-blind can tell apart, on a light and on a dark ground; every series has a
+marker or a line style of its own too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.figure import Figure
+
+Tally = Mapping[str, Any]  # `correct`, `n`, `accuracy` and `ci95` in percent, as in scores.json
+
+BLUE, GREEN, PURPLE, VERMILLION, ORANGE, SKY = "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#56B4E9"
+_SERIES = ((BLUE, "s", "--"), (GREEN, "^", "-."), (PURPLE, "D", ":"), (ORANGE, "v", "--"), (SKY, "P", "-."))
+GUESSING = "guessing at random"  # label of that line
+_INK = "#010203"  # becomes the text colour of the page
+_LONGEST_LABEL = 36  # characters
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a dollar sign is a dollar sign
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "font.size": 9.0,
+}
+
+
+def bars(tallies: Mapping[str, Tally], lines: Mapping[str, float], marks: Mapping[str, float] | None = None) -> Figure:
+    """Horizontal bars of accuracies with their intervals and numbers of questions.
+
+    Args:
+        tallies: by label, from top to bottom.
+        lines: vertical lines in percent, by label: a published figure, `GUESSING`.
+        marks: published figures of single bars, by the bar's label.
+    """
+    labels = list(tallies)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.27 * len(labels) + 0.2 * len(lines)), layout="constrained")
+        axis = figure.add_subplot()
+        for place, label in enumerate(labels):
+            tally = tallies[label]
+            accuracy, (low, high) = tally["accuracy"], tally["ci95"]
+            axis.barh(place, accuracy, height=0.66, color=BLUE, alpha=0.7)
+            axis.errorbar(accuracy, place, xerr=[[accuracy - low], [high - accuracy]], color=_INK, capsize=3, lw=1.2)
+            axis.text(min(high, 100) + 1.5, place, f"{accuracy:.1f} (n {tally['n']})", va="center", fontsize=8)
+        if marks:
+            places = [labels.index(label) for label in marks]
+            axis.plot([*marks.values()], places, "d", color=VERMILLION, markersize=7, label="published for that bar")
+        for label, value in lines.items():
+            axis.axvline(value, **_line(label))
+        axis.set_yticks(range(len(labels)), [plain(label) for label in labels])
+        axis.set_ylim(len(labels) - 0.4, -0.6)
+        axis.set_xlim(0, 122)  # room for the numbers beside the bars
+        axis.set_xticks(range(0, 101, 20))
+        axis.set_xlabel("accuracy, %")
+        _tidy(figure, legend=bool(lines))
+    return figure
+
+
+def curve(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float]) -> Figure:
+    """Accuracy over steps: in total with the band of its interval, and by task.
+
+    Args:
+        points: with `step`, `total` and `task`, by step.
+        lines: as for `bars`.
+    """
+    steps = [point["step"] for point in points]
+    tasks = list(dict.fromkeys(task for point in points for task in point["task"]))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axis = figure.add_subplot()
+        low, high = zip(*(point["total"]["ci95"] for point in points), strict=True)
+        axis.fill_between(steps, low, high, color=_INK, alpha=0.13, linewidth=0, label="95 % interval of the total")
+        total = [point["total"]["accuracy"] for point in points]
+        axis.plot(steps, total, color=_INK, marker="o", linewidth=2, label="total")
+        for task, (color, marker, style) in zip(tasks, _SERIES, strict=False):
+            accuracies = [point["task"].get(task, {}).get("accuracy", float("nan")) for point in points]
+            axis.plot(steps, accuracies, color=color, marker=marker, linestyle=style, linewidth=1.3, label=plain(task))
+        for label, value in lines.items():
+            axis.axhline(value, **_line(label))
+        axis.set_xlabel("optimizer step")
+        axis.set_ylabel("accuracy, %")
+        _tidy(figure, legend=True)
+    return figure
+
+
+def plain(text: str, longest: int = _LONGEST_LABEL) -> str:
+    """One short line of printable characters: labels come from data sets."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def svg_file(figure: Figure) -> str:
+    """The chart as a file of its own, on white, with the same bytes for the same figures."""
+    return ElementTree.tostring(_drawn(figure, "file", "white"), encoding="unicode") + "\n"
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """The chart as an element of an HTML page that allows no inline styles; text takes the page's colour and font.
+
+    Args:
+        figure: the chart.
+        name: of letters, unique in the page.
+        description: for those who do not see it.
+    """
+    root = _drawn(figure, name, "none")
+    width, height = (float(root.attrib.pop(key).removesuffix("pt")) for key in ("width", "height"))
+    root.attrib |= {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": plain(description, 400)}
+    for parent in list(root.iter()):
+        parent.attrib.pop("style", None) if parent is root else _style_to_attributes(parent)
+        if parent.tag == f"{{{_SVG}}}g":
+            parent.attrib.pop("id", None)  # figure_1, axes_1: the same in every chart, and nothing refers to them
+        for child in list(parent):
+            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+                parent.remove(child)
+    return ElementTree.tostring(root, encoding="unicode").replace(_INK, "currentColor")
+
+
+def _drawn(figure: Figure, name: str, ground: str) -> ElementTree.Element:
+    figure.set_facecolor(ground)
+    for axis in figure.axes:
+        axis.set_facecolor("none")
+    drawn = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # only the widths are of matplotlib's font
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", _XLINK)
+    return ElementTree.fromstring(drawn.getvalue())
+
+
+def _style_to_attributes(element: ElementTree.Element) -> None:
+    for declaration in filter(None, map(str.strip, element.attrib.pop("style", "").split(";"))):
+        name, value = (part.strip() for part in declaration.split(":", 1))
+        if name == "font":  # a shorthand, which is no attribute
+            size = re.search(r"[\d.]+px", value)
+            if size:
+                element.set("font-size", size[0])
+        else:
+            element.set(name, value)
+
+
+def _line(label: str) -> dict[str, Any]:
+    """How a reference line is drawn: guessing dotted, a published figure dashed."""
+    color, style = (_INK, ":") if label == GUESSING else (VERMILLION, "--")
+    return {"color": color, "linestyle": style, "linewidth": 1.3, "label": plain(label, 90)}
+
+
+def _tidy(figure: Figure, legend: bool) -> None:
+    (axis,) = figure.axes
+    axis.spines[["top", "right"]].set_visible(False)
+    if legend:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)

@@ -1,0 +1,228 @@
+"""Predictions in anybody's format, scored without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from eval.predictions import Prediction, digest, predict, question_hash
+from eval.results import blind_run_beside, write_results
+from eval.scores import version_of
+from eval.submission import PREDICTED, records_of
+from r1_aqa_repro.errors import Problem, Refused
+from r1_aqa_repro.files import sha256_of, write_json
+from r1_aqa_repro.prompts import PROMPT_STYLES
+from r1_aqa_repro.schema import AudioQuestion, limited, read_questions
+
+_OURS = {field.name for field in fields(Prediction)}
+
+
+class _BadRecord(Exception):
+    """What is wrong with one record of a file of predictions."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A file of predictions that was scored.
+
+    Attributes:
+        out: the folder that was written to.
+        scores: the content of scores.json; without figures where the answers are withheld.
+        settings, paths: as in settings.json.
+        questions: those that were to be answered.
+        predictions: by question id and repeat.
+    """
+
+    out: Path
+    scores: dict[str, Any]
+    settings: dict[str, Any]
+    paths: dict[str, str]
+    questions: list[AudioQuestion]
+    predictions: dict[tuple[str, int], Prediction]
+
+
+def score_file(
+    predictions: Path,
+    data: Path | None = None,
+    out: Path | None = None,
+    *,
+    audio_dir: Path | None = None,
+    prompt_style: str | None = None,
+    limit: int | None = None,
+    blind: Path | None = None,
+) -> Scored:
+    """Score predictions that are already there, without loading a model.
+
+    Args:
+        predictions: a predictions.jsonl, or a JSON list of MMAU records with `model_prediction` or `model_output`.
+        data: manifest or MMAU JSON file. Without answers there is a submission but no score. Default: the one that the
+            settings.json beside a predictions.jsonl names.
+        out: folder to write to. Default: that of a predictions.jsonl, otherwise one named after the file beside it.
+        audio_dir: as for an evaluation.
+        prompt_style: what format the completions should have. Default: the settings.json beside a predictions.jsonl
+            tells; of other files it is not known.
+        limit: only the first so many questions. Default: as many as settings.json tells.
+        blind: folder of an evaluation of the same model without audio, to be set beside the score. Default: of a
+            predictions.jsonl, the one beside its folder.
+
+    Raises:
+        Refused: a file cannot be read or holds unknown or repeated questions; `out` belongs to other predictions.
+    """
+    if not predictions.is_file():
+        raise Refused.because(str(predictions), "there is no such file", "Give a file of predictions.")
+    is_ours = predictions.name == "predictions.jsonl"  # and settings.json is about it
+    settings, paths = settings_of(predictions.parent) if is_ours else ({}, {})
+    if data is None:
+        if "data" not in paths:
+            raise Refused.because(str(predictions), "the questions of these predictions are not known", "Give --data.")
+        data = Path(paths["data"])
+    read = read_questions(data, audio_dir or paths.get("audio_dir"))
+    if read.problems:
+        raise Refused(read.problems)
+    data_sha256 = sha256_of(data)
+    if settings.get("data_sha256") == data_sha256:
+        limit = limit or settings.get("questions")
+    style = prompt_style or settings.get("prompt_style")
+    asked = limited(read.questions, limit)
+    found = read_predictions(predictions, read.questions, style)
+    blind = blind or blind_run_beside(predictions.absolute().parent, settings)
+    of_evaluation = bool(settings)
+    out = out or (predictions.parent if of_evaluation else predictions.with_name(f"{predictions.stem}-scores"))
+    _check_folder(out, predictions)
+
+    if not of_evaluation:
+        settings = {"predictions_sha256": sha256_of(predictions), "prompt_style": style}
+        paths = {"predictions": str(predictions)}
+    settings = settings | {"data_sha256": data_sha256, "questions": len(asked)}
+    paths = paths | {"data": str(data)}
+    if not of_evaluation or out.absolute() != predictions.absolute().parent:
+        content = {"settings_hash": digest(settings), "settings": settings, "paths": paths}
+        write_json(out / "settings.json", content)
+    ids = {question.id for question in asked}
+    found = {key: one for key, one in found.items() if one.id in ids}
+    version = version_of(data_sha256, asked)
+    scores = write_results(out, asked, found, settings, paths, version, blind)
+    return Scored(out, scores, settings, paths, asked, found)
+
+
+def read_predictions(
+    path: Path, questions: Sequence[AudioQuestion], style: str | None = None
+) -> dict[tuple[str, int], Prediction]:
+    """The predictions of a file, by question id and repeat; answers are parsed anew from the completions.
+
+    Args:
+        path: a predictions.jsonl, or MMAU records with `model_prediction` or `model_output`, as a JSON list or as
+            lines. A record without either, or with null, has no prediction; an empty string is one.
+        questions: those that predictions may be about.
+        style: the prompt style that a predictions.jsonl was made with; None accepts any.
+
+    Raises:
+        Refused: naming every record that is damaged, about an unknown or another question, or repeated, or that holds
+            two different predictions.
+    """
+    by_id = {question.id: question for question in questions}
+    found: dict[tuple[str, int], Prediction] = {}
+    first_seen: dict[tuple[str, int], str] = {}
+    problems = []
+    for where, record in records_of(path):
+        try:
+            question = _question_of(record, by_id)
+            ours = _OURS - {"order"} <= set(record)
+            key = (question.id, record["repeat"] if ours else 0)
+            if key in first_seen:
+                raise _BadRecord(f"the id {question.id!r} was already predicted at {first_seen[key]}")
+            first_seen[key] = where
+            one = _ours(record, question, style) if ours else _anybodys(record, question)
+            if one is not None:
+                found[key] = one
+        except _BadRecord as bad:
+            problems.append(Problem(f"{path}: {where}", str(bad), "Repair the file, or give the data it was made for."))
+    if not first_seen and not problems:
+        raise Refused.because(str(path), "the file holds no predictions", "Check that it was written completely.")
+    hashes = {one.settings_hash for one in found.values()}
+    if len(hashes) > 1:
+        what = f"its predictions were made with {len(hashes)} different settings"
+        problems.append(Problem(str(path), what, "Give the predictions of one evaluation."))
+    if problems:
+        raise Refused(problems)
+    return found
+
+
+def _question_of(record: Mapping[str, Any], by_id: Mapping[str, AudioQuestion]) -> AudioQuestion:
+    question_id = record.get("id")
+    if not isinstance(question_id, str):
+        raise _BadRecord(f"its id is {question_id!r}, not a text")
+    if question_id not in by_id:
+        raise _BadRecord(f"the id {question_id!r} is not among the questions")
+    return by_id[question_id]
+
+
+def _ours(record: Mapping[str, Any], question: AudioQuestion, style: str | None) -> Prediction:
+    """A line of a predictions.jsonl, its answer parsed again."""
+    completion, repeat, order = record["completion"], record["repeat"], record.get("order")
+    if not set(record) <= _OURS | {"order"} or not isinstance(repeat, int) or repeat < 0:
+        raise _BadRecord("the line is damaged")
+    if not isinstance(completion, str | None):
+        raise _BadRecord(f"its completion is {completion!r}, not a text")
+    asked = question
+    if order is not None:
+        if not isinstance(order, list) or sorted(order) != sorted(question.choices):
+            raise _BadRecord(f"the choices in its order are not those of {question.id!r}")
+        asked = replace(question, choices=tuple(order))
+    styles = PROMPT_STYLES if style is None else (style,)
+    if record["question_hash"] not in {question_hash(asked, name) for name in styles}:
+        raise _BadRecord(f"it is about another question than {question.id!r} of the data")
+    one = predict(asked, _printable(completion), styles[0], record["settings_hash"], repeat, order is not None)
+    return replace(one, question_hash=record["question_hash"])
+
+
+def _anybodys(record: Mapping[str, Any], question: AudioQuestion) -> Prediction | None:
+    """An MMAU record with a prediction; None where it has none."""
+    # the question itself may have changed between versions under the same id
+    for key, ours in (
+        ("question", question.question),
+        ("choices", list(question.choices)),
+        ("answer", question.answer),
+    ):
+        if ours is not None and record.get(key, ours) not in (ours, "", None):
+            raise _BadRecord(f"the {key} of {question.id!r} is not that of the data, which is another version")
+    texts = {record[field] for field in PREDICTED if record.get(field) is not None}
+    if len(texts) > 1:
+        raise _BadRecord(f"{question.id!r} has two different predictions, {' and '.join(PREDICTED)}")
+    if not texts:
+        return None
+    text = texts.pop()
+    if not isinstance(text, str):
+        raise _BadRecord(f"the prediction for {question.id!r} is {text!r}, not a text")
+    return predict(question, _printable(text), PROMPT_STYLES[0], "")
+
+
+def _printable(text: str | None) -> str | None:
+    """Halves of characters, as a JSON escape can hold them, cannot be written to a file."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def settings_of(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings and paths of the settings.json of an evaluation; empty where there is none.
+
+    Raises:
+        Refused: it is damaged.
+    """
+    path = folder / "settings.json"
+    if not path.is_file():
+        return {}, {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content["settings"]), dict(content["paths"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused.because(str(path), f"the file is damaged ({error!r})", "Remove it, or restore it.") from None
+
+
+def _check_folder(out: Path, predictions: Path) -> None:
+    """Scores must not be put beside predictions that they are not of."""
+    other = out / "predictions.jsonl"
+    if other.exists() and not other.samefile(predictions):
+        raise Refused.because(str(out), "the folder holds other predictions", "Choose another --out.")

@@ -1,0 +1,98 @@
+"""Several processes that share one evaluation: who they are, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from r1_aqa_repro.errors import Failed, Problem, Refused
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=7)  # until another process is taken for lost: one may have far longer clips than the others
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share the work; alone unless told otherwise.
+
+    They exchange a few small values through gloo, on CPUs and GPUs alike. What ends one with an error that the main
+    process has to report ends all.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives on the main process; None on the others, which wait for it.
+
+        Raises:
+            Refused, Failed: the work has raised it; on every process.
+        """
+        results = self._gather(work if self.is_main else lambda: None)
+        return results[0] if self.is_main else None
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` gives on the main process, everywhere; it has to be picklable.
+
+        Raises:
+            Refused, Failed: the work has raised it; on every process.
+        """
+        return self._gather(work if self.is_main else lambda: None, share=True)[0]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` gives on this process, once it is done on every one.
+
+        Raises:
+            Refused, Failed: it has raised it on any process; on every one.
+        """
+        return self._gather(work)[self.rank]
+
+    def _gather(self, work: Callable[[], Any], share: bool = False) -> list[Any]:
+        """Run the work here; what it gave here, or (with `share`) everywhere, by rank."""
+        if self.count == 1:
+            return [work()]
+        import torch.distributed
+
+        result, refused, failed = None, None, None
+        try:
+            result = work()
+        except Refused as refusal:
+            refused = refusal.problems
+        except Failed as failure:
+            failed = str(failure)
+        reports: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(reports, (result if share else None, refused, failed))
+        for _, problems, message in reports:
+            _raise_again(problems, message)
+        return [report[0] if share else result for report in reports]
+
+
+def _raise_again(problems: list[Problem] | None, message: str | None) -> None:
+    if problems is not None:
+        raise Refused(problems)
+    if message is not None:
+        raise Failed(message)
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that torchrun started together with this one."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Processes()
+        return
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(int(os.environ["RANK"]), count)
+    finally:
+        torch.distributed.destroy_process_group()

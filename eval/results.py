@@ -1,0 +1,105 @@
+"""The files that scoring writes: scores.json, verdicts.jsonl, report.md, report.html and submission.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.predictions import Prediction
+from eval.report import markdown_report, unscored_report
+from eval.scores import MMAU_VERSIONS, score, surviving
+from eval.submission import submission
+from r1_aqa_repro.errors import Refused
+from r1_aqa_repro.files import write_atomically, write_json
+from r1_aqa_repro.schema import AudioQuestion, with_answers
+
+
+def write_results(
+    out: Path,
+    questions: Sequence[AudioQuestion],
+    predictions: Mapping[Any, Prediction],
+    settings: Mapping[str, Any],
+    paths: Mapping[str, str],
+    version: str,
+    blind: Path | None = None,
+) -> dict[str, Any]:
+    """Score predictions and write scores.json, verdicts.jsonl, reports and, for MMAU, submission.json to `out`.
+
+    Where the answers of all questions are withheld, as in MMAU's test split, there are only the report, which says so,
+    and the submission.
+
+    Args:
+        out: the folder.
+        questions: those that were to be answered.
+        predictions: by any key.
+        settings: what the predictions depend on, as in settings.json.
+        paths: where `data`, and `checkpoint` or `predictions`, were found.
+        version: see `scores.version_of`.
+        blind: folder of an evaluation of the same model without audio.
+
+    Returns:
+        The content of scores.json, or what of it needs no answers.
+
+    Raises:
+        Refused: some questions have answers and others have none; there is no blind run in `blind`.
+    """
+    withheld = with_answers(questions, paths["data"])
+    if withheld and len(withheld) < len(questions):
+        raise Refused(withheld)
+    scores: dict[str, Any]
+    if withheld:
+        heard = {one.id for one in predictions.values() if one.status != "no_audio"}
+        scores = {
+            "version": version,
+            "n": len(questions),
+            "missing": sum(question.id not in heard for question in questions),
+            "unparsed": len({one.id for one in predictions.values() if one.status == "unparsed"}),
+            "no_audio": sorted({one.id for one in predictions.values() if one.status == "no_audio"}),
+        }
+        report = unscored_report(scores, settings, paths)
+    else:
+        scores, verdicts = score(questions, predictions, settings.get("prompt_style"), version, times_asked(settings))
+        if blind is not None:
+            scores["blind"] = surviving(scores, _scores_in(blind))
+        write_json(out / "scores.json", scores)
+        lines = [json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts]
+        write_atomically(out / "verdicts.jsonl", "".join(lines))
+        report = markdown_report(scores, settings, paths, questions, predictions)
+        from eval.html_report import write_html  # it brings a plotting library, which only a scored evaluation needs
+
+        write_html(out, questions, predictions, verdicts, scores, settings, paths)
+    if withheld or version in MMAU_VERSIONS.values():
+        write_json(out / "submission.json", submission(Path(paths["data"]), questions, predictions))
+    write_atomically(out / "report.md", report)
+    return scores
+
+
+def times_asked(settings: Mapping[str, Any]) -> int:
+    """How often each question was to be asked: in so many orders of its choices, so many times each."""
+    return int(settings.get("repeats", 1)) * int(settings.get("permute_choices", 1))
+
+
+def blind_run_beside(folder: Path, settings: Mapping[str, Any]) -> Path | None:
+    """The folder of the same evaluation without audio where an evaluation puts it by default, or None."""
+    blind = folder.with_name(f"{folder.name}-no-audio")
+    try:
+        other = json.loads((blind / "settings.json").read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError):
+        return None
+    same = other == dict(settings) | {"no_audio": True} and not settings.get("no_audio")
+    return blind if same and (blind / "scores.json").is_file() else None
+
+
+def _scores_in(folder: Path) -> dict[str, Any]:
+    path = folder / "scores.json"
+    try:
+        silent = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"].get("no_audio")
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError) as error:
+        remedy = "Give the folder of an evaluation with --no-audio."
+        raise Refused.because(str(folder), f"no evaluation can be read there ({error!r})", remedy) from None
+    if not silent:
+        raise Refused.because(str(folder), "that model heard the audio", "Give an evaluation with --no-audio.")
+    return dict(scores)

@@ -1,0 +1,121 @@
+"""Ask a checkpoint one question about one clip.
+
+    python -m r1_aqa_repro.ask --ckpt runs/my-run/final --audio clip.wav \\
+        --question "What is heard?" --choices "a dog" "a cat" "a car"
+
+prints the choice that the model answers with. Prompt, inputs, decoding and the reading of the answer are those of
+`eval.mmau`. An answer that is none of the choices is printed as it is, and said to be none of them.
+
+Exit codes: 0 done; 2 refused: a missing or unreadable clip, fewer than two choices, no sound checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from r1_aqa_repro.answers import match_choice, parse_completion
+from r1_aqa_repro.audio import AudioError
+from r1_aqa_repro.console import say, with_hyphens
+from r1_aqa_repro.errors import EXIT_DONE, Problem, Refused, command
+from r1_aqa_repro.prompts import PROMPT_STYLES
+from r1_aqa_repro.schema import AudioQuestion
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    arguments = _parser().parse_args(with_hyphens(argv))
+    completion = complete(
+        arguments.ckpt,
+        make_question(arguments.audio, arguments.question, arguments.choices),
+        arguments.prompt_style,
+    )
+    answer = parse_completion(completion).answer
+    chosen = None if answer is None else match_choice(answer, arguments.choices)
+    if arguments.raw:
+        print(completion)
+    elif chosen is not None:
+        print(arguments.choices[chosen])
+    elif answer is not None:
+        print(answer)
+    if answer is None:
+        say("the model gave no answer: its completion is empty, or its answer tags are")
+    elif chosen is None:
+        say(f"the answer is none of the choices: {answer!r}")
+    return EXIT_DONE
+
+
+def make_question(audio: Path, text: str, choices: Sequence[str]) -> AudioQuestion:
+    """The question as evaluation would read it from a file.
+
+    Raises:
+        Refused: no such clip, no text, fewer than two choices or an empty one.
+    """
+    problems = []
+    if not audio.is_file():
+        problems.append(Problem(f"--audio {audio}", "there is no such file", "Give a wav, flac, mp3 or ogg file."))
+    if not text.strip():
+        problems.append(Problem("--question", "the question is empty", "Give its text."))
+    if len(choices) < 2:
+        problems.append(Problem("--choices", "fewer than two choices", 'Give several, such as --choices "yes" "no".'))
+    if any(not choice.strip() for choice in choices):
+        problems.append(Problem("--choices", "a choice is empty", "Give every choice a text."))
+    if problems:
+        raise Refused(problems)
+    return AudioQuestion(id="asked", audio_path=audio.absolute(), question=text, choices=tuple(choices), answer=None)
+
+
+def complete(checkpoint: str, question: AudioQuestion, style: str, max_new_tokens: int = 256) -> str:
+    """The model's greedy completion, on the GPU in bfloat16 where there is one, otherwise on the CPU in float32.
+
+    Args:
+        checkpoint: folder or hub id.
+        question: see `make_question`.
+        style: see `prompts.PROMPT_STYLES`.
+        max_new_tokens: longest completion; the default is that of `eval.mmau`.
+
+    Raises:
+        Refused: the clip cannot be decoded or is too short; see `modeling.load`.
+    """
+    import torch  # after the arguments: --help and mistakes are answered at once
+
+    from r1_aqa_repro import generation, modeling
+    from r1_aqa_repro.inputs import question_inputs
+
+    processor = modeling.load_processor(checkpoint)
+    try:
+        inputs = question_inputs(processor, [question], style)
+    except AudioError as error:
+        raise Refused.because(str(error.path), error.reason, "Give a clip that can be decoded.") from error
+    on_gpu = torch.cuda.is_available()
+    model = modeling.load_model(checkpoint, "bfloat16" if on_gpu else "float32").to("cuda" if on_gpu else "cpu").eval()
+    modeling.check_pair(model.config, processor, checkpoint)
+    config = generation.greedy_config(model, processor, max_new_tokens)
+    token_ids = generation.generate(model, inputs, torch.tensor([0]), config)[0]
+    return str(processor.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m r1_aqa_repro.ask",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--ckpt", required=True, metavar="DIR_OR_HUB_ID", help="checkpoint folder or hub id")
+    add("--audio", required=True, type=Path, metavar="FILE", help="the clip; of several channels the first is heard")
+    add("--question", required=True, metavar="TEXT", help="the question")
+    add("--choices", required=True, nargs="+", metavar="TEXT", help="the answers to choose from, at least two")
+    add("--prompt-style", choices=PROMPT_STYLES, default="answer", help="default: answer")
+    add("--raw", action="store_true", help="print the raw completion in place of the answer")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))

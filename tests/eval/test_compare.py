@@ -1,0 +1,233 @@
+"""Two evaluations, question by question."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from eval.compare import compare, difference, main, markdown, read_run
+from eval.official import score_file
+from r1_aqa_repro.errors import Refused
+from tests.conftest import SHARED_MMAU
+
+CHOICES = ["dog", "cat"]
+
+
+def records(n=12, **fields):
+    return [
+        {
+            "id": f"q{index}",
+            "audio_id": f"./q{index}.wav",
+            "question": f"What is heard in clip {index}?",
+            "choices": CHOICES,
+            "answer": "cat",
+            "task": ("sound", "music", "speech")[index % 3],
+            "difficulty": "easy",
+            "category": "Reasoning",
+            "sub-category": ("Counting", "Melody")[index % 2],
+            **fields,
+        }
+        for index in range(n)
+    ]
+
+
+def write(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write(tmp_path / "data.json", records())
+
+
+def predicted(path, right, n=12, answer="cat"):
+    """A file of predictions, right on the questions whose numbers are in `right`."""
+    given = [{"id": f"q{index}", "model_output": answer if index in right else "dog"} for index in range(n)]
+    return write(path, given)
+
+
+def evaluated(folder, data, right, **more):
+    """The folder of a scored file of predictions."""
+    theirs = predicted(folder.with_suffix(".predictions"), right, **more)
+    return score_file(theirs, data, folder).out
+
+
+def test_hand_computed_difference():
+    before = [True, True, True, False, False, False, False, False]
+    after = [True, True, False, True, True, True, True, True]
+    one = difference(before, after)
+    assert (one["n"], one["first"], one["second"], one["difference"]) == (8, 37.5, 87.5, 50.0)
+    assert (one["first_only"], one["second_only"]) == (1, 5)
+    assert one["p"] == pytest.approx(14 / 64)  # 2 * (1 + 6) / 2^6
+    assert one["ci95"][0] < 50 < one["ci95"][1]
+
+
+def test_the_difference_turns_round():
+    rng = np.random.default_rng(0)
+    before, after = (rng.random((2, 200)) < 0.5).tolist()
+    one, other = difference(before, after), difference(after, before)
+    assert one["difference"] == -other["difference"]
+    assert one["p"] == other["p"]
+    # two bootstraps with the same draws of other categories: equal to a tenth of the interval
+    assert one["ci95"] == pytest.approx([-bound for bound in other["ci95"][::-1]], abs=1.5)
+
+
+def test_repeats_are_averaged_a_question_first():
+    one = difference([0.25, 0.5, 1.0, 0.0], [0.75, 0.5, 0.75, 1.0])
+    assert one["difference"] == pytest.approx(100 * (0.5 + 0 - 0.25 + 1) / 4)
+    assert (one["first_only"], one["second_only"]) == (1, 2)
+
+
+def test_folders_and_files_give_the_same(tmp_path, data):
+    folders = [evaluated(tmp_path / "a", data, {0, 1, 2, 3}), evaluated(tmp_path / "b", data, {2, 3, 4, 5, 6, 7})]
+    files = [tmp_path / "a.predictions", tmp_path / "b.predictions"]
+    by_folder = compare([read_run(folder) for folder in folders])
+    by_file = compare([read_run(file, data) for file in files])
+    for one in (by_folder, by_file):
+        total = one["comparisons"][0]["total"]
+        assert (total["first_only"], total["second_only"]) == (2, 4)
+        assert total["difference"] == pytest.approx(100 * 2 / 12)
+        assert total["p"] == pytest.approx(2 * (1 + 6 + 15) / 2**6)
+        assert one["comparisons"][0]["better"] == ["q4", "q5", "q6", "q7"]
+        assert one["comparisons"][0]["worse"] == ["q0", "q1"]
+        assert (one["n"], one["versions"]) == (12, ["unknown"])
+    assert by_folder["comparisons"][0]["task"] == by_file["comparisons"][0]["task"]
+
+
+def test_by_task_and_sub_category(tmp_path, data):
+    runs = [
+        read_run(evaluated(tmp_path / name, data, right)) for name, right in (("a", {0, 3}), ("b", {0, 3, 6, 9, 1}))
+    ]
+    pair = compare(runs)["comparisons"][0]
+    assert list(pair["task"]) == ["sound", "music", "speech"]
+    assert [one["difference"] for one in pair["task"].values()] == [50.0, 25.0, 0.0]
+    assert [one["n"] for one in pair["sub_category"].values()] == [6, 6]
+    for key in ("task", "difficulty", "category", "sub_category"):
+        gained = sum(one["second_only"] - one["first_only"] for one in pair[key].values())
+        assert gained == pair["total"]["second_only"] - pair["total"]["first_only"]
+
+
+def test_matchers_may_differ(tmp_path, data):
+    runs = [
+        read_run(evaluated(tmp_path / "a", data, {0, 1})),
+        read_run(evaluated(tmp_path / "b", data, {0, 1}, answer="B")),
+    ]
+    matchers = compare(runs)["comparisons"][0]["matchers"]
+    assert matchers["official"]["difference"] == pytest.approx(-100 * 2 / 12)
+    assert matchers["letter_aware"]["difference"] == 0
+
+
+def test_a_run_equals_itself(tmp_path, data):
+    run = read_run(evaluated(tmp_path / "a", data, {1, 4}))
+    total = compare([run, run])["comparisons"][0]["total"]
+    assert (total["difference"], total["ci95"], total["p"]) == (0.0, [0.0, 0.0], 1.0)
+
+
+def test_each_is_compared_with_the_first(tmp_path, data):
+    runs = [read_run(evaluated(tmp_path / name, data, set(range(n)))) for name, n in (("a", 3), ("b", 6), ("c", 9))]
+    comparison = compare(runs)
+    assert [round(pair["total"]["difference"]) for pair in comparison["comparisons"]] == [25, 50]
+    assert [run["official"]["accuracy"] for run in comparison["runs"]] == [25.0, 50.0, 75.0]
+
+
+def test_other_questions_are_refused_unless_paired_on_the_common_ones(tmp_path, data):
+    changed = records(14)
+    changed[2]["question"] = "What else is heard?"
+    changed[3]["choices"] = CHOICES[::-1]
+    changed[4]["answer"] = "dog"
+    other = write(tmp_path / "other.json", changed)
+    runs = [read_run(evaluated(tmp_path / "a", data, {0, 2})), read_run(evaluated(tmp_path / "b", other, {0, 1}, n=14))]
+    with pytest.raises(Refused, match="9 questions in common") as refused:
+        compare(runs)
+    assert "--intersection" in str(refused.value)
+    comparison = compare(runs, intersection=True)
+    assert (comparison["n"], comparison["questions"]) == (9, [12, 14])
+    assert comparison["comparisons"][0]["total"]["second_only"] == 1
+    assert "9 questions, of 12 and 14, version unknown." in markdown(comparison)
+
+
+def test_other_versions_are_refused_though_the_questions_are_the_same(tmp_path, data):
+    run = read_run(evaluated(tmp_path / "a", data, {0}))
+    other = replace(run, version="original")
+    with pytest.raises(Refused, match="versions unknown, original"):
+        compare([run, other])
+    assert compare([run, other], intersection=True)["n"] == 12
+
+
+def test_settings_that_differ_are_told(tmp_path, data):
+    run = read_run(evaluated(tmp_path / "a", data, {0}))
+    other = replace(run, settings=run.settings | {"prompt_style": "think", "dtype": "bfloat16"})
+    comparison = compare([run, other])
+    assert comparison["comparisons"][0]["settings"] == {"prompt_style": [None, "think"], "dtype": [None, "bfloat16"]}
+    assert "| dtype | None | bfloat16 |" in markdown(comparison)
+    assert "Settings that differ" not in markdown(compare([run, run]))
+
+
+def test_nothing_in_common_is_refused(tmp_path, data):
+    other = write(tmp_path / "other.json", records(question="Another?"))
+    runs = [read_run(evaluated(tmp_path / "a", data, {0})), read_run(evaluated(tmp_path / "b", other, {0}))]
+    with pytest.raises(Refused, match="no question is common"):
+        compare(runs, intersection=True)
+
+
+def test_the_two_published_versions_share_636_questions(tmp_path):
+    folders = []
+    for version in ("2025-03-25", "v05.15.25"):
+        file = SHARED_MMAU / f"mmau-test-mini.{version}.json"
+        if not file.is_file():
+            pytest.skip(f"needs {file}")
+        given = json.loads(file.read_text(encoding="utf-8"))
+        theirs = write(tmp_path / f"{version}.json", [one | {"model_output": one["choices"][0]} for one in given])
+        folders.append(score_file(theirs, file).out)
+    runs = [read_run(folder) for folder in folders]
+    with pytest.raises(Refused, match=r"versions original, v05\.15\.25, 636 questions in common"):
+        compare(runs)
+    comparison = compare(runs, intersection=True)  # 894 ids are in both, 258 of these questions differ
+    assert (comparison["n"], comparison["questions"]) == (636, [1000, 1000])
+    assert comparison["comparisons"][0]["total"]["difference"] == 0  # the same answers to the same questions
+
+
+def test_the_command(tmp_path, data, capsys):
+    folders = [evaluated(tmp_path / "a", data, {0, 1}), evaluated(tmp_path / "b", data, {1, 2, 3})]
+    contents = []
+    for _ in range(2):
+        assert main([*map(str, folders), "--out", str(tmp_path / "out"), "--seed=3"]) == 0
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+    assert contents[0] == contents[1]
+    assert set(contents[0]) == {"comparison.json", "comparison.md"}
+    assert json.loads(contents[0]["comparison.json"])["seed"] == 3
+    shown = capsys.readouterr().out
+    assert "+8.33" in shown
+    assert "McNemar" in shown
+
+
+def test_the_command_with_files(tmp_path, data, capsys):
+    files = [predicted(tmp_path / "a.json", {0}), predicted(tmp_path / "b.json", {1})]
+    assert main([*map(str, files), "--data", str(data)]) == 0
+    assert main([*map(str, files), "--data", str(data), "--data", str(data)]) == 0
+    capsys.readouterr()
+    assert main([str(files[0]), "--data", str(data)]) == 2
+    assert main([*map(str, files)]) == 2
+    assert main([*map(str, files), *["--data", str(data)] * 3]) == 2
+    assert main([str(files[0]), str(tmp_path / "nothing"), "--data", str(data)]) == 2
+    message = capsys.readouterr().err
+    for named in ("there is only one", "Give --data", "there are 3 for 2 runs", "no such file or folder"):
+        assert named in message
+
+
+def test_a_folder_of_another_file_is_refused(tmp_path, data):
+    folder = evaluated(tmp_path / "a", data, {0})
+    other = write(tmp_path / "other.json", records(3))
+    with pytest.raises(Refused, match="made with another file"):
+        read_run(folder, other)
+    (folder / "verdicts.jsonl").unlink()
+    with pytest.raises(Refused, match=r"verdicts\.jsonl"):
+        read_run(folder)
+
+
+def test_questions_without_answers_are_refused(tmp_path):
+    withheld = write(tmp_path / "test.json", records(answer=""))
+    with pytest.raises(Refused, match="has no answer"):
+        read_run(predicted(tmp_path / "a.json", {0}), withheld)

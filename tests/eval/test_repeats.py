@@ -1,0 +1,370 @@
+"""Several completions a question, several orders of its choices, and what memory makes of a batch."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig, LogitsProcessorList
+
+import eval.memory
+from eval.asking import ask, batches, choice_orders
+from eval.checkpoints import decoding_settings
+from eval.generate import Draw, Generator, Hearing, checkpoint_config, draws_of
+from eval.mmau import main
+from r1_aqa_repro import generation, modeling
+from r1_aqa_repro.inputs import question_inputs
+from r1_aqa_repro.schema import AudioQuestion, read_questions
+
+# the repetition penalty makes a completion depend on what the batch is padded with, unless that is taken care of
+OWN = {"do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.95, "repetition_penalty": 1.3}
+REPEATS = 3
+
+
+def set_own(checkpoint, own):
+    path = checkpoint / "generation_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | own), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def sampling(made_once, tmp_path_factory):
+    """A checkpoint whose generation config samples."""
+    folder = shutil.copytree(made_once / "model", tmp_path_factory.mktemp("sampling") / "model")
+    set_own(folder, OWN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(made_once):
+    return made_once / "held_out" / "manifest.jsonl"
+
+
+def evaluate(checkpoint, data, out, *more):
+    arguments = ["--ckpt", checkpoint, "--data", data, "--out", out, "--max-new-tokens", 6, "--device", "cpu", *more]
+    return main([str(argument) for argument in arguments])
+
+
+def read(out):
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def completions(out):
+    return {(one["id"], one["repeat"]): one["completion"] for one in read(out)}
+
+
+@pytest.fixture(scope="module")
+def sampled(sampling, data, tmp_path_factory):
+    """Three sampled completions of each question, all questions at once."""
+    out = tmp_path_factory.mktemp("sampled") / "out"
+    assert evaluate(sampling, data, out, "--decoding", "checkpoint", "--repeats", REPEATS, "--batch-size", 16) == 0
+    return out
+
+
+class TestRepeats:
+    def test_one_line_a_question_and_repeat(self, sampled, data):
+        ids = [question.id for question in read_questions(data).questions]
+        assert [(one["id"], one["repeat"]) for one in read(sampled)] == [(i, r) for i in ids for r in range(REPEATS)]
+        assert not any("order" in one for one in read(sampled))
+        assert len({one["completion"] for one in read(sampled)}) > 24  # or what follows would mean little
+        settings = json.loads((sampled / "settings.json").read_text(encoding="utf-8"))["settings"]
+        assert (settings["decoding"], settings["repeats"]) == ("checkpoint", REPEATS)
+        assert settings["generation_config"] == OWN
+        scores = json.loads((sampled / "scores.json").read_text(encoding="utf-8"))
+        assert (scores["n"], scores["repeats"]["count"]) == (12, REPEATS)
+
+    @pytest.mark.parametrize("batch_size", [1, 5])
+    def test_the_batch_size_changes_nothing(self, sampling, data, sampled, tmp_path, batch_size):
+        more = ("--decoding", "checkpoint", "--repeats", REPEATS, "--batch-size", batch_size)
+        assert evaluate(sampling, data, tmp_path / "out", *more) == 0
+        assert completions(tmp_path / "out") == completions(sampled)
+
+    def test_fewer_repeats_are_the_first_ones(self, sampling, data, sampled, tmp_path):
+        assert evaluate(sampling, data, tmp_path / "out", "--decoding", "checkpoint", "--limit", 4) == 0
+        expected = completions(sampled)
+        assert all(expected[key] == text for key, text in completions(tmp_path / "out").items())
+
+    @pytest.mark.parametrize("kept", [0.0, 0.3, 0.62, 0.99])
+    def test_resumed_equals_uninterrupted(self, sampling, data, sampled, tmp_path, kept):
+        out = shutil.copytree(sampled, tmp_path / "out")
+        content = (sampled / "predictions.jsonl").read_bytes()
+        (out / "predictions.jsonl").write_bytes(content[: int(kept * len(content))])
+        more = ("--decoding", "checkpoint", "--repeats", REPEATS, "--batch-size", 16)
+        assert evaluate(sampling, data, out, *more) == 0
+        assert (out / "predictions.jsonl").read_bytes() == content
+
+    def test_greedy_repeats_are_the_same_and_that_is_said(self, made_once, data, tmp_path, capsys):
+        assert evaluate(made_once / "model", data, tmp_path / "out", "--repeats", 2, "--limit", 3) == 0
+        assert "repeats of a question will be the same" in capsys.readouterr().err
+        texts = completions(tmp_path / "out")
+        assert all(texts[question_id, 0] == texts[question_id, 1] for question_id, _ in texts)
+
+    def test_a_lost_clip_is_lost_in_every_repeat(self, sampling, data, tmp_path, capsys):
+        folder = shutil.copytree(data.parent, tmp_path / "held_out")
+        first = read_questions(folder / "manifest.jsonl").questions[0]
+        first.audio_path.unlink()
+        more = ("--decoding", "checkpoint", "--repeats", 2, "--limit", 3)
+        assert evaluate(sampling, folder / "manifest.jsonl", tmp_path / "out", *more) == 3
+        assert [one["status"] == "no_audio" for one in read(tmp_path / "out")] == [True, True, *[False] * 4]
+        assert capsys.readouterr().err.count("has no audio") == 1
+
+
+class TestOwnDecoding:
+    def test_greedy_with_a_penalty_is_what_generate_gives(self, checkpoint, data, tmp_path):
+        """Question by question, with nothing of this project between: no sharing, no padding."""
+        set_own(checkpoint, {"do_sample": False, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2})
+        assert evaluate(checkpoint, data, tmp_path / "out", "--decoding", "checkpoint", "--batch-size", 16) == 0
+        model, processor = modeling.load(checkpoint)
+        expected = []
+        for question in read_questions(data).questions:
+            inputs = question_inputs(processor, [question], "answer")
+            ids = torch.tensor(inputs.prompt_ids)
+            mask = torch.ones_like(ids)
+            audio = inputs.audio("cpu", trim=False)
+            suppressed = [model.config.audio_token_id]
+            output = model.generate(ids, attention_mask=mask, **audio, max_new_tokens=6, suppress_tokens=suppressed)
+            expected.append(processor.tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True))
+        assert [one["completion"] for one in read(tmp_path / "out")] == expected
+        assert evaluate(checkpoint, data, tmp_path / "greedy") == 0
+        assert [one["completion"] for one in read(tmp_path / "greedy")] != expected
+
+    def test_padding_shows_the_penalty_no_token_that_the_prompt_lacks(self, sampling, data, monkeypatch):
+        generator = Generator.load(
+            sampling, dtype="float32", device="cpu", style="answer", hearing=Hearing(), max_new_tokens=2
+        )
+        seen = []
+        generate = generator.model.generate
+
+        def seeing(input_ids, **options):
+            seen.append(input_ids)
+            return generate(input_ids, **options)
+
+        monkeypatch.setattr(generator.model, "generate", seeing)
+        asked = ask(read_questions(data).questions)
+        generator.answer(asked, pytest.fail)
+        padded = 0
+        for row, one in zip(seen[0].tolist(), asked, strict=True):
+            (own,) = question_inputs(generator.processor, [one.question], "answer").prompt_ids
+            assert set(row) == set(own) and row[-len(own) :] == own
+            padded += len(row) > len(own)
+        assert padded > 6
+
+    def test_the_distribution_is_the_one_that_generate_samples_from(self, sampling):
+        model = modeling.load_model(sampling)
+        greedy = GenerationConfig(max_new_tokens=4, eos_token_id=[1], pad_token_id=0, suppress_tokens=[3])
+        own = OWN | {"min_p": 0.01, "typical_p": 0.9}
+        config, warpers = checkpoint_config(greedy, own)
+        assert (config.do_sample, config.repetition_penalty, config.top_k) == (False, 1.3, None)
+        torch.manual_seed(0)
+        scores = 3 * torch.randn(5, model.config.text_config.vocab_size)
+        theirs = GenerationConfig(**{name: value for name, value in own.items() if name != "repetition_penalty"})
+        reference = model._get_logits_processor(theirs, input_ids_seq_length=2, logits_processor=LogitsProcessorList())
+        ids = torch.zeros(5, 2, dtype=torch.long)
+        assert torch.equal(warpers(ids, scores.clone()), reference(ids, scores.clone()))
+
+    def test_draws_fall_as_often_on_a_token_as_its_probability_says(self):
+        scores = torch.tensor([[0.5, 0.0, 0.2, 0.3, 0.0]]).log()
+        thousand = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+        drawn = [Draw(u.reshape(1, 1), 7)(torch.zeros(1, 7), scores).argmax().item() for u in thousand]
+        assert [drawn.count(token) for token in range(5)] == [500, 0, 200, 300, 0]
+        lowest, highest = torch.tensor([[[0.0]], [[1 - 2**-53]]], dtype=torch.float64)
+        zero_first = torch.tensor([[0.0, 1.0, 0.0]]).log()
+        for extreme in (lowest, highest):
+            assert Draw(extreme, 7)(torch.zeros(1, 7), zero_first).argmax() == 1
+
+    def test_draws_differ_between_questions_and_repeats(self):
+        assert draws_of(("a", 0), 3).tolist() == draws_of(("a", 0), 5)[:3].tolist()
+        assert len({draws_of(key, 1)[0] for key in [("a", 0), ("a", 1), ("b", 0), ("1 a", 0), ("a", 11)]}) == 5
+
+    def test_sharing_the_prompt_changes_no_sample(self, sampling, data, sampled, monkeypatch):
+        plain = generation.generate
+        monkeypatch.setattr(generation, "generate", lambda *a, **options: plain(*a, share=False, **options))
+        generator = Generator.load(
+            sampling, dtype="float32", device="cpu", style="answer", hearing=Hearing(), max_new_tokens=6,
+            own_settings=decoding_settings(sampling),
+        )  # fmt: skip
+        asked = ask(read_questions(data).questions, REPEATS)
+        expected = completions(sampled)
+        for one, texts in zip(asked, generator.answer(asked, pytest.fail), strict=True):
+            assert texts == [expected[key] for key in one.keys]
+
+    @pytest.mark.parametrize(
+        ("own", "settings"),
+        [
+            ({}, {"do_sample": False}),
+            ({"temperature": None, "top_k": 7, "max_new_tokens": 99}, {"do_sample": False, "top_k": 7}),
+            ({"do_sample": True, "top_p": 0.5}, {"do_sample": True, "top_p": 0.5, "top_k": 50}),
+            ({"do_sample": True, "top_k": 0}, {"do_sample": True, "top_k": 0}),
+        ],
+    )
+    def test_what_is_taken_from_a_generation_config(self, tmp_path, own, settings):
+        (tmp_path / "generation_config.json").write_text(json.dumps(own), encoding="utf-8")
+        assert decoding_settings(tmp_path) == settings
+
+    def test_beam_search_is_refused(self, checkpoint, data, tmp_path, capsys):
+        set_own(checkpoint, {"num_beams": 4})
+        assert evaluate(checkpoint, data, tmp_path / "out", "--decoding", "checkpoint") == 2
+        assert "beam search" in capsys.readouterr().err
+        assert evaluate(checkpoint, data, tmp_path / "out", "--limit", 2) == 0
+
+
+class TestOrders:
+    question = AudioQuestion("q", None, "What?", ("a", "b", "c", "c"), "a")  # type: ignore[arg-type]
+
+    def test_orders_differ_and_the_first_is_the_files(self):
+        orders = choice_orders(self.question, 14)
+        assert orders[0] == self.question.choices
+        assert len(set(orders[:12])) == 12  # 4! / 2 texts differ
+        assert orders[12:] == orders[:2]
+        assert all(sorted(order) == ["a", "b", "c", "c"] for order in orders)
+        assert choice_orders(self.question, 3) == orders[:3]
+        assert choice_orders(replace(self.question, id="another"), 12) != orders[:12]
+
+    def test_asked_and_recorded(self, sampling, data, tmp_path):
+        out = tmp_path / "out"
+        more = ("--decoding", "checkpoint", "--repeats", 2, "--permute-choices", 3, "--batch-size", 4)
+        assert evaluate(sampling, data, out, *more) == 0
+        questions = read_questions(data).questions
+        lines = read(out)
+        assert [(one["id"], one["repeat"]) for one in lines] == [(q.id, r) for q in questions for r in range(6)]
+        for index, question in enumerate(questions):
+            orders = [tuple(one["order"]) for one in lines[6 * index : 6 * index + 6]]
+            assert orders == [order for order in choice_orders(question, 3) for _ in range(2)]
+        hashes = {one["question_hash"] for one in lines}
+        assert len(hashes) == sum(len(set(choice_orders(question, 3))) for question in questions)
+        content = (out / "predictions.jsonl").read_bytes()
+        (out / "predictions.jsonl").write_bytes(content[: len(content) // 2])
+        assert evaluate(sampling, data, out, *more) == 0
+        assert (out / "predictions.jsonl").read_bytes() == content
+        (out / "predictions.jsonl").write_bytes(content.replace(b'"order": [', b'"order": ["x", ', 1))
+        assert evaluate(sampling, data, out, *more) == 2
+
+    def test_the_order_reaches_the_model(self, made_once, data, tmp_path):
+        assert evaluate(made_once / "model", data, tmp_path / "out", "--permute-choices", 2) == 0
+        assert evaluate(made_once / "model", data, tmp_path / "own") == 0
+        texts = completions(tmp_path / "out")
+        own = completions(tmp_path / "own")
+        assert {key: texts[key] for key in own} == own
+        assert sum(texts[question_id, 0] != texts[question_id, 1] for question_id, _ in own) > 6
+
+
+class TestMemory:
+    def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
+        self, made_once, data, tmp_path, monkeypatch, capsys
+    ):
+        reference = tmp_path / "reference"
+        assert evaluate(made_once / "model", data, reference, "--batch-size", 1) == 0
+        tried = []
+        generate = generation.generate
+
+        def limited(model, inputs, rows, *args, **options):
+            tried.append(len(rows))
+            if len(rows) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return generate(model, inputs, rows, *args, **options)
+
+        monkeypatch.setattr(generation, "generate", limited)
+        out = tmp_path / "out"
+        assert evaluate(made_once / "model", data, out, "--batch-size", "auto") == 0
+        assert tried == [12, 8, 4, *[2] * 6]
+        assert completions(out) == completions(reference)
+        assert "going on with 2" in capsys.readouterr().err
+        assert json.loads((out / "settings.json").read_text(encoding="utf-8"))["batch_sizes"] == [16, 8, 4, 2]
+        content = (out / "predictions.jsonl").read_bytes()
+        (out / "predictions.jsonl").write_bytes(content[: len(content) // 2])
+        tried.clear()
+        assert evaluate(made_once / "model", data, out, "--batch-size", "auto") == 0
+        assert (out / "predictions.jsonl").read_bytes() == content
+        assert set(tried) == {2} and len(tried) < 6  # what was found is remembered
+
+    def test_what_does_not_fit_alone_ends_with_a_message(self, made_once, data, tmp_path, monkeypatch, capsys):
+        def full(*args, **options):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(generation, "generate", full)
+        assert evaluate(made_once / "model", data, tmp_path / "out") == 1
+        assert "a single question at a time" in capsys.readouterr().err
+
+    def test_other_failures_are_not_taken_for_it(self, made_once, data, tmp_path, monkeypatch):
+        def broken(*args, **options):
+            raise RuntimeError("a mistake")
+
+        monkeypatch.setattr(generation, "generate", broken)
+        with pytest.raises(RuntimeError, match="a mistake"):
+            evaluate(made_once / "model", data, tmp_path / "out")
+
+    def test_the_size_it_begins_with(self, made_once, monkeypatch):
+        model = modeling.load_model(made_once / "model")
+        each = eval.memory.bytes_a_question(model, 1, 6)
+
+        def with_free(count):
+            memory = type("Memory", (), {"available": 2 * count * each})
+            monkeypatch.setattr(eval.memory.psutil, "virtual_memory", lambda: memory)
+            return eval.memory.starting_batch_size(model, 1, 6)
+
+        assert [with_free(count) for count in (0, 1, 7, 8, 15, 16, 1000)] == [1, 1, 4, 8, 8, 16, 16]
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        assert with_free(16) == 8
+        assert eval.memory.bytes_a_question(model, 8, 256) > 1.5 * eval.memory.bytes_a_question(model, 1, 256)
+
+    def test_long_clips_come_first(self, data):
+        grid = batches(ask(read_questions(data).questions), 5)
+        assert [len(batch) for batch in grid] == [5, 5, 2]
+        sizes = [one.question.audio_path.stat().st_size for batch in grid for one in batch]  # all of one format
+        assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
+
+
+class TestAdapter:
+    @pytest.fixture
+    def adapter(self, checkpoint, tmp_path):
+        model, _ = modeling.load(checkpoint)
+        adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, weights in adapted.named_parameters():
+                if "lora_B" in name:
+                    weights.normal_(std=0.5)
+        adapted.save_pretrained(tmp_path / "adapter")
+        return tmp_path / "adapter"
+
+    def test_on_top_of_a_base_that_has_moved(self, checkpoint, adapter, data, tmp_path):
+        moved = checkpoint.rename(tmp_path / "moved")
+        assert evaluate(moved, data, tmp_path / "with", "--adapter", adapter) == 0
+        assert evaluate(moved, data, tmp_path / "without") == 0
+        merged = modeling.load_model(adapter, base=moved).merge_and_unload()
+        merged.save_pretrained(tmp_path / "merged")
+        modeling.load_processor(moved).save_pretrained(tmp_path / "merged")
+        assert evaluate(tmp_path / "merged", data, tmp_path / "merged-out") == 0
+        assert completions(tmp_path / "with") == completions(tmp_path / "merged-out")
+        assert completions(tmp_path / "with") != completions(tmp_path / "without")
+
+    def test_where_it_writes_and_what_is_refused(self, checkpoint, adapter, data, tmp_path, capsys):
+        arguments = ["--ckpt", str(checkpoint), "--data", str(data), "--device", "cpu", "--limit", "1"]
+        assert main([*arguments, "--adapter", str(adapter), "--max-new-tokens", "2"]) == 0
+        assert (adapter / "eval" / "manifest" / "scores.json").is_file()
+        assert main([*arguments, "--adapter", str(checkpoint)]) == 2
+        assert "no adapter_config.json" in capsys.readouterr().err
+        assert evaluate(adapter, data, tmp_path / "out", "--adapter", adapter) == 2
+        assert "an adapter itself" in capsys.readouterr().err
+
+
+class TestBlind:
+    @pytest.mark.parametrize("blind_first", [False, True])
+    def test_the_report_shows_the_blind_run_beside_it(self, made_once, data, tmp_path, blind_first):
+        calls = [(tmp_path / "mini", ()), (tmp_path / "mini-no-audio", ("--no-audio",))]
+        for out, more in reversed(calls) if blind_first else calls:
+            assert evaluate(made_once / "model", data, out, *more) == 0
+        scores = json.loads((tmp_path / "mini" / "scores.json").read_text(encoding="utf-8"))
+        blind = json.loads((tmp_path / "mini-no-audio" / "scores.json").read_text(encoding="utf-8"))
+        assert scores["blind"]["accuracy"] == blind["total"]["accuracy"]
+        assert "blind" not in blind
+        report = (tmp_path / "mini" / "report.md").read_bytes()
+        assert evaluate(made_once / "model", data, tmp_path / "mini") == 0  # whichever of the two wrote it
+        assert (tmp_path / "mini" / "report.md").read_bytes() == report
+
+    def test_another_evaluation_is_not_taken_for_it(self, made_once, data, tmp_path):
+        assert evaluate(made_once / "model", data, tmp_path / "mini-no-audio", "--no-audio", "--limit", 5) == 0
+        assert evaluate(made_once / "model", data, tmp_path / "mini") == 0
+        assert "blind" not in json.loads((tmp_path / "mini" / "scores.json").read_text(encoding="utf-8"))

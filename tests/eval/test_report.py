@@ -1,0 +1,211 @@
+"""What the report says, and what a run may be compared with."""
+
+import shlex
+
+import pytest
+from rich.console import Console
+from rich.markdown import Markdown
+
+from eval.mmau import _parser
+from eval.report import escape, markdown_report, repeating_command
+from eval.scores import score, surviving
+from eval.targets import EMBEDDED_HEADING, TARGET, against_published
+from tests.eval.test_scores import make_questions, permuted, predictions_of, repeated
+
+SETTINGS = {
+    "prompt_style": "answer",
+    "decoding": "greedy",
+    "max_new_tokens": 8,
+    "batch_size": 2,
+    "dtype": "float32",
+    "device": "cpu",
+    "no_audio": False,
+    "audio_channel": "first",
+    "checkpoint_sha256": "0" * 64,
+}
+
+
+def report_of(questions, completions, version, **settings):
+    predictions = predictions_of(questions, completions)
+    scores, _ = score(questions, predictions, "answer", version)
+    paths = {"checkpoint": "model", "data": "data.json"}
+    return markdown_report(scores, {**SETTINGS, **settings}, paths, questions, predictions)
+
+
+def test_only_the_whole_original_file_is_compared_with_the_paper():
+    questions = make_questions(1000)
+    completions = ["cat"] * 600 + ["dog"] * 400
+    report = report_of(questions, completions, "original")
+    assert "| **this run** |" in report
+    assert "Distance to 64.5: -4.50 points, 95 % interval of this run [-7.5" in report
+    assert "64.5 lies outside the interval of this run, which is worse" in report
+    for other in (
+        report_of(questions, completions, "unknown"),
+        report_of(questions[:10], completions[:10], "original"),
+        report_of(questions, completions, "original", no_audio=True),
+    ):
+        assert "GRPO, prompt 2" not in other
+        assert "Distance to" not in other
+        assert "Not compared with 64.5" in other
+
+
+def test_the_embedded_set_is_never_compared():
+    report = report_of(make_questions(1000), ["cat"] * 1000, "embedded")
+    assert EMBEDDED_HEADING in report.splitlines()[2]
+    assert "Compared with the paper" not in report
+
+
+def test_lost_and_unparsed_questions_are_listed():
+    report = report_of(make_questions(3), ["<answer> </answer>", None, "cat"], "unknown")
+    assert "| q1 | /clips/1.wav |" in report
+    assert r"| q0 | \<answer\> \</answer\> |" in report
+
+
+def test_what_a_model_wrote_stays_text():
+    evil = "<answer></answer> | <b>x</b> [l](http://e.x) `c` **b**\n# h\x1b[31m"
+    report = report_of(make_questions(1), [evil], "unknown")
+    console = Console(width=200, force_terminal=False, record=True)
+    with console.capture() as shown:
+        console.print(Markdown(report))
+    assert "<answer></answer> | <b>x</b> [l](http://e.x) `c` **b** # h [31m" in shown.get()
+    assert "\x1b" not in report
+    assert "\n" not in escape(evil)
+
+
+def test_the_corrected_version_has_its_own_figures():
+    report = report_of(make_questions(1000), ["cat"] * 670 + ["dog"] * 330, "v05.15.25")
+    assert "Not compared with 64.5: that is a figure on version original, this run is on version v05.15.25" in report
+    assert "| Qwen2-Audio-7B-Instruct, not trained |  |  |  | 59.60 |" in report
+    assert "67.2 lies in the interval of this run" in report
+    assert "GRPO, prompt 2" not in report
+    assert "Distance to 64.5" not in report
+
+
+@pytest.mark.parametrize(
+    ("correct", "conclusion"),
+    [
+        (645, "64.5 lies in the interval of this run"),
+        (616, "64.5 lies in the interval"),  # Wilson: 58.6 to 64.6
+        (614, "which is worse than the published figure if that is taken as exact"),  # 58.3 to 64.4
+        (590, "which is worse than the published figure, by more than"),
+        (676, "which is better than the published figure if that is taken as exact"),
+        (700, "which is better than the published figure, by more than"),
+    ],
+)
+def test_what_can_be_concluded(correct, conclusion):
+    questions = make_questions(1000)
+    predictions = predictions_of(questions, ["cat"] * correct + ["dog"] * (1000 - correct))
+    scores, _ = score(questions, predictions, "answer", "original")
+    compared = against_published(scores, SETTINGS)
+    assert conclusion in " ".join(compared.sentences)
+    assert "a true difference from 64.5 of 4.2 points" in " ".join(compared.sentences)
+    points, low, high = compared.distance
+    assert points == pytest.approx(correct / 10 - TARGET)
+    assert low < points < high
+    # two samples are less certain than one
+    assert compared.distance_both[0] < low
+    assert compared.distance_both[1] > high
+    assert compared.rows[-1][0] == "this run"
+    assert compared.rows[-1][-1] == pytest.approx(correct / 10)
+
+
+def test_repeats_of_the_whole_file_are_compared_and_orders_are_not():
+    questions = make_questions(1000)
+    scores, _ = score(questions, repeated(questions, [["cat", "dog"]] * 1000), "answer", "original")
+    assert scores["total"]["accuracy"] == 50
+    assert against_published(scores, SETTINGS).distance[0] == pytest.approx(-14.5)
+    predictions = {}
+    for question in questions:
+        predictions |= permuted(question, [(("dog", "cat"), ["cat"]), (("cat", "dog"), ["cat"])])
+    scores, _ = score(questions, predictions, "answer", "original")
+    assert "several orders" in against_published(scores, SETTINGS).reason
+
+
+def test_repeats_and_orders_are_reported():
+    questions = make_questions(3)
+    predictions = {}
+    for question in questions:
+        predictions |= permuted(question, [(("dog", "cat"), ["cat"]), (("cat", "dog"), ["A"])])
+    scores, _ = score(questions, predictions, "answer", "unknown")
+    report = markdown_report(scores, SETTINGS, {"checkpoint": "m", "data": "d"}, questions, predictions)
+    assert "mean of 2 answers a question" in report
+    assert "3, 6 answers asked for" in report
+    assert "| 0 | 100.00 |\n| 1 | 0.00 |" in report
+    assert "Mean 50.00 %, sample standard deviation 70.71 points, from 0.00 to 100.00" in report
+    assert "| answered with the same choice in every order | 3 | 3 | 100.00 |" in report
+    assert "| right in every order | 0 | 3 | 0.00 |" in report
+
+
+def test_every_question_the_matchers_disagree_on_is_named():
+    questions = make_questions(60)
+    report = report_of(questions, ["B"] * 30 + ["the cat"] * 10 + ["cat"] * 10 + ["dog"] * 10, "unknown")
+    assert "## Where the matchers disagree (40 questions)" in report
+    section = report.partition("## Where the matchers disagree")[2].partition("\n## ")[0]
+    named = set(section.replace(",", " ").replace(".", " ").split())
+    assert {f"q{index}" for index in range(60)} & named == {f"q{index}" for index in range(40)}
+    assert "| q0 | B | cat | wrong | wrong | right |" in report
+    agreeing = report_of(questions, ["cat"] * 60, "unknown")
+    assert "## Where the matchers disagree (0 questions)\n\nNowhere." in agreeing
+
+
+def test_every_missing_and_unparsed_question_is_named():
+    questions = make_questions(80)
+    report = report_of(questions, [""] * 30, "unknown")
+    absent = report.partition("## Without a prediction")[2].partition("##")[0]
+    assert {word.strip(",") for word in absent.split()} == {f"q{index}" for index in range(30, 80)}
+    unparsed = report.partition("## Unparsed completions (of 30 questions)")[2].partition("##")[0]
+    assert all(f"q{index}" in unparsed for index in range(30))
+    assert "| unparsed | 30 of 80 |" in report
+    assert "| missing | 50 of 80 (count as wrong), 0 of the questions" in report
+
+
+def test_baselines_and_the_blind_run_stand_beside():
+    questions = make_questions(10)
+    predictions = predictions_of(questions, ["cat"] * 10)
+    scores, _ = score(questions, predictions, "answer", "unknown")
+    blind, _ = score(questions, predictions_of(questions, ["cat"] * 7), "answer", "unknown")
+    paths = {"checkpoint": "m", "data": "d"}
+    without = markdown_report(scores, SETTINGS, paths, questions, predictions)
+    assert "| guessing at random | 50.00 |  |" in without
+    assert "| always the first choice | 0.00 |  |" in without
+    assert "No blind run" in without
+    beside = markdown_report(scores | {"blind": surviving(scores, blind)}, SETTINGS, paths, questions, predictions)
+    assert "| this model given silence | 70.00 | 39.7 to 89.2 |" in beside
+    assert "there remain 70.0 % of the score and 40.0 % of what is above chance" in beside
+
+
+def test_the_command_that_repeats_it_is_one():
+    settings = {**SETTINGS, "repeats": 2, "permute_choices": 3, "questions": 12, "no_audio": True}
+    paths = {"checkpoint": "my run/ckpt", "data": "data.json", "audio_dir": "clips", "adapter": "lora"}
+    line = repeating_command(settings, paths)
+    arguments = vars(_parser().parse_args(shlex.split(line)[3:]))
+    expected = {"ckpt": "my run/ckpt", "repeats": 2, "permute_choices": 3, "limit": 12, "no_audio": True}
+    assert {key: arguments[key] for key in expected} == expected
+    assert (arguments["batch_size"], arguments["max_new_tokens"], arguments["prompt_style"]) == (2, 8, "answer")
+    theirs = repeating_command({}, {"predictions": "a b.json", "data": "d"})
+    arguments = vars(_parser().parse_args(shlex.split(theirs)[3:]))
+    assert (str(arguments["predictions"]), str(arguments["data"])) == ("a b.json", "d")
+    assert repeating_command({"training_step": 5}, paths) == ""
+
+
+def test_settings_and_hashes_are_in_it():
+    report = report_of(make_questions(3), ["cat"] * 3, "unknown", data_sha256="1" * 64)
+    assert "| checkpoint\\_sha256 | " + "0" * 64 in report
+    assert "| data\\_sha256 | " + "1" * 64 in report
+
+
+def test_what_is_not_known_is_said():
+    questions = make_questions(2)
+    predictions = predictions_of(questions, ["cat", "cat"])
+    scores, _ = score(questions, predictions, None, "unknown")
+    assert scores["format_rate"] is None
+    report = markdown_report(scores, {}, {"predictions": "theirs.json", "data": "d"}, questions, predictions)
+    assert report.startswith("# Evaluation of theirs.json")
+    for what in ("prompt style", "decoding", "computed in", "audio", "right format"):
+        assert f"| {what} | not known |" in report
+
+
+def test_a_blind_report_asks_for_no_blind_run():
+    report = report_of(make_questions(3), ["cat"] * 3, "unknown", no_audio=True)
+    assert "No blind run" not in report
+    assert "Blind: the model heard silence" in report

@@ -1,0 +1,161 @@
+"""Every checkpoint of a run in one table: which are evaluated, which are taken over, what is said of the best."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import eval.generate
+from eval.mmau import main as evaluate
+from eval.predictions import digest
+from eval.sweep import main, markdown
+from r1_aqa_repro.modeling import load_model
+
+RIGHT = {2: 3, 4: 6, 10: 5}  # right answers of each step, of 8
+OPTIONS = ["--limit", "8", "--max-new-tokens", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(made_once, tmp_path_factory):
+    """A run of three checkpoints with different weights, with `final` the same as the last."""
+    folder = tmp_path_factory.mktemp("sweep") / "run"
+    for step in RIGHT:
+        shutil.copytree(made_once / "model", folder / f"checkpoint-{step}")
+        model = load_model(made_once / "model")
+        with torch.no_grad():
+            model.lm_head.weight.mul_(step)
+        model.save_pretrained(folder / f"checkpoint-{step}")
+    shutil.copytree(folder / "checkpoint-10", folder / "final")
+    return folder
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The folders of the models that are loaded. That of step N gives RIGHT[N] right answers, in this order."""
+    loaded = []
+    load = eval.generate.Generator.load
+
+    def answer(self, asked, warn):
+        step = int(loaded[-1].replace("final", "4").removeprefix("checkpoint-"))
+        numbers = range(answered[0], answered[0] + len(asked))
+        answered[0] += len(asked)
+        return [
+            [f"<answer>{one.question.answer if number < RIGHT[step] else 'none'}</answer>"]
+            for number, one in zip(numbers, asked, strict=True)
+        ]
+
+    answered = [0]
+
+    def load_and_note(folder, **more):
+        loaded.append(folder.name)
+        answered[0] = 0
+        return load(folder, **more)
+
+    monkeypatch.setattr(eval.generate.Generator, "load", load_and_note)
+    monkeypatch.setattr(eval.generate.Generator, "answer", answer)
+    return loaded
+
+
+def sweep(run, made_once, *more):
+    return main([str(run), "--data", str(made_once / "held_out" / "manifest.jsonl"), *OPTIONS, *map(str, more)])
+
+
+def found_in(folder):
+    return json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+
+
+def as_while_training(evaluation, folder, step, **changed):
+    """What `eval_file` leaves of a step, made from the checkpoint's own evaluation."""
+    shutil.copytree(evaluation, folder)
+    record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    del record["settings"]["checkpoint_sha256"]
+    record["settings"] |= {"training_step": step, "batch_size": 3} | changed
+    record["settings_hash"] = digest(record["settings"])
+    (folder / "settings.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_a_whole_sweep(run, made_once, tmp_path, loads, capsys):
+    out = tmp_path / "out"
+    assert sweep(run, made_once, "--out", out) == 0
+    assert loads == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]  # by step, and `final` is the last
+    found = found_in(out)
+    assert [point["step"] for point in found["points"]] == [2, 4, 10]
+    assert (found["final"], found["last"]) == ("checkpoint-10", "checkpoint-10")
+    for point in found["points"]:
+        scores = json.loads((out / point["folder"] / "scores.json").read_text(encoding="utf-8"))
+        assert point["total"] == scores["total"]
+        assert not point["reused"]
+        assert point["total"]["correct"] == RIGHT[point["step"]]
+        # the page of each shows the curve
+        assert "Checkpoints of this run" in (out / point["folder"] / "report.html").read_text(encoding="utf-8")
+    assert found["best"] == "checkpoint-4"
+    assert found["gain"]["points"] == 12.5  # one question of 8
+    assert "64.5" not in json.dumps(found["lines"])
+    text = (out / "sweep.md").read_text(encoding="utf-8")
+    assert "which flatters it" in text
+    assert "`final` is the same model as checkpoint-10" in text
+    assert (out / "sweep.svg").read_text(encoding="utf-8").startswith("<svg")
+
+    loads.clear()
+    before = (out / "sweep.json").read_bytes()
+    assert sweep(run, made_once, "--out", out) == 0  # nothing is done twice
+    assert loads == []
+    assert (out / "sweep.json").read_bytes() == before
+
+
+def test_finished_evaluations_are_taken_over(run, made_once, tmp_path, loads, capsys):
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    data = made_once / "held_out" / "manifest.jsonl"
+    for step in (2, 4, 10):
+        arguments = ["--ckpt", moved / f"checkpoint-{step}", "--data", data, "--out", tmp_path / f"{step}", *OPTIONS]
+        assert evaluate([str(argument) for argument in arguments]) == 0
+    as_while_training(tmp_path / "2", moved / "eval" / "step-2", 2)
+    as_while_training(tmp_path / "4", moved / "eval" / "step-4", 4, dtype="bfloat16 autocast")  # not the same
+    shutil.copytree(tmp_path / "10", moved / "checkpoint-10" / "eval" / data.stem)
+    loads.clear()
+    capsys.readouterr()
+    assert sweep(moved, made_once) == 0
+    assert loads == ["checkpoint-4"]
+    assert f"evaluated already, in {moved / 'eval' / 'step-2'}" in capsys.readouterr().err
+    found = found_in(moved / "sweep" / data.stem)
+    assert [point["reused"] for point in found["points"]] == [True, False, True]
+    assert (
+        "Taken over from evaluations with the same settings and data: checkpoint-2, checkpoint-10."
+        in found["sentences"]
+    )
+    assert {path.name for path in (moved / "sweep" / data.stem).iterdir() if path.is_dir()} == {"checkpoint-4"}
+
+
+def test_another_final_is_evaluated(run, made_once, tmp_path, loads):
+    moved = tmp_path / "run"
+    shutil.copytree(run / "checkpoint-2", moved / "checkpoint-2")
+    shutil.copytree(run / "checkpoint-4", moved / "final")
+    assert sweep(moved, made_once, "--out", tmp_path / "out") == 0
+    assert loads == ["checkpoint-2", "final"]
+    found = found_in(tmp_path / "out")
+    assert [point["name"] for point in found["points"]] == ["checkpoint-2"]
+    assert (found["final"]["name"], found["final"]["step"]) == ("final", None)
+    assert found["best"] == found["last"] == "checkpoint-2"
+    assert "| final |" in (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "out" / "sweep.svg").exists()  # one point is no curve
+
+
+def test_what_is_refused(made_once, tmp_path, capsys):
+    (tmp_path / "checkpoint-x").mkdir()
+    assert sweep(tmp_path, made_once) == 2
+    assert "no checkpoint-N and no final" in capsys.readouterr().err
+
+
+def test_names_cannot_break_the_table():
+    tally = {"correct": 1, "n": 2, "accuracy": 50.0, "ci95": [9.5, 90.5]}
+    point = {"name": "checkpoint-1", "total": tally, "task": {"a|b<i>": tally}, "unparsed": 0, "missing": 0}
+    found = {
+        "run": "a|*b*", "version": "unknown", "n": 2, "settings": {"prompt_style": "answer", "no_audio": False},
+        "points": [point], "final": None, "best": "checkpoint-1", "last": "checkpoint-1", "lines": {}, "sentences": [],
+    }  # fmt: skip
+    text = markdown(found, False)
+    assert r"# Checkpoints of a\|\*b\*" in text
+    assert r"a\|b\<i\>" in text
+    assert "checkpoint-1 (best, last)" in text
