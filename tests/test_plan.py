@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import trl.trainer.utils
-from conftest import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
@@ -29,6 +28,7 @@ from r1_aqa_repro.planning.counting import LiveBytes, build_model
 from r1_aqa_repro.planning.estimate import Job, Memory, Parameters, kv_cache_bytes, memory_of, strategies
 from r1_aqa_repro.prompts import prompt_text
 from r1_aqa_repro.schema import AudioQuestion
+from tests.conftest import ROOT
 
 # large enough that the model's tensors, not bookkeeping, fill the memory; small enough for two steps in seconds
 MEASURED = Geometry(
