@@ -1,19 +1,22 @@
 """Files out of tar archives that somebody else made: read as a stream, and nothing in them is trusted.
 
-Members never decide where anything is written: only regular files with names that were asked for are taken, and they
-are written under their base name, whatever folders stand before it. An archive that holds a link, a device, an
+Members never decide where anything is written: only regular files that were asked for are taken, and they are written
+under the name that was asked for, whatever folders stand before their own. An archive that holds a link, a device, an
 absolute name or a `..` all the same was not made to carry data and is refused as a whole, as is one that is damaged or
 unpacks to more than a limit.
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import lzma
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Self
 
@@ -30,6 +33,11 @@ _EXTENDED = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+_OPENERS: dict[bytes, type[gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]] = {  # by what a file begins with
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
 _BLOCK = 1 << 20  # bytes copied at once
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError)
 
@@ -45,19 +53,20 @@ def is_tar(path: Path) -> bool:
 def unpack(
     archive: Path,
     folder: Path,
-    is_wanted: Callable[[str], bool],
+    name_for: Callable[[str], str | None],
     *,
     max_bytes: int = MAX_BYTES,
     max_member_bytes: int = MAX_MEMBER_BYTES,
 ) -> int:
-    """Write the archive's files whose base name is wanted to `folder`, each when it is whole.
+    """Write the archive's files that are wanted to `folder`, each when it is whole.
 
     A file that is there already with the member's size and time is left alone.
 
     Args:
         archive: tar, tar.gz, tar.bz2 or tar.xz, told apart by their content.
         folder: where to; it is made. Where the archive is refused, what was written before stays.
-        is_wanted: tells it of a base name. Of several members with one name the first counts.
+        name_for: the file name to write a member under, by its path in the archive, or None where it is not wanted. Of
+            several with one name the first counts.
         max_bytes: all members together, wanted or not, may have this many.
         max_member_bytes: the same for one of them.
 
@@ -72,9 +81,10 @@ def unpack(
     found: set[str] = set()
     problems: list[Problem] = []
     number = total = 0
-    with _refusing_damage(archive, "it is no tar archive"):
-        members = tarfile.open(archive, "r|*", tarinfo=_Member)  # noqa: SIM115 (closed right below)
-    with members:
+    with _open(archive) as stream:
+        # not "r|*": that checks no checksum of gzip's, and knows only one of several compressed streams in a row
+        with _refusing_damage(archive, "it is no tar archive"):
+            members = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member)  # noqa: SIM115 (`stream` is closed)
         while True:
             with _refusing_damage(archive, "it breaks off or is damaged"):
                 member = members.next()
@@ -88,14 +98,32 @@ def unpack(
             if (unsafe := _unsafe(member)) is not None:
                 remedy = "Do not trust the archive, or unpack it yourself and give the folder."
                 problems.append(Problem(f"{archive}: {member.name!r}", unsafe, remedy))
-            name = PurePosixPath(member.name).name
             if member.isreg():
-                take = not problems and name not in found and is_wanted(name)
-                _read(archive, members, member, folder / name if take else None)
-                found.update([name] if take else [])
+                name = None if problems else name_for(member.name)
+                target = None if name is None or name in found else folder / name
+                _read(archive, members, member, target)
+                found.update([target.name] if target else [])
+        _read_to_the_end(archive, stream, max_bytes)
     if problems:
         raise Refused(problems)
     return len(found)
+
+
+def _open(archive: Path) -> BufferedIOBase:
+    with open(archive, "rb") as file:
+        beginning = file.read(max(map(len, _OPENERS)))
+    opener = next((opener for magic, opener in _OPENERS.items() if beginning.startswith(magic)), None)
+    return opener(archive) if opener else open(archive, "rb")
+
+
+def _read_to_the_end(archive: Path, stream: BufferedIOBase, max_bytes: int) -> None:
+    """What follows the last member is of no use, but after it comes the checksum of all."""
+    left = max_bytes
+    with _refusing_damage(archive, "it is damaged"):
+        while block := stream.read(_BLOCK):
+            left -= len(block)
+            if left < 0:
+                raise ValueError(f"more than {max_bytes:,} bytes follow its last file")
 
 
 class _Member(tarfile.TarInfo):

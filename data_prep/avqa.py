@@ -19,11 +19,14 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
+from data_prep.fingerprints import YOUTUBE_CLIP
 from data_prep.pipeline import Record, add_preparation_arguments, prepare, safe_stem
 from r1_aqa_repro.console import say, with_hyphens
 from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
@@ -36,6 +39,8 @@ CLIP_SECONDS = 10.0
 LONGEST_CLIP = 15.0
 _CLIP_NAME = re.compile(r"(.+)_([0-9]{1,9})", re.DOTALL)  # an id may hold underscores: the last one counts
 _PARQUET = b"PAR1"
+_ROWS = 8  # rows of a parquet file, with their audio, in memory at once
+_BUFFER = 1 << 20  # bytes read at once of a parquet file's column: it would read a whole row group
 _CHUNK = 1 << 16  # characters read at once
 _LONGEST_RECORD = 1 << 20  # characters
 
@@ -188,7 +193,7 @@ def _record(raw: Any, where: str, file: Path, split: str | None, index: MediaInd
     record_id = raw.get("id", name and f"{name}:{where}" if embedded else None)
     if isinstance(record_id, bool) or not isinstance(record_id, str | int):
         raise _Bad(f"id is {'absent' if 'id' not in raw else repr(record_id)}")
-    if name is None:
+    if not name:
         raise _Bad("video_name is absent: there is nothing to find the clip by")
     media = _Media(embedded) if embedded is not None else _media(video, path, file, index)
     fields = {
@@ -200,21 +205,25 @@ def _record(raw: Any, where: str, file: Path, split: str | None, index: MediaInd
         "split": split,
         "task": _optional_text(raw, "question_relation"),
         "category": _optional_text(raw, "question_type"),
-        "source_video": video,
+        "source_video": video or (name if YOUTUBE_CLIP.fullmatch(name) else None),
     }
     missing = f"no file is named {name}, in any of its spellings"
     return Record(fields, media.file, safe_stem(name), media.start, media.seconds, media.cut_over, missing)
 
 
 def _media(video: str | None, path: str | None, file: Path, index: MediaIndex) -> _Media:
-    """By R1-AQA's `audio_path` as it stands, from the annotations' folder or from here; else by name."""
+    """By R1-AQA's `audio_path` as it stands, from the annotations' folder or from here; else by name.
+
+    A number at the end of a file's name alone is no start second: `clip_3.wav` may be the third of many clips.
+    """
     names = [name for name in (video, path and _name(path)) if name]
+    has_start = video is not None or YOUTUBE_CLIP.fullmatch(names[0])
     if path:
         for candidate in (file.parent / path, Path(path)):
             if os.path.isfile(candidate):  # False also for what cannot be a path
-                name = _CLIP_NAME.fullmatch(names[0])
+                name = _CLIP_NAME.fullmatch(names[0]) if has_start else None
                 return _clip_or_video(candidate, int(name[2])) if name else _Media(candidate)
-    found = (find_media(name, index) for name in names)
+    found = (find_media(name, index) if has_start else _Media(index[name]) for name in names)
     return next((media for media in found if media.file is not None), _Media(None))
 
 
@@ -231,9 +240,12 @@ def _indexed(raw: dict[str, Any]) -> str:
 def _spelled_out(raw: dict[str, Any]) -> tuple[str, list[str], str]:
     """(question, choices, answer) of a copy whose question reads `Q\\nChoices:\\nA. ...\\nB. ...`."""
     question, _, listed = _text(raw, "question").partition("\nChoices:\n")
-    choices = re.findall(r"^\s*\(?[A-Z][.):]\s*(.+?)\s*$", listed, re.MULTILINE)
-    if not choices:
+    lettered = re.findall(r"^[ \t]*\(?([A-Z])[.):][ \t]*(.*?)[ \t]*$", listed, re.MULTILINE)
+    if not lettered:
         raise _Bad("the question has no `Choices:` with lines such as `A. dog`")
+    letters, choices = "".join(letter for letter, _ in lettered), [choice for _, choice in lettered]
+    if not ascii_uppercase.startswith(letters):
+        raise _Bad(f"the choices are lettered {', '.join(letters)}, not A, B, C, ... in order")
     answer = raw.get("answer")
     if isinstance(answer, int) and 0 <= answer < len(choices):
         return question, choices, choices[answer]
@@ -272,7 +284,7 @@ def raw_records(file: Path) -> Iterator[tuple[str, Any]]:
     with open(file, "rb") as opened:
         beginning = opened.read(_CHUNK).lstrip(b"\xef\xbb\xbf \t\r\n")
     if beginning.startswith(_PARQUET):
-        yield from _rows(file)
+        yield from parquet_rows(file)
         return
     try:
         yield from _listed(file) if beginning.startswith(b"[") else _lines(file)
@@ -288,6 +300,11 @@ def _listed(file: Path) -> Iterator[tuple[str, Any]]:
         remedy = "The file may have been cut off: fetch or write it again."
         return Refused.because(f"{file}:record {number + 1}", f"malformed JSON ({what})", remedy)
 
+    def require_nothing_behind(bracket: int) -> None:
+        if text[bracket + 1 :].strip() or any(more.strip() for more in iter(lambda: opened.read(_CHUNK), "")):
+            what = f"something follows the list of {number:,} records"
+            raise Refused.because(str(file), what, "Make it one list, or give two files.")
+
     with open(file, encoding="utf-8-sig") as opened:
         text, number = opened.read(_CHUNK).lstrip(), 0
         position = 1  # behind the bracket
@@ -295,6 +312,7 @@ def _listed(file: Path) -> Iterator[tuple[str, Any]]:
             problem = "the list does not end"
             start = end = space.match(text, position).end()  # type: ignore[union-attr] # it matches nothing, too
             if text.startswith("]", start) and number == 0:
+                require_nothing_behind(start)
                 return
             try:
                 value, end = decode(text, start)
@@ -312,6 +330,7 @@ def _listed(file: Path) -> Iterator[tuple[str, Any]]:
             number += 1
             yield f"record {number}", value
             if text[end] == "]":
+                require_nothing_behind(end)
                 return
             position = end + 1
 
@@ -330,22 +349,31 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", value
 
 
-def _rows(file: Path) -> Iterator[tuple[str, Any]]:
-    number = 0
+def parquet_rows(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Stream (`row N`, row) of a parquet file; of the columns in `path_only`, which hold audio, `path` alone is read.
+
+    Raises:
+        Refused: it is broken.
+    """
     with _parquet(file) as table:
-        for batch in table.iter_batches(batch_size=16):
+        columns = [f"{name}.path" if name in path_only else name for name in table.schema_arrow.names]
+        number = 0
+        for batch in table.iter_batches(batch_size=_ROWS, columns=columns):
             for row in batch.to_pylist():
                 number += 1
                 yield f"row {number}", row
 
 
-def _parquet(file: Path) -> Any:
+@contextmanager
+def _parquet(file: Path) -> Iterator[Any]:
+    """The opened file; whatever proves broken while it is read is refused."""
     import pyarrow  # after the arguments, and only for those who have such a file
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(file, pre_buffer=False)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        with pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
+            yield table
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last one of text that is none
         raise Refused.because(str(file), f"no readable parquet file ({error})", "Fetch it again.") from None
 
 
@@ -353,7 +381,8 @@ def _number_of_records(file: Path) -> int:
     """Found by reading the whole file, which also meets what is malformed before any work is done."""
     with open(file, "rb") as opened:
         if opened.read(len(_PARQUET)) == _PARQUET:
-            return int(_parquet(file).metadata.num_rows)
+            with _parquet(file) as table:
+                return int(table.metadata.num_rows)
     return sum(1 for _ in raw_records(file))
 
 

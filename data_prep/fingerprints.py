@@ -25,7 +25,7 @@ from r1_aqa_repro.errors import Failed
 from r1_aqa_repro.schema import AudioQuestion
 
 _CHUNK = 16  # clips handed to a process at once
-_YOUTUBE_CLIP = re.compile(r"([A-Za-z0-9_-]{11})_\d+")  # id and start second; the id may hold underscores itself
+YOUTUBE_CLIP = re.compile(r"([A-Za-z0-9_-]{11})_[0-9]+")  # id and start second; the id may hold underscores itself
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Heard:
 
 def listen(path: Path) -> Heard:
     """Decode a clip and judge it."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also for what cannot be a path
         return Heard((("missing", f"{path} does not exist"),))
     if (reason := check_audio(path)) is not None:
         return Heard((("undecodable", f"{path}: {reason}"),))
@@ -107,7 +107,7 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
 def video_of(question: AudioQuestion) -> str | None:
     """The video a clip was cut from: AVQA's `source_video` without its start second, so that all parts agree."""
     name = question.source_video
-    clip = _YOUTUBE_CLIP.fullmatch(name) if name is not None else None
+    clip = YOUTUBE_CLIP.fullmatch(name) if name is not None else None
     return clip[1] if clip else name
 
 

@@ -56,7 +56,8 @@ def decode(
         seconds: how long the clip is; a file that ends before gives what it has (default: to the end, and then the
             file may last 600 s at most).
         channel: `first` takes the first channel, as R1-AQA does; `mean` averages all channels.
-        cut_over: cut only a file that lasts longer than this many seconds; any other is the clip already.
+        cut_over: cut only a file that lasts longer than this many seconds; any other is the clip already. A file that
+            does not say how long it is gets decoded up to there to find out.
 
     Returns:
         float32 array [num_samples], mono, 16 kHz, amplitude in [-1, 1] for integer formats.
@@ -72,9 +73,15 @@ def decode(
         with _open(source, name) as file:
             probing = _check_wav(file, name)
             with av.open(file, "r", metadata_errors="ignore", container_options=probing) as container:
-                mono, rate = _samples(container, name, start, seconds, channel, cut_over)
+                found = _samples(container, name, start, seconds, channel, cut_over)
+            if found is None:
+                file.seek(0)
+                with av.open(file, "r", metadata_errors="ignore", container_options=probing) as container:
+                    found = _samples(container, name, start, seconds, channel, None)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError("undecodable", f"{name} cannot be decoded ({_brief(error)})") from error
+    assert found is not None  # without `cut_over` it cannot be
+    mono, rate = found
     if len(mono) < MIN_SECONDS * rate:
         raise MediaError("shorter than 0.1 s", f"{name} gives {len(mono) / rate:.3f} s")
     samples = resample(mono, rate)
@@ -133,14 +140,18 @@ def _samples(
     seconds: float | None,
     channel: str,
     cut_over: float | None,
-) -> tuple[np.ndarray, int]:
-    """Mono samples at the file's own rate, and that rate in Hz."""
+) -> tuple[np.ndarray, int] | None:
+    """Mono samples at the file's own rate, and that rate in Hz.
+
+    None: the file does not say how long it is, and goes on after `cut_over`; the part has to be cut out of it.
+    """
     stream = container.streams.best("audio")
     if stream is None:
         raise MediaError("no audio track", f"{name} holds no audio")
     assert isinstance(stream, av.AudioStream)
     declared = _declared_seconds(container, stream)
-    if cut_over is not None and declared is not None and declared <= cut_over:
+    undecided = cut_over if declared is None else None  # seconds up to which it may turn out to be the clip already
+    if cut_over is not None and (declared is None or declared <= cut_over):
         start = seconds = None
     start = start or 0.0
     longest = MAX_SECONDS if seconds is None else seconds
@@ -156,7 +167,9 @@ def _samples(
         begin, end = round(start * rate), round((start + longest) * rate)
         position = block_start + len(mono)
         parts.append(mono[max(0, begin - block_start) : max(0, end - block_start)])
-        if position > end:
+        if undecided is not None and position > undecided * rate:
+            return None
+        if position > end and undecided is None:
             break
     if not rate and start and declared and declared <= start:
         raise MediaError("shorter than 0.1 s", f"{name} ends at {declared:.1f} s, before the clip begins")

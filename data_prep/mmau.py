@@ -16,6 +16,7 @@ was kept; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -23,13 +24,14 @@ import shutil
 import string
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep.archives import is_tar, unpack
-from data_prep.avqa import MEDIA_ENDINGS, MediaIndex, raw_records
+from data_prep.avqa import MEDIA_ENDINGS, MediaIndex, parquet_rows, raw_records
 from data_prep.pipeline import Record, Report, add_preparation_arguments, prepare, safe_stem
 from r1_aqa_repro.benchmark import MMAU_QUESTIONS, MMAU_VERSIONS, UNKNOWN, questions_digest
 from r1_aqa_repro.console import say, with_hyphens
@@ -42,8 +44,7 @@ _LETTER = re.compile(r"\(([A-Z])\) ?")
 _PARQUET = b"PAR1"
 _AUDIO_COLUMNS = ("context", "audio")
 _UNPACKED = ".unpacked"
-_ROWS = 8  # rows of a parquet file, with their audio, in memory at once
-_BUFFER = 1 << 20  # bytes read at once of a parquet file's column: it would read a whole row group
+_LOST = "audio/missing"
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,51 @@ class Question:
         return str(self.fields["id"])
 
     @property
+    def path(self) -> PurePosixPath:
+        """Where the clip is looked for: `audio_id`, else the id."""
+        return PurePosixPath(_composed(self.audio_id or self.id))
+
+    @property
     def clip(self) -> str:
         """Name, without ending, by which the clip is looked for."""
         return PurePosixPath(self.audio_id).stem if self.audio_id else self.id
+
+
+class _Names:
+    """The names of the clips that questions ask for, of which several in different folders may have the same."""
+
+    def __init__(self, questions: Iterable[Question]):
+        self._paths: dict[str, set[PurePosixPath]] = defaultdict(set)  # by name
+        self._ids: set[str] = set()
+        for question in questions:
+            if question.bad is None:
+                self._paths[_composed(question.clip)].add(question.path)
+                self._ids.add(_composed(question.id))
+
+    def is_shared(self, name: str) -> bool:
+        """Whether clips of several paths have the name, which then tells nothing."""
+        return len(self._paths.get(_composed(name), ())) > 1
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether a clip can be known by the name alone."""
+        return (_composed(name) in self._ids or _composed(name) in self._paths) and not self.is_shared(name)
+
+    def stem(self, question: Question) -> str:
+        """A file name, without ending, for the question's clip alone."""
+        return safe_stem(str(question.path) if self.is_shared(question.clip) else question.clip)
+
+    def unpacked(self, member: str) -> str | None:
+        """The file name for a member of an archive: its own, or that of the only clip that its path fits."""
+        path = PurePosixPath(member)
+        if path.suffix.lower() not in MEDIA_ENDINGS:
+            return None
+        if not self.is_shared(path.stem):
+            return path.name if self.is_wanted(path.stem) else None
+        parts = PurePosixPath(_composed(member)).parts
+        paths = self._paths[_composed(path.stem)]
+        fitting = (wanted for wanted in paths if parts[-len(wanted.parts) :] == wanted.parts)
+        nearest = max(fitting, key=lambda wanted: len(wanted.parts), default=None)
+        return None if nearest is None else f"{safe_stem(str(nearest))}{path.suffix}"
 
 
 @command
@@ -111,7 +154,7 @@ def questions_of(file: Path) -> Iterator[Question]:
     Raises:
         Refused: the file as a whole cannot be read.
     """
-    rows = _rows(file, with_audio=False) if _is_parquet(file) else raw_records(file)
+    rows = parquet_rows(file, path_only=_AUDIO_COLUMNS) if _is_parquet(file) else raw_records(file)
     for where, raw in rows:
         try:
             if isinstance(raw, Exception):
@@ -149,40 +192,51 @@ def records(
     Raises:
         Refused: an archive cannot be trusted or read.
     """
-    wanted = {_composed(name) for listed in by_file.values() for one in listed for name in (one.clip, one.id)}
-    folders = [
-        source if source.is_dir() else _unpacked(source, unpacked / str(number), lambda name: _composed(name) in wanted)
-        for number, source in enumerate(audio)
-    ]
+    names = _Names(question for listed in by_file.values() for question in listed)
+    folders = [source if source.is_dir() else unpacked / _state_of(source) for source in audio]
+    for other in unpacked.glob("*"):  # left by an interrupted run whose archives were others
+        if other not in folders:
+            shutil.rmtree(other)
+    for source, unpacked_to in zip(audio, folders, strict=True):
+        if unpacked_to != source:
+            _unpack(source, unpacked_to, names)
     index = MediaIndex(folders)
     for folder, why in index.unreadable:
         say(f"warning: {folder} cannot be read and is left out ({why})")
     for file, questions in by_file.items():
-        embedded = _embedded(file) if _is_parquet(file) else (None for _ in questions)
+        is_parquet = _is_parquet(file)
+        embedded = _embedded(file) if is_parquet else (None for _ in questions)
         for question, own in zip(questions, embedded, strict=True):
             if question.bad is not None:
                 yield Record(question.fields, bad=question.bad)
                 continue
-            stem = safe_stem(question.clip)
-            media = own if own is not None else _find(question, folders, index)
-            missing = f"no file is named {question.clip}" if audio else "no --audio was given"
-            as_it_stands = question.audio_id or f"audio/{stem}.{audio_format}"
+            stem = names.stem(question)
+            media = own if own is not None else _find(question, folders, index, names)
+            looked_for = question.path if names.is_shared(question.clip) else question.clip
+            missing = f"no file is named {looked_for}" if audio else "no --audio was given"
+            lost = f"{_LOST}/{stem}.{audio_format}"  # no folder of ours: nothing is ever there
+            if question.audio_id and not audio and not is_parquet:
+                lost = question.audio_id
             fields = {**question.fields, "version": version}
-            yield Record(fields, media, stem, missing=missing, path_if_lost=as_it_stands)
+            yield Record(fields, media, stem, missing=missing, path_if_lost=lost)
 
 
 def _losses(report: Report, has_audio: bool) -> bool:
     return bool(report.dropped or (has_audio and report.flagged))
 
 
-def _find(question: Question, folders: Sequence[Path], index: MediaIndex) -> Path | None:
-    """By `audio_id` as it stands below a folder, else by its name, else by the question's id."""
+def _find(question: Question, folders: Sequence[Path], index: MediaIndex, names: _Names) -> Path | None:
+    """By `audio_id` as it stands below a folder, else by its name, else by the question's id.
+
+    A name that clips of several paths have counts only where an archive was unpacked by these.
+    """
     path = question.audio_id and PurePosixPath(question.audio_id)
     if path and not path.is_absolute() and ".." not in path.parts:
         for folder in folders:
-            if (folder / path).is_file():
+            if os.path.isfile(folder / path):  # Path.is_file raises where a name is too long to be one
                 return folder / path
-    return index[question.clip] or index[question.id]
+    by_name = index[names.stem(question) if names.is_shared(question.clip) else question.clip]
+    return by_name or (None if names.is_shared(question.id) else index[question.id])
 
 
 class _Bad(Exception):
@@ -254,19 +308,25 @@ def _label(record: dict[str, Any], key: str) -> str | None:
     return ", ".join(texts)
 
 
-def _unpacked(archive: Path, folder: Path, is_wanted: Callable[[str], bool]) -> Path:
-    """The folder, with the archive's clips of wanted names in it."""
+def _state_of(archive: Path) -> str:
+    """A folder name that changes when the archive does."""
+    found = archive.stat()
+    state = f"{archive.absolute()} {found.st_size} {found.st_mtime_ns}"
+    return hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
+
+
+def _unpack(archive: Path, folder: Path, names: _Names) -> None:
+    """Write the archive's clips that are wanted to the folder."""
     say(f"unpacking {archive}")
     try:
         if _is_parquet(archive):
-            number = _unpack_parquet(archive, folder, is_wanted)
+            number = _unpack_parquet(archive, folder, names.is_wanted)
         else:
-            number = unpack(archive, folder, lambda name: _is_media(name) and is_wanted(PurePosixPath(name).stem))
+            number = unpack(archive, folder, names.unpacked)
     except Refused:
         shutil.rmtree(folder, ignore_errors=True)  # nothing of it is used, now or later
         raise
     say(f"{number:,} of its clips belong to questions")
-    return folder
 
 
 def _composed(name: str) -> str:
@@ -274,16 +334,12 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _is_media(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in MEDIA_ENDINGS
-
-
 def _unpack_parquet(file: Path, folder: Path, is_wanted: Callable[[str], bool]) -> int:
     """Write the embedded clips under their question's id, or their own name where they have no question."""
     folder.mkdir(parents=True, exist_ok=True)
     modified = file.stat().st_mtime
     found = set()
-    for _, row in _rows(file, with_audio=True):
+    for _, row in parquet_rows(file):
         try:
             record = _flattened({"instruction": None, **row})
         except _Bad:
@@ -303,7 +359,7 @@ def _unpack_parquet(file: Path, folder: Path, is_wanted: Callable[[str], bool]) 
 
 def _embedded(file: Path) -> Iterator[bytes | None]:
     """The audio of every row, in order."""
-    return (_audio_bytes(row) for _, row in _rows(file, with_audio=True))
+    return (_audio_bytes(row) for _, row in parquet_rows(file))
 
 
 def _audio_bytes(row: dict[str, Any]) -> bytes | None:
@@ -314,30 +370,6 @@ def _audio_bytes(row: dict[str, Any]) -> bytes | None:
 def _is_parquet(file: Path) -> bool:
     with open(file, "rb") as opened:
         return opened.read(len(_PARQUET)) == _PARQUET
-
-
-def _rows(file: Path, with_audio: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Stream (`row N`, row) of a parquet file; without audio, `path` alone is read of it.
-
-    Raises:
-        Refused: it is broken.
-    """
-    import pyarrow  # after the arguments, and only for those who have such a file
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
-            columns = [
-                f"{name}.path" if name in _AUDIO_COLUMNS and not with_audio else name
-                for name in table.schema_arrow.names
-            ]
-            number = 0
-            for batch in table.iter_batches(batch_size=_ROWS, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last one of text that is none
-        raise Refused.because(str(file), f"no readable parquet file ({error})", "Fetch it again.") from None
 
 
 def _sources(questions: list[Path], audio: list[Path]) -> list[Path]:

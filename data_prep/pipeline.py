@@ -30,7 +30,7 @@ import soxr
 from tqdm import tqdm
 
 from data_prep.media import MediaError
-from data_prep.workers import PARTIAL, Clip, Task, Workers
+from data_prep.workers import PARTIAL, Clip, PassingError, Task, Workers
 from r1_aqa_repro.audio import CHANNELS
 from r1_aqa_repro.errors import Failed, Problem, Refused, is_full_disk, space_left
 from r1_aqa_repro.files import write_json
@@ -105,9 +105,11 @@ class Report:
     def num_dropped(self) -> int:
         return sum(map(len, self.dropped.values()))
 
-    def keeps(self, minimum: float) -> bool:
-        """Whether anything, and at least `minimum`, was kept: a number of records, or below 1 a share of them."""
-        return self.kept > 0 and self.kept >= (minimum * self.records_in if minimum < 1 else minimum)
+    def keeps(self, minimum: int | float) -> bool:
+        """Whether anything, and at least `minimum`, was kept: a number of records, or as a float up to 1.0 a share."""
+        if isinstance(minimum, float) and minimum <= 1:
+            minimum = math.ceil(round(minimum * self.records_in, 6))  # 0.55 * 100 is a little over 55
+        return self.kept > 0 and self.kept >= minimum
 
     def summary(self, out: Path) -> str:
         """A few lines for the person at the terminal."""
@@ -182,7 +184,7 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--channel", choices=CHANNELS, default="first", help="of several (default: first, as R1-AQA)")
     add("--format", choices=FORMATS, default="flac", help="of the prepared clips, 16 bits (default: flac)")
     add("--min-kept", type=_not_negative, default=0.0, metavar="N",
-        help="exit with 3 when fewer records are kept; below 1 it is a share of them (default: 0)")  # fmt: skip
+        help="exit with 3 when fewer records are kept; with a point, up to 1.0: a share (default: 0)")  # fmt: skip
 
 
 def _positive(text: str) -> int:
@@ -191,10 +193,11 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _not_negative(text: str) -> float:
+def _not_negative(text: str) -> int | float:
+    """An integer stays one: 1 is a record, 1.0 is all of them."""
     if not 0 <= float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
-    return float(text)
+    return int(text) if text.isdecimal() else float(text)
 
 
 def safe_stem(name: str) -> str:
@@ -254,6 +257,8 @@ class _Run:
             if record.bad is not None:
                 raise MediaError("bad record", record.bad)
             line = _manifest_line(record.fields, f"audio/{record.stem}.{self.audio_format}")
+            if record.path_if_lost is not None:
+                _manifest_line(record.fields, record.path_if_lost)
             if not self.journal.is_new(record_id):
                 raise MediaError("bad record", "an earlier record has the same id")
             if record.media is None:
@@ -312,7 +317,8 @@ class _Run:
             else:
                 outcome.size = result.size
                 self.report.clips_decoded += 1
-            self.journal.put(task.target.stem, outcome, result if isinstance(result, Clip) else None)
+            clip = result if isinstance(result, Clip) else None
+            self.journal.put(task.target.stem, outcome, clip, is_final=not isinstance(result, PassingError))
 
 
 class _Journal:
@@ -331,9 +337,10 @@ class _Journal:
             PRAGMA temp_store = FILE;
             CREATE TABLE IF NOT EXISTS clips (
                 stem TEXT PRIMARY KEY, source TEXT, is_used INTEGER, reason TEXT, detail TEXT,
-                size INTEGER, seconds REAL, peak REAL, rms REAL
+                size INTEGER, seconds REAL, peak REAL, rms REAL, is_final INTEGER
             ) WITHOUT ROWID;
             CREATE TEMP TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID;
+            DELETE FROM clips WHERE NOT is_final;
             UPDATE clips SET is_used = 0 WHERE is_used;
         """)
 
@@ -350,9 +357,10 @@ class _Journal:
     def use(self, stem: str) -> None:
         self._database.execute("UPDATE clips SET is_used = 1 WHERE stem = ?", (stem,))
 
-    def put(self, stem: str, outcome: _Outcome, clip: Clip | None) -> None:
+    def put(self, stem: str, outcome: _Outcome, clip: Clip | None, is_final: bool) -> None:
+        """Note what became of a clip: for this run, and for later ones if it `is_final`."""
         heard = (None, None, None) if clip is None else (clip.seconds, clip.peak, clip.rms)
-        row = (stem, outcome.source, 1, outcome.reason, _printable(outcome.detail), outcome.size, *heard)
+        row = (stem, outcome.source, 1, outcome.reason, _printable(outcome.detail), outcome.size, *heard, is_final)
         self._database.execute(f"INSERT OR REPLACE INTO clips VALUES ({','.join('?' * len(row))})", row)
 
     def save(self) -> None:

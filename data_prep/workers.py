@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+import av
 import numpy as np
 import soundfile
 
@@ -57,6 +58,10 @@ class Clip:
     rms: float
 
 
+class PassingError(MediaError):
+    """A clip that could not be made now, which need not be the file's fault: it is worth another try some day."""
+
+
 def make_clip(task: Task) -> Clip:
     """Decode a clip and write it, 16 bits, under its name when it is whole.
 
@@ -89,6 +94,7 @@ class _Worker:
     process: Any
     connection: Connection
     tasks: deque[Task] = field(default_factory=deque)  # what it holds, in its order
+    is_retrying: bool = False  # it has a task that another one died of, and no more until that is done
 
 
 class Workers:
@@ -121,34 +127,45 @@ class Workers:
     def finished(self) -> list[tuple[Task, Clip | MediaError]]:
         """Wait for at least one result.
 
+        A task whose worker dies, of a broken file or of a kill, is tried a second time, by a worker that has no other.
+
         Raises:
             OSError: a clip could not be written.
         """
         done: list[tuple[Task, Clip | MediaError]] = []
-        ready = wait([worker.connection for worker in self._workers])
-        for worker in [worker for worker in self._workers if worker.connection in ready]:
-            try:
-                result = worker.connection.recv()
-            except (EOFError, OSError):
-                task = self._replace(worker)
-                result = MediaError("undecodable", f"{_name(task)} makes the decoder crash")
-            else:
-                task = worker.tasks.popleft()
-            if isinstance(result, OSError):
-                raise result
-            done.append((task, result))
-        self._feed()
+        while not done:
+            ready = wait([worker.connection for worker in self._workers])
+            for worker in [worker for worker in self._workers if worker.connection in ready]:
+                try:
+                    result = worker.connection.recv()
+                except (EOFError, OSError):
+                    if (task := self._replace(worker)) is None:
+                        continue
+                    result = PassingError("undecodable", f"{_name(task)} makes the decoder crash")
+                else:
+                    task = worker.tasks.popleft()
+                    worker.is_retrying = False
+                if isinstance(result, OSError):
+                    raise result
+                done.append((task, result))
+            self._feed()
         return done
 
     def _feed(self) -> None:
-        for worker in sorted(self._workers, key=lambda worker: len(worker.tasks)):
+        free = [worker for worker in self._workers if not worker.is_retrying]
+        for worker in sorted(free, key=lambda worker: len(worker.tasks)):
             # bytes do not fit into the pipe of a worker that is busy: sending them would hold up all others
             while self._waiting and len(worker.tasks) < (1 if isinstance(self._waiting[0].media, bytes) else _AHEAD):
-                worker.tasks.append(self._waiting.popleft())
-                try:
-                    worker.connection.send(worker.tasks[-1])
-                except OSError:
-                    break  # it died: `finished` sees that, and its tasks go to another
+                if not self._give(worker, self._waiting.popleft()):
+                    break
+
+    def _give(self, worker: _Worker, task: Task) -> bool:
+        worker.tasks.append(task)
+        try:
+            worker.connection.send(task)
+        except OSError:
+            return False  # it died: `finished` sees that, and its tasks go to another
+        return True
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -157,13 +174,17 @@ class Workers:
         theirs.close()
         return _Worker(process, ours)
 
-    def _replace(self, worker: _Worker) -> Task:
-        """Start another in place of a worker that died; returns the task it died of."""
-        died_of, *others = worker.tasks
-        self._waiting.extendleft(reversed(others))
+    def _replace(self, worker: _Worker) -> Task | None:
+        """Start another in place of a worker that died; returns the task it died of if that was the second try."""
         worker.connection.close()
-        self._workers[self._workers.index(worker)] = self._start()
-        return died_of
+        self._workers[self._workers.index(worker)] = another = self._start()
+        died_of = worker.tasks.popleft() if worker.tasks else None
+        self._waiting.extendleft(reversed(worker.tasks))
+        if died_of is None or worker.is_retrying:
+            return died_of
+        another.is_retrying = True
+        self._give(another, died_of)
+        return None
 
 
 @contextmanager
@@ -190,10 +211,17 @@ def _work(connection: Connection) -> None:
             try:
                 result: Clip | Exception = make_clip(task)
             except (MediaError, OSError) as error:
-                result = error
+                result = PassingError(error.reason, error.detail) if _is_passing(error) else error
             connection.send(result)
     except (EOFError, OSError):
         return
+
+
+def _is_passing(error: Exception) -> TypeGuard[MediaError]:
+    """Whether it was reading that failed, as on a lost network share or for lack of rights, and not decoding."""
+    cause = error.__cause__
+    is_reading = isinstance(cause, OSError) and not isinstance(cause, av.FFmpegError)
+    return isinstance(error, MediaError) and (is_reading or error.reason == "missing")
 
 
 def _name(task: Task) -> str:

@@ -115,9 +115,10 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             records = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            where = f"{file}:line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(file)
             remedy = "The file may have been cut off: fetch or write it again."
-            raise Refused.because(f"{file}:line {error.lineno}", f"malformed JSON ({error.msg})", remedy) from None
+            raise Refused.because(where, f"malformed JSON ({_json_problem(error)})", remedy) from None
         yield from ((f"record {number}", record) for number, record in enumerate(records, start=1))
         return
     # not splitlines(): other line separators may stand inside a JSON text
@@ -125,11 +126,17 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 yield (
                     f"line {number}",
-                    BadRecord(f"malformed JSON ({error.msg})", "Each line must be one JSON object."),
+                    BadRecord(f"malformed JSON ({_json_problem(error)})", "Each line must be one JSON object."),
                 )
+
+
+def _json_problem(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return error.msg if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
 
 
 def _to_question(record: Any, file: Path, audio_dir: Path | None) -> AudioQuestion:
@@ -177,17 +184,18 @@ def _from_r1_aqa(record: dict[str, Any], file: Path) -> AudioQuestion:
     if not audio_path.is_absolute():
         # R1-AQA resolves paths against the working directory; most files that travel are relative to themselves.
         beside, here = (file.parent / audio_path).absolute(), audio_path.absolute()
-        if beside != here and beside.exists() and here.exists():
+        is_beside, is_here = os.path.exists(beside), os.path.exists(here)  # False also for what cannot be a path
+        if beside != here and is_beside and is_here:
             raise BadRecord(f"{audio_path} is found both at {beside} and at {here}", "Give an absolute path.")
-        audio_path = here if here.exists() and not beside.exists() else beside
+        audio_path = here if is_here and not is_beside else beside
     question_id = record.get("id")
     return AudioQuestion(
-        id=str(question_id) if isinstance(question_id, int | str) else _text(record, "id"),
+        id=str(question_id) if isinstance(question_id, int) else _text(record, "id"),
         audio_path=audio_path,
         question=_text(record, "question_text"),
         choices=choices,
         answer=choices[index],
-        dataset=str(record.get("dataset_name", "AVQA")),
+        dataset=_optional_text(record, "dataset_name") or "AVQA",
         task=_optional_text(record, "question_relation"),
         category=_optional_text(record, "question_type"),
         source_video=_optional_text(record, "video_name"),
@@ -197,9 +205,9 @@ def _from_r1_aqa(record: dict[str, Any], file: Path) -> AudioQuestion:
 def _from_mmau(record: dict[str, Any], file: Path, audio_dir: Path | None) -> AudioQuestion:
     root = audio_dir or file.parent
     audio_path = root / _text(record, "audio_id")
-    if not audio_path.exists():
+    if not os.path.exists(audio_path):  # False also for what cannot be a path
         by_name = root / audio_path.name
-        audio_path = by_name if by_name.exists() else audio_path
+        audio_path = by_name if os.path.exists(by_name) else audio_path
     category = record.get("category")
     if isinstance(category, list) and len(category) == 1:  # 13 records of test-mini have it so
         category = category[0]
@@ -213,7 +221,7 @@ def _from_mmau(record: dict[str, Any], file: Path, audio_dir: Path | None) -> Au
         split=_optional_text(record, "split"),
         task=_optional_text(record, "task"),
         difficulty=_optional_text(record, "difficulty"),
-        category=category if isinstance(category, str) else None,
+        category=_optional_text({"category": category}, "category") if isinstance(category, str) else None,
         sub_category=_optional_text(record, "sub-category"),
     )
 
@@ -236,6 +244,7 @@ def _text(record: dict[str, Any], key: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value:
         raise BadRecord(f"{key} is {'absent' if key not in record else repr(value)}", f"Give {key} as a text.")
+    _require_unicode(key, value)
     return value
 
 
@@ -247,7 +256,16 @@ def _texts(record: dict[str, Any], key: str) -> tuple[str, ...]:
     value = record.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise BadRecord(f"{key} is {'absent' if key not in record else repr(value)}", f"Give {key} as a list of texts.")
+    _require_unicode(key, "".join(value))
     return tuple(value)
+
+
+def _require_unicode(key: str, text: str) -> None:
+    r"""JSON may hold `\ud800` alone, which no file can be written with."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRecord(f"{key} is no valid Unicode (half of a surrogate pair)", "Correct the text.") from None
 
 
 def with_answers(questions: Iterable[AudioQuestion], file: str | os.PathLike[str]) -> list[Problem]:

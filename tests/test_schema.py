@@ -252,6 +252,13 @@ def without(record: dict, key: str) -> dict:
         pytest.param(without(R1_AQA, "answer"), "answer is None, not an index", id="index absent"),
         pytest.param(R1_AQA | {"multi_choice": ["a"], "answer": 0}, "only 1 choice(s)", id="R1-AQA one choice"),
         pytest.param(R1_AQA | {"id": None}, "id is None", id="R1-AQA id"),
+        pytest.param('{"id": ' + "8" * 5000 + "}", "malformed JSON (a number has too many digits)", id="digits"),
+        pytest.param('{"id": ' + "[" * 100_000, "malformed JSON (nested too deeply)", id="nested"),
+        pytest.param(MANIFEST | {"id": "b", "question": "\ud800"}, "question is no valid Unicode", id="surrogate"),
+        pytest.param(MANIFEST | {"id": "b", "choices": ["\udc80", "b"]}, "choices is no", id="choices surrogate"),
+        pytest.param(MANIFEST | {"audio_path": "\udc80"}, "audio_path is no valid Unicode", id="path surrogate"),
+        pytest.param(R1_AQA | {"id": "\ud800"}, "id is no valid Unicode", id="R1-AQA surrogate"),
+        pytest.param(MMAU | {"category": ["\ud800"]}, "category is no valid Unicode", id="MMAU surrogate"),
         pytest.param(MMAU | {"answer": "Child"}, "answer 'Child' is not among the choices", id="MMAU answer"),
         pytest.param(without(MMAU, "question"), "question is absent", id="MMAU question"),
     ],
@@ -264,6 +271,12 @@ def test_a_bad_line_is_named_and_the_others_are_kept(tmp_path, bad, what):
     assert problem.where == f"{file}:line 3"  # blank lines count, as in an editor
     assert what in problem.what
     assert problem.remedy
+
+
+@pytest.mark.parametrize("record", [R1_AQA | {"audio_path": "x" * 300}, MMAU | {"audio_id": "x" * 300}])
+def test_a_path_longer_than_can_be_is_merely_absent(tmp_path, record):
+    read = read_questions(write_lines(tmp_path / "data.jsonl", record))
+    assert [question.audio_path for question in read.questions] == [tmp_path / ("x" * 300)]
 
 
 def test_a_bad_record_of_a_list_is_named_by_its_number(tmp_path):
@@ -284,6 +297,8 @@ def test_a_bad_record_of_a_list_is_named_by_its_number(tmp_path):
         pytest.param(b"[]", "", "the file holds no records", id="empty list"),
         pytest.param('{"id": "ö"}'.encode("latin-1"), "", "not UTF-8 text", id="latin-1"),
         pytest.param(b'[\n{"id": "a"},\n{"id": "b', ":line 3", "malformed JSON", id="cut off"),
+        pytest.param(b"[" * 100_000, "", "malformed JSON (nested too deeply)", id="nested"),
+        pytest.param(b"[" + b"8" * 5000 + b"]", "", "malformed JSON (a number has too many digits)", id="digits"),
     ],
 )
 def test_an_unusable_file_is_refused(tmp_path, content, where, what):

@@ -19,6 +19,7 @@ import soundfile
 
 import r1_aqa_repro
 from data_prep.avqa import MediaIndex, find_media, main, raw_records
+from data_prep.pipeline import Report
 from r1_aqa_repro.audio import SAMPLING_RATE, load_audio
 from r1_aqa_repro.prompts import prompt_text
 from r1_aqa_repro.schema import read_questions
@@ -303,6 +304,51 @@ def test_parquet_with_embedded_audio(tmp_path):
     assert [q.split for q in read_questions(tmp_path / "columns" / "manifest.jsonl").questions] == ["val"] * 3
 
 
+def test_a_number_in_a_name_is_not_always_a_start(tmp_path):
+    """Without `video_name`, only what looks like a YouTube id with its second is cut."""
+    for name in ("clip_3.wav", f"{VIDEO}_3.wav", "moved/other_3.wav"):
+        wav(tmp_path / name, seconds=17)
+    paths = ["clip_3.wav", f"{VIDEO}_3.wav", "elsewhere/other_3.wav"]
+    records = [avqa_record(n, None, audio_path=path) for n, path in enumerate(paths)]
+    annotations = write_json(tmp_path / "qa.json", records)
+    assert command(annotations, tmp_path / "moved", tmp_path / "out") == 0
+    questions = read_questions(tmp_path / "out" / "manifest.jsonl").questions
+    assert [soundfile.info(question.audio_path).duration for question in questions] == [17, 10, 17]
+    assert [question.source_video for question in questions] == [None, f"{VIDEO}_3", None]
+    write_json(annotations, [avqa_record(3, "clip_3", audio_path="clip_3.wav")])
+    assert command(annotations, None, tmp_path / "named") == 0
+    question = read_questions(tmp_path / "named" / "manifest.jsonl").questions[0]
+    assert soundfile.info(question.audio_path).duration == 10
+
+
+def test_spelled_out_choices_stay_where_they_are(tmp_path):
+    """An empty or a missing one would shift the others, and make another one the answer."""
+    audio = {"bytes": wav(tmp_path / "clip.wav").read_bytes(), "path": f"{VIDEO}_000030.wav"}
+    listed = ["A. dog\nB. \nC. cat", "A. dog\nC. cat", "B. dog\nA. cat", "A. dog\n  B) a  cow \nC. cat"]
+    rows = [{"audio": audio, "question": f"What?\nChoices:\n{choices}", "answer": letter}
+            for choices, letter in zip(listed, "CBBB", strict=True)]  # fmt: skip
+    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    assert command(tmp_path / "train.parquet", None, tmp_path / "out") == 0
+    questions = read_questions(tmp_path / "out" / "manifest.jsonl").questions
+    assert [(question.choices, question.answer) for question in questions] == [(("dog", "a  cow", "cat"), "a  cow")]
+    assert questions[0].source_video == f"{VIDEO}_000030"  # by which splits that share it are found
+    told = report_of(tmp_path / "out")["details"]["bad record"]
+    assert ["choice is empty" in told[0], "A, C, not A, B" in told[1], "B, A, not A, B" in told[2]] == [True] * 3
+
+
+def test_parquet_with_damaged_pages(tmp_path, capsys):
+    """The footer, at the end, is whole."""
+    rows = [
+        {**avqa_record(n, f"{VIDEO}_000030"), "audio": {"bytes": random.Random(n).randbytes(999)}} for n in range(50)
+    ]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    content = bytearray((tmp_path / "train.parquet").read_bytes())
+    content[4 : len(content) // 3] = b"\xff" * (len(content) // 3 - 4)
+    (tmp_path / "train.parquet").write_bytes(content)
+    assert command(tmp_path / "train.parquet", None, tmp_path / "out") == 2
+    assert "no readable parquet file" in capsys.readouterr().err
+
+
 def test_a_list_is_streamed_as_it_stands(tmp_path):
     """Records longer than what is read at once, odd white space, and values that are no records."""
     values = [{"text": "é" * 70_000}, {"a": [1, {"b": "]},"}]}, 12, "text", None, [], {"text": "x" * 300_000}, 7.5e3]
@@ -331,6 +377,9 @@ def test_a_list_is_streamed_as_it_stands(tmp_path):
         (b'[{"id": 1}, {"id"', "record 2: malformed JSON"),
         (b'[{"id": 1} {"id": 2}]', "comma is missing"),
         (b'[{"id": 1}, oops, {"id": 2}]', "record 2: malformed JSON"),
+        (b'[{"id": 1}] [{"id": 2}]', "follows the list of 1 records"),
+        (b'[] [{"id": 2}]', "follows the list"),
+        (b"[1]" + b" " * 70_000 + b"x", "follows the list"),
         (b"[" * 200_000, "malformed JSON"),
         (b'[{"id": ' + b"8" * 5000 + b"}]", "malformed JSON"),
         (b'[{"id": "\xff"}]', "not UTF-8"),
@@ -365,10 +414,17 @@ def test_what_is_refused(tmp_path, capsys):
 def test_fewer_than_wanted(tmp_path):
     wav(tmp_path / "media" / "ID_1.wav")
     annotations = write_json(tmp_path / "qa.json", [avqa_record(n, f"ID_{n:06d}") for n in (1, 2, 3, 4)])
-    for wanted, code in [(0, 0), (0.25, 0), (1, 0), (0.3, 3), (2, 3)]:
+    for wanted, code in [(0, 0), (0.25, 0), (1, 0), (0.3, 3), (2, 3), (1.0, 3)]:
         assert command(annotations, tmp_path / "media", tmp_path / "out", "--min_kept", wanted) == code
     write_json(annotations, [avqa_record(2, "ID_000002")])
     assert command(annotations, tmp_path / "media", tmp_path / "nothing") == 3
+
+
+def test_a_share_is_no_matter_of_rounding():
+    for hundredths in range(1, 100):
+        kept = Report(records_in=100, kept=hundredths)
+        assert kept.keeps(hundredths / 100) and not kept.keeps(hundredths / 100 + 0.001)
+    assert Report(records_in=100, kept=1).keeps(1) and not Report(records_in=100, kept=99).keeps(1.0)
 
 
 def test_other_annotations_are_not_mixed_in(tmp_path, capsys):

@@ -1,7 +1,9 @@
 """The decoder: what every container gives, and what is wrong with the ones that give nothing."""
 
+import io
 import random
 
+import av
 import librosa
 import numpy as np
 import pytest
@@ -68,6 +70,44 @@ def test_a_cut_gives_what_there_is(tmp_path):
     assert refusal(path, start=2.95, seconds=10).reason == "shorter than 0.1 s"
     assert refusal(path, start=20, seconds=10).reason == "shorter than 0.1 s"
     assert len(decode(path, start=0, seconds=1)) == SAMPLING_RATE
+
+
+class _Pipe(io.RawIOBase):
+    """What is written cannot be gone back to, so that no header gets to know the length."""
+
+    def __init__(self):
+        self.written = bytearray()
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.written += data
+        return len(data)
+
+
+@pytest.mark.parametrize("ending", ["webm", "mkv", "flac"])
+def test_a_file_without_a_length_is_cut_only_where_it_goes_on(ending, tmp_path):
+    container_format, codec, rate = CONTAINERS[ending]
+    samples, pipe = signal(rate, SECONDS), _Pipe()
+    with av.open(pipe, "w", format=container_format, options={"live": "1"} if ending != "flac" else {}) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        if codec == "flac":
+            stream.format = "s16"
+        frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        container.mux(stream.encode(frame))  # with the header, before the encoder knows the length
+        container.mux(stream.encode(None))
+    clip = bytes(pipe.written)
+    whole = decode(clip)
+    assert abs(len(whole) / SAMPLING_RATE - SECONDS) < 0.05
+    for start in (1.0, 30.0):  # neither half of it nor none of it
+        assert np.array_equal(decode(clip, start=start, seconds=1, cut_over=31), whole)
+    assert np.array_equal(decode(clip, start=700, seconds=1, cut_over=701), whole)  # beyond the longest clip, too
+    part = decode(clip, start=1.5, seconds=1, cut_over=2.5)
+    assert len(part) == SAMPLING_RATE
+    # Matroska's clock counts milliseconds
+    assert max(correlation(part, samples[int(1.5 * rate) + n * rate // 1000 :], rate) for n in (-1, 0, 1)) > 0.9
 
 
 def test_only_a_long_file_is_cut(tmp_path):

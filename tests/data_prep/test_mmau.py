@@ -1,8 +1,11 @@
 """`data_prep.mmau`: the published files, every form the clips come in, archives nobody should trust, and evaluation."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
+import os
 import random
 import tarfile
 import unicodedata
@@ -190,6 +193,10 @@ def write_tar(path, files, compression=""):
     return path
 
 
+def base_name(path):
+    return path.rpartition("/")[2]
+
+
 def wav_files(clips):
     return [(f"./test-mini-audios/{path.name}", path.read_bytes()) for path in sorted(clips.glob("*/*.wav"))]
 
@@ -314,7 +321,8 @@ def test_a_question_without_a_usable_clip_stays(tmp_path, question_file, clips, 
     for index, (line, before) in enumerate(zip(lines, whole, strict=True)):
         flags = {1: ["missing_audio"], 2: ["undecodable"], 3: ["undecodable"]}.get(index)
         assert line.pop("flags", None) == flags
-        assert line["audio_path"] == (records[index]["audio_id"] if flags else before["audio_path"])
+        name = before["audio_path"].removeprefix("audio/")
+        assert line["audio_path"] == (f"audio/missing/{name}" if flags else before["audio_path"])
         assert {**line, "audio_path": ""} == {**before, "audio_path": ""}
     report = report_of(out)
     ids = [record["id"] for record in records]
@@ -326,6 +334,76 @@ def test_a_question_without_a_usable_clip_stays(tmp_path, question_file, clips, 
         "silent": 1,
     }
     assert "kept without audio, missing: 1" in capsys.readouterr().err
+
+
+def test_another_archive_of_the_same_place_is_unpacked_anew(tmp_path, question_file, clips, monkeypatch):
+    """An interrupted run leaves what it unpacked: only the same archive's may be taken again."""
+    archive, out = tmp_path / "clips.tar", tmp_path / "out"
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    write_tar(archive, wav_files(clips))
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.mmau.MediaIndex", interrupt)  # it is looked through after the unpacking
+        assert prepare(out, "--questions", question_file, "--audio", archive) == 130
+    assert len(list(out.rglob("*.wav"))) == 6
+    write_tar(archive, wav_files(clips)[:2])
+    assert prepare(out, "--questions", question_file, "--audio", archive) == 3
+    assert len(report_of(out)["flagged"]["missing_audio"]) == 4
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_flagged_question_points_at_nothing(tmp_path, records, clips, absolute):
+    """Wherever its `audio_id` leads, no evaluation may find there what the preparation could not use."""
+    broken = tmp_path / "out" / "broken.wav"
+    broken.parent.mkdir()
+    broken.write_bytes(b"no audio")
+    records[2]["audio_id"] = str(broken) if absolute else "broken.wav"
+    question_file = write_json_list(tmp_path / "mmau.json", records)
+    assert prepare(tmp_path / "out", "--questions", question_file, "--audio", clips / "test-mini-audios") == 0
+    (clips / "test-mini-audios" / f"{records[2]['id']}.wav").unlink()
+    assert prepare(tmp_path / "out", "--questions", question_file, "--audio", clips / "test-mini-audios") == 3
+    assert broken.is_file()
+    assert read_lines(tmp_path / "out" / "manifest.jsonl")[2]["audio_path"] == "audio/missing/broken.flac"
+
+
+def test_an_audio_id_that_can_be_no_file(tmp_path, records, clips):
+    """Too long or no valid Unicode: looked for by the question's id; without audio, what cannot be written is bad."""
+    for record, audio_id in zip(records, ("x" * 300 + ".wav", "half \ud800.wav"), strict=False):
+        record["audio_id"] = audio_id
+    question_file = tmp_path / "mmau.json"
+    question_file.write_text(json.dumps(records), encoding="utf-8")
+    assert prepare(tmp_path / "out", "--questions", question_file, "--audio", clips) == 0
+    for record in records[:2]:
+        os.remove(clips / "test-mini-audios" / f"{record['id']}.wav")
+    assert prepare(tmp_path / "out", "--questions", question_file, "--audio", clips) == 3
+    assert report_of(tmp_path / "out")["flagged"] == {"missing_audio": [record["id"] for record in records[:2]]}
+    assert prepare(tmp_path / "none", "--questions", question_file) == 3
+    assert report_of(tmp_path / "none")["dropped"] == {"bad record": [records[1]["id"]]}
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "only one"])
+def test_clips_of_one_name_in_two_folders(tmp_path, records, form):
+    lengths = {"t/x": 0.5, "s/x": 0.8}
+    for record, name in zip(records, (*lengths, "t/x"), strict=False):
+        record["audio_id"] = f"./{name}.wav"
+    for name, seconds in lengths.items():
+        path = tmp_path / "clips" / f"{name}.wav"
+        path.parent.mkdir(parents=True)
+        soundfile.write(path, signal(16_000, seconds), 16_000)
+    question_file = write_json_list(tmp_path / "mmau.json", records[:3])
+    audio = tmp_path / "clips"
+    if form != "folder":
+        kept = sorted(audio.glob("?/*.wav"), reverse=True)[: 1 if form == "only one" else 2]
+        audio = write_tar(
+            tmp_path / "clips.tar", [(f"all/{path.relative_to(audio)}", path.read_bytes()) for path in kept]
+        )
+    out = tmp_path / "out"
+    assert prepare(out, "--questions", question_file, "--audio", audio) == (3 if form == "only one" else 0)
+    found = [out / line["audio_path"] for line in read_lines(out / "manifest.jsonl")]
+    heard = [soundfile.info(path).duration if path.is_file() else None for path in found]
+    assert heard == [0.5, None if form == "only one" else 0.8, 0.5]
 
 
 def test_an_evaluation_starts_from_it(tmp_path, question_file, clips, records, model_folder, monkeypatch):
@@ -448,13 +526,34 @@ def test_an_archive_that_cannot_be_trusted(tmp_path, question_file, capsys, unsa
 def test_a_tar_that_breaks_off_anywhere(tmp_path, compression):
     files = [(f"{index}.wav", random.Random(index).randbytes(1500)) for index in range(3)]
     content = write_tar(tmp_path / "whole.tar", files, compression).read_bytes()
-    # with the first of the blocks of zeros at its end all is there; compressed, these are less than 100 bytes
-    end = 3 * (512 + 1536) if not compression else len(content) - 100
+    # with the first of the blocks of zeros at its end all is there; compressed, a checksum follows them
+    end = 3 * (512 + 1536) if not compression else len(content)
     for kept in {*range(0, end, 211), 512, 2048, 2049, 4096, end - 1}:
         (tmp_path / "cut.tar").write_bytes(content[:kept])
         with pytest.raises(Refused, match=r"cut.tar"):
-            unpack(tmp_path / "cut.tar", tmp_path / "out", lambda name: name == "1.wav")
-    assert unpack(tmp_path / "whole.tar", tmp_path / "out", lambda name: True) == 3
+            unpack(tmp_path / "cut.tar", tmp_path / "out", lambda path: base_name(path) if path == "1.wav" else None)
+    assert unpack(tmp_path / "whole.tar", tmp_path / "out", base_name) == 3
+    assert [(tmp_path / "out" / name).read_bytes() for name, _ in files] == [data for _, data in files]
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_that_is_damaged_anywhere(tmp_path, compression):
+    """Noise hardly compresses, so that most of a gzip's bytes are the content itself: its checksum alone tells."""
+    files = [("a.wav", random.Random(0).randbytes(5000))]
+    content = write_tar(tmp_path / "whole.tar", files, compression).read_bytes()
+    for place in range(100, len(content), 131):
+        (tmp_path / "flipped.tar").write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(Refused, match=r"flipped.tar"):
+            unpack(tmp_path / "flipped.tar", tmp_path / "out", base_name)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_tar_in_several_compressed_streams(tmp_path, compress):
+    """As pigz, pbzip2 and `cat` make them."""
+    files = [("a.wav", random.Random(0).randbytes(5000)), ("b.wav", b"b" * 700)]
+    content = write_tar(tmp_path / "plain.tar", files).read_bytes()
+    (tmp_path / "several.tar").write_bytes(compress(content[:3000]) + compress(content[3000:]))
+    assert unpack(tmp_path / "several.tar", tmp_path / "out", base_name) == 2
     assert [(tmp_path / "out" / name).read_bytes() for name, _ in files] == [data for _, data in files]
 
 
@@ -464,7 +563,7 @@ def test_a_damaged_header_is_not_the_end(tmp_path):
     content[512 + 1024 + 20] ^= 1  # in the name of the second
     archive.write_bytes(content)
     with pytest.raises(Refused, match="bad checksum"):
-        unpack(archive, tmp_path / "out", lambda name: True)
+        unpack(archive, tmp_path / "out", base_name)
 
 
 def test_a_tar_bomb(tmp_path):
@@ -478,20 +577,23 @@ def test_a_tar_bomb(tmp_path):
     (tmp_path / "header.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT))
     for archive, named in (("bomb.tgz", "more than"), ("header.tar", "a header claims 8,589,934,592 bytes")):
         with pytest.raises(Refused, match=named):
-            unpack(tmp_path / archive, tmp_path / "out", lambda name: True)
-    assert unpack(many, tmp_path / "out", lambda name: False, max_bytes=5000) == 0
+            unpack(tmp_path / archive, tmp_path / "out", base_name)
+    assert unpack(many, tmp_path / "out", lambda path: None, max_bytes=5000) == 0
     for limit in ({"max_bytes": 4999}, {"max_member_bytes": 999}):
         with pytest.raises(Refused, match="unpacks to more"):  # wanted or not
-            unpack(many, tmp_path / "out", lambda name: False, **limit)
+            unpack(many, tmp_path / "out", lambda path: None, **limit)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_unpacking_again_leaves_what_is_there(tmp_path):
+    def only_a(path):
+        return "a.wav" if base_name(path) == "a.wav" else None
+
     archive = write_tar(tmp_path / "a.tar", [("x/a.wav", b"one"), ("y/a.wav", b"two"), ("._a.wav", b"three")])
-    assert unpack(archive, tmp_path / "out", lambda name: name == "a.wav") == 1
+    assert unpack(archive, tmp_path / "out", only_a) == 1
     before = (tmp_path / "out" / "a.wav").stat()
     assert (tmp_path / "out" / "a.wav").read_bytes() == b"one"
-    assert unpack(archive, tmp_path / "out", lambda name: name == "a.wav") == 1
+    assert unpack(archive, tmp_path / "out", only_a) == 1
     after = (tmp_path / "out" / "a.wav").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.wav"]

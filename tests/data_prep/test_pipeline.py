@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from multiprocessing import active_children
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import soundfile
 
 from data_prep.media import MediaError
 from data_prep.pipeline import Record, prepare, safe_stem
-from data_prep.workers import Task, Workers, make_clip
+from data_prep.workers import PassingError, Task, Workers, make_clip
 from r1_aqa_repro.audio import SAMPLING_RATE, load_audio
 from r1_aqa_repro.errors import Failed, Refused
 from r1_aqa_repro.schema import read_questions
@@ -221,14 +223,53 @@ def test_a_decoder_that_crashes_costs_one_clip(clips, tmp_path):
     with Workers(1) as workers:
         for task in tasks:
             workers.submit(task)
-        time.sleep(1)
-        active_children()[0].kill()
+        for seconds in (1, 3):  # it is tried a second time
+            Timer(seconds, lambda: active_children()[0].kill()).start()
         results = {}
         while len(results) < len(tasks):
             results.update({task.target.name: outcome for task, outcome in workers.finished()})
     crashed = results.pop("0.flac")
-    assert isinstance(crashed, MediaError) and crashed.reason == "undecodable" and "pipe.wav" in crashed.detail
+    assert isinstance(crashed, PassingError) and crashed.reason == "undecodable" and "pipe.wav" in crashed.detail
     assert all((tmp_path / name).stat().st_size == made.size for name, made in results.items())
+
+
+def test_a_worker_that_is_killed_costs_nothing(clips, tmp_path):
+    """Neither one that waits for a task, nor one that was at a good clip when memory ran out."""
+    os.mkfifo(tmp_path / "clip.wav")
+    with Workers(2) as workers:
+        workers.submit(Task(tmp_path / "a.flac", tmp_path / "clip.wav"))
+        time.sleep(1)
+        for process in active_children():
+            process.kill()
+            process.join()  # so that both deaths are seen at once
+        (tmp_path / "clip.wav").unlink()
+        shutil.copy(clips["c3"], tmp_path / "clip.wav")
+        ((task, made),) = workers.finished()
+    assert task.target.stat().st_size == made.size
+
+
+def test_what_may_pass_is_told_from_a_broken_file(tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    with Workers(1) as workers:
+        results = {}
+        for media in (tmp_path / "broken.wav", Path("/proc/self/mem")):  # the latter: an error of reading
+            workers.submit(Task(tmp_path / "a.flac", media))
+            results.update({task.media.name: type(outcome) for task, outcome in workers.finished()})
+    assert results == {"broken.wav": MediaError, "mem": PassingError}
+
+
+def test_what_may_pass_is_tried_again_by_the_next_run(clips, tmp_path, monkeypatch):
+    def finished(self):
+        return [(self._waiting.popleft(), PassingError("undecodable", "the worker was killed"))]
+
+    records = [record("a", clips["c1"], "c1"), record("b", clips["c1"], "c1"), record("c", clips["c2"], "c1")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Workers, "_feed", lambda self: None)
+        patch.setattr(Workers, "finished", finished)
+        report = run(records, tmp_path / "out")
+        assert report.dropped == {"undecodable": ["a", "b"], "bad record": ["c"]}
+    report = run(records, tmp_path / "out")
+    assert (report.kept, report.clips_decoded, report.dropped) == (2, 1, {"bad record": ["c"]})
 
 
 def test_a_pipe_is_no_file(tmp_path):
