@@ -88,9 +88,12 @@ def score_file(
     style = prompt_style or settings.get("prompt_style")
     asked = limited(read.questions, limit)
     found = read_predictions(predictions, read.questions, style)
-    blind = blind or blind_run_beside(predictions.absolute().parent, settings)
     of_evaluation = bool(settings)
-    out = out or (predictions.parent if of_evaluation else predictions.with_name(f"{predictions.stem}-scores"))
+    as_evaluated = of_evaluation and (
+        settings.get("data_sha256", data_sha256) == data_sha256 and settings.get("questions", len(asked)) == len(asked)
+    )
+    blind = blind or (blind_run_beside(predictions.absolute().parent, settings) if as_evaluated else None)
+    out = out or (predictions.parent if as_evaluated else predictions.with_name(f"{predictions.stem}-scores"))
     _check_folder(out, predictions)
 
     if not of_evaluation:
@@ -98,7 +101,7 @@ def score_file(
         paths = {"predictions": str(predictions)}
     settings = settings | {"data_sha256": data_sha256, "questions": len(asked)}
     paths = paths | {"data": str(data)}
-    if not of_evaluation or out.absolute() != predictions.absolute().parent:
+    if not of_evaluation or out.resolve() != predictions.resolve().parent:
         content = {"settings_hash": digest(settings), "settings": settings, "paths": paths}
         write_json(out / "settings.json", content)
     ids = {question.id for question in asked}
@@ -131,6 +134,8 @@ def read_predictions(
         try:
             question = _question_of(record, by_id)
             ours = _OURS - {"order"} <= set(record)
+            if ours and not (isinstance(record["repeat"], int) and isinstance(record["settings_hash"], str)):
+                raise _BadRecord("the line is damaged")
             key = (question.id, record["repeat"] if ours else 0)
             if key in first_seen:
                 raise _BadRecord(f"the id {question.id!r} was already predicted at {first_seen[key]}")
@@ -173,7 +178,7 @@ def _ours(record: Mapping[str, Any], question: AudioQuestion, style: str | None)
             raise _BadRecord(f"the choices in its order are not those of {question.id!r}")
         asked = replace(question, choices=tuple(order))
     styles = PROMPT_STYLES if style is None else (style,)
-    if record["question_hash"] not in {question_hash(asked, name) for name in styles}:
+    if record["question_hash"] not in [question_hash(asked, name) for name in styles]:
         raise _BadRecord(f"it is about another question than {question.id!r} of the data")
     one = predict(asked, _printable(completion), styles[0], record["settings_hash"], repeat, order is not None)
     return replace(one, question_hash=record["question_hash"])
@@ -189,14 +194,16 @@ def _anybodys(record: Mapping[str, Any], question: AudioQuestion) -> Prediction 
     ):
         if ours is not None and record.get(key, ours) not in (ours, "", None):
             raise _BadRecord(f"the {key} of {question.id!r} is not that of the data, which is another version")
-    texts = {record[field] for field in PREDICTED if record.get(field) is not None}
+    given = [record[field] for field in PREDICTED if record.get(field) is not None]
+    for text in given:
+        if not isinstance(text, str):
+            raise _BadRecord(f"the prediction for {question.id!r} is {text!r}, not a text")
+    texts = set(given)
     if len(texts) > 1:
         raise _BadRecord(f"{question.id!r} has two different predictions, {' and '.join(PREDICTED)}")
     if not texts:
         return None
     text = texts.pop()
-    if not isinstance(text, str):
-        raise _BadRecord(f"the prediction for {question.id!r} is {text!r}, not a text")
     return predict(question, _printable(text), PROMPT_STYLES[0], "")
 
 

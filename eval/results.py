@@ -92,6 +92,17 @@ def blind_run_beside(folder: Path, settings: Mapping[str, Any]) -> Path | None:
     return blind if same and (blind / "scores.json").is_file() else None
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether an evaluation has all of its answers, and its scores are of all of them."""
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
+        scored = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["n"]
+        answers = (folder / "predictions.jsonl").read_bytes().count(b"\n")
+        return scored == settings["questions"] and answers == scored * times_asked(settings)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def _scores_in(folder: Path) -> dict[str, Any]:
     path = folder / "scores.json"
     try:

@@ -132,6 +132,11 @@ def prepare(settings: EvalSettings) -> Plan:
     if _is_parquet(source.data):
         source = _unpacked(source, out / "data")
     read = read_questions(source.data, source.audio_dir)
+    if settings.audio_dir is not None and not any(
+        question.audio_path.absolute().is_relative_to(settings.audio_dir.absolute()) for question in read.questions
+    ):
+        what = f"the records of {source.data} name their own clips, which are not in it"
+        raise Refused.because(str(settings.audio_dir), what, "Give --audio-dir for an MMAU JSON only.")
     questions = limited(read.questions, settings.limit)
     withheld = with_answers(questions, source.data)  # of a whole test split is well; it is answered, not scored
     problems = read.problems + (withheld if len(withheld) < len(questions) else [])

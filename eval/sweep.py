@@ -129,6 +129,8 @@ def _is_done(folder: Path, wanted: Mapping[str, Any]) -> bool:
     The batch size may be any where `auto` is wanted. Of a model in training there is no hash: it was saved as the
     checkpoint of that step.
     """
+    from eval.results import is_complete
+
     try:
         made = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError):
@@ -136,7 +138,7 @@ def _is_done(folder: Path, wanted: Mapping[str, Any]) -> bool:
     free = set(_OF_THE_MODEL) if "training_step" in made else set()
     free |= {"batch_size"} if wanted["batch_size"] == "auto" else set()
     same = all(made.get(key) == wanted.get(key) for key in {*made, *wanted} - free)
-    return same and (folder / "scores.json").is_file()
+    return same and is_complete(folder)
 
 
 def _write(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> int:

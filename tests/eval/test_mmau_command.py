@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import eval.generate
 from eval.checkpoints import checkpoint_hash
 from eval.mmau import main
+from eval.results import is_complete
 from eval.run import EvalSettings, evaluate, prepare
 from eval.scores import read_verdicts
 from r1_aqa_repro.errors import Refused
@@ -473,3 +474,24 @@ def test_help_comes_at_once():
 def test_help_does_not_wait_for_torch():
     code = "import sys, eval.mmau; assert not {'torch', 'transformers', 'librosa'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_an_audio_dir_that_the_records_do_not_use_is_refused(checkpoint, manifest, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert command(checkpoint, manifest, tmp_path / "out", "--audio-dir", str(tmp_path / "empty")) == 2
+    assert "name their own clips" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_of_an_evaluation_is_scored_elsewhere_and_is_no_complete_one(whole, tmp_path):
+    folder = tmp_path / "F"
+    shutil.copytree(whole, folder)
+    before = (folder / "scores.json").read_bytes()
+    assert main(["--predictions", str(folder / "predictions.jsonl"), "--limit", "2"]) == 0
+    assert (folder / "scores.json").read_bytes() == before
+    part = json.loads((folder / "predictions-scores" / "scores.json").read_text(encoding="utf-8"))
+    assert part["n"] == 2
+    assert is_complete(folder)
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "predictions.jsonl").write_text("".join(lines[:3]), encoding="utf-8")
+    assert not is_complete(folder)

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -459,3 +460,15 @@ def test_scoring_never_loads_torch(tmp_path, data):
         "assert not {'torch', 'transformers', 'librosa', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.parametrize("text", [["a dog"], {"a": 1}, 3])
+def test_a_prediction_that_is_no_text_is_named(text: Any, tmp_path: Path) -> None:
+    data, theirs = tmp_path / "mmau.json", tmp_path / "theirs.json"
+    texts = {"question": "What?", "answer": "a dog", "task": "sound", "difficulty": "easy", "category": "Reasoning"}
+    record = {"id": "0", "audio_id": "./a.wav", "choices": ["a dog", "a cat"], "sub-category": "s", "split": "test"}
+    record |= texts | {"dataset": "d"}
+    data.write_text(json.dumps([record]), encoding="utf-8")
+    theirs.write_text(json.dumps([record | {"model_output": text}]), encoding="utf-8")
+    with pytest.raises(Refused, match="not a text"):
+        score_file(theirs, data, tmp_path / "out")
