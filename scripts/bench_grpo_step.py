@@ -370,7 +370,11 @@ def step_floor(
     config: Qwen2AudioConfig, prompts: Sequence[Prompt], num_completions: int, completion_tokens: int, lora: bool
 ) -> int:
     """FLOPs of a step that computes nothing twice: one pass for the rollout, one for the reference (without adapters),
-    one for the policy and its backward pass."""
+    one for the policy and its backward pass.
+
+    With adapters the trainer needs less: the encoder is frozen, and a clip that an earlier step met is not encoded
+    again.
+    """
     total = 0
     for prompt in prompts:
         forward = forward_of(config, prompt, num_completions, completion_tokens, LORA_RANK if lora else 0)
