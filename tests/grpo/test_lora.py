@@ -34,7 +34,8 @@ ENTRIES = {"grpo": (train_grpo, GRPO), "sft": (train_sft, SFT)}
 def parameters_alive() -> list[torch.nn.Parameter]:
     """All parameters that this process holds."""
     gc.collect()
-    return [item for item in gc.get_objects() if isinstance(item, torch.nn.Parameter)]
+    # by type: looking into every object would also ask proxies of objects that are gone
+    return [item for item in gc.get_objects() if issubclass(type(item), torch.nn.Parameter)]
 
 
 def added_since(before: list[torch.nn.Parameter]) -> int:
