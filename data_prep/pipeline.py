@@ -32,6 +32,7 @@ from tqdm import tqdm
 from data_prep.media import MediaError
 from data_prep.workers import PARTIAL, Clip, PassingError, Task, Workers
 from r1_aqa_repro.audio import CHANNELS
+from r1_aqa_repro.console import positive
 from r1_aqa_repro.errors import Failed, Problem, Refused, is_full_disk, space_left
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.schema import AudioQuestion, BadRecord, check_question, question_from_manifest
@@ -179,18 +180,12 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that every preparation has."""
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="where to write: a new folder, or an interrupted run's")
-    add("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N",
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
         help="decoding processes (default: one a core); the result does not depend on it")  # fmt: skip
     add("--channel", choices=CHANNELS, default="first", help="of several (default: first, as R1-AQA)")
     add("--format", choices=FORMATS, default="flac", help="of the prepared clips, 16 bits (default: flac)")
     add("--min-kept", type=_not_negative, default=0.0, metavar="N",
         help="exit with 3 when fewer records are kept; with a point, up to 1.0: a share (default: 0)")  # fmt: skip
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return int(text)
 
 
 def _not_negative(text: str) -> int | float:

@@ -27,7 +27,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from r1_aqa_repro.console import say, with_hyphens
+from r1_aqa_repro.console import positive, say, with_hyphens
 from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, command
 from r1_aqa_repro.prompts import PROMPT_STYLES
 
@@ -113,13 +113,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def auto_or_positive(text: str) -> int | str:
     return text if text == "auto" else positive(text)
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 if __name__ == "__main__":

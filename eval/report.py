@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from eval.matcher import MATCHERS, verdicts
-from eval.predictions import Prediction
+from eval.predictions import Prediction, by_question
 from eval.scores import choices_as_asked
 from eval.targets import EMBEDDED_HEADING, against_published
 from r1_aqa_repro.schema import AudioQuestion
@@ -51,9 +51,7 @@ def markdown_report(
         questions: the questions, for the lists of lost, unparsed and disputed ones.
         predictions: by any key.
     """
-    by_question: dict[str, list[Prediction]] = {}
-    for one in predictions.values():
-        by_question.setdefault(one.id, []).append(one)
+    of_question = by_question(predictions.values())
     sections = [
         _heading(paths),
         f"**{EMBEDDED_HEADING}**" if scores["version"] == "embedded" else "",
@@ -75,8 +73,8 @@ def markdown_report(
             if scores[key]
         ),
         f"## By matcher\n\n{_tallies('matcher', scores['matchers'])}\n\n{_MATCHERS}",
-        _disagreements(questions, by_question),
-        _unanswered(scores, questions, by_question),
+        _disagreements(questions, of_question),
+        _unanswered(scores, questions, of_question),
         _settings(settings, paths),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -241,11 +239,11 @@ def _permutation(permutation: Mapping[str, Any] | None) -> str:
     return "\n\n".join(lines)
 
 
-def _disagreements(questions: Sequence[AudioQuestion], by_question: Mapping[str, list[Prediction]]) -> str:
+def _disagreements(questions: Sequence[AudioQuestion], of_question: Mapping[str, list[Prediction]]) -> str:
     """Every question on which the matchers do not agree; the answers of the first."""
     rows, ids = [], []
     for question in questions:
-        for one in by_question.get(question.id, []):
+        for one in of_question.get(question.id, []):
             verdict = verdicts(one.answer, question.answer or "", choices_as_asked(question, one))
             if len(set(verdict.values())) > 1:
                 cells = ["right" if verdict[name] else "wrong" for name in MATCHERS]
@@ -262,7 +260,7 @@ def _disagreements(questions: Sequence[AudioQuestion], by_question: Mapping[str,
 
 
 def _unanswered(
-    scores: Mapping[str, Any], questions: Sequence[AudioQuestion], by_question: Mapping[str, list[Prediction]]
+    scores: Mapping[str, Any], questions: Sequence[AudioQuestion], of_question: Mapping[str, list[Prediction]]
 ) -> str:
     """All questions without prediction, without readable clip and without parsed answer."""
     by_id = {question.id: question for question in questions}
@@ -278,7 +276,7 @@ def _unanswered(
         shown = (
             [escape(one.id), escape((one.completion or "")[:_SHOWN_CHARACTERS]) or "(empty)"]
             for question_id in ids[:_LISTED]
-            for one in [next(one for one in by_question[question_id] if one.status == "unparsed")]
+            for one in [next(one for one in of_question[question_id] if one.status == "unparsed")]
         )
         rest = f"\n\nAnd: {_ids(ids[_LISTED:])}." if len(ids) > _LISTED else ""
         title = f"## Unparsed completions (of {len(ids)} questions)"

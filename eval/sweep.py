@@ -23,8 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.mmau import auto_or_positive, positive
-from r1_aqa_repro.console import say, with_hyphens
+from eval.mmau import auto_or_positive
+from r1_aqa_repro.console import positive, say, with_hyphens
 from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
 from r1_aqa_repro.prompts import PROMPT_STYLES
 

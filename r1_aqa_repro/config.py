@@ -203,7 +203,7 @@ def parse_config(training_type: type[Training], argv: Sequence[str]) -> tuple[Da
         if position == len(argv):
             raise Refused.because(where, "--config has no value", "Give a YAML file.")
         where = argv[position]
-        content = _read_yaml(where)
+        content = read_yaml(where)
     written = {name[2:].split("=")[0].replace("-", "_") for name in argv if name.startswith("--")} | set(content)
     derived = sorted(written & set(_DERIVED))
     if derived:
@@ -226,7 +226,7 @@ def parse_config(training_type: type[Training], argv: Sequence[str]) -> tuple[Da
         ) from error
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)

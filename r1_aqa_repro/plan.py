@@ -27,7 +27,7 @@ from transformers import AutoConfig, PreTrainedConfig, Qwen2AudioConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import ModelConfig, get_peft_config
 
-from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, _read_yaml, batch_plan, parse_config
+from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, batch_plan, parse_config, read_yaml
 from r1_aqa_repro.errors import EXIT_DONE, Refused, command
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.geometries import QWEN2_AUDIO_7B_INSTRUCT, qwen2_audio_7b_config
@@ -116,7 +116,7 @@ def read_training(path: str, overrides: Sequence[str]) -> tuple[AudioGRPOConfig 
     Raises:
         Refused: see `parse_config`; no model is named.
     """
-    sft = bool({"examples_per_step", "max_examples_per_device", "stop_at_loss"} & _read_yaml(path).keys())
+    sft = bool({"examples_per_step", "max_examples_per_device", "stop_at_loss"} & read_yaml(path).keys())
     kind: Any = AudioSFTConfig if sft else AudioGRPOConfig
     # bf16 is refused on a machine without a GPU, where a plan is made as well
     _, training, model = parse_config(kind, ["--config", path, *overrides, "--use_cpu", "true"])

@@ -34,7 +34,7 @@ from transformers import GenerationConfig, Qwen2AudioForConditionalGeneration  #
 from eval.asking import ask  # noqa: E402
 from eval.generate import Generator, Hearing  # noqa: E402
 from r1_aqa_repro.audio import SAMPLING_RATE, load_audio  # noqa: E402
-from r1_aqa_repro.console import say, with_hyphens  # noqa: E402
+from r1_aqa_repro.console import positive, say, with_hyphens  # noqa: E402
 from r1_aqa_repro.errors import EXIT_DONE, command  # noqa: E402
 from r1_aqa_repro.files import write_json  # noqa: E402
 from r1_aqa_repro.prompts import build_messages  # noqa: E402
@@ -187,20 +187,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--geometry", choices=GEOMETRIES, default="mid", help="default: mid")
-    add("--batch-size", type=_positive, default=4, metavar="N", help="questions at once (default: 4)")
-    add("--repeats", type=_positive, default=8, metavar="K", help="sampled completions a question (default: 8)")
-    add("--completion-tokens", type=_positive, default=16, metavar="N", help="of every completion (default: 16)")
-    add("--rounds", type=_positive, default=3, metavar="N", help="timed rounds (default: 3)")
-    add("--threads", type=_positive, default=1, metavar="N", help="default: 1")
+    add("--batch-size", type=positive, default=4, metavar="N", help="questions at once (default: 4)")
+    add("--repeats", type=positive, default=8, metavar="K", help="sampled completions a question (default: 8)")
+    add("--completion-tokens", type=positive, default=16, metavar="N", help="of every completion (default: 16)")
+    add("--rounds", type=positive, default=3, metavar="N", help="timed rounds (default: 3)")
+    add("--threads", type=positive, default=1, metavar="N", help="default: 1")
     add("--json", type=Path, metavar="FILE", help="where to write the figures")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 if __name__ == "__main__":

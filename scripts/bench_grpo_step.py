@@ -58,7 +58,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback  # n
 from r1_aqa_repro import modeling  # noqa: E402
 from r1_aqa_repro.audio import SAMPLING_RATE  # noqa: E402
 from r1_aqa_repro.config import AudioGRPOConfig  # noqa: E402
-from r1_aqa_repro.console import say, with_hyphens  # noqa: E402
+from r1_aqa_repro.console import positive, say, with_hyphens  # noqa: E402
 from r1_aqa_repro.embedded.question_set import make_question  # noqa: E402
 from r1_aqa_repro.embedded.tiny_model import (  # noqa: E402
     TINY,
@@ -137,21 +137,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--geometry", choices=list(SETUPS), default="tiny", help="default: tiny")
     add("--mode", choices=[*SHARING, "compare"], default="compare", help="default: compare")
-    add("--threads", type=_positive, default=1, metavar="N", help="threads of each process (default: 1)")
+    add("--threads", type=positive, default=1, metavar="N", help="threads of each process (default: 1)")
     add("--json", type=Path, metavar="FILE", help="where to write the figures")
-    add("--steps", type=_positive, default=5, metavar="N", help="timed steps of each mode (default: 5)")
-    add("--warmup", type=_positive, default=1, metavar="N", help="steps before them (default: 1)")
-    add("--prompts", type=_positive, metavar="N", help="prompts of a step (default: the geometry's)")
-    add("--completion-tokens", type=_positive, metavar="N", help="default: the geometry's")
+    add("--steps", type=positive, default=5, metavar="N", help="timed steps of each mode (default: 5)")
+    add("--warmup", type=positive, default=1, metavar="N", help="steps before them (default: 1)")
+    add("--prompts", type=positive, metavar="N", help="prompts of a step (default: the geometry's)")
+    add("--completion-tokens", type=positive, metavar="N", help="default: the geometry's")
     add("--peak-tflops", type=float, metavar="T", help="the device's peak, for its utilisation")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 # --- The measurement
