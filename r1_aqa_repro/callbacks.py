@@ -19,6 +19,8 @@ _SHOWN = {
     "reward": "reward",
     "rewards/accuracy_reward/mean": "accuracy",
     "rewards/format_reward/mean": "format",
+    "accuracy": "accuracy",  # of a reward model on its pairs
+    "rewards/accuracies": "accuracy",  # of DPO
     "reward_std": "std",
     "entropy": "entropy",
     "kl": "kl",

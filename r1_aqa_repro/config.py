@@ -1,4 +1,7 @@
-"""Configuration of the training entry points: dataclasses filled from one YAML file and the command line."""
+"""Configuration of the training entry points: dataclasses filled from one YAML file and the command line.
+
+What audio and text share, and audio's own; the text entry points' own is in `text_config`.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +27,30 @@ Training = TypeVar("Training", bound=TrainingArguments)
 
 
 @dataclass
-class DataArguments:
-    """What is asked and heard, and how a run treats bad records and its own folder."""
+class RunArguments:
+    """What a run learns from, and how it treats bad records and its own folder."""
 
     train_file: str | None = field(
-        default=None, metadata={"help": "manifest.jsonl, R1-AQA JSONL lines, or a JSON file in MMAU's format."}
-    )
-    prompt_style: str = field(default="answer", metadata={"help": "direct, answer or think.", "choices": PROMPT_STYLES})
-    audio_channel: str = field(
-        default="first", metadata={"help": "first channel, as R1-AQA, or the mean of all.", "choices": CHANNELS}
+        default=None,
+        metadata={
+            "help": "Audio: manifest.jsonl, R1-AQA JSONL lines, or a JSON file in MMAU's format. Text: JSON lines, "
+            "docs/data.md."
+        },
     )
     skip_bad_records: bool = field(
         default=False, metadata={"help": "Drop and list bad records and clips instead of refusing to start."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete the checkpoints of an earlier run in output_dir."})
+
+
+@dataclass
+class DataArguments(RunArguments):
+    """How audio questions are asked and heard."""
+
+    prompt_style: str = field(default="answer", metadata={"help": "direct, answer or think.", "choices": PROMPT_STYLES})
+    audio_channel: str = field(
+        default="first", metadata={"help": "first channel, as R1-AQA, or the mean of all.", "choices": CHANNELS}
+    )
 
 
 @dataclass
@@ -58,7 +71,7 @@ class EvaluationArguments:
 
 
 @dataclass
-class AudioGRPOConfig(EvaluationArguments, GRPOConfig):
+class SharedPrefixGRPOConfig(GRPOConfig):
     """TRL's GRPOConfig; batch sizes follow from `prompts_per_step` and the number of processes.
 
     `per_device_train_batch_size`, `gradient_accumulation_steps` and `steps_per_generation` are derived: a group's rows
@@ -86,13 +99,6 @@ class AudioGRPOConfig(EvaluationArguments, GRPOConfig):
     advantage_top_fraction: float = field(
         default=0.5, metadata={"help": "Share of a group that advantage_filter top_fraction keeps."}
     )
-    trained_parts: str = field(
-        default="all",
-        metadata={
-            "help": "all, as the paper; no_encoder: the audio encoder stays; projector: everything else stays.",
-            "choices": TRAINED_PARTS,
-        },
-    )
     sharing: str = field(
         default="auto",
         metadata={
@@ -104,32 +110,57 @@ class AudioGRPOConfig(EvaluationArguments, GRPOConfig):
     def __post_init__(self) -> None:
         if self.sharing is False:  # how YAML reads a bare `off`
             self.sharing = "off"
-        self.batch_problem = _derive_batch(
+        self.batch_problem = derive_batch(
             self, "prompts_per_step", self.prompts_per_step, self.max_prompts_per_device, self.num_generations
         )
         self.generation_batch_size, self.steps_per_generation = None, 1
+        super().__post_init__()
+
+
+@dataclass
+class AudioGRPOConfig(EvaluationArguments, SharedPrefixGRPOConfig):
+    """GRPO on audio questions, with the evaluation while training."""
+
+    trained_parts: str = field(
+        default="all",
+        metadata={
+            "help": "all, as the paper; no_encoder: the audio encoder stays; projector: everything else stays.",
+            "choices": TRAINED_PARTS,
+        },
+    )
+
+    def __post_init__(self) -> None:
         if _derive_evaluation(self):
             self.num_generations_eval = 1  # TRL's own evaluation never runs: its rule for batches need not hold
         super().__post_init__()
 
 
 @dataclass
-class AudioSFTConfig(EvaluationArguments, TrainingArguments):
-    """transformers' TrainingArguments; batch sizes follow from `examples_per_step` and the number of processes."""
+class ExampleArguments:
+    """Batch sizes of what learns from examples: they follow from `examples_per_step` and the number of processes."""
 
     examples_per_step: int = field(default=32, metadata={"help": "Examples of an optimizer step, over all processes."})
     max_examples_per_device: int = field(
         default=32, metadata={"help": "At most so many examples a device at once; more are accumulated."}
     )
+
+    def __post_init__(self) -> None:
+        self.batch_problem = derive_batch(
+            self, "examples_per_step", self.examples_per_step, self.max_examples_per_device, 1
+        )
+        super().__post_init__()  # type: ignore[misc]  # of the configuration that this is mixed into
+
+
+@dataclass
+class AudioSFTConfig(EvaluationArguments, ExampleArguments, TrainingArguments):
+    """transformers' TrainingArguments for supervised fine-tuning on audio questions."""
+
     stop_at_loss: float | None = field(
         default=None, metadata={"help": "End once the mean loss of the last 20 logged steps is at most this."}
     )
     max_completion_length: int = field(default=256, metadata={"help": "Longest completion of an evaluation, tokens."})
 
     def __post_init__(self) -> None:
-        self.batch_problem = _derive_batch(
-            self, "examples_per_step", self.examples_per_step, self.max_examples_per_device, 1
-        )
         _derive_evaluation(self)
         self.remove_unused_columns = False  # the collator reads the questions themselves
         super().__post_init__()
@@ -157,7 +188,7 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _derive_batch(args: Any, key: str, per_step: int, max_per_device: int, rows_per_item: int) -> str | None:
+def derive_batch(args: Any, key: str, per_step: int, max_per_device: int, rows_per_item: int) -> str | None:
     """Fill in the batch sizes. What does not divide is returned as a text, for preflight to report with the rest."""
     try:
         at_once, accumulation = batch_plan(per_step, max_per_device, num_processes())
@@ -190,7 +221,13 @@ _DERIVED = (
 
 
 def parse_config(training_type: type[Training], argv: Sequence[str]) -> tuple[DataArguments, Training, ModelConfig]:
-    """`--config FILE` and `--key value` pairs as dataclasses; the command line overrides the file.
+    """The configuration of an entry point that trains on audio questions, see `parse_as`."""
+    data, training, model = parse_as((DataArguments, training_type, ModelConfig), argv)
+    return data, training, model
+
+
+def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+    """`--config FILE` and `--key value` pairs as these dataclasses; the command line overrides the file.
 
     Raises:
         Refused: an unreadable file, an unknown key, a derived key, or a value that does not fit.
@@ -207,13 +244,12 @@ def parse_config(training_type: type[Training], argv: Sequence[str]) -> tuple[Da
     written = {name[2:].split("=")[0].replace("-", "_") for name in argv if name.startswith("--")} | set(content)
     derived = sorted(written & set(_DERIVED))
     if derived:
-        remedy = "Set prompts_per_step and max_prompts_per_device (SFT: examples_per_step, max_examples_per_device)."
+        remedy = "Set prompts_per_step and max_prompts_per_device (or examples_per_step and max_examples_per_device)."
         raise Refused.because(where, f"{', '.join(derived)} cannot be set: it is derived", remedy)
-    types = (DataArguments, training_type, ModelConfig)
     problems = _check_values(content, types, where)
     if problems:
         raise Refused(problems)
-    parser = TrlParser(types, allow_abbrev=False, exit_on_error=False)
+    parser = TrlParser(list(types), allow_abbrev=False, exit_on_error=False)
     try:
         return parser.parse_args_and_config(argv)
     except SystemExit as error:  # argparse has printed what is wrong

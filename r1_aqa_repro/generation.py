@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, ProcessorMixin
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
-from r1_aqa_repro.inputs import ModelInputs, attention_mask_left, pad_left, position_ids_of
-from r1_aqa_repro.modeling import eos_token_ids
+from r1_aqa_repro.inputs import PromptInputs, attention_mask_left, pad_left, position_ids_of
+from r1_aqa_repro.modeling import eos_token_ids, tokenizer_of
 from r1_aqa_repro.shared_attention import share_cache
 
 
 def generate(
     model: PreTrainedModel,
-    inputs: ModelInputs,
+    inputs: PromptInputs,
     rows: torch.Tensor,
     generation_config: GenerationConfig,
     *,
@@ -31,7 +39,7 @@ def generate(
 
     Args:
         model: unwrapped policy.
-        inputs: prompts and clips of U questions.
+        inputs: prompts of U questions, and their clips where they have some.
         rows: int64 [N], the question of each completion wanted. With `share` these are whole groups: 0, 0, 1, 1, ...
         generation_config: with `pad_token_id` and `eos_token_id` set.
         share: run each prompt once, and let its rows attend to the one key-value cache of it. Off, every row runs its
@@ -71,17 +79,40 @@ def generate(
     return cut_after_eos(sequences[:, input_ids.size(1) :].tolist(), generation_config.eos_token_id)
 
 
-def greedy_config(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> GenerationConfig:
+def greedy_config(
+    model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase, max_new_tokens: int
+) -> GenerationConfig:
     """Greedy decoding up to any of the model's end-of-sequence tokens, whatever its own settings say."""
     return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=eos_token_ids(model, processor),
-        pad_token_id=processor.tokenizer.pad_token_id,
-        # a generated placeholder would stand for a clip that does not exist
-        suppress_tokens=[model.config.audio_token_id],
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, **_special_tokens(model, processor)
     )
+
+
+def sampling_config(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+) -> GenerationConfig:
+    """Sampling from the full softmax up to any of the model's end-of-sequence tokens, whatever its settings say."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        **_special_tokens(model, processor),
+    )
+
+
+def _special_tokens(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> dict[str, Any]:
+    audio_token_id = getattr(model.config, "audio_token_id", None)
+    return {
+        "eos_token_id": eos_token_ids(model, processor),
+        "pad_token_id": tokenizer_of(processor).pad_token_id,
+        # a generated placeholder would stand for a clip that does not exist
+        "suppress_tokens": None if audio_token_id is None else [audio_token_id],
+    }
 
 
 def check_whole_groups(rows: torch.Tensor, num_prompts: int) -> None:
@@ -101,7 +132,7 @@ def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _prefill(
-    model: PreTrainedModel, inputs: ModelInputs, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    model: PreTrainedModel, inputs: PromptInputs, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> DynamicCache:
     """Key-value cache of each prompt without its last token (which `generate` needs to start from)."""
     cache = DynamicCache(config=model.config.get_text_config())

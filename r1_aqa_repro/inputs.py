@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from r1_aqa_repro.audio import SAMPLING_RATE, AudioError, load_audio, silence_like
 from r1_aqa_repro.audio_encoder import trim_frames
@@ -24,16 +24,37 @@ AUDIO_KEYS = ("input_features", "feature_attention_mask")
 
 
 @dataclass(frozen=True)
-class ModelInputs:
-    """Prompts of U questions.
+class PromptInputs:
+    """Prompts of U questions, text alone.
 
-    prompt_ids: U lists of token ids, audio placeholders expanded, no padding.
+    prompt_ids: U lists of token ids, no padding.
+    """
+
+    prompt_ids: list[list[int]]
+
+    def audio(
+        self, device: torch.device | str, rows: torch.Tensor | None = None, trim: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """What the model is given beside the prompts: nothing."""
+        return {}
+
+    def with_questions_of(self, other: Any, pairs: Sequence[tuple[int, int]]) -> PromptInputs:
+        """These inputs with question `i` replaced by question `j` of `other`, for each pair (i, j)."""
+        prompt_ids = list(self.prompt_ids)
+        for mine, theirs in pairs:
+            prompt_ids[mine] = other.prompt_ids[theirs]
+        return PromptInputs(prompt_ids)
+
+
+@dataclass(frozen=True)
+class ModelInputs(PromptInputs):
+    """Prompts of U questions about clips, audio placeholders expanded, and the clips.
+
     input_features: float32 [U, num_mel_bins, num_frames], log-mel, padded on the right to the encoder's window.
     feature_attention_mask: int64 [U, num_frames], 1 on real frames.
     encoded: `input_features` are a frozen encoder's output instead, [U, d_model, tokens].
     """
 
-    prompt_ids: list[list[int]]
     input_features: torch.Tensor
     feature_attention_mask: torch.Tensor
     encoded: bool = False
@@ -52,12 +73,10 @@ class ModelInputs:
             tensors = list(trim_frames(*tensors))
         return {key: tensor.to(device) for key, tensor in zip(AUDIO_KEYS, tensors, strict=True)}
 
-    def with_questions_of(self, other: ModelInputs, pairs: Sequence[tuple[int, int]]) -> ModelInputs:
-        """These inputs with question `i` replaced by question `j` of `other`, for each pair (i, j)."""
-        prompt_ids, mask = list(self.prompt_ids), self.feature_attention_mask.clone()
-        clips = list(self.input_features)
+    def with_questions_of(self, other: Any, pairs: Sequence[tuple[int, int]]) -> ModelInputs:
+        prompt_ids = super().with_questions_of(other, pairs).prompt_ids
+        mask, clips = self.feature_attention_mask.clone(), list(self.input_features)
         for mine, theirs in pairs:
-            prompt_ids[mine] = other.prompt_ids[theirs]
             mask[mine] = other.feature_attention_mask[theirs]
             clips[mine] = other.input_features[theirs]
         return ModelInputs(prompt_ids, stack_clips(clips), mask, self.encoded)
@@ -145,6 +164,22 @@ def question_inputs(
         [build_messages(question, style) for question in questions],
         [load_clip(question, channel, processor, blind) for question in questions],
     )
+
+
+def text_inputs(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]]) -> PromptInputs:
+    """Prompts of U conversations about text, up to where the assistant's turn begins."""
+    return PromptInputs(token_ids(tokenizer, conversations, complete=False))
+
+
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[dict[str, str]]], complete: bool
+) -> list[list[int]]:
+    """Conversations about text as the model sees them; incomplete ones with the beginning of the assistant's turn."""
+    texts = [
+        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not complete)
+        for messages in conversations
+    ]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def pad_left(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:

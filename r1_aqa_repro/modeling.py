@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
     AutoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2AudioForConditionalGeneration,
 )
@@ -29,34 +31,45 @@ from r1_aqa_repro.shared_attention import share_prefixes
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPE = "qwen2_audio"
+MODEL_TYPE, TEXT_MODEL_TYPE = "qwen2_audio", "qwen2"
+EXAMPLES = {MODEL_TYPE: "Qwen/Qwen2-Audio-7B-Instruct", TEXT_MODEL_TYPE: "Qwen/Qwen2-7B-Instruct"}
 # these versions tied Qwen2-Audio's lm_head to its embeddings: the model then generates audio markers only
 _TIED_HEAD_VERSIONS = (Version("5.10.0"), Version("5.10.3"))
 
 
-def check_model_folder(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig:
-    """The configuration of a Qwen2-Audio (a folder or a hub id; of a LoRA adapter: its base's), reading nothing else.
+def check_model_folder(name_or_path: str | os.PathLike[str], model_type: str = MODEL_TYPE) -> PreTrainedConfig:
+    """The configuration of a model (a folder or a hub id; of a LoRA adapter: its base's), reading nothing else.
+
+    Args:
+        name_or_path: folder or hub id.
+        model_type: what it has to be, a key of `EXAMPLES`.
 
     Raises:
         Refused: the folder or id cannot be read, is another model, or is incomplete.
     """
     where = str(name_or_path)
-    remedy = "Give a Qwen2-Audio folder or hub id, such as Qwen/Qwen2-Audio-7B-Instruct."
+    remedy = f"Give a {model_type} folder or hub id, such as {EXAMPLES[model_type]}."
     folder = Path(name_or_path)
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        return check_model_folder(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    base = adapter_base(folder)
+    if base is not None:
+        return check_model_folder(base, model_type)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise Refused.because(where, "the folder holds no config.json", remedy)
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError, KeyError) as error:
         raise Refused.because(where, f"no model can be read there ({str(error).splitlines()[0]})", remedy) from error
-    if config.model_type != MODEL_TYPE:
-        raise Refused.because(where, f"the model is a {config.model_type}, not a {MODEL_TYPE}", remedy)
+    if config.model_type != model_type:
+        raise Refused.because(where, f"the model is a {config.model_type}, not a {model_type}", remedy)
     if folder.is_dir():
         _check_weight_files(folder, remedy)
     return config
+
+
+def adapter_base(name_or_path: str | os.PathLike[str]) -> str | None:
+    """The base model that a folder with a LoRA adapter names; None for anything else."""
+    file = Path(name_or_path) / "adapter_config.json"
+    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
 
 
 def _check_weight_files(folder: Path, remedy: str) -> None:
@@ -119,23 +132,15 @@ def load_model(
     Raises:
         Refused: see `check_model_folder`; missing, unexpected or wrongly shaped tensors; a head tied to the embeddings.
     """
-    adapter = Path(name_or_path) / "adapter_config.json"
-    if adapter.is_file():
-        base = base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return _load_adapter(load_model(base, dtype, attn_implementation), adapter.parent)
+    named_base = adapter_base(name_or_path)
+    if named_base is not None:
+        return load_adapter(load_model(base or named_base, dtype, attn_implementation), Path(name_or_path))
     check_model_folder(name_or_path)
     _check_version()
     model, report = Qwen2AudioForConditionalGeneration.from_pretrained(
         name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
     )
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(map(str, report[what]))
-        if keys:
-            raise Refused.because(
-                str(name_or_path),
-                f"the weights have {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}",
-                "transformers would fill them at random or drop them: use a complete Qwen2-Audio checkpoint.",
-            )
+    check_loaded(report, str(name_or_path))
     check_head(model, str(name_or_path))
     # sinusoids that Qwen2-Audio keeps frozen; transformers 5.23 forgets that when it loads a checkpoint
     model.model.audio_tower.embed_positions.requires_grad_(False)
@@ -147,7 +152,28 @@ def load_model(
     return model
 
 
-def _load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def check_loaded(report: Mapping[str, Any], where: str, accepted: Collection[str] = ()) -> None:
+    """Refuse weights that transformers has filled at random or dropped.
+
+    Args:
+        report: the `output_loading_info` of `from_pretrained`.
+        where: the checkpoint.
+        accepted: tensors that may be missing or too many.
+
+    Raises:
+        Refused: there are others.
+    """
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(set(map(str, report[what])) - set(accepted))
+        if keys:
+            raise Refused.because(
+                where,
+                f"the weights have {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}",
+                "transformers would fill them at random or drop them: use a complete checkpoint of this kind of model.",
+            )
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The base model with the adapter in `folder`, every tensor of which must find its place.
 
     Raises:
@@ -255,11 +281,16 @@ def load_configured(config: ModelConfig) -> tuple[PreTrainedModel, ProcessorMixi
     return load(str(config.model_name_or_path), config.dtype or "float32", config.attn_implementation or "sdpa")
 
 
-def eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
+def tokenizer_of(processor: ProcessorMixin | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer of a processor; a tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a completion: the tokenizer's end of turn and those of the generation config."""
     declared: Any = model.generation_config.eos_token_id
     ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    return list(dict.fromkeys([processor.tokenizer.eos_token_id, *ids]))
+    return list(dict.fromkeys([tokenizer_of(processor).eos_token_id, *ids]))
 
 
 def _check_version() -> None:

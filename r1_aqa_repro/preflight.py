@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedConfig, ProcessorMixin, Qwen2AudioForConditionalGeneration, TrainingArguments
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2AudioForConditionalGeneration,
+    TrainingArguments,
+)
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import ModelConfig
 
 from r1_aqa_repro.audio import check_audio
-from r1_aqa_repro.config import BEST_METRIC, DataArguments, num_processes
+from r1_aqa_repro.config import BEST_METRIC, DataArguments, RunArguments, num_processes
 from r1_aqa_repro.console import is_main_process, say
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.inputs import minimum_seconds
-from r1_aqa_repro.modeling import check_model_folder, check_pair, load_processor
+from r1_aqa_repro.modeling import adapter_base, check_model_folder, check_pair, load_processor
 from r1_aqa_repro.resuming import FINAL
 from r1_aqa_repro.run_folder import check_run_folder, data_hashes, resolved_config, start_run
 from r1_aqa_repro.schema import AudioQuestion, limited, read_questions, with_answers
@@ -59,7 +67,8 @@ def prepare(
     shortest, parameters = 0.1, None  # seconds; both are better known once the model is
     try:
         config_of_model, processor = _check_model(model)
-        shortest, parameters = minimum_seconds(processor), _count_parameters(training, config_of_model)
+        shortest = minimum_seconds(processor)
+        parameters = count_parameters(training, lambda: Qwen2AudioForConditionalGeneration(config_of_model))
     except Refused as refusal:
         problems += refusal.problems
     questions, dropped, bad = _read(data.train_file, data.skip_bad_records, shortest)
@@ -70,29 +79,72 @@ def prepare(
         held_out, also_dropped, bad = _read(eval_file, data.skip_bad_records, shortest, training.eval_limit)
         dropped += also_dropped
         problems += bad + check_held_out(questions, held_out, eval_file)
+    ids = [question.id for question in questions + held_out]
+    begin_run(
+        Run(data, training, model, ids, len(questions), parameters),
+        problems,
+        dropped,
+        _embedded_held_out(data, Path(str(training.output_dir))),
+    )
+    return questions
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run before it begins.
+
+    data, training, model: its configuration.
+    ids: of all records that it reads, in their order.
+    examples: records that it trains on.
+    parameters: of its model; None where the model cannot be read.
+    """
+
+    data: RunArguments
+    training: TrainingArguments
+    model: ModelConfig
+    ids: list[str]
+    examples: int
+    parameters: int | None
+
+
+def begin_run(
+    run: Run, problems: list[Problem], dropped: list[Problem], embedded_held_out: dict[str, str] | None = None
+) -> None:
+    """Check run folder and disk; then make the folder this run's own.
+
+    Args:
+        run: the run.
+        problems: what is wrong with it already.
+        dropped: bad records that it does without; they are listed in its folder.
+        embedded_held_out: see `run_folder.start_run`.
+
+    Raises:
+        Refused: with everything that is wrong, on any process. Nothing has been written then.
+    """
+    data, training = run.data, run.training
     folder = Path(str(training.output_dir))
-    config = resolved_config(data=data, training=training, model=model)
-    hashes = data_hashes(data.train_file, eval_file)
+    config = resolved_config(data=data, training=training, model=run.model)
+    hashes = data_hashes(data.train_file, getattr(training, "eval_file", None))
+    problems = list(problems)
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)
-    if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):
+    if run.parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):
         # an adapter is a few per cent of its base at most
-        saved = parameters // 50 if model.use_peft else parameters
-        problems += _check_disk(folder, training, saved, len(questions))
-    problems = _of_all_processes(problems, questions + held_out)
+        saved = run.parameters // 50 if run.model.use_peft else run.parameters
+        problems += _check_disk(folder, training, saved, run.examples)
+    problems = _of_all_processes(problems, run.ids)
     if problems:
         if torch.distributed.is_initialized():  # left open, it aborts one process at exit: code 1 instead of 2
             torch.distributed.destroy_process_group()
         raise Refused(problems)
     if is_main_process():
-        start_run(folder, config, hashes, training.seed, data.overwrite, _embedded_held_out(data, folder))
+        start_run(folder, config, hashes, training.seed, data.overwrite, embedded_held_out)
         if dropped:
             write_json(folder / "skipped_records.json", [str(problem) for problem in dropped])
             say(f"{len(dropped)} bad records are left out; they are listed in {folder / 'skipped_records.json'}")
     # no process may look for checkpoints before the main one has deleted those of an earlier run
     if training.distributed_state is not None:
         training.distributed_state.wait_for_everyone()
-    return questions
 
 
 def _embedded_held_out(data: DataArguments, folder: Path) -> dict[str, str] | None:
@@ -225,7 +277,7 @@ def _check_model(model: ModelConfig) -> tuple[PreTrainedConfig, ProcessorMixin]:
             "Set it to a Qwen2-Audio folder or hub id (the embedded run leaves one).",
         )
     config = check_model_folder(model.model_name_or_path)
-    if (Path(model.model_name_or_path) / "adapter_config.json").is_file():
+    if adapter_base(model.model_name_or_path) is not None:
         raise Refused.because(
             model.model_name_or_path, "an adapter cannot be trained further", "Use r1_aqa_repro.merge_adapter."
         )
@@ -234,10 +286,10 @@ def _check_model(model: ModelConfig) -> tuple[PreTrainedConfig, ProcessorMixin]:
     return config, processor
 
 
-def _check_disk(folder: Path, training: TrainingArguments, parameters: int, num_questions: int) -> list[Problem]:
+def _check_disk(folder: Path, training: TrainingArguments, parameters: int, examples: int) -> list[Problem]:
     """Room for the checkpoints that the run has yet to write, one being written and the final model."""
     at_once = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    rows = num_questions * getattr(training, "num_generations", 1)
+    rows = examples * getattr(training, "num_generations", 1)
     steps = training.max_steps if training.max_steps > 0 else training.num_train_epochs * rows / at_once
     planned = 0 if training.save_strategy == "no" else int(steps // max(1, training.save_steps)) + 1
     best = int(getattr(training, "eval_file", None) is not None)  # kept beside the last ones
@@ -248,12 +300,12 @@ def _check_disk(folder: Path, training: TrainingArguments, parameters: int, num_
     return check_free_space(folder, needed, f"{to_write} more checkpoints, one being written and the final model")
 
 
-def _of_all_processes(problems: list[Problem], questions: list[AudioQuestion]) -> list[Problem]:
-    """What any process found wrong (machines may see different files), and whether all read the same questions."""
+def _of_all_processes(problems: list[Problem], ids: list[str]) -> list[Problem]:
+    """What any process found wrong (machines may see different files), and whether all read the same records."""
     everywhere = list(dict.fromkeys(gather_object(problems)))
-    if len(set(gather_object([tuple(question.id for question in questions)]))) > 1 and not everywhere:
+    if len(set(gather_object([tuple(ids)]))) > 1 and not everywhere:
         everywhere.append(
-            Problem("data", "the processes read different questions", "Give all machines the same clips.")
+            Problem("data", "the processes read different records", "Give all machines the same files and clips.")
         )
     return everywhere
 
@@ -268,13 +320,13 @@ def check_free_space(folder: Path, needed: int, purpose: str) -> list[Problem]:
     return [Problem(str(folder), what, "Free some space, set save_total_limit, or choose another output_dir.")]
 
 
-def _count_parameters(training: TrainingArguments, config: PreTrainedConfig) -> int:
-    """Parameters of the model, built without memory for them."""
+def count_parameters(training: TrainingArguments, build: Callable[[], PreTrainedModel]) -> int:
+    """Parameters of the model that `build` makes, without memory for them."""
     if training.deepspeed:  # ZeRO-3 would shard even this model, before there are processes to shard it over
         unset_hf_deepspeed_config()
     try:
         with torch.device("meta"):
-            return Qwen2AudioForConditionalGeneration(config).num_parameters()
+            return build().num_parameters()
     finally:
         if training.deepspeed:
             set_hf_deepspeed_config(training.hf_deepspeed_config)

@@ -14,7 +14,7 @@ from typing import Any
 from r1_aqa_repro.answers import follows_format, is_correct, parse_completion
 
 Completion = str | list[dict[str, Any]]
-RewardFunction = Callable[..., list[float]]
+RewardFunction = Callable[..., Sequence[float | None]]  # None: the reward does not apply to the row
 
 
 def completion_text(completion: Completion) -> str:

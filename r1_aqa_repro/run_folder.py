@@ -31,6 +31,7 @@ from r1_aqa_repro.files import sha256_of, write_atomically, write_json
 from r1_aqa_repro.resuming import FINAL, STAGING, last_checkpoint
 
 CONFIG, RUN = "config.resolved.yaml", "run.json"
+EXAMPLES = "examples"  # folder inside the run folder: the data as a library's trainer takes it
 PACKAGES = (
     "torch",
     "transformers",
@@ -111,7 +112,8 @@ def start_run(
         # the records first: a kill in between leaves no run that would go on from half a checkpoint
         for name in (CONFIG, RUN, "skipped_records.json"):
             (folder / name).unlink(missing_ok=True)
-        for path in [*folder.glob("checkpoint-*"), *(folder / name for name in (FINAL, STAGING, EVALUATIONS, ENCODED))]:
+        made = (FINAL, STAGING, EVALUATIONS, ENCODED, EXAMPLES)
+        for path in [*folder.glob("checkpoint-*"), *(folder / name for name in made)]:
             shutil.rmtree(path, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN).is_file():

@@ -76,7 +76,7 @@ def read_questions(path: str | os.PathLike[str], audio_dir: str | os.PathLike[st
     questions: list[AudioQuestion] = []
     problems: list[Problem] = []
     first_seen: dict[str, str] = {}
-    for where, record in _records(file):
+    for where, record in read_records(file):
         try:
             if isinstance(record, BadRecord):
                 raise record
@@ -104,7 +104,7 @@ def write_manifest(path: str | os.PathLike[str], questions: Iterable[AudioQuesti
     write_atomically(file, "".join(line + "\n" for line in lines))
 
 
-def _records(file: Path) -> Iterator[tuple[str, Any]]:
+def read_records(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield (`line N` or `record N`, JSON value or BadRecord) for a JSON list or a JSONL file."""
     try:
         text = file.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r1_aqa_repro.grpo.trainer import question_rows
+from r1_aqa_repro.grpo.trainer import question_columns, rows_of
 from r1_aqa_repro.prompts import PROMPT_STYLES, build_messages, prompt_text, target_text
 from r1_aqa_repro.schema import AudioQuestion
 
@@ -78,7 +78,7 @@ def test_rendered_prompt(processor):
 @pytest.mark.parametrize("style", PROMPT_STYLES)
 def test_training_rows_keep_their_parts_as_built(questions, processor, style):
     """Stored in Arrow, a text part would get `audio: None`, which the chat template counts as a second clip."""
-    rows = list(question_rows(questions[:4], style))
+    rows = list(rows_of(questions[:4], question_columns(style)))
     assert [row["prompt"] for row in rows] == [build_messages(question, style) for question in questions[:4]]
     for row, question in zip(rows, questions[:4], strict=True):
         audio, text = row["prompt"][0]["content"]
@@ -96,7 +96,7 @@ def test_the_arrow_pitfall_is_real(processor):
 
 
 def test_training_rows_hold_what_the_rewards_read(questions):
-    row = question_rows(questions, "think")[5]
+    row = rows_of(questions, question_columns("think"))[5]
     assert row["question"] == questions[5]
     assert row["answer"] == questions[5].answer
     assert row["choices"] == list(questions[5].choices)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from r1_aqa_repro.generation import generate
+from r1_aqa_repro.generation import generate, sampling_config
 from r1_aqa_repro.inputs import pad_right, question_inputs
-from r1_aqa_repro.modeling import eos_token_ids
 from r1_aqa_repro.schema import AudioQuestion
 
 
@@ -29,16 +28,7 @@ def kl_to_start(
     beta 0 training computes no KL at all: this is how it is watched then.
     """
     inputs = question_inputs(processor, questions, prompt_style)
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=processor.tokenizer.pad_token_id,
-        eos_token_id=eos_token_ids(policy, processor),
-        suppress_tokens=[policy.config.audio_token_id],
-    )
+    config = sampling_config(policy, processor, max_new_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         completions = generate(policy, inputs, torch.arange(len(questions)), config)

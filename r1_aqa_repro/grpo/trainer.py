@@ -1,4 +1,6 @@
-"""AudioGRPOTrainer: TRL's GRPOTrainer for audio questions, with one computation of the prompt and its clip a group.
+"""SharedPrefixGRPOTrainer: TRL's GRPOTrainer with one computation of the prompt, and of its clip, a group.
+
+AudioGRPOTrainer and TextGRPOTrainer say what a question is; everything else is the same for both.
 
 TRL keeps configuration, reward calls, advantages, loss types, KL, logging, checkpoints, DeepSpeed and PEFT. What this
 subclass replaces is how a batch is tokenised, generated and scored. TRL is pinned exactly, since private methods are
@@ -7,7 +9,7 @@ overridden; `tests/grpo/test_trainer.py` names what to look at when an update ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from r1_aqa_repro.config import AudioGRPOConfig
+from r1_aqa_repro.config import AudioGRPOConfig, SharedPrefixGRPOConfig
 from r1_aqa_repro.encoded_audio import ENCODED, EncodedAudio
 from r1_aqa_repro.evaluating import EvaluatingTrainer
 from r1_aqa_repro.generation import generate
@@ -29,52 +31,55 @@ from r1_aqa_repro.grpo.monitor import CompletionTable, StepClock, StepRecord
 from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
 from r1_aqa_repro.grpo.shared_prefix import pack_groups
 from r1_aqa_repro.grpo.signal import better_completions, draw_further, groups_with_signal, indices_of, replace_groups
-from r1_aqa_repro.inputs import IGNORE, ModelInputs, question_inputs
+from r1_aqa_repro.inputs import IGNORE, ModelInputs, PromptInputs, question_inputs, text_inputs
 from r1_aqa_repro.modeling import prepare_for_sharing
 from r1_aqa_repro.prompts import build_messages
 from r1_aqa_repro.resuming import ResumableTrainer
-from r1_aqa_repro.rewards import REWARDS
+from r1_aqa_repro.rewards import REWARDS, RewardFunction
 from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.shared_attention import share_prefixes
+from r1_aqa_repro.text_data import TextPrompt
 
 
 @dataclass
 class Batch:
     """The questions that one batch of rows belongs to.
 
-    inputs: prompts and clips of the U questions, computed once each.
+    inputs: prompts, and clips if any, of the U questions, computed once each.
     group: int64 [N], the question of each row, in the row order of whoever is working on the batch.
     """
 
-    inputs: ModelInputs
+    inputs: PromptInputs
     group: torch.Tensor
 
 
-class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
-    """GRPO (arXiv 2402.03300, equation 3 as R1-AQA uses it) for multiple-choice questions about audio clips.
+class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
+    """GRPO (arXiv 2402.03300, equation 3 as R1-AQA uses it) on questions of any kind.
+
+    A subclass says what the model is given of a question (`_inputs_of`), which columns its rewards and the table of
+    completions see (`_columns`, `_noted`), and how a model is prepared for sharing (`_prepare_model`).
 
     Args:
-        model: a Qwen2AudioForConditionalGeneration, or a PEFT model of one.
-        args: the configuration; `args.reward_funcs` names the rewards, `args.sharing` switches the sharing.
-        questions: the training questions.
-        processing_class: the model's processor.
-        prompt_style, audio_channel: how the questions are asked and heard.
+        model: a Qwen2AudioForConditionalGeneration or Qwen2ForCausalLM, or a PEFT model of one.
+        args: the configuration; `args.sharing` switches the sharing.
+        questions: the training questions, equal where they are the same and each with an `id` of its own.
+        processing_class: the model's processor or tokenizer.
+        reward_funcs: by name, reward functions and reward models as TRL takes them.
         **kwargs: passed on (`evaluator` to EvaluatingTrainer, `peft_config` and others to GRPOTrainer).
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        args: AudioGRPOConfig,
-        questions: Sequence[AudioQuestion],
-        processing_class: ProcessorMixin,
-        prompt_style: str,
-        audio_channel: str = "first",
+        args: SharedPrefixGRPOConfig,
+        questions: Sequence[Any],
+        processing_class: ProcessorMixin | PreTrainedTokenizerBase,
+        reward_funcs: Mapping[str, RewardFunction | PreTrainedModel],
         **kwargs: Any,
     ):
-        self.args: AudioGRPOConfig
+        self.args: SharedPrefixGRPOConfig
         self.model: torch.nn.Module
-        self.processing_class: ProcessorMixin
-        self.prompt_style, self.audio_channel = prompt_style, audio_channel
+        self.processing_class: Any
         self.share = args.sharing == "auto"
         self.clock = StepClock()
         self._questions = questions
@@ -83,30 +88,44 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         self.record = StepRecord()
         self._completions: CompletionTable | None = None
         # an evaluation between generation and loss must not replace the training batch: one a mode
-        self._inputs: dict[str, ModelInputs] = {}
+        self._inputs: dict[str, PromptInputs] = {}
         self._batch: Batch | None = None
-        # TRL suppresses `config.image_token_id` in sampling; a sampled audio token would break the feature count alike
-        model.config.image_token_id = model.config.audio_token_id
         super().__init__(
             model=model,
             args=args,
-            reward_funcs=[REWARDS[name] for name in args.reward_funcs],
-            train_dataset=question_rows(questions, prompt_style),
+            reward_funcs=list(reward_funcs.values()),
+            train_dataset=rows_of(questions, self._columns()),
             processing_class=processing_class,
             **kwargs,
         )
-        del model.config.image_token_id
+        for index, (name, judge) in enumerate(reward_funcs.items()):
+            if isinstance(judge, torch.nn.Module):  # TRL calls it by its folder
+                self.reward_func_names[index] = name
         for wrapped in (self.model, self.ref_model):  # TRL loads the reference itself
             if wrapped is not None:
-                base = self.accelerator.unwrap_model(wrapped)
-                base = base.get_base_model() if isinstance(base, PeftModel) else base
-                prepare_for_sharing(base)
-        policy = self.accelerator.unwrap_model(self.model)
-        encoder = (policy.get_base_model() if isinstance(policy, PeftModel) else policy).model.audio_tower
-        self._encoded: EncodedAudio | None = None
-        if self.share and not any(parameter.requires_grad for parameter in encoder.parameters()):
-            self._encoded = EncodedAudio(Path(str(args.output_dir)) / ENCODED, encoder, self.accelerator)
+                self._prepare_model(self._base_of(wrapped))
         self.add_callback(_StepMonitor(self))
+
+    def _base_of(self, wrapped: torch.nn.Module) -> PreTrainedModel:
+        """A model without what accelerate, DeepSpeed and PEFT have put around it."""
+        model = self.accelerator.unwrap_model(wrapped)
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def _columns(self) -> dict[str, Callable[[Any], Any]]:
+        """What TRL and the rewards read of a question, by name: `prompt`, `task` and others."""
+        raise NotImplementedError
+
+    def _noted(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the table of completions shows of a row's question, by column."""
+        raise NotImplementedError
+
+    def _inputs_of(self, questions: Sequence[Any]) -> PromptInputs:
+        """What the model is given of U questions, each computed once."""
+        raise NotImplementedError
+
+    def _prepare_model(self, model: PreTrainedModel) -> None:
+        """Let the policy's or the reference's model (not wrapped by PEFT) share prefixes."""
+        raise NotImplementedError
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochRepeatSampler:
         sampler: RepeatSampler = super()._get_train_sampler(dataset)
@@ -150,9 +169,7 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         num_generations: int = self.num_generations if self.model.training else self.num_generations_eval
         questions, group = group_rows([row["question"] for row in rows], num_generations)
         with self.clock("audio"):
-            inputs = question_inputs(self.processing_class, questions, self.prompt_style, self.audio_channel)
-            if self._encoded is not None:
-                inputs = self._encoded(inputs, questions, self.audio_channel)
+            inputs = self._inputs_of(questions)
         batch = Batch(inputs, group.to(self.accelerator.device))
         with self._working_on(batch):
             output: dict[str, Any] = super()._generate_and_score_completions(rows)
@@ -336,7 +353,7 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         if not (logged and self.accelerator.is_main_process):
             return
         if self._completions is None:
-            columns = ["id", "task", "question", "answer", "completion", *self.reward_func_names, "advantage"]
+            columns = [*self._noted(rows[0]), "completion", *self.reward_func_names, "advantage"]
             folder = Path(str(self.args.output_dir))
             self._completions = CompletionTable(folder / "completions.csv", columns, self.state.global_step)
         group = slice(0, self.num_generations)
@@ -345,9 +362,7 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             step,
             [
                 {
-                    **{key: row[key] for key in ("task", "answer")},
-                    "id": row["question"].id,
-                    "question": row["question"].question,
+                    **self._noted(row),
                     "completion": text,
                     "advantage": round(advantage, 4),
                     **dict(zip(self.reward_func_names, rewards, strict=True)),
@@ -393,10 +408,98 @@ class AudioGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             self._batch = outer
 
 
+class AudioGRPOTrainer(SharedPrefixGRPOTrainer):
+    """GRPO for multiple-choice questions about audio clips.
+
+    Args:
+        model: a Qwen2AudioForConditionalGeneration, or a PEFT model of one.
+        args: the configuration; `args.reward_funcs` names the rewards.
+        questions: the training questions.
+        processing_class: the model's processor.
+        prompt_style, audio_channel: how the questions are asked and heard.
+        **kwargs: passed on.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: AudioGRPOConfig,
+        questions: Sequence[AudioQuestion],
+        processing_class: ProcessorMixin,
+        prompt_style: str,
+        audio_channel: str = "first",
+        **kwargs: Any,
+    ):
+        self.prompt_style, self.audio_channel = prompt_style, audio_channel
+        # TRL suppresses `config.image_token_id` in sampling; a sampled audio token would break the feature count alike
+        model.config.image_token_id = model.config.audio_token_id
+        rewards = {name: REWARDS[name] for name in args.reward_funcs}
+        super().__init__(model, args, questions, processing_class, rewards, **kwargs)
+        del model.config.image_token_id
+        encoder = self._base_of(self.model).model.audio_tower
+        self._encoded: EncodedAudio | None = None
+        if self.share and not any(parameter.requires_grad for parameter in encoder.parameters()):
+            self._encoded = EncodedAudio(Path(str(args.output_dir)) / ENCODED, encoder, self.accelerator)
+
+    def _columns(self) -> dict[str, Callable[[AudioQuestion], Any]]:
+        return question_columns(self.prompt_style)
+
+    def _noted(self, row: dict[str, Any]) -> dict[str, Any]:
+        question: AudioQuestion = row["question"]
+        return {
+            "id": question.id,
+            "task": question.task,
+            "question": question.question,
+            "answer": question.answer,
+        }
+
+    def _inputs_of(self, questions: Sequence[AudioQuestion]) -> ModelInputs:
+        inputs = question_inputs(self.processing_class, questions, self.prompt_style, self.audio_channel)
+        return inputs if self._encoded is None else self._encoded(inputs, questions, self.audio_channel)
+
+    def _prepare_model(self, model: PreTrainedModel) -> None:
+        prepare_for_sharing(model)
+
+
+class TextGRPOTrainer(SharedPrefixGRPOTrainer):
+    """GRPO for text prompts.
+
+    Args:
+        model: a Qwen2ForCausalLM, or a PEFT model of one.
+        args: the configuration.
+        questions: the prompts; every column that any of them has reaches the rewards, None where one has it not.
+        processing_class: the model's tokenizer.
+        reward_funcs: reward functions and reward models.
+        **kwargs: passed on, among them `reward_processing_classes`, the reward models' tokenizers.
+    """
+
+    def _columns(self) -> dict[str, Callable[[TextPrompt], Any]]:
+        def column(name: str) -> Callable[[TextPrompt], Any]:
+            return lambda prompt: prompt.columns.get(name)
+
+        names = {"task"} | {name for prompt in self._questions for name in prompt.columns}
+        return {name: column(name) for name in sorted(names)} | {"prompt": lambda prompt: prompt.messages}
+
+    def _noted(self, row: dict[str, Any]) -> dict[str, Any]:
+        prompt: TextPrompt = row["question"]
+        return {"id": prompt.id, "prompt": prompt.messages[-1]["content"]}
+
+    def _inputs_of(self, questions: Sequence[TextPrompt]) -> PromptInputs:
+        return text_inputs(self.processing_class, [prompt.messages for prompt in questions])
+
+    def _prepare_model(self, model: PreTrainedModel) -> None:
+        """TRL has loaded the reference from the policy's folder, without the run's own `rope_parameters`."""
+        own, wanted = model.config, self._base_of(self.model).config
+        if own.rope_parameters != wanted.rope_parameters:
+            own.rope_parameters, own.max_position_embeddings = wanted.rope_parameters, wanted.max_position_embeddings
+            model.model.rotary_emb = type(model.model.rotary_emb)(own).to(model.device)
+        share_prefixes(model)
+
+
 class _StepMonitor(TrainerCallback):
     """Tells the trainer when an optimizer step begins and ends, and what of it is the optimizer's."""
 
-    def __init__(self, trainer: AudioGRPOTrainer):
+    def __init__(self, trainer: SharedPrefixGRPOTrainer):
         self.trainer = trainer
         self._optimizer = ExitStack()
 
@@ -413,14 +516,9 @@ class _StepMonitor(TrainerCallback):
         self.trainer.log_step()
 
 
-def question_rows(questions: Sequence[AudioQuestion], prompt_style: str) -> Dataset:
-    """A Dataset of the columns that TRL and the rewards read, one row a question.
-
-    The rows are made when they are read: kept in Arrow, a message's text part would get an `audio` key that is None,
-    which the chat template counts as a second clip.
-    """
-    columns: dict[str, Callable[[AudioQuestion], Any]] = {
-        "question": lambda question: question,
+def question_columns(prompt_style: str) -> dict[str, Callable[[AudioQuestion], Any]]:
+    """What TRL and the rewards read of an audio question, by name."""
+    return {
         "prompt": lambda question: build_messages(question, prompt_style),
         "answer": lambda question: question.answer,
         "choices": lambda question: list(question.choices),
@@ -428,21 +526,29 @@ def question_rows(questions: Sequence[AudioQuestion], prompt_style: str) -> Data
         "prompt_style": lambda question: prompt_style,
     }
 
+
+def rows_of(questions: Sequence[Any], columns: dict[str, Callable[[Any], Any]]) -> Dataset:
+    """A Dataset with a row a question: the question itself and these columns of it.
+
+    The rows are made when they are read: kept in Arrow, a message's text part would get an `audio` key that is None,
+    which the chat template counts as a second clip.
+    """
+
     def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         picked = [questions[index] for index in batch["index"]]
-        return {name: [column(question) for question in picked] for name, column in columns.items()}
+        return {name: list(map(column, picked)) for name, column in columns.items()} | {"question": picked}
 
     return Dataset.from_dict({"index": list(range(len(questions)))}).with_transform(rows)
 
 
-def group_rows(questions: Sequence[AudioQuestion], num_generations: int) -> tuple[list[AudioQuestion], torch.Tensor]:
+def group_rows(questions: Sequence[Any], num_generations: int) -> tuple[list[Any], torch.Tensor]:
     """The U distinct questions of N = U * num_generations consecutive rows, and the question index of each row [N].
 
     Groups are the sampler's consecutive rows, never guessed from equal text: neighbours may ask the same about
     different clips.
 
     Raises:
-        ValueError: the rows are not whole groups of one question and one clip.
+        ValueError: the rows are not whole groups of one question (and its one clip).
     """
     if len(questions) % num_generations:
         raise ValueError(f"{len(questions)} rows are not whole groups of {num_generations}")
@@ -450,6 +556,6 @@ def group_rows(questions: Sequence[AudioQuestion], num_generations: int) -> tupl
     group = torch.arange(len(distinct)).repeat_interleave(num_generations)
     for row, question in enumerate(questions):
         leader = distinct[row // num_generations]
-        if (question.id, question.audio_path) != (leader.id, leader.audio_path):
+        if question != leader:
             raise ValueError(f"row {row} belongs to question {question.id}, its group to {leader.id}")
     return distinct, group

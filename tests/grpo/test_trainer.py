@@ -15,7 +15,7 @@ from trl.trainer.utils import RepeatSampler
 from r1_aqa_repro import modeling
 from r1_aqa_repro.grpo.divergence import kl_to_start
 from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
-from r1_aqa_repro.grpo.trainer import group_rows, question_rows
+from r1_aqa_repro.grpo.trainer import group_rows, question_columns, rows_of
 from r1_aqa_repro.inputs import question_inputs
 from r1_aqa_repro.schema import AudioQuestion
 
@@ -110,7 +110,7 @@ def test_group_rows_refuses_broken_groups(questions: list[AudioQuestion], order:
 
 
 def test_rows_hold_one_audio_part_and_no_empty_keys(questions: list[AudioQuestion]) -> None:
-    rows = question_rows(questions, "answer")
+    rows = rows_of(questions, question_columns("answer"))
     for row in rows.select(range(3)):
         audio, text = row["prompt"][0]["content"]
         assert set(audio) == {"type", "audio"} and set(text) == {"type", "text"}
