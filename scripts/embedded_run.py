@@ -15,9 +15,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +37,7 @@ from r1_aqa_repro.prompts import prompt_text  # noqa: E402
 from r1_aqa_repro.resuming import FINAL  # noqa: E402
 from r1_aqa_repro.run_folder import update_run  # noqa: E402
 from r1_aqa_repro.schema import read_questions  # noqa: E402
+from r1_aqa_repro.stages import Stages  # noqa: E402
 
 EVAL_BATCH = 50
 KL_QUESTIONS = 120
@@ -117,28 +115,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sft_config", type=Path, default=ROOT / "configs" / "sft_embedded.yaml")
     parser.add_argument("--grpo_config", type=Path, default=ROOT / "configs" / "grpo_embedded.yaml")
     return parser
-
-
-class Stages:
-    """Seconds by stage, kept over interruptions in a file."""
-
-    def __init__(self, file: Path):
-        self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        refused = False
-        try:
-            yield
-        except Refused:
-            refused = True  # the folder may be another run's: leave its times alone
-            raise
-        finally:
-            if not refused:
-                self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-                write_json(self.file, self.seconds)
 
 
 def _train(entry: Any, argv: list[str]) -> int:

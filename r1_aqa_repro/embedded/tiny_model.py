@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,8 @@ def build_processor(geometry: Geometry, texts: Iterable[str]) -> Qwen2AudioProce
         chunk_length=geometry.window_seconds,
         n_fft=400,
     )
-    return Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=_train_tokenizer(texts, geometry))
+    tokenizer = train_tokenizer(texts, geometry.max_vocabulary, geometry.max_positions, _SPECIAL_TOKENS)
+    return Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=tokenizer)
 
 
 def build_qwen2_audio(
@@ -165,8 +166,17 @@ def build_tiny_qwen2_audio(out: Path, *, texts: Iterable[str], seed: int, geomet
     os.replace(unfinished, out)
 
 
-def _train_tokenizer(texts: Iterable[str], geometry: Geometry) -> Qwen2Tokenizer:
-    """Byte-level BPE with Qwen2's own splitting of words."""
+def train_tokenizer(
+    texts: Iterable[str], max_vocabulary: int, max_positions: int, special_tokens: Sequence[str]
+) -> Qwen2Tokenizer:
+    """Byte-level BPE with Qwen2's own splitting of words; ends at `<|im_end|>`, pads left with `<|endoftext|>`.
+
+    Args:
+        texts: what it is trained on. Bytes are its alphabet, so any text can be tokenised.
+        max_vocabulary: tokens at most, the special ones included.
+        max_positions: longest input of the model, in tokens.
+        special_tokens: in the order of their numbers, which follow those of the trained tokens.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -177,7 +187,7 @@ def _train_tokenizer(texts: Iterable[str], geometry: Geometry) -> Qwen2Tokenizer
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=geometry.max_vocabulary - len(_SPECIAL_TOKENS),
+        vocab_size=max_vocabulary - len(special_tokens),
         min_frequency=2,
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -190,7 +200,7 @@ def _train_tokenizer(texts: Iterable[str], geometry: Geometry) -> Qwen2Tokenizer
         unk_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=_SPECIAL_TOKENS,
+        additional_special_tokens=list(special_tokens),
         padding_side="left",
-        model_max_length=geometry.max_positions,
+        model_max_length=max_positions,
     )

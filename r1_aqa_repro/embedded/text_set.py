@@ -1,0 +1,131 @@
+"""The embedded text set: prompts, demonstrations and preference pairs as files, a pure function of the seed."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r1_aqa_repro.embedded.text_tasks import TASKS, Record, Rng, all_prompts, demonstrate, true_reward
+from r1_aqa_repro.files import write_atomically, write_json
+
+GENERATOR_VERSION = 1  # raise it whenever the same seed would give other bytes
+ASSIST = ("list", "safety")  # whose reward has to be learned from preferences
+OBJECTIVE = ("maths", "code")  # whose reward is a rule
+HELD_OUT = 240  # prompts of each task
+_TRIES = 100  # demonstrations to look for two of different reward
+
+
+def split_prompts(task: str, seed: int) -> dict[str, list[Record]]:
+    """All prompts of a task in random order, in `train` and `held_out`: no text is in both."""
+    prompts = all_prompts(task)
+    order = _rng(seed, "split", zlib.crc32(task.encode())).permutation(len(prompts))
+    shuffled = [prompts[i] for i in order]
+    return {"held_out": shuffled[:HELD_OUT], "train": shuffled[HELD_OUT:]}
+
+
+def write_text_set(
+    out: Path, *, seed: int, num_sft: int = 9600, num_pairs_train: int = 3000, num_pairs_held_out: int = 600
+) -> None:
+    """Write everything that the text trainers read.
+
+    - `sft.jsonl`: demonstrations of mixed quality for the training prompts of all tasks;
+    - `pairs_train.jsonl`, `pairs_held_out.jsonl`: two demonstrations for a prompt of `ASSIST`, the better one chosen,
+      with the true rewards `chosen_score` and `rejected_score`;
+    - `assist_prompts_train.jsonl`, `assist_prompts_held_out.jsonl`, `objective_prompts_train.jsonl`,
+      `objective_prompts_held_out.jsonl`: prompts with the columns of `text_tasks.all_prompts`;
+    - `text_set.json`: the seed and the counts. It is written last and marks the set as complete.
+
+    Tasks take turns in every file, so that any run of lines is balanced over them.
+
+    Args:
+        out: folder of the set.
+        seed: seed of the set, not negative.
+        num_sft: demonstrations.
+        num_pairs_train: preference pairs for training.
+        num_pairs_held_out: preference pairs for evaluation, of held-out prompts.
+
+    Raises:
+        ValueError: `out` holds another set (seed, counts or generator version differ).
+    """
+    description = {
+        "generator_version": GENERATOR_VERSION,
+        "seed": seed,
+        "num_sft": num_sft,
+        "num_pairs_train": num_pairs_train,
+        "num_pairs_held_out": num_pairs_held_out,
+    }
+    complete = out / "text_set.json"
+    if complete.is_file():
+        if json.loads(complete.read_text(encoding="utf-8")) != description:
+            raise ValueError(f"{complete} describes another text set than {description}: choose another folder")
+        return
+    prompts = {task: split_prompts(task, seed) for task in TASKS}
+    for split in ("train", "held_out"):
+        for name, tasks in (("assist", ASSIST), ("objective", OBJECTIVE)):
+            longest = max(len(prompts[task][split]) for task in tasks)
+            records = [
+                prompts[task][split][i] for i in range(longest) for task in tasks if i < len(prompts[task][split])
+            ]
+            _write_lines(out / f"{name}_prompts_{split}.jsonl", records)
+    train = [prompts[task]["train"] for task in TASKS]
+    _write_lines(
+        out / "sft.jsonl", (_demonstration(i, _in_turn(train, i), _rng(seed, "sft", i)) for i in range(num_sft))
+    )
+    for split, count in (("train", num_pairs_train), ("held_out", num_pairs_held_out)):
+        assist = [prompts[task][split] for task in ASSIST]
+        pairs = (_pair(i, split, _in_turn(assist, i), _rng(seed, split, i)) for i in range(count))
+        _write_lines(out / f"pairs_{split}.jsonl", pairs)
+    write_json(complete, description)
+
+
+def _rng(seed: int, stream: str, index: int) -> Rng:
+    return np.random.default_rng([seed, GENERATOR_VERSION, zlib.crc32(stream.encode()), index])
+
+
+def _in_turn(groups: Sequence[Sequence[Record]], index: int) -> Record:
+    """Number `index` when the groups take turns and each starts again at its end."""
+    group = groups[index % len(groups)]
+    return group[index // len(groups) % len(group)]
+
+
+def _demonstration(index: int, record: Record, rng: Rng) -> Record:
+    return {
+        "id": f"sft-{index:05d}",
+        "task": record["task"],
+        "prompt": record["prompt"],
+        "completion": _assistant(demonstrate(record, rng)),
+    }
+
+
+def _pair(index: int, split: str, record: Record, rng: Rng) -> Record:
+    """Two demonstrations for one prompt, of different true reward."""
+    first = second = demonstrate(record, rng)
+    for _ in range(_TRIES):
+        if true_reward(record, first) != true_reward(record, second):
+            break
+        second = demonstrate(record, rng)
+    else:
+        raise RuntimeError(f"{record['id']}: {_TRIES} demonstrations of the same true reward")
+    better, worse = sorted((first, second), key=lambda text: true_reward(record, text), reverse=True)
+    return {
+        "id": f"pair-{split}-{index:05d}",
+        "task": record["task"],
+        "prompt": record["prompt"],
+        "chosen": _assistant(better),
+        "rejected": _assistant(worse),
+        "chosen_score": true_reward(record, better),
+        "rejected_score": true_reward(record, worse),
+    }
+
+
+def _assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

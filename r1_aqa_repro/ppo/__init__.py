@@ -1,0 +1,1 @@
+"""PPO on text with its four models: actor, critic, reference and reward."""

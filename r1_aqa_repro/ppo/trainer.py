@@ -1,0 +1,535 @@
+"""PPOTrainer: rollout, judgement, advantages, a few epochs of clipped updates; then the next rollout.
+
+Four models take part. The *actor* is the policy that is trained. The *reference*, a frozen copy of where it started,
+prices how far it has gone. The *reward* is one or several functions and models that judge whole completions. The
+*critic* predicts, at each token, what reward is still to come; it is what GRPO replaces by comparing completions of
+the same prompt. Formulas are in `objectives`; the names of the settings are those of TRL's former PPOTrainer.
+
+Resuming, checkpoints, logging, callbacks and DeepSpeed are those of transformers' Trainer. Its loop is replaced.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import TrainOutput
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
+from trl.trainer.utils import disable_dropout_in_model, entropy_from_logits, selective_log_softmax
+
+from r1_aqa_repro.config import derive_batch
+from r1_aqa_repro.generation import generate, sampling_config
+from r1_aqa_repro.grpo.monitor import CompletionTable
+from r1_aqa_repro.inputs import (
+    PromptInputs,
+    attention_mask_left,
+    pad_left,
+    pad_right,
+    position_ids_of,
+    text_inputs,
+)
+from r1_aqa_repro.ppo.objectives import (
+    approximate_kl,
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    generalized_advantages,
+    kl_penalised_rewards,
+    whiten,
+)
+from r1_aqa_repro.resuming import ResumableTrainer
+from r1_aqa_repro.reward_model import RewardModel
+from r1_aqa_repro.rewards import RewardFunction
+from r1_aqa_repro.text_config import RewardArguments
+from r1_aqa_repro.text_data import TextPrompt
+from r1_aqa_repro.text_examples import answer
+from r1_aqa_repro.text_modeling import load_policy, load_reward_model
+
+CRITIC = "critic"  # folder inside a checkpoint
+_NOTED = 4  # completions of a logged step in completions.csv
+
+
+@dataclass
+class PPOConfig(RewardArguments, TrainingArguments):
+    """transformers' TrainingArguments for PPO; a step is a rollout with all its updates.
+
+    `per_device_train_batch_size` and `gradient_accumulation_steps` are derived: a minibatch is
+    `prompts_per_step / num_mini_batches` completions over all processes. The learning rate changes from step to step.
+    """
+
+    prompts_per_step: int = field(default=64, metadata={"help": "Prompts of a rollout, over all processes."})
+    max_prompts_per_device: int = field(
+        default=8, metadata={"help": "At most so many completions a device at once in scoring and training."}
+    )
+    max_completion_length: int = field(default=256, metadata={"help": "Longest completion, tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "Of sampling; log-probs are of the same distribution."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One a reward, 1 unless given; a reward of weight 0 is logged only."}
+    )
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Subtracted from the score of a completion that was cut off."}
+    )
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Updates a pass."})
+    kl_coef: float = field(default=0.05, metadata={"help": "Price of a nat of divergence from the reference."})
+    cliprange: float = field(default=0.2, metadata={"help": "Clip of the probability ratio."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip of the critic's change a rollout."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the critic's loss."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of an entropy bonus."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of the generalised advantages."})
+    whiten_rewards: bool = field(default=False, metadata={"help": "Scale the tokens' rewards to variance 1."})
+    value_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Where the critic starts: the reward model unless given, else the policy."}
+    )
+    critic_learning_rate: float | None = field(default=None, metadata={"help": "learning_rate unless given."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every parameter has its part in one of the two losses."}
+    )
+
+    def __post_init__(self) -> None:
+        minibatch, rest = divmod(self.prompts_per_step, max(1, self.num_mini_batches))
+        self.batch_problem = derive_batch(self, "minibatch", minibatch, self.max_prompts_per_device, 1)
+        if rest or self.num_mini_batches < 1:
+            self.batch_problem = f"prompts_per_step {self.prompts_per_step} is no multiple of num_mini_batches"
+        super().__post_init__()
+
+
+class ActorCritic(nn.Module):
+    """Policy and critic as one module: wrapped once, with one optimizer and one backward pass for both.
+
+    Args:
+        policy: a causal language model.
+        critic: a reward model of one output, read at every token instead of at the last alone.
+    """
+
+    is_gradient_checkpointing = False  # what TRL asks before it generates; nothing is checkpointed in eval mode
+
+    def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel):
+        super().__init__()
+        self.policy, self.critic = policy, critic
+        self.config = policy.config  # read by Trainer, DeepSpeed and TensorBoard
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        completion_length: int,
+        temperature: float,
+        entropy_gradient: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probabilities, entropies and values of the last `completion_length` tokens, float32 [N, C] each."""
+        log_probs, entropies = score_tokens(
+            self.policy, input_ids, attention_mask, completion_length, temperature, entropy_gradient
+        )
+        hidden = self.critic.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids_of(attention_mask),
+            use_cache=False,
+        ).last_hidden_state
+        # a token's value is read where the token is predicted: one position before it
+        values = self.critic.score(hidden[:, -completion_length - 1 : -1])[..., 0].float()
+        return log_probs, entropies, values
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        self.policy.activation_checkpointing_enable(**options)
+        self.critic.activation_checkpointing_enable(**options)
+
+    def num_parameters(self) -> int:
+        return self.policy.num_parameters() + self.critic.num_parameters()
+
+
+def zero_head(critic: PreTrainedModel) -> None:
+    """Let a critic whose head is new predict 0 everywhere: a random one would be noise of the rewards' own size."""
+    if is_deepspeed_zero3_enabled():
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters(critic.score.weight, modifier_rank=0):
+            nn.init.zeros_(critic.score.weight)
+    else:
+        nn.init.zeros_(critic.score.weight)
+
+
+def score_tokens(
+    policy: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_length: int,
+    temperature: float,
+    entropy_gradient: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies of the last `completion_length` tokens under a policy, float32 [N, C].
+
+    Args:
+        policy: a causal language model, wrapped or not.
+        input_ids: [N, P + C], prompts padded on the left, completions on the right.
+        attention_mask: the same shape.
+        completion_length: C.
+        temperature: divides the logits, as in sampling.
+        entropy_gradient: whether the entropies are to be differentiated; it takes memory.
+    """
+    output = policy(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids_of(attention_mask),
+        use_cache=False,
+        logits_to_keep=completion_length + 1,
+    )
+    logits = output.logits[:, :-1].float() / temperature
+    log_probs = selective_log_softmax(logits, input_ids[:, -completion_length:])
+    return log_probs, entropy_from_logits(logits if entropy_gradient else logits.detach())
+
+
+@dataclass
+class Rollout:
+    """N completions as they were sampled, and what the updates need to know of that moment.
+
+    input_ids, attention_mask: [N, P + C], prompts padded on the left, completions on the right.
+    mask: bool [N, C], True on the tokens of a completion, its end of sequence among them.
+    log_probs, values: [N, C], of policy and critic before any update. 0 on padding, like the next two.
+    advantages, returns: [N, C].
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    mask: torch.Tensor
+    log_probs: torch.Tensor
+    values: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, rows: torch.Tensor) -> Rollout:
+        return Rollout(*(getattr(self, each.name)[rows] for each in fields(self)))
+
+
+class PPOTrainer(ResumableTrainer):
+    """PPO (arXiv 1707.06347) on text prompts, with the KL penalty in the reward (arXiv 1909.08593, 2203.02155).
+
+    Args:
+        policy: a Qwen2ForCausalLM.
+        critic: a Qwen2ForSequenceClassification of one output.
+        reference: another copy of the policy; it stays as it is.
+        args: the configuration.
+        prompts: what is asked; every column that any of them has reaches the reward functions, None where one has not.
+        processing_class: the policy's tokenizer.
+        reward_funcs: by name; a reward gives None where it does not apply. The weights are `args.reward_weights`.
+        **kwargs: passed on to Trainer.
+    """
+
+    args: PPOConfig
+    model: ActorCritic
+    processing_class: PreTrainedTokenizerBase
+    optimizer: Any
+    control: TrainerControl
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        critic: PreTrainedModel,
+        reference: PreTrainedModel,
+        args: PPOConfig,
+        prompts: Sequence[TextPrompt],
+        processing_class: PreTrainedTokenizerBase,
+        reward_funcs: Mapping[str, RewardFunction],
+        **kwargs: Any,
+    ):
+        disable_dropout_in_model(policy)  # else the same weights would give another ratio than 1
+        disable_dropout_in_model(critic)
+        super().__init__(model=ActorCritic(policy, critic), args=args, processing_class=processing_class, **kwargs)
+        self.reference = self._frozen(reference)
+        self.reward_funcs = reward_funcs
+        for judge in reward_funcs.values():
+            if isinstance(judge, RewardModel):
+                judge.model = self._frozen(judge.model)
+        weights = args.reward_weights or [1.0] * len(self.reward_funcs)
+        self.reward_weights = torch.tensor(weights, device=self.accelerator.device)
+        self.prompts = prompts
+        self._columns = sorted({name for prompt in prompts for name in prompt.columns})
+        self.generation_config = sampling_config(policy, processing_class, args.max_completion_length, args.temperature)
+        self._completions: CompletionTable | None = None
+
+    def _frozen(self, model: nn.Module) -> nn.Module:
+        """A model that is only asked, on its device and, with ZeRO-3, in parts."""
+        model.requires_grad_(False)
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(model, self.accelerator)
+        return model.to(self.accelerator.device).eval()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that `args.optim` names, with a learning rate of its own for the critic."""
+        if self.optimizer is None:
+            optimizer_type, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            rate, of_critic = self.args.learning_rate, self.args.critic_learning_rate
+            rates = {"policy": rate, "critic": rate if of_critic is None else of_critic}
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
+            for name, parameter in self.model.named_parameters():
+                groups[name.split(".")[0], name in decayed].append(parameter)
+            self.optimizer = optimizer_type(
+                [
+                    {
+                        "params": parameters,
+                        "lr": rates[network],
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                    }
+                    for (network, decays), parameters in groups.items()
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    # --- The loop
+
+    def _inner_training_loop(
+        self, batch_size: int | None = None, resume_from_checkpoint: str | None = None, **_: Any
+    ) -> TrainOutput:
+        """PPO's steps in the place of Trainer's; what comes before and lies around them is Trainer's."""
+        args = self.args
+        max_steps = args.max_steps
+        if max_steps <= 0:
+            max_steps = ceil(args.num_train_epochs * len(self.prompts) / args.prompts_per_step)
+        self._init_training_state(max_steps, 1, 1, resume_from_checkpoint, None)
+        self._prepare_for_training(max_steps, None, resume_from_checkpoint)
+        self.accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
+        self._load_rng_state(resume_from_checkpoint)
+        self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+        while self.state.global_step < max_steps and not self.control.should_training_stop:
+            self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
+            figures = self._step()
+            self.state.global_step += 1
+            self.state.epoch = self.state.global_step * args.prompts_per_step / len(self.prompts)
+            self.control = self.callback_handler.on_step_end(args, self.state, self.control)
+            if self.control.should_log:
+                self.log(figures)
+            if self.control.should_save:
+                self._save_checkpoint(self.model_wrapped, None)
+                self.control = self.callback_handler.on_save(args, self.state, self.control)
+        self.control = self.callback_handler.on_train_end(args, self.state, self.control)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, 0.0, {})
+
+    def _step(self) -> dict[str, float]:
+        """One rollout and its updates; what they amounted to, over all processes."""
+        began = time.perf_counter()
+        rollout, figures = self._roll_out(self._prompts_of_step(self.state.global_step))
+        figures |= self._update(rollout)
+        figures["learning_rate"] = self._get_learning_rate()
+        self.lr_scheduler.step()
+        tokens = self._total(rollout.mask.sum()).item()
+        return figures | {"tokens_per_second": tokens / (time.perf_counter() - began)}
+
+    def _prompts_of_step(self, step: int) -> list[TextPrompt]:
+        """This process's share of a step's prompts."""
+        indices = indices_of_step(step, self.args.prompts_per_step, len(self.prompts), self.args.seed)
+        share = len(indices) // self.accelerator.num_processes
+        return [self.prompts[index] for index in indices[self.accelerator.process_index * share :][:share]]
+
+    # --- The rollout
+
+    def _roll_out(self, prompts: list[TextPrompt]) -> tuple[Rollout, dict[str, float]]:
+        """Sample a completion a prompt, judge it, and work out each token's advantage."""
+        args, device, pad = self.args, self.accelerator.device, self.processing_class.pad_token_id
+        self.model_wrapped.eval()
+        inputs = text_inputs(self.processing_class, [prompt.messages for prompt in prompts])
+        completion_ids = self._generate(inputs)
+        ended = torch.tensor([ids[-1] in self.generation_config.eos_token_id for ids in completion_ids], device=device)
+        judgements = self._judge(prompts, completion_ids)
+        scores = (judgements * self.reward_weights).nansum(dim=1) - (args.missing_eos_penalty or 0.0) * ~ended
+
+        completion_mask = pad_right([[1] * len(ids) for ids in completion_ids], 0)
+        rows = {
+            "input_ids": torch.cat([pad_left(inputs.prompt_ids, pad), pad_right(completion_ids, pad)], 1).to(device),
+            "attention_mask": torch.cat([attention_mask_left(inputs.prompt_ids), completion_mask], 1).to(device),
+            "mask": completion_mask.bool().to(device),
+        }
+        mask = rows["mask"]
+        log_probs, reference_log_probs, values = self._score(**rows)
+        rewards = kl_penalised_rewards(scores, log_probs, reference_log_probs, mask, args.kl_coef)
+        if args.whiten_rewards:
+            rewards = whiten(rewards, mask, self._total, keep_mean=True)
+        advantages, returns = generalized_advantages(rewards, values, mask, args.gamma, args.lam)
+        advantages = whiten(advantages, mask, self._total)
+
+        kl = (log_probs - reference_log_probs).sum(dim=1)
+        self._note(prompts, completion_ids, judgements, kl)
+        by_reward = zip(self.reward_funcs, judgements.T, strict=True)
+        figures = {f"rewards/{name}": self._mean(values) for name, values in by_reward} | {
+            "reward": self._mean(scores),
+            "kl": self._mean(kl),
+            "explained_variance": explained_variance(values, returns, mask, self._total).item(),
+            "completions/mean_length": self._mean(mask.sum(dim=1)),
+            "completions/ended": self._mean(ended),
+        }
+        return Rollout(**rows, log_probs=log_probs, values=values, advantages=advantages, returns=returns), figures
+
+    def _generate(self, inputs: PromptInputs) -> list[list[int]]:
+        """The ids of a completion a prompt, each with its end of sequence unless it was cut off."""
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+            return generate(
+                model.policy,
+                inputs,
+                torch.arange(len(inputs.prompt_ids)),
+                self.generation_config,
+                share=False,  # there is nothing to share: one completion a prompt
+                autocast=self.accelerator.autocast(),
+            )
+
+    def _score(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """The completions' log-probs by policy and reference, and their values by the critic: [N, C], 0 on padding."""
+        length, temperature = mask.size(1), self.args.temperature
+        parts = []
+        with torch.no_grad(), self.accelerator.autocast():
+            for rows in torch.arange(len(mask)).split(self.args.per_device_train_batch_size):
+                inputs = input_ids[rows], attention_mask[rows], length, temperature
+                log_probs, _, values = self.model_wrapped(*inputs)
+                parts.append((log_probs, score_tokens(self.reference, *inputs)[0], values))
+        return [torch.cat(part).masked_fill(~mask, 0.0) for part in zip(*parts, strict=True)]
+
+    def _judge(self, prompts: list[TextPrompt], completion_ids: list[list[int]]) -> torch.Tensor:
+        """Rewards [N, R] of each completion by each reward; NaN where one does not apply."""
+        texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+        columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in self._columns} | {
+            "prompts": [prompt.messages for prompt in prompts],
+            "completions": [answer(text) for text in texts],
+            "completion_ids": completion_ids,
+        }
+        judgements = [judge(**columns) for judge in self.reward_funcs.values()]
+        known = [[float("nan") if value is None else value for value in values] for values in judgements]
+        return torch.tensor(known, device=self.accelerator.device).T
+
+    # --- The updates
+
+    def _update(self, rollout: Rollout) -> dict[str, float]:
+        """`num_ppo_epochs` passes over the rollout, each in `num_mini_batches` updates; means over all of them."""
+        args, model = self.args, self.model_wrapped
+        model.train()
+        sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.accelerator.device))
+        norms = []
+        for _ in range(args.num_ppo_epochs):
+            for minibatch in torch.randperm(len(rollout)).split(len(rollout) // args.num_mini_batches):
+                tokens = self._total(rollout.mask[minibatch].sum())
+                for rows in minibatch.split(args.per_device_train_batch_size):
+                    with self.accelerator.accumulate(model):
+                        terms = self._loss_terms(rollout[rows])
+                        # the mean over the minibatch's tokens on all processes: what is divided by the number of
+                        # processes (DDP) and of accumulation steps (accelerate) is multiplied by them first
+                        scale = self.accelerator.num_processes * args.gradient_accumulation_steps / tokens
+                        self.accelerator.backward(self._loss(terms) * scale)
+                        if self.accelerator.sync_gradients:
+                            norms.append(self.accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm))
+                        self.optimizer.step()
+                        self.optimizer.zero_grad()
+                    for name, term in terms.items():
+                        sums[name] += term.detach()
+        seen = args.num_ppo_epochs * self._total(rollout.mask.sum())
+        figures = {name: (self._total(total) / seen).item() for name, total in sums.items()}
+        return figures | {"grad_norm": float(sum(norms) / len(norms))}
+
+    def _loss_terms(self, batch: Rollout) -> dict[str, torch.Tensor]:
+        """Sums over the tokens of a batch of completions."""
+        args = self.args
+        log_probs, entropies, values = self.model_wrapped(
+            batch.input_ids, batch.attention_mask, batch.mask.size(1), args.temperature, args.entropy_coef != 0
+        )
+        log_probs = log_probs.masked_fill(~batch.mask, 0.0)  # the ratio of padding might overflow
+        policy, policy_clipped = clipped_policy_loss(log_probs, batch.log_probs, batch.advantages, args.cliprange)
+        value, value_clipped = clipped_value_loss(values, batch.values, batch.returns, args.cliprange_value)
+        terms = {
+            "loss/policy": policy,
+            "loss/value": value,
+            "entropy": entropies,
+            "approx_kl": approximate_kl(log_probs, batch.log_probs),
+            "clip_fraction/policy": policy_clipped.float(),
+            "clip_fraction/value": value_clipped.float(),
+        }
+        return {name: term.masked_fill(~batch.mask, 0.0).sum() for name, term in terms.items()}
+
+    def _loss(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Equation 9 of arXiv 1707.06347, as a loss."""
+        bonus = self.args.entropy_coef * terms["entropy"]
+        return terms["loss/policy"] + self.args.vf_coef * terms["loss/value"] - bonus
+
+    # --- All processes together
+
+    def _total(self, part: torch.Tensor) -> torch.Tensor:
+        """The sum of a number over all processes."""
+        return self.accelerator.reduce(part, "sum")
+
+    def _mean(self, values: torch.Tensor) -> float:
+        """Mean of numbers [N] over the completions of all processes that have one."""
+        there = ~values.isnan()
+        return (self._total(values[there].float().sum()) / self._total(there.sum())).item()
+
+    # --- What is written
+
+    def _note(
+        self, prompts: list[TextPrompt], completion_ids: list[list[int]], rewards: torch.Tensor, kl: torch.Tensor
+    ) -> None:
+        """Write a few completions of a logged step into the run folder's table."""
+        step = self.state.global_step + 1
+        if not self.accelerator.is_main_process or step % self.state.logging_steps:
+            return
+        if self._completions is None:
+            columns = ["id", "prompt", "completion", *self.reward_funcs, "kl"]
+            file = Path(str(self.args.output_dir)) / "completions.csv"
+            self._completions = CompletionTable(file, columns, self.state.global_step)
+        texts = self.processing_class.batch_decode(completion_ids[:_NOTED], skip_special_tokens=True)
+        self._completions.add(
+            step,
+            [
+                {
+                    "id": prompts[row].id,
+                    "prompt": prompts[row].messages[-1]["content"],
+                    "completion": text,
+                    "kl": round(kl[row].item(), 4),
+                    **dict(zip(self.reward_funcs, rewards[row].tolist(), strict=True)),
+                }
+                for row, text in enumerate(texts)
+            ],
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """The policy in the folder itself, the critic in one inside it, both as `from_pretrained` reads them."""
+        if not self.args.should_save:
+            return
+        folder = Path(str(output_dir))
+        weights = self.model.state_dict() if state_dict is None else state_dict
+        for name, target in (("policy", folder), ("critic", folder / CRITIC)):
+            own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+            getattr(self.model, name).save_pretrained(target, state_dict=own)
+            self.processing_class.save_pretrained(target)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Policy and critic as `_save` wrote them, strictly; DeepSpeed restores its own shards."""
+        policy, critic = self.model.policy, self.model.critic
+        saved = load_policy(resume_from_checkpoint, policy.dtype)
+        policy.load_state_dict(saved.state_dict())
+        saved = load_reward_model(Path(resume_from_checkpoint) / CRITIC, self.processing_class, critic.dtype)
+        critic.load_state_dict(saved.state_dict())
+
+
+def indices_of_step(step: int, per_step: int, num_prompts: int, seed: int) -> list[int]:
+    """Which prompts a step asks: the next `per_step` of all epochs laid end to end, each in an order of its own.
+
+    A function of its arguments alone, so that a resumed run asks the same.
+    """
+    positions = range(step * per_step, (step + 1) * per_step)
+    epochs = range(positions[0] // num_prompts, positions[-1] // num_prompts + 1)
+    orders = {epoch: np.random.default_rng((seed, epoch)).permutation(num_prompts) for epoch in epochs}
+    return [int(orders[position // num_prompts][position % num_prompts]) for position in positions]

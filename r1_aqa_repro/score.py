@@ -1,0 +1,276 @@
+"""Score preference pairs with a reward model: how often it prefers the chosen answer, and how far it can be believed.
+
+    python -m r1_aqa_repro.score --model runs/my-reward-model/final --file pairs_held_out.jsonl
+
+prints the pair accuracy, a histogram of the margins (score of the chosen answer less that of the rejected one) and how
+well the model is calibrated, and writes score.json and scores.jsonl.
+
+Exit codes: 0 done; 1 a score is no number; 2 refused: no reward model, no such file, bad or too long pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from r1_aqa_repro.console import positive, with_hyphens
+from r1_aqa_repro.errors import EXIT_DONE, Failed, Problem, Refused, command
+from r1_aqa_repro.files import write_atomically, write_json
+from r1_aqa_repro.statistics import wilson
+from r1_aqa_repro.text_data import PreferencePair, read_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_BATCH_SIZE = 64
+_BATCHES_AT_ONCE = 16  # pairs that are sorted by length together, and a step of the progress bar
+_BINS = 12  # of the histogram; even, so that 0 is a border
+_BORDERS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the predicted probability
+_BAR = 40  # characters
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    arguments = _parser().parse_args(with_hyphens(argv))
+    out = arguments.out or _default_out(arguments.model, arguments.file)
+    pairs, chosen, rejected = score_file(arguments.model, arguments.file, arguments.batch_size, arguments.limit)
+    margins = [better - worse for better, worse in zip(chosen, rejected, strict=True)]
+    lines = [
+        {"id": pair.id, "chosen_score": better, "rejected_score": worse, "margin": margin}
+        for pair, better, worse, margin in zip(pairs, chosen, rejected, margins, strict=True)
+    ]
+    summary = {"model": arguments.model, "file": str(arguments.file)} | summarised(pairs, chosen, rejected)
+    write_atomically(out / "scores.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json(out / "score.json", summary)
+    _print(summary)
+    return EXIT_DONE
+
+
+def score_file(
+    name_or_path: str, file: Path, batch_size: int = _BATCH_SIZE, limit: int | None = None
+) -> tuple[list[PreferencePair], list[float], list[float]]:
+    """The first `limit` pairs of a file with the scores of both answers, computed on the GPU where there is one.
+
+    Raises:
+        Refused: everything that is wrong with model and file; a conversation longer than the model can take.
+        Failed: a score is not finite.
+    """
+    import torch  # after the arguments: --help and mistakes are answered at once
+
+    from r1_aqa_repro.text_modeling import check_reward_model, load_reward_model, load_tokenizer
+
+    problems: list[Problem] = []
+    pairs: list[PreferencePair] = []
+    try:
+        read = read_pairs(file)
+        pairs, problems = read.records[:limit], list(read.problems)
+    except Refused as refusal:
+        problems += refusal.problems
+    try:
+        check_reward_model(name_or_path)
+    except Refused as refusal:
+        raise Refused(refusal.problems + problems) from refusal
+    tokenizer = load_tokenizer(name_or_path)
+    problems += _too_long(name_or_path, tokenizer, pairs, file)
+    if problems:
+        raise Refused(problems)
+    on_gpu = torch.cuda.is_available()
+    model = load_reward_model(name_or_path, tokenizer, "bfloat16" if on_gpu else "float32")
+    scores = pair_scores(model.to("cuda" if on_gpu else "cpu"), tokenizer, pairs, batch_size)
+    for pair, both in zip(pairs, zip(*scores, strict=True), strict=True):
+        if not all(map(math.isfinite, both)):
+            raise Failed(f"{name_or_path} scores {pair.id} with {both[0]} and {both[1]}: its weights are broken")
+    return pairs, *scores
+
+
+def pair_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    batch_size: int = _BATCH_SIZE,
+) -> tuple[list[float], list[float]]:
+    """The scores of the chosen and of the rejected answers, in the order of the pairs; a progress bar where it takes
+    long.
+
+    Args:
+        model: as `load_reward_model` gives it.
+        tokenizer: its own.
+        pairs: the pairs.
+        batch_size: pairs scored at once.
+    """
+    from r1_aqa_repro.reward_model import score_conversations
+    from r1_aqa_repro.text_examples import answer
+
+    chosen: list[float] = []
+    rejected: list[float] = []
+    at_once = batch_size * _BATCHES_AT_ONCE
+    with tqdm(total=len(pairs), desc="scoring", unit="pair", delay=5) as progress:
+        for first in range(0, len(pairs), at_once):
+            picked = pairs[first : first + at_once]
+            conversations = [[*pair.prompt, *answer(text)] for pair in picked for text in (pair.chosen, pair.rejected)]
+            scores = score_conversations(model, tokenizer, conversations, 2 * batch_size)
+            chosen += scores[0::2]
+            rejected += scores[1::2]
+            progress.update(len(picked))
+    return chosen, rejected
+
+
+def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
+    """How often the chosen answer has the higher score, as a block of results.json. Equal scores count half.
+
+    Raises:
+        ValueError: there are no pairs.
+    """
+    pairs = list(zip(chosen, rejected, strict=True))
+    ties = sum(better == worse for better, worse in pairs)
+    right = sum(better > worse for better, worse in pairs) + ties / 2
+    low, high = wilson(right, len(pairs))
+    return {"pair_accuracy": right / len(pairs), "ci95": [low, high], "n": len(pairs), "ties": ties}
+
+
+def calibration(margins: Sequence[float]) -> dict[str, Any]:
+    """Whether the model is right as often as its margins say.
+
+    By Bradley and Terry the answer that the model prefers is the chosen one with probability sigmoid(|margin|), 0.5 to
+    1. Pairs are put into bins by that prediction. `error` is the expected calibration error (arXiv 1706.04599,
+    equation 3): the mean over pairs of how far their bin's mean prediction is from the share that came true. A margin
+    of 0 prefers neither answer, and comes true by half.
+
+    Returns:
+        `error`, and `bins`: `from`, `to`, `n`, and where there are pairs `predicted`, `observed` and its `ci95`.
+    """
+    signed = np.asarray(margins, dtype=np.float64)
+    predicted = 1 / (1 + np.exp(-np.abs(signed)))
+    true = (1 + np.sign(signed)) / 2
+    places = np.digitize(predicted, _BORDERS[1:-1])
+    bins, error = [], 0.0
+    for place, (low, high) in enumerate(zip(_BORDERS, _BORDERS[1:], strict=False)):
+        inside = places == place
+        figures: dict[str, Any] = {"from": low, "to": high, "n": int(inside.sum())}
+        if figures["n"]:
+            mean, share = float(predicted[inside].mean()), float(true[inside].mean())
+            error += abs(mean - share) * figures["n"] / len(signed)
+            figures |= {"predicted": mean, "observed": share}
+            figures["ci95"] = list(wilson(float(true[inside].sum()), figures["n"]))
+        bins.append(figures)
+    return {"error": error, "bins": bins}
+
+
+def summarised(pairs: Sequence[PreferencePair], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
+    """What score.json holds of the scores: see `pair_accuracy` and `calibration`.
+
+    `loss` is the mean of -log sigmoid(margin), which the model was trained to lower: log 2 = 0.693 for one that knows
+    nothing.
+    """
+    margins = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
+    bound = float(np.abs(margins).max())
+    counts, borders = np.histogram(margins, bins=_BINS, range=(-bound, bound))
+    tasks = [pair.columns.get("task") for pair in pairs]
+    by_task = {
+        str(task): pair_accuracy(
+            [score for score, its in zip(chosen, tasks, strict=True) if its == task],
+            [score for score, its in zip(rejected, tasks, strict=True) if its == task],
+        )
+        for task in dict.fromkeys(tasks)
+        if task is not None
+    }
+    return {
+        **pair_accuracy(chosen, rejected),
+        "loss": float(np.logaddexp(0, -margins).mean()),
+        "by_task": by_task,
+        "margins": {"borders": borders.tolist(), "counts": counts.tolist()},
+        "calibration": calibration(margins.tolist()),
+    }
+
+
+def _too_long(
+    name_or_path: str, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], file: Path
+) -> list[Problem]:
+    """A problem for each pair that the model has no positions for: it would go on with ones it has never seen."""
+    from r1_aqa_repro.inputs import token_ids
+    from r1_aqa_repro.text_examples import answer
+    from r1_aqa_repro.text_modeling import checked_config
+
+    limit = checked_config(name_or_path).max_position_embeddings
+    problems = []
+    for pair in pairs:
+        conversations = [[*pair.prompt, *answer(text)] for text in (pair.chosen, pair.rejected)]
+        length = max(map(len, token_ids(tokenizer, conversations, complete=True)))
+        if length > limit:
+            what = f"{length} tokens are more than the {limit} that the model can take"
+            problems.append(Problem(f"{file}: {pair.id}", what, "Shorten the pair, or leave it out."))
+    return problems
+
+
+def _default_out(name_or_path: str, file: Path) -> Path:
+    """`score/<stem of the file>` in the model's folder.
+
+    Raises:
+        Refused: it has none.
+    """
+    if not Path(name_or_path).is_dir():
+        raise Refused.because(f"--model {name_or_path}", "there is no such folder to write to", "Give --out.")
+    return Path(name_or_path) / "score" / file.stem
+
+
+def _print(summary: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("", "pairs", "accuracy", "95 %", "ties", title=f"{summary['model']} on {summary['file']}")
+    for name, block in {"all": summary, **summary["by_task"]}.items():
+        low, high = block["ci95"]
+        interval = f"{100 * low:.1f} to {100 * high:.1f}"
+        table.add_row(name, f"{block['n']:,}", f"{100 * block['pair_accuracy']:.1f} %", interval, str(block["ties"]))
+    console.print(table)
+    console.print(f"loss {summary['loss']:.4f} (0.6931 without any knowledge)")
+
+    counts, borders = summary["margins"]["counts"], summary["margins"]["borders"]
+    histogram = Table("margin", "pairs", "", title="chosen less rejected")
+    for count, low, high in zip(counts, borders, borders[1:], strict=False):
+        histogram.add_row(f"{low:+.2f} to {high:+.2f}", f"{count:,}", "█" * math.ceil(_BAR * count / max(counts)))
+    console.print(histogram)
+
+    title = f"calibration: expected error {100 * summary['calibration']['error']:.1f} points"
+    reliability = Table("predicted", "pairs", "mean", "came true", "95 %", title=title)
+    for each in summary["calibration"]["bins"]:
+        name = f"{100 * each['from']:.0f} to {100 * each['to']:.0f} %"
+        if each["n"]:
+            interval = f"{100 * each['ci95'][0]:.1f} to {100 * each['ci95'][1]:.1f}"
+            shares = [f"{100 * each[key]:.1f} %" for key in ("predicted", "observed")]
+            reliability.add_row(name, f"{each['n']:,}", *shares, interval)
+        else:
+            reliability.add_row(name, "0")
+    console.print(reliability)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m r1_aqa_repro.score",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR_OR_HUB_ID", help="reward model, such as RUN/final")
+    add("--file", required=True, type=Path, metavar="FILE", help="pairs, as data_prep.preferences writes them")
+    add("--out", type=Path, metavar="DIR", help="where to write (default: MODEL/score/STEM_OF_FILE)")
+    add("--batch-size", type=positive, default=_BATCH_SIZE, metavar="N",
+        help=f"pairs at once (default: {_BATCH_SIZE})")  # fmt: skip
+    add("--limit", type=positive, metavar="N", help="only the first N pairs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))

@@ -1,0 +1,44 @@
+"""Records as the datasets that TRL's trainers for SFT, reward models and DPO take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from transformers import TrainingArguments
+
+from r1_aqa_repro.files import write_atomically
+from r1_aqa_repro.run_folder import EXAMPLES
+from r1_aqa_repro.text_data import Message, PreferencePair, SFTExample
+
+
+def sft_row(example: SFTExample) -> dict[str, list[Message]]:
+    """TRL's conversational prompt-completion form."""
+    return {"prompt": example.prompt, "completion": answer(example.completion)}
+
+
+def pair_row(pair: PreferencePair) -> dict[str, list[Message]]:
+    """TRL's conversational preference form. Other columns stay out: TRL takes one called `margin` for its own."""
+    return {"prompt": pair.prompt, "chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}
+
+
+def answer(text: str) -> list[Message]:
+    """The assistant's turn."""
+    return [{"role": "assistant", "content": text}]
+
+
+def dataset_of(name: str, rows: Iterable[dict[str, Any]], training: TrainingArguments) -> Dataset:
+    """The rows as a dataset kept in the run folder, the same for all processes.
+
+    From a file, not from memory: what TRL caches beside a dataset in memory (reference log-probs of DPO) only the
+    process that computed it would find.
+    """
+    folder = Path(str(training.output_dir)) / EXAMPLES
+    file = folder / f"{name}.jsonl"
+    with training.main_process_first(local=True):
+        if training.local_process_index == 0 and not file.is_file():
+            write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return load_dataset("json", data_files=str(file), split="train", cache_dir=str(folder / "cache"))

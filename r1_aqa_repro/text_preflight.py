@@ -1,0 +1,166 @@
+"""What `preflight` does for audio, for the entry points that train text-only Qwen2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen2ForCausalLM,
+    TrainingArguments,
+)
+
+from r1_aqa_repro.config import RunArguments
+from r1_aqa_repro.errors import Problem, Refused
+from r1_aqa_repro.inputs import token_ids
+from r1_aqa_repro.modeling import adapter_base
+from r1_aqa_repro.preflight import Run, begin_run, check_settings, count_parameters
+from r1_aqa_repro.text_config import TextModelConfig
+from r1_aqa_repro.text_data import PreferencePair, Read, SFTExample, TextPrompt
+from r1_aqa_repro.text_examples import answer
+from r1_aqa_repro.text_modeling import checked_config, load_tokenizer
+
+Record = TypeVar("Record", TextPrompt, PreferencePair, SFTExample)
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Record]):
+    """How one kind of records is read and measured.
+
+    read: of `text_data`.
+    conversations: what the model sees of a record, each one conversation.
+    max_tokens: the longest conversation that the model can take, or is to take; None: no limit but the model's own.
+    room: tokens that the model adds to a conversation.
+    complete: the conversations hold the assistant's last turn.
+    check: problems of records, given with the name of their file.
+    """
+
+    read: Callable[[str], Read[Record]]
+    conversations: Callable[[Record], Sequence[Messages]]
+    max_tokens: int | None = None
+    room: int = 0
+    complete: bool = True
+    check: Callable[[Sequence[Record], str], list[Problem]] = lambda records, file: []
+
+
+def prompts_to_answer(
+    read: Callable[[str], Read[TextPrompt]],
+    max_completion_length: int,
+    check: Callable[[Sequence[TextPrompt], str], list[Problem]],
+) -> Kind[TextPrompt]:
+    """Prompts for which completions of so many tokens will be sampled."""
+    return Kind(read, lambda prompt: [prompt.messages], None, max_completion_length, False, check)
+
+
+def pairs_of(read: Callable[[str], Read[PreferencePair]], max_tokens: int | None) -> Kind[PreferencePair]:
+    """Preference pairs, both of whose answers are seen with the prompt."""
+    return Kind(
+        read, lambda pair: [[*pair.prompt, *answer(pair.chosen)], [*pair.prompt, *answer(pair.rejected)]], max_tokens
+    )
+
+
+def prepare_text(
+    data: RunArguments,
+    training: TrainingArguments,
+    model: TextModelConfig,
+    extra: list[Problem],
+    kind: Kind[Record],
+    build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM,
+) -> tuple[list[Record], list[Record]]:
+    """Check data, model, settings, disk space and run folder; then make the folder this run's own.
+
+    Args:
+        data, training, model: the run's configuration.
+        extra: what the entry point found wrong by itself.
+        kind: of the records.
+        build: makes what is trained of the model's configuration.
+
+    Returns:
+        The records of `train_file` and of `eval_file` (none where it is not given).
+
+    Raises:
+        Refused: with everything that is wrong. Nothing has been written then.
+    """
+    problems = extra + check_settings(training, model)
+    parameters, checked = None, None
+    try:
+        config, tokenizer = check_text_model(model)
+        parameters = count_parameters(training, lambda: build(config))
+        checked = config, tokenizer
+    except Refused as refusal:
+        problems += refusal.problems
+    dropped: list[Problem] = []
+
+    def usable(file: str | None) -> list[Record]:
+        try:
+            records, bad = read_usable(file, kind, checked)
+        except Refused as refusal:
+            problems.extend(refusal.problems)
+            return []
+        if data.skip_bad_records and records:
+            dropped.extend(bad)
+        else:
+            problems.extend(bad)
+        return records
+
+    records = usable(data.train_file)
+    eval_file = getattr(training, "eval_file", None)
+    held_out = [] if eval_file is None else usable(eval_file)
+    ids = [record.id for record in records + held_out]
+    begin_run(Run(data, training, model, ids, len(records), parameters), problems, dropped)
+    return records, held_out
+
+
+def check_text_model(model: TextModelConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a Qwen2 that can be trained; its weights are not read.
+
+    Raises:
+        Refused: there is none, or it is an adapter, or its tokenizer does not fit.
+    """
+    name = model.model_name_or_path
+    if name is None:
+        raise Refused.because("model_name_or_path", "no model is given", "Set it to a Qwen2 folder or hub id.")
+    config = checked_config(name, model.rope)
+    if adapter_base(name) is not None:
+        remedy = "Merge it into its base with r1_aqa_repro.merge_adapter."
+        raise Refused.because(name, "an adapter cannot be trained further", remedy)
+    tokenizer = load_tokenizer(name)
+    if len(tokenizer) > config.vocab_size:
+        what = f"the tokenizer does not fit the model: {len(tokenizer)} tokens for {config.vocab_size} embeddings"
+        raise Refused.because(name, what, "Use the tokenizer that belongs to the checkpoint.")
+    return config, tokenizer
+
+
+def read_usable(
+    file: str | None, kind: Kind[Record], checked: tuple[PreTrainedConfig, PreTrainedTokenizerBase] | None
+) -> tuple[list[Record], list[Problem]]:
+    """The records of a file that the model can take whole, and a problem for each of the others.
+
+    Libraries cut what is too long, or leave it out, without a word.
+
+    Raises:
+        Refused: no file is given, or see `text_data`.
+    """
+    if file is None:
+        raise Refused.because("train_file", "no training data is given", "Set train_file to a JSON-lines file.")
+    read = kind.read(file)
+    if checked is None:
+        return read.records, read.problems
+    config, tokenizer = checked
+    limit = min(kind.max_tokens or config.max_position_embeddings, config.max_position_embeddings) - kind.room
+    usable, problems = [], list(read.problems)
+    for record in read.records:
+        bad = kind.check([record], file)
+        length = max(map(len, token_ids(tokenizer, kind.conversations(record), kind.complete)))
+        if length > limit:
+            what = f"{length} tokens are more than the {limit} that the model can take here"
+            remedy = "Shorten it, raise max_length or use rope_parameters; or give --skip_bad_records."
+            bad.append(Problem(f"{file}: {record.id}", what, remedy))
+        problems += bad
+        if not bad:
+            usable.append(record)
+    return usable, problems

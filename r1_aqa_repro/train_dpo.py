@@ -1,0 +1,59 @@
+"""Direct preference optimisation of a text-only Qwen2 on preference pairs (arXiv 2305.18290, equation 7).
+
+    python -m r1_aqa_repro.train_dpo --config configs/dpo_qwen2_7b.yaml [--key value ...]
+
+The reference is the model that training starts from: a second copy of it, with LoRA the base without the adapter, with
+`precompute_ref_log_probs` nothing but its log-probs. Logged among others: `rewards/chosen` and `rewards/rejected`,
+which are beta times how far the log-probs have moved from the reference, and `logps/chosen` and `logps/rejected`
+themselves.
+The same command again resumes an interrupted run; `--overwrite` starts anew.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from transformers import set_seed
+from trl import DPOTrainer, get_peft_config
+
+from r1_aqa_repro.distributed import start_distributed
+from r1_aqa_repro.errors import command
+from r1_aqa_repro.resuming import ResumableTrainer
+from r1_aqa_repro.text_config import PairDPOConfig, parse_text_config
+from r1_aqa_repro.text_data import read_pairs
+from r1_aqa_repro.text_examples import dataset_of, pair_row
+from r1_aqa_repro.text_modeling import load_configured_policy
+from r1_aqa_repro.text_preflight import pairs_of, prepare_text
+from r1_aqa_repro.training import run_training
+
+
+class PairDPOTrainer(ResumableTrainer, DPOTrainer):
+    """TRL's DPOTrainer, whose interrupted runs continue exactly."""
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
+    data, training, model_config = parse_text_config(PairDPOConfig, argv)
+    pairs, held_out = prepare_text(data, training, model_config, [], pairs_of(read_pairs, training.max_length))
+
+    def build_trainer() -> PairDPOTrainer:
+        start_distributed(training)
+        set_seed(training.seed)  # an adapter's weights are drawn before any trainer seeds
+        model, tokenizer = load_configured_policy(model_config)
+        needs_reference = not model_config.use_peft and not training.precompute_ref_log_probs
+        return PairDPOTrainer(
+            model=model,
+            ref_model=load_configured_policy(model_config)[0] if needs_reference else None,
+            args=training,
+            train_dataset=dataset_of("train", map(pair_row, pairs), training),
+            eval_dataset=dataset_of("held_out", map(pair_row, held_out), training) if held_out else None,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_config),
+        )
+
+    return run_training(build_trainer, training, "dpo")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Train a text-only Qwen2 by GRPO, with a reward model, rule rewards, or both.
+
+    python -m r1_aqa_repro.train_grpo_text --config configs/grpo_text_qwen2_7b.yaml [--key value ...]
+    torchrun --nproc_per_node 8 -m r1_aqa_repro.train_grpo_text --config ...
+
+The trainer is that of `train_grpo`, the shared prefix included. The same command again resumes an interrupted run;
+`--overwrite` starts anew.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from transformers import set_seed
+from trl import get_peft_config
+
+from r1_aqa_repro.distributed import start_distributed
+from r1_aqa_repro.errors import command
+from r1_aqa_repro.grpo.checks import check_adapter, check_signal
+from r1_aqa_repro.grpo.trainer import TextGRPOTrainer
+from r1_aqa_repro.judging import REWARD_MODEL, check_judges, check_prompts, rule_rewards
+from r1_aqa_repro.text_config import TextGRPOConfig, parse_text_config
+from r1_aqa_repro.text_data import read_prompts
+from r1_aqa_repro.text_modeling import load_configured_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.text_preflight import prepare_text, prompts_to_answer
+from r1_aqa_repro.training import run_training
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
+    data, training, model_config = parse_text_config(TextGRPOConfig, argv)
+    problems = check_judges(training) + check_signal(training) + check_adapter(model_config)
+    kind = prompts_to_answer(
+        read_prompts, training.max_completion_length, lambda prompts, file: check_prompts(training, prompts, file)
+    )
+    prompts, _ = prepare_text(data, training, model_config, problems, kind)
+
+    def build_trainer() -> TextGRPOTrainer:
+        start_distributed(training)
+        set_seed(training.seed)  # an adapter's weights are drawn before any trainer seeds
+        model, tokenizer = load_configured_policy(model_config)
+        judges = rule_rewards(training)
+        reward_tokenizer = None
+        if REWARD_MODEL in training.reward_funcs:
+            reward_tokenizer = load_tokenizer(str(training.reward_model_name_or_path))
+            judges[REWARD_MODEL] = load_reward_model(str(training.reward_model_name_or_path), reward_tokenizer, "auto")
+        return TextGRPOTrainer(
+            model=model,
+            args=training,
+            questions=prompts,
+            processing_class=tokenizer,
+            reward_funcs={name: judges[name] for name in training.reward_funcs},
+            reward_processing_classes=[
+                reward_tokenizer if name == REWARD_MODEL else None for name in training.reward_funcs
+            ],
+            peft_config=get_peft_config(model_config),
+        )
+
+    return run_training(build_trainer, training, "grpo")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
