@@ -10,7 +10,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_END = "</answer>"
+_ANSWER = re.compile(rf"<answer>(.*?){_END}", re.DOTALL)
 _STRICT = {
     "direct": re.compile(r"[^<>]*[^<>\s][^<>]*"),
     "answer": re.compile(r"\s*<answer>(?P<answer>.+?)</answer>\s*", re.DOTALL),
@@ -36,7 +37,9 @@ class ParsedCompletion:
 
 def parse_completion(completion: str) -> ParsedCompletion:
     """Take the answers out of a completion. An unclosed tag is no block: the whole completion is then the answer."""
-    blocks = tuple(block.strip() for block in _ANSWER.findall(completion)) or (completion.strip(),)
+    closed = completion[: completion.rfind(_END) + len(_END)] if _END in completion else ""
+    # beyond the last closing tag every opening one would be searched to the end in vain: quadratic time
+    blocks = tuple(block.strip() for block in _ANSWER.findall(closed)) or (completion.strip(),)
     return ParsedCompletion(answer=blocks[0] or None, answers=blocks)
 
 

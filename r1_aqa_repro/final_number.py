@@ -124,7 +124,7 @@ _REWRITING = tuple(
         (r" ?[=≈≃≅] ?", " = "),
         (r"(?<=[^\W\d]): ?", ": "),
         (r"\b(?:speaker|step|option|choice|question|problem|example|equation|case) [#(]?\d++(?![.,/]\d)", " "),
-        (r"(?<=[a-z])[$€£¥₹]", " "),
+        (r"(?<![a-z])[a-z]{1,2}\$(?=\d)", ""),  # US$, A$
         (r"[$€£¥₹] ?", ""),
         # what belongs to it
         (r"百分之 ?([\d./]+)", r"\1%"),

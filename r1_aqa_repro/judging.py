@@ -10,6 +10,7 @@ from r1_aqa_repro.embedded.text_tasks import true_reward
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.grpo.checks import check_weights
 from r1_aqa_repro.persona import persona_reward
+from r1_aqa_repro.prompts import PROMPT_STYLES
 from r1_aqa_repro.rewards import Completion, RewardFunction, completion_text, format_reward, random_reward
 from r1_aqa_repro.text_config import RewardArguments
 from r1_aqa_repro.text_data import TextPrompt
@@ -24,12 +25,23 @@ from r1_aqa_repro.text_rewards import (
 )
 
 REWARD_MODEL = "reward_model"
+
+
+def check_styles(prompts: Sequence[TextPrompt], file: str) -> list[Problem]:
+    """A problem for each prompt whose `prompt_style` is none."""
+    return [
+        Problem(f"{file}: {prompt.id}", f"prompt_style is {style!r:.80}", f"Choose among {', '.join(PROMPT_STYLES)}.")
+        for prompt in prompts
+        if (style := prompt.columns["prompt_style"]) not in PROMPT_STYLES
+    ]
+
+
 # by name, from the configuration
 RULES: dict[str, Callable[[Any], RewardFunction]] = {
     "math": lambda args: where_given("answer", math_reward),
     "python_syntax": lambda args: python_syntax_reward,
     "length_penalty": lambda args: length_penalty(args.max_completion_length, args.length_penalty_cache),
-    "format": lambda args: format_reward,
+    "format": lambda args: where_given("prompt_style", format_reward),
     "persona": lambda args: persona_reward(args.persona_rubric),
     "safety": lambda args: where_given("harmful", safety_reward),
     "true": lambda args: embedded_true_reward,
@@ -39,6 +51,7 @@ RULES: dict[str, Callable[[Any], RewardFunction]] = {
 _NEEDS: dict[str, tuple[str, Callable[[Sequence[TextPrompt], str], list[Problem]]]] = {
     "math": ("answer", check_math_answers),
     "safety": ("harmful", check_harmful),
+    "format": ("prompt_style", check_styles),
 }
 # what TRL hands to rewards beside the columns
 _TAKEN = {"question", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
@@ -94,6 +107,8 @@ def check_judges(args: RewardArguments) -> list[Problem]:
     try:
         if REWARD_MODEL in names and args.reward_model_name_or_path is not None:
             check_reward_model(args.reward_model_name_or_path)
+        if "length_penalty" in names and getattr(args, "max_completion_length", None) is None:
+            raise Refused.because("max_completion_length", "the reward length_penalty needs it", "Set it.")
         for name in names:
             if name in RULES and (name != "persona" or args.persona_rubric is not None):
                 RULES[name](args)

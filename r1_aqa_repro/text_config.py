@@ -67,11 +67,11 @@ class PairDPOConfig(HeldOutArguments, ExampleArguments, DPOConfig):
 
 @dataclass
 class RewardArguments:
-    """What completions are judged by: names of `text_rewards.build_rewards`, and what some of them need."""
+    """What completions are judged by: names of `judging.RULES`, and what some of them need."""
 
     reward_funcs: list[str] = field(
         default_factory=lambda: ["reward_model"],
-        metadata={"help": "reward_model, or names of rule rewards: see r1_aqa_repro.text_rewards."},
+        metadata={"help": "reward_model, or names of rule rewards: see r1_aqa_repro.judging."},
     )
     reward_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or hub id of the model behind the reward `reward_model`."}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
 )
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from r1_aqa_repro.errors import Refused
 from r1_aqa_repro.long_context import apply_rope_parameters
@@ -101,9 +103,10 @@ def load_reward_model(
         return load_adapter(model, Path(name_or_path))
     config = checked_config(name_or_path, rope_parameters)
     config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
-    model, report = Qwen2ForSequenceClassification.from_pretrained(
-        name_or_path, config=config, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
-    )
+    with suppress_seqcls_warning() if new_head else nullcontext():  # a head is expected to be missing, another too many
+        model, report = Qwen2ForSequenceClassification.from_pretrained(
+            name_or_path, config=config, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+        )
     if not new_head and _SCORE_HEAD in report["missing_keys"]:
         what, remedy = (
             "the model has no score head: it is no reward model",

@@ -89,8 +89,8 @@ STAGES = {
         "ppo_text_embedded",
         "assist_prompts_train.jsonl",
         {
-            "reward of the model": ("rewards/reward_model/mean",),
-            "true reward": ("rewards/embedded_true_reward/mean",),
+            "reward of the model": ("rewards/reward_model",),
+            "true reward": ("rewards/true",),
             "KL to the start": ("kl",),
             "loss of the critic": ("loss/value",),
         },

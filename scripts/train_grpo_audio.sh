@@ -15,11 +15,7 @@ set -euo pipefail
 show_help_if_asked "${BASH_SOURCE[0]}" "$@"
 setup_project
 
-is_embedded_run=true
-for option in config train_file model_name_or_path; do
-    if option_value "$option" "$@" >/dev/null; then is_embedded_run=false; fi
-done
-if $is_embedded_run; then
+if is_embedded_run "$@"; then
     exec "$PYTHON" "$REPO/scripts/embedded_run.py" "$@"
 fi
 

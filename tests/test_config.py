@@ -2,22 +2,56 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from transformers import TrainingArguments
 from transformers.integrations import HfDeepSpeedConfig
+from trl import ModelConfig
 
-from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, batch_plan, parse_config
+from r1_aqa_repro.config import (
+    AudioGRPOConfig,
+    AudioSFTConfig,
+    DataArguments,
+    RunArguments,
+    SharedPrefixGRPOConfig,
+    batch_plan,
+    parse_as,
+    parse_config,
+)
 from r1_aqa_repro.errors import Refused
+from r1_aqa_repro.ppo.trainer import PPOConfig
+from r1_aqa_repro.text_config import (
+    PairDPOConfig,
+    RewardModelConfig,
+    TextGRPOConfig,
+    TextModelConfig,
+    TextSFTConfig,
+)
 from tests.conftest import ROOT
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+# by how a file's name begins; the longest counts
+KINDS: dict[str, tuple[type, type[TrainingArguments], type]] = {
+    "grpo": (DataArguments, AudioGRPOConfig, ModelConfig),
+    "sft": (DataArguments, AudioSFTConfig, ModelConfig),
+    "sft_text": (RunArguments, TextSFTConfig, TextModelConfig),
+    "reward_model": (RunArguments, RewardModelConfig, TextModelConfig),
+    "dpo": (RunArguments, PairDPOConfig, TextModelConfig),
+    "grpo_text": (RunArguments, TextGRPOConfig, TextModelConfig),
+    "ppo_text": (RunArguments, PPOConfig, TextModelConfig),
+}
 ON_CPU = ["--bf16", "false"]  # without a GPU TrainingArguments refuses bf16
 
 
-def training_type(path: Path) -> type[TrainingArguments]:
-    return {"grpo": AudioGRPOConfig, "sft": AudioSFTConfig}[path.name.split("_")[0]]
+def kind_of(path: Path) -> str:
+    return max((kind for kind in KINDS if path.name.startswith(f"{kind}_")), key=len)
+
+
+def parsed(path: Path) -> tuple[Any, Any, Any]:
+    data, training, model = parse_as(KINDS[kind_of(path)], ["--config", str(path), *ON_CPU])
+    return data, training, model
 
 
 def refusal_of(*argv: str, kind: type[TrainingArguments] = AudioGRPOConfig) -> str:
@@ -39,17 +73,17 @@ def config_file(tmp_path):
 
 class TestPublishedFiles:
     def test_they_are_found(self):
-        assert {"grpo", "sft"} == {path.name.split("_")[0] for path in CONFIGS}
+        assert set(KINDS) == set(map(kind_of, CONFIGS))
 
     @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
     def test_every_key_arrives(self, path, monkeypatch):
         monkeypatch.chdir(ROOT)
-        data, training, model = parse_config(training_type(path), ["--config", str(path), *ON_CPU])
+        data, training, model = parsed(path)
         assert training.batch_problem is None
-        parsed = vars(data) | vars(model) | training.to_dict()
+        arrived = vars(data) | vars(model) | training.to_dict()
         for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
             if key not in ("bf16", "lora_target_modules", "report_to"):
-                assert parsed[key] == value, key
+                assert arrived[key] == value, key
         if training.deepspeed:
             assert Path(training.deepspeed).is_file()
 
@@ -57,13 +91,17 @@ class TestPublishedFiles:
     @pytest.mark.parametrize("processes", [1, 2, 4, 8])
     def test_a_step_is_the_same_on_any_number_of_devices(self, path, processes, monkeypatch):
         monkeypatch.setattr("r1_aqa_repro.config.num_processes", lambda: processes)
-        training = parse_config(training_type(path), ["--config", str(path), *ON_CPU])[1]
+        training = parsed(path)[1]
         assert training.batch_problem is None
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
-        if isinstance(training, AudioGRPOConfig):
-            assert rows == 16 * 8  # 16 prompts, 8 completions each: 128
+        if isinstance(training, SharedPrefixGRPOConfig):
+            assert rows == training.prompts_per_step * training.num_generations
             assert training.per_device_train_batch_size % training.num_generations == 0
             assert training.steps_per_generation == 1
+            if isinstance(training, AudioGRPOConfig):
+                assert rows == 16 * 8  # the paper's
+        elif isinstance(training, PPOConfig):
+            assert rows * training.num_mini_batches == training.prompts_per_step
         else:
             assert rows == training.examples_per_step
 
@@ -120,6 +158,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "what"),
         [
+            ("beta: 0.1\nbeta: 0.2", "the key 'beta' stands twice"),
             ("learning_rat: 1.0", "learning_rat"),  # a misspelling, an abbreviation
             ("nope: 1", "nope"),
             ("per_device_train_batch_size: 8", "per_device_train_batch_size cannot be set: it is derived"),

@@ -48,6 +48,13 @@ option_value() { # option_value NAME ARGS...: prints the value of `--NAME value`
     return 1
 }
 
+is_embedded_run() { # is_embedded_run ARGS...: whether neither a config nor data or a model of one's own is named
+    local option
+    for option in config train_file model_name_or_path; do
+        if option_value "$option" "$@" >/dev/null; then return 1; fi
+    done
+}
+
 # --- Setting up -------------------------------------------------------------------------------------------------------
 #
 # .venv/.setup-done     a checksum of what decides the installation, then the extras installed; written last
@@ -188,6 +195,16 @@ launch_training() { # launch_training MODULE args...
     fi
     # torchrun, with this project's exit codes
     exec "$PYTHON" -m r1_aqa_repro.launch "${launcher[@]}" --nproc-per-node "$processes" -m "$module" "$@"
+}
+
+train_text() { # train_text STAGE MODULE args...: the embedded run of a stage, or the run that the arguments describe
+    local stage="$1" module="$2"
+    shift 2
+    if is_embedded_run "$@"; then
+        exec "$PYTHON" "$REPO/scripts/embedded_text.py" "$stage" "$@"
+    fi
+    option_value config "$@" >/dev/null || refuse "--config FILE is missing. See --help."
+    launch_training "$module" "$@"
 }
 
 is_positive() {
