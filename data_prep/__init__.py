@@ -1,1 +1,1 @@
-"""Preparation of AVQA and MMAU: from annotations and media files to a manifest with 16 kHz clips beside it."""
+"""Preparation of data: AVQA and MMAU to manifests with 16 kHz clips beside them, preference pairs to TRL's form."""

@@ -105,32 +105,49 @@ def write_manifest(path: str | os.PathLike[str], questions: Iterable[AudioQuesti
 
 
 def read_records(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (`line N` or `record N`, JSON value or BadRecord) for a JSON list or a JSONL file."""
+    """Yield (`line N` or `record N`, JSON value or BadRecord) for a JSON list or a JSONL file.
+
+    Lines are read one by one: a large file is not held in memory as one text. A file whose first sign is `[` is a list.
+
+    Raises:
+        Refused: the file is not UTF-8, or a JSON list that breaks off.
+    """
+    with open(file, "rb") as source:  # divided at line feeds alone: other separators may stand inside a JSON text
+        lines = ((number, _decoded(file, number, raw)) for number, raw in enumerate(source, start=1))
+        is_first = True
+        for number, line in lines:
+            if not line.strip():
+                continue
+            if is_first and line.lstrip().startswith("["):
+                yield from _list_records(file, "\n" * (number - 1) + line + "".join(text for _, text in lines))
+                return
+            is_first = False
+            yield f"line {number}", _line_record(line)
+
+
+def _decoded(file: Path, number: int, line: bytes) -> str:
     try:
-        text = file.read_text(encoding="utf-8")
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise Refused.because(
-            str(file), f"not UTF-8 text ({error.reason} at byte {error.start})", "Convert it."
-        ) from None
-    if text.lstrip().startswith("["):
-        try:
-            records = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            where = f"{file}:line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(file)
-            remedy = "The file may have been cut off: fetch or write it again."
-            raise Refused.because(where, f"malformed JSON ({_json_problem(error)})", remedy) from None
-        yield from ((f"record {number}", record) for number, record in enumerate(records, start=1))
-        return
-    # not splitlines(): other line separators may stand inside a JSON text
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield (
-                    f"line {number}",
-                    BadRecord(f"malformed JSON ({_json_problem(error)})", "Each line must be one JSON object."),
-                )
+        what = f"not UTF-8 text ({error.reason} at byte {error.start} of the line)"
+        raise Refused.because(f"{file}:line {number}", what, "Convert the file.") from None
+
+
+def _list_records(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = f"{file}:line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(file)
+        remedy = "The file may have been cut off: fetch or write it again."
+        raise Refused.because(where, f"malformed JSON ({_json_problem(error)})", remedy) from None
+    yield from ((f"record {number}", record) for number, record in enumerate(records, start=1))
+
+
+def _line_record(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadRecord(f"malformed JSON ({_json_problem(error)})", "Each line must be one JSON object.")
 
 
 def _json_problem(error: ValueError | RecursionError) -> str:

@@ -295,7 +295,7 @@ def test_a_bad_record_of_a_list_is_named_by_its_number(tmp_path):
         pytest.param(b"", "", "the file holds no records", id="empty"),
         pytest.param(b"\n \n", "", "the file holds no records", id="blank"),
         pytest.param(b"[]", "", "the file holds no records", id="empty list"),
-        pytest.param('{"id": "ö"}'.encode("latin-1"), "", "not UTF-8 text", id="latin-1"),
+        pytest.param('{"id": "ö"}'.encode("latin-1"), ":line 1", "not UTF-8 text", id="latin-1"),
         pytest.param(b'[\n{"id": "a"},\n{"id": "b', ":line 3", "malformed JSON", id="cut off"),
         pytest.param(b"[" * 100_000, "", "malformed JSON (nested too deeply)", id="nested"),
         pytest.param(b"[" + b"8" * 5000 + b"]", "", "malformed JSON (a number has too many digits)", id="digits"),

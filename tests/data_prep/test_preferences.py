@@ -1,0 +1,782 @@
+"""Preference pairs in every format: what they become, what is refused, what is held out, and what a kill leaves."""
+
+import datetime
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from trl.data_utils import extract_prompt
+
+from data_prep.preferences import CONTRADICTION, FORMATS, TEXT_EXTRACTED, Bad, convert, is_held_out, main
+from r1_aqa_repro.answers import fold
+from r1_aqa_repro.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, EXIT_REFUSED
+from r1_aqa_repro.text_data import read_pairs
+from tests.conftest import ROOT
+from tests.data_prep.conftest import read_lines
+from tests.hostile import HOSTILE
+
+TRL = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+
+
+def turn(role, text):
+    return {"role": role, "content": text}
+
+
+def said(who, text):
+    return {"from": who, "value": text}
+
+
+def chat(*texts):
+    """Messages by turns, the user first."""
+    return [turn(("user", "assistant")[index % 2], text) for index, text in enumerate(texts)]
+
+
+def line(record_id, prompt, chosen, rejected, **columns):
+    answers = {"chosen": [turn("assistant", chosen)], "rejected": [turn("assistant", rejected)]}
+    return {"id": record_id, "prompt": prompt, **answers, **columns}
+
+
+def sharegpt(**changed):
+    record = {
+        "conversations": [said("human", "Why?")],
+        "chosen": said("gpt", "Because."),
+        "rejected": said("gpt", "No."),
+    }
+    return {**record, **changed}
+
+
+def alpaca(**changed):
+    return {"instruction": "Why?", "input": "", "chosen": "Because.", "rejected": "No.", **changed}
+
+
+class Case:
+    """A file of records and the folder that they are prepared into."""
+
+    def __init__(self, folder):
+        self.input, self.out = folder / "pairs.jsonl", folder / "new" / "out"
+
+    def write(self, *records):
+        lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+        self.input.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return self
+
+    def run(self, *options, held_out=0.0):
+        return main(["--input", str(self.input), "--out", str(self.out), "--held-out", str(held_out), *options])
+
+    @property
+    def train(self):
+        return read_lines(self.out / "train.jsonl")
+
+    @property
+    def held_out(self):
+        return read_lines(self.out / "held_out.jsonl")
+
+    @property
+    def report(self):
+        return json.loads((self.out / "prep_report.json").read_text())
+
+    def wrote_nothing(self):
+        return [path.name for path in self.input.parent.iterdir()] in ([self.input.name], [])
+
+
+@pytest.fixture
+def case(tmp_path):
+    return Case(tmp_path)
+
+
+CONVERSION = [
+    (
+        "trl",
+        "trl texts",
+        {"id": "a", "prompt": "Why is it blue?", "chosen": " It scatters.", "rejected": " No idea.", "task": "list"},
+        line("a", chat("Why is it blue?"), " It scatters.", " No idea.", task="list"),
+    ),
+    (
+        "trl",
+        TEXT_EXTRACTED,
+        {"id": 1, "chosen": "The sky is blue.", "rejected": "The sky is green."},
+        line("1", chat("The sky is"), " blue.", " green."),
+    ),
+    (
+        "trl",
+        "trl messages",
+        {
+            "prompt": [turn("system", "Be brief."), *chat("Hi", "Hello", "Why?")],
+            "chosen": [turn("assistant", "Because.")],
+            "rejected": [turn("assistant", "No.")],
+            "margin": 1.5,
+            "chosen_score": 9,
+            "rejected_score": 7.5,
+        },
+        line(
+            "pairs.jsonl:line 1",
+            [turn("system", "Be brief."), *chat("Hi", "Hello", "Why?")],
+            "Because.",
+            "No.",
+            chosen_score=9,
+            rejected_score=7.5,
+            margin=1.5,
+        ),
+    ),
+    (
+        "trl",
+        "trl messages, prompt extracted",
+        {"id": "a", "chosen": chat("Hi", "Hello", "Why?", "Because."), "rejected": chat("Hi", "Hello", "Why?", "No.")},
+        line("a", chat("Hi", "Hello", "Why?"), "Because.", "No."),
+    ),
+    (
+        "trl",
+        "trl messages, prompt extracted",  # the form of UltraFeedback
+        {"id": "a", "prompt": "Why?", "chosen": chat("Why?", "Because."), "rejected": chat("Why?", "No.")},
+        line("a", chat("Why?"), "Because.", "No."),
+    ),
+    (
+        "sharegpt",
+        "sharegpt",
+        {
+            "id": "a",
+            "conversations": [said("human", "Hi"), said("gpt", "Hello"), said("human", "Why?")],
+            "chosen": said("gpt", "Because."),
+            "rejected": said("gpt", "Never."),
+            "system": "Be brief.",
+        },
+        line("a", [turn("system", "Be brief."), *chat("Hi", "Hello", "Why?")], "Because.", "Never."),
+    ),
+    (
+        "sharegpt",
+        "sharegpt",
+        sharegpt(id="a", conversations=[said("system", "Be brief."), said("human", "Why?")], system=""),
+        line("a", [turn("system", "Be brief."), *chat("Why?")], "Because.", "No."),
+    ),
+    (
+        "alpaca",
+        "alpaca",
+        {"id": "a", "instruction": "Translate.", "input": "chat", "chosen": "cat", "rejected": "dog"},
+        line("a", chat("Translate.\nchat"), "cat", "dog"),
+    ),
+    (
+        "alpaca",
+        "alpaca",
+        alpaca(id="a", system="Be brief.", history=[["Hi", "Hello"], ["You?", "Fine."]]),
+        line("a", [turn("system", "Be brief."), *chat("Hi", "Hello", "You?", "Fine.", "Why?")], "Because.", "No."),
+    ),
+]
+
+
+@pytest.mark.parametrize(("format_name", "shape", "record", "expected"), CONVERSION)
+def test_every_format_becomes_messages_with_explicit_prompt(case, format_name, shape, record, expected):
+    for chosen_format in ("auto", format_name):
+        assert case.write(record).run("--format", chosen_format, "--overwrite") == EXIT_DONE
+        assert case.train == [expected]
+        assert list(case.train[0]) == list(expected)  # in the same order
+        assert case.report["formats"] == {shape: 1}
+        assert read_pairs(case.out / "train.jsonl").problems == []
+    for other in set(FORMATS) - {"auto", format_name}:
+        assert case.run("--format", other, "--overwrite") == EXIT_REFUSED
+
+
+def test_formats_may_be_mixed_in_one_file_and_are_counted(case):
+    records = [{**record, "id": number} for number, (_, _, record, _) in enumerate(CONVERSION)]
+    case.write(*records).run()
+    assert case.train == [{**line, "id": str(number)} for number, (_, _, _, line) in enumerate(CONVERSION)]
+    assert case.report["formats"] == {
+        "alpaca": 2,
+        "sharegpt": 2,
+        "trl messages": 1,
+        "trl messages, prompt extracted": 2,
+        "trl texts": 1,
+        TEXT_EXTRACTED: 1,
+    }
+
+
+def test_what_is_written_is_read_again_unchanged(case):
+    case.write(*({**record, "id": number} for number, (_, _, record, _) in enumerate(CONVERSION))).run()
+    first = case.train
+    assert len(first) == len(CONVERSION)
+    case.input, case.out = case.out / "train.jsonl", case.out.with_name("again")
+    assert case.run() == EXIT_DONE
+    assert case.train == first
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("The sky is blue.", "The sky is green."),
+        ("The sky is  blue.", "The sky is  green."),  # of two spaces one
+        ("Q: 1 + 1?\nA: 2", "Q: 1 + 1?\nA: 3"),
+        ("Q: colour?\nA: black", "Q: colour?\nA: blue"),
+        (chat("Hi", "Hello"), chat("Hi", "Go away")),
+        (chat("Hi", "Hello", "Why?", "Because."), chat("Hi", "Hello", "Why?", "No.")),
+    ],
+)
+def test_an_implicit_prompt_is_what_trl_extracts(case, chosen, rejected):
+    case.write({"chosen": chosen, "rejected": rejected}).run()
+    expected = extract_prompt({"chosen": chosen, "rejected": rejected})
+    [found] = case.train
+    if isinstance(chosen, str):
+        found = {key: found[key][0]["content"] for key in expected}
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_a_prompt_extracted_from_texts_is_warned_of(case, capsys):
+    case.write({"chosen": "It is blue", "rejected": "It is black"}).run()
+    assert "warning: 1 prompts are what the two texts of a pair have in common at their beginning" in (
+        capsys.readouterr().err
+    )
+    case.write(TRL).run("--overwrite")
+    assert "in common" not in capsys.readouterr().err
+
+
+def test_texts_come_through_as_they_are(case):
+    records = [
+        {"prompt": one, "chosen": two, "rejected": three}
+        for one, two, three in zip(HOSTILE, [*HOSTILE[1:], "a"], [*HOSTILE[2:], "b", "c"], strict=True)
+    ]
+    case.write(*records).run()
+    assert [(one["prompt"][0]["content"], one["chosen"][0]["content"]) for one in case.train] == [
+        (record["prompt"], record["chosen"]) for record in records
+    ]
+
+
+@pytest.mark.parametrize("kind", ["list", "parquet", "with byte order mark"])
+def test_other_kinds_of_files(case, kind):
+    records = [sharegpt(id="a", system=None), sharegpt(id="b", system="Be brief.")]
+    if kind == "parquet":
+        rows = [{**record, "made": datetime.date(2024, 2, 29)} for record in records]  # JSON knows no dates
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), case.input)
+    elif kind == "list":
+        case.input.write_text(json.dumps(records, indent=1))
+    else:
+        case.input.write_text("\ufeff" + "\n\n".join(map(json.dumps, records)), encoding="utf-8")
+    assert case.run() == EXIT_DONE
+    assert case.train == [
+        line("a", chat("Why?"), "Because.", "No."),
+        line("b", [turn("system", "Be brief."), *chat("Why?")], "Because.", "No."),
+    ]
+
+
+def test_further_keys_are_left_out_and_counted(case, capsys):
+    case.write({**TRL, "id": "a", "source": "web", "score": 1}, {**TRL, "prompt": "How?", "source": None}).run()
+    assert list(case.train[0]) == ["id", "prompt", "chosen", "rejected"]
+    assert case.report["keys_left_out"] == {"score": 1, "source": 2}
+    assert "keys left out: 'score' (1), 'source' (2)" in capsys.readouterr().err
+
+
+KNOWN = (
+    "Known are trl: chosen and rejected, perhaps prompt; sharegpt: conversations, chosen, rejected, perhaps system; "
+    "alpaca: instruction, chosen, rejected, perhaps input, system, history."
+)
+EXPECTED_TRL = "Expected trl: chosen and rejected, perhaps prompt."
+REMOVE = "Put what matters into the prompt and remove the key."
+GPT = 'Write every message as {"from": "human" or "gpt", "value": "..."}.'
+ORDER = "After an optional system message human and gpt alternate, from human to human."
+OWN_KEY = "Give the prompt as a key of its own."
+SAME = "Everything before the answers must be the same in both."
+ONE_TURN = "What comes before the answer belongs into the prompt alone; an answer is one turn."
+EMPTY = "Give its text, or leave the record out."
+BAD_RECORDS = {
+    "no object": (3, "expected an object, found int. Each record must be a JSON object."),
+    "cut off": (
+        '{"prompt": "Why?", "chosen": ',
+        "malformed JSON (Expecting value). Each line must be one JSON object.",
+    ),
+    "surrogate": (
+        {**TRL, "prompt": "\ud83d"},
+        "'prompt' is no valid Unicode (half of a surrogate pair). Correct the text.",
+    ),
+    "bad id": ({**TRL, "id": ["a"]}, "id is ['a']. Give id as a text or an integer, or leave it out."),
+    "id twice": (
+        {**TRL, "id": "first", "prompt": "How?"},
+        "id 'first' was already used at {file}:line 1. Make ids unique.",
+    ),
+    # formats
+    "unknown": ({"question": "?", "answers": []}, "unknown format with the keys ['answers', 'question']. " + KNOWN),
+    "no pair": (
+        {"conversations": [], "messages": 1},
+        "unknown format with the keys ['conversations', 'messages']. " + KNOWN,
+    ),
+    "ambiguous": (
+        {**sharegpt(), "prompt": "Why?"},
+        "ambiguous format: the keys ['chosen', 'conversations', 'prompt', 'rejected'] are those of trl and sharegpt. "
+        f"{KNOWN} Remove what does not belong there.",
+    ),
+    "null": (
+        {**TRL, "rejected": None},
+        f"rejected absent or null, only ['chosen', 'prompt', 'rejected']. {EXPECTED_TRL}",
+    ),
+    "lost": (
+        {**TRL, "system": "Be brief."},
+        f"system has no place in the format trl and would be lost. {EXPECTED_TRL} {REMOVE}",
+    ),
+    "another name of prompt": (
+        {"question": "Why?", "chosen": "Because.", "rejected": "But."},
+        f"question has no place in the format trl and would be lost. {EXPECTED_TRL} {REMOVE}",
+    ),
+    "texts and messages": (
+        {**TRL, "chosen": chat("Why?", "Because.")},
+        "prompt is str, chosen is list, rejected is str. "
+        "Expected all three as texts, or all as lists of messages; prompt may be absent.",
+    ),
+    "numbers": (
+        {**TRL, "chosen": 1, "rejected": 2},
+        "prompt is str, chosen is int, rejected is int. "
+        "Expected all three as texts, or all as lists of messages; prompt may be absent.",
+    ),
+    # trl texts
+    "empty prompt": ({**TRL, "prompt": " "}, f"prompt is empty. {EMPTY}"),
+    "empty answer": ({**TRL, "chosen": ""}, f"chosen is empty. {EMPTY}"),
+    "identical": ({**TRL, "chosen": "No. "}, "chosen and rejected are identical. Leave the pair out: it says nothing."),
+    "no common beginning": (
+        {"chosen": "Yes, it is.", "rejected": "No."},
+        f"chosen and rejected have no common prompt: they begin differently. {OWN_KEY}",
+    ),
+    "one text goes on": (
+        {"chosen": "The sky is", "rejected": "The sky is blue."},
+        "one of chosen and rejected is the beginning of the other, so nothing tells where the answers begin. "
+        + OWN_KEY,
+    ),
+    "empty rest": ({"chosen": "Why? ", "rejected": "Why?\n!"}, f"the answer in chosen is empty. {EMPTY}"),
+    "task": ({**TRL, "task": 3}, "task is int, expected a text. Give task as a text."),
+    "margin": (
+        {**TRL, "margin": "2"},
+        "margin is '2', expected a number. Give margin as a finite number, or leave it out.",
+    ),
+    "no number": (
+        json.dumps({**TRL, "margin": float("nan")}),
+        "margin is nan, expected a number. Give margin as a finite number, or leave it out.",
+    ),
+    # trl messages
+    "two turns": (
+        {"prompt": chat("Why?"), "chosen": chat("Because.", "Oh?", "Yes.")[1:], "rejected": [turn("assistant", "No.")]},
+        f"chosen has messages of assistant, user, expected one message of assistant. {ONE_TURN}",
+    ),
+    "two turns after an implicit prompt": (
+        {"chosen": chat("Why?", "Because.", "Oh?", "Yes."), "rejected": chat("Why?", "No.")},
+        "the answer in chosen has messages of assistant, user, assistant, expected one message of assistant. "
+        + ONE_TURN,
+    ),
+    "wrong order": (
+        {
+            "prompt": chat("Why?", "Because."),
+            "chosen": [turn("assistant", "Yes.")],
+            "rejected": [turn("assistant", "No.")],
+        },
+        "prompt does not end with a message of user. "
+        "After an optional system message user and assistant alternate, from user to user.",
+    ),
+    "different prompts": (
+        {"chosen": chat("Hi", "Hello", "Why?", "Because."), "rejected": chat("Hi", "Hello", "How?", "No.")},
+        f"chosen and rejected answer different prompts: message 3 differs. {SAME}",
+    ),
+    "answers alone": (
+        {"chosen": [turn("assistant", "Yes.")], "rejected": [turn("assistant", "No.")]},
+        f"chosen and rejected have no common prompt: they begin with the answers. {SAME}",
+    ),
+    "one conversation goes on": (
+        {"chosen": chat("Why?", "Because.", "Oh?", "Yes."), "rejected": chat("Why?", "Because.")},
+        "one of chosen and rejected goes on where the other ends. Both must end with an answer to the same message.",
+    ),
+    "identical conversations": (
+        {"chosen": chat("Why?", "Because."), "rejected": chat("Why?", "Because.")},
+        "chosen and rejected are identical. Leave the pair out: it says nothing.",
+    ),
+    "another prompt beside them": (
+        {"prompt": "How?", "chosen": chat("Why?", "Because."), "rejected": chat("Why?", "No.")},
+        "prompt is none of the messages that chosen and rejected have in common. Correct it, or remove it.",
+    ),
+    # sharegpt
+    "no role": (
+        sharegpt(conversations=[{"value": "Why?"}]),
+        f"conversations message 1 has no from, only ['value']. {GPT}",
+    ),
+    "function call": (
+        sharegpt(conversations=[said("human", "Why?"), said("function_call", "{}"), said("observation", "1")]),
+        "conversations message 2 has the unsupported from 'function_call'. "
+        "Only system, human, gpt are supported; leave the record out.",
+    ),
+    "pictures": (
+        sharegpt(conversations=[said("human", [{"type": "image"}])]),
+        f"conversations message 1 has [{{'type': 'image'}}] as value, expected a text. {GPT}",
+    ),
+    "gpt first": (
+        sharegpt(conversations=[said("gpt", "Hi"), said("human", "Why?")]),
+        f"conversations message 1 is of gpt, expected human. {ORDER}",
+    ),
+    "gpt last": (
+        sharegpt(conversations=[said("human", "Why?"), said("gpt", "Because.")]),
+        f"conversations does not end with a message of human. {ORDER}",
+    ),
+    "no conversation": (
+        sharegpt(conversations=[]),
+        'conversations is []. Give conversations as a list of messages {"from": "human" or "gpt", "value": "..."}.',
+    ),
+    "text as chosen": (
+        sharegpt(chosen="Because."),
+        'chosen is str, expected an object. Give chosen as {"from": "gpt", "value": "..."}.',
+    ),
+    "human as chosen": (
+        sharegpt(chosen=said("human", "Because.")),
+        f"chosen has messages of human, expected one message of gpt. {ONE_TURN}",
+    ),
+    "tools": (
+        sharegpt(tools="[{}]"),
+        "tools has no place in the format sharegpt and would be lost. "
+        f"Expected sharegpt: conversations, chosen, rejected, perhaps system. {REMOVE}",
+    ),
+    "two systems": (
+        sharegpt(conversations=[said("system", "A"), said("human", "Why?")], system="B"),
+        "system is given twice, as a key and as the first of conversations. Remove one.",
+    ),
+    # alpaca
+    "no instruction": (alpaca(instruction=""), f"instruction is empty. {EMPTY}"),
+    "list as answer": (alpaca(chosen=["a", "b"]), "chosen is list, expected a text. Give chosen as a text."),
+    "history": (
+        alpaca(history=[["Hi"]]),
+        "history is [['Hi']], expected a list of questions with their answers. "
+        "Give history as [[question, answer], ...].",
+    ),
+    "empty history": (alpaca(history=[["Hi", ""]]), f"answer 1 of history is empty. {EMPTY}"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECORDS)
+def test_a_bad_record_refuses_the_file_and_nothing_is_written(case, capsys, name):
+    record, message = BAD_RECORDS[name]
+    case.write({**TRL, "id": "first"}, "", record)
+    assert case.run() == EXIT_REFUSED
+    expected = f"error: {case.input}:line 3: {message.replace('{file}', str(case.input))}"
+    assert capsys.readouterr().err.splitlines() == [expected]
+    assert case.wrote_nothing()
+
+
+def test_all_bad_records_are_named_at_once_or_left_out(case, capsys):
+    bad = [record for record, _ in BAD_RECORDS.values()]
+    case.write({**TRL, "id": "first"}, *bad, {**TRL, "id": "last", "prompt": "What?"})
+    assert case.run() == EXIT_REFUSED
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 21 and shown[-1] == f"error: ... and {len(bad) - 20} more of this kind."
+    assert case.wrote_nothing()
+
+    assert case.run("--skip-bad-records") == EXIT_LOSSES
+    assert [one["id"] for one in case.train] == ["first", "last"]
+    report = case.report
+    assert report["records_in"] == len(bad) + 2 and report["kept"] == 2
+    dropped = report["dropped"]["bad record"]
+    assert dropped == ["first" if name == "id twice" else f"pairs.jsonl:line {number}"
+                       for number, name in enumerate(BAD_RECORDS, start=2)]  # fmt: skip
+    for (_, message), detail in zip(BAD_RECORDS.values(), report["details"]["bad record"], strict=True):
+        assert detail.endswith(message.replace("{file}", str(case.input)))
+    assert f"dropped, bad record: {len(bad)}" in capsys.readouterr().err
+
+
+def test_a_bad_record_with_an_id_is_named_by_it(case):
+    case.write(TRL, {**TRL, "id": 12, "chosen": ""}).run("--skip-bad-records")
+    assert case.report["dropped"] == {"bad record": ["12"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "what"),
+    [
+        (None, "", "there is no such file. Give a JSON list, JSON lines or a parquet file."),
+        (b"", "", "the file holds no records. Check that it was written completely."),
+        (b"\n \n", "", "the file holds no records. Check that it was written completely."),
+        (b"[]", "", "the file holds no records. Check that it was written completely."),
+        (b'{"prompt": "\xe9"}', "", "not UTF-8 text (invalid continuation byte). Convert it."),
+        (b'[{"prompt": "Why?", "chosen": "a", "rejected": "b"},\n{"prompt": "Ho', ":record 2",
+         "malformed JSON (Unterminated string starting at). The file may have been cut off: fetch or write it again."),
+        (b'{\n"prompt": "Why?"\n}', "",
+         "it is one JSON object, not records. Give a JSON list of records, or one record a line."),
+        (b"PAR1 and no more", "", "no readable parquet file ("),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_broken_as_a_whole(case, capsys, content, where, what):
+    if content is not None:
+        case.input.write_bytes(content)
+    for options in ([], ["--skip-bad-records"]):
+        assert case.run(*options) == EXIT_REFUSED
+        [message] = capsys.readouterr().err.splitlines()
+        assert message.startswith(f"error: {case.input}{where}: {what}")
+        assert case.wrote_nothing()
+
+
+def test_nothing_but_bad_records(case, capsys):
+    case.write("3", "{")
+    assert case.run("--skip-bad-records") == EXIT_REFUSED
+    assert [message.split(": ")[1] for message in capsys.readouterr().err.splitlines()] == [
+        f"{case.input}:line 1",
+        f"{case.input}:line 2",
+    ]
+    assert case.wrote_nothing()
+
+
+@pytest.mark.parametrize("options", [["--held-out", "1"], ["--held-out", "-0.1"], ["--format", "kto"]])
+def test_options_that_cannot_be(case, options):
+    with pytest.raises(SystemExit) as exit_:
+        case.write(TRL).run(*options)
+    assert exit_.value.code == EXIT_REFUSED
+    assert case.wrote_nothing()
+
+
+def test_the_same_pair_twice_is_kept_once(case):
+    again = {**TRL, "task": "list"}
+    case.write({**TRL, "id": "a"}, {**again, "id": "b"}, {**TRL, "id": "a"}, {**TRL, "id": "c", "rejected": "Never."})
+    assert case.run() == EXIT_DONE
+    assert [one["id"] for one in case.train] == ["a", "c"]
+    assert case.report["dropped"] == {"duplicate": ["b", "a"]}
+    assert case.report["details"] == {"duplicate": ["b: the same pair as a", "a: the same pair as a"]}
+
+
+def test_pairs_that_contradict_each_other_are_dropped_on_both_sides(case, capsys):
+    swapped = {**TRL, "chosen": TRL["rejected"], "rejected": TRL["chosen"]}
+    other = [{**TRL, "id": "d", "prompt": "How?"}, {**swapped, "id": "e", "prompt": "What?"}]  # of other prompts: none
+    case.write({**TRL, "id": "a"}, {**swapped, "id": "b"}, {**TRL, "id": "c"}, *other)
+    assert case.run() == EXIT_DONE
+    assert [one["id"] for one in case.train] == ["d", "e"]
+    assert case.report["dropped"] == {CONTRADICTION: ["a", "b", "c"]}
+    assert case.report["kept"] == 2 and case.report["records_in"] == 5
+    assert "a: b prefers the other one of the same two answers" in capsys.readouterr().err
+
+    case.write({**TRL, "id": "a"}, {**swapped, "id": "b"})
+    case.out = case.out.with_name("nothing")
+    assert case.run() == EXIT_REFUSED
+    assert not case.out.exists()
+
+
+def prompts(number, seed=0):
+    """Pairs with different prompts."""
+    generator = random.Random(seed)
+    return [
+        {"id": index, "prompt": f"Question {generator.random()}?", "chosen": "Yes.", "rejected": "No."}
+        for index in range(number)
+    ]
+
+
+def test_no_prompt_is_on_both_sides(case):
+    """Not even by another turn of the same conversation, another system message or another spelling."""
+    records = []
+    for number, record in enumerate(prompts(300)):
+        question = record["prompt"]
+        one, other = chat("Yes.")[0] | {"role": "assistant"}, chat("No.")[0] | {"role": "assistant"}
+        for prompt in (
+            chat(question),
+            chat(f"  {question.upper()} "),
+            [turn("system", f"You are number {number}."), *chat(question)],
+            chat(question, "Yes.", "Really?"),
+        ):
+            records.append({"prompt": prompt, "chosen": [one], "rejected": [other]})
+    random.Random(1).shuffle(records)
+    case.write(*records).run(held_out=0.3)
+
+    def first_questions(lines):
+        return {fold(next(turn["content"] for turn in one["prompt"] if turn["role"] == "user")) for one in lines}
+
+    train, held_out = first_questions(case.train), first_questions(case.held_out)
+    assert not train & held_out
+    assert len(train | held_out) == 300
+    assert abs(len(held_out) / 300 - 0.3) < 0.1  # nearly four standard errors, and the seed is fixed
+    assert len(case.train) + len(case.held_out) == case.report["kept"] == 1200
+    assert case.report["train"] == len(case.train) and case.report["held_out"] == len(case.held_out)
+
+
+def test_more_data_moves_no_prompt_to_the_other_side(case):
+    records = prompts(400)
+    case.write(*records[:200]).run(held_out=0.2)
+    train, held_out = case.train, case.held_out
+    assert train and held_out
+    case.write(*records).run("--overwrite", held_out=0.2)
+    assert case.train[: len(train)] == train and case.held_out[: len(held_out)] == held_out
+    case.write(*reversed(records)).run("--overwrite", held_out=0.2)
+    assert {one["id"] for one in held_out} <= {one["id"] for one in case.held_out}
+
+
+def test_a_greater_fraction_only_adds_and_another_seed_draws_anew():
+    asked = [chat(record["prompt"]) for record in prompts(500)]
+
+    def held_out(fraction, seed):
+        return {prompt[0]["content"] for prompt in asked if is_held_out(prompt, fraction, seed)}
+
+    assert held_out(0.1, 0) < held_out(0.5, 0)
+    assert held_out(0.0, 0) == set()
+    both = held_out(0.5, 0) & held_out(0.5, 1)
+    assert 80 < len(both) < 170  # 125 expected, standard deviation under 10
+
+
+def test_nothing_to_train_on_is_refused_and_nothing_held_out_is_told(case, capsys):
+    seed = next(seed for seed in range(100) if is_held_out(chat(TRL["prompt"]), 0.5, seed))
+    assert case.write(TRL).run("--seed", str(seed), held_out=0.5) == EXIT_REFUSED
+    assert case.wrote_nothing()
+    assert "all of its 1 pairs would be held out" in capsys.readouterr().err
+    assert case.run() == EXIT_DONE
+    assert case.held_out == []
+    assert "warning: no pair is held out" in capsys.readouterr().err
+
+
+def contents(folder):
+    """The bytes of every file, without the one figure that depends on the machine."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    report = json.loads(found.pop("prep_report.json"))
+    assert report.pop("seconds") >= 0
+    return found, report
+
+
+def test_a_second_run_gives_the_same_bytes(case):
+    case.write(*prompts(50), TRL, TRL, {**TRL, "chosen": ""})
+    assert case.run("--skip-bad-records", held_out=0.3) == EXIT_LOSSES
+    first = contents(case.out)
+    assert set(first[0]) == {"train.jsonl", "held_out.jsonl", "prep_settings.json"}
+    assert case.run("--skip_bad_records", held_out=0.3) == EXIT_LOSSES  # into the same folder
+    assert contents(case.out) == first
+    case.out = case.out.with_name("elsewhere")
+    assert case.run("--skip-bad-records", held_out=0.3) == EXIT_LOSSES
+    assert contents(case.out) == first
+
+
+def test_a_folder_of_another_input_is_only_replaced_on_demand(case, capsys):
+    case.write(TRL).run()
+    before = contents(case.out)
+    (case.out / "notes.txt").write_text("mine")
+    case.write({**TRL, "prompt": "How?"})
+    assert case.run() == EXIT_REFUSED
+    assert f"error: {case.out / 'prep_settings.json'}: input was 'pairs.jsonl, sha256 " in capsys.readouterr().err
+    (case.out / "notes.txt").unlink()
+    assert contents(case.out) == before
+    (case.out / "notes.txt").write_text("mine")
+    assert case.run("--overwrite") == EXIT_DONE
+    assert case.train[0]["prompt"] == chat("How?")
+    assert (case.out / "notes.txt").read_text() == "mine"
+    assert case.run("--seed", "1") == EXIT_REFUSED
+    assert "seed was 0, now it is 1. Give another --out, or --overwrite." in capsys.readouterr().err
+
+
+def test_files_from_elsewhere_are_not_overwritten(case, capsys):
+    case.write(TRL)
+    case.out.mkdir(parents=True)
+    (case.out / "train.jsonl").write_text("precious")
+    assert case.run() == EXIT_REFUSED
+    assert "it holds train.jsonl from elsewhere" in capsys.readouterr().err
+    (case.out / "prep_settings.json").write_text(json.dumps({"command": "data_prep.avqa"}))
+    assert case.run("--overwrite") == EXIT_REFUSED  # an audio preparation
+    assert "it belongs to data_prep.avqa" in capsys.readouterr().err
+    assert (case.out / "train.jsonl").read_text() == "precious"
+
+
+def test_the_input_is_never_overwritten(case):
+    case.input = case.input.with_name("train.jsonl")
+    case.write(TRL)
+    case.out = case.input.parent
+    content = case.input.read_bytes()
+    assert case.run("--overwrite") == EXIT_REFUSED
+    assert [path.name for path in case.out.iterdir()] == ["train.jsonl"]
+    assert case.input.read_bytes() == content
+
+
+def test_an_empty_folder_that_is_there_is_used(case):
+    case.out.mkdir(parents=True)
+    assert case.write(TRL).run() == EXIT_DONE
+    assert len(case.train) == 1
+    assert not list(case.out.glob(".*"))
+
+
+def is_killed_at(step, case, *options):
+    """Run the command in a process that kills itself just before its `step`-th change of a file or folder.
+
+    Returns False where it has fewer steps: it then did its work.
+    """
+    process = os.fork()
+    if process == 0:
+        left = itertools.count(step - 1, -1)
+
+        def watch(event, arguments):
+            changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (
+                event == "open" and "w" in (arguments[1] or "")
+            )
+            if changes and str(case.input.parent) in str(arguments[0]) and next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        code = EXIT_FAILED
+        try:
+            code = case.run(*options, held_out=0.3)
+        finally:
+            os._exit(code)
+    status = os.waitpid(process, 0)[1]
+    assert status in (signal.SIGKILL, EXIT_DONE)
+    return status == signal.SIGKILL
+
+
+def test_a_kill_at_any_moment_leaves_nothing_half(case):
+    case.write(*prompts(200)).run(held_out=0.3)
+    whole = contents(case.out)
+    for step in itertools.count(1):
+        case.out = case.out.with_name(f"killed at {step}")
+        if not is_killed_at(step, case):
+            break
+        assert not case.out.exists()
+        assert case.run(held_out=0.3) == EXIT_DONE
+        assert contents(case.out) == whole
+    assert step > 6  # a folder, four files, a rename
+    assert contents(case.out) == whole
+    assert not list(case.out.parent.glob(".*"))
+
+
+def test_a_kill_while_a_folder_is_replaced_leaves_whole_files(case):
+    old_input = case.input.with_name("old.jsonl")
+    Case.write(SimpleNamespace(input=old_input), *prompts(200))
+    case.write(*prompts(200, seed=1)).run(held_out=0.3)
+    new, out = contents(case.out), case.out
+    for step in itertools.count(1):
+        case.out = out.with_name(f"killed at {step}")
+        assert main(["--input", str(old_input), "--out", str(case.out), "--held-out", "0.3"]) == EXIT_DONE
+        old = contents(case.out)
+        if not is_killed_at(step, case, "--overwrite"):
+            break
+        found = {path.name: path.read_bytes() for path in case.out.iterdir() if path.is_file()}
+        is_reported = found.pop("prep_report.json", None) is not None
+        assert all(content in (old[0][name], new[0][name]) for name, content in found.items())
+        assert not is_reported or found in (old[0], new[0])
+        assert case.run("--overwrite", held_out=0.3) == EXIT_DONE
+        assert contents(case.out) == new
+    assert step > 10  # a folder, four files, the old report, four renames
+    assert contents(case.out) == new
+
+
+def test_a_disk_that_cannot_be_written_leaves_nothing(case, capsys):
+    case.write(TRL)
+    case.out = case.input / "below a file"
+    assert case.run() == EXIT_FAILED
+    assert "Not a directory" in capsys.readouterr().err
+    assert case.wrote_nothing()
+
+
+def test_memory_does_not_grow_with_the_records(tmp_path):
+    # VmHWM begins anew with each program; getrusage would give the peak of the process that started it
+    script = (
+        "import sys; from data_prep.preferences import main; assert main(sys.argv[1:]) == 0; "
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    used = {}
+    for number in (100, 5_000):
+        file = tmp_path / f"{number}.jsonl"
+        with open(file, "w", encoding="utf-8") as opened:
+            opened.writelines(json.dumps({**record, "chosen": "yes " * 1500}) + "\n" for record in prompts(number))
+        command = [sys.executable, "-c", script, "--input", file, "--out", tmp_path / f"out {number}"]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        used[number] = int(done.stdout) / 1024
+    assert used[5_000] < used[100] + 10, used  # MiB; the file has 30, and ids and digests take 2
+
+
+def test_reading_alone_needs_no_out_folder(case):
+    """`convert` gives the pairs and the bad records in order, for whoever wants them without files."""
+    case.write(TRL, "{", {**TRL, "id": "b"})
+    first, bad, last = convert(case.input)
+    assert not isinstance(first, Bad) and first.pair.id == "pairs.jsonl:line 1" and first.shape == "trl texts"
+    assert isinstance(bad, Bad) and bad.problem.where == f"{case.input}:line 2"
+    assert not isinstance(last, Bad) and last.pair.id == "b"
