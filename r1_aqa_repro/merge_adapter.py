@@ -2,8 +2,9 @@
 
     python -m r1_aqa_repro.merge_adapter --adapter runs/my-run/final --out runs/my-run/merged
 
-The merged folder can be evaluated (`eval.mmau --ckpt`) and trained further (`model_name_or_path`). The sum is taken in
-float32; with `--dtype bfloat16` it is rounded when it is written, which takes half the disk space.
+Of a Qwen2-Audio, or of a text-only Qwen2, be it a policy or a reward model. The merged folder can be evaluated
+(`eval.mmau --ckpt`) and trained further (`model_name_or_path`). The sum is taken in float32; with `--dtype bfloat16` it
+is rounded when it is written, which takes half the disk space.
 
 Exit codes: 0 done; 1 the disk filled up; 2 refused before anything was written.
 """
@@ -19,12 +20,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedConfig, Qwen2AudioForConditionalGeneration
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2ForCausalLM,
+)
 
 from r1_aqa_repro.console import say, with_hyphens
 from r1_aqa_repro.errors import EXIT_DONE, Failed, Problem, Refused, command, is_full_disk, space_left
-from r1_aqa_repro.modeling import check_model_folder, load_model, load_processor
+from r1_aqa_repro.modeling import (
+    MODEL_TYPE,
+    check_model_folder,
+    load_adapter,
+    load_model,
+    load_processor,
+    model_type_of,
+)
 from r1_aqa_repro.preflight import check_free_space
+from r1_aqa_repro.text_modeling import load_policy, load_reward_model, load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -35,7 +51,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(with_hyphens(argv))
     out = merge_adapter(arguments.adapter, arguments.out, arguments.base, arguments.dtype)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    say(f"wrote {out} ({size:,.1f} MB, {arguments.dtype}): evaluate it with python -m eval.mmau --ckpt {out}")
+    say(f"wrote {out} ({size:,.1f} MB, {arguments.dtype})")
     return EXIT_DONE
 
 
@@ -53,8 +69,7 @@ def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str 
         Failed: the disk filled up; nothing is left of `out`.
     """
     base, processor_from = _check(adapter, out, base, dtype)
-    processor = load_processor(processor_from)
-    model = load_model(adapter, "float32", base=base)
+    model, processor = _load(adapter, base, processor_from)
     merged = model.merge_and_unload(safe_merge=True).to(DTYPES[dtype])
     staged = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
@@ -71,6 +86,20 @@ def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str 
         ) from error
     os.rename(staged, out)
     return out
+
+
+def _load(
+    adapter: Path, base: str, processor_from: str | Path
+) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]:
+    """The adapter on its base, whatever that is, in float32, and the processor or tokenizer."""
+    if model_type_of(base) == MODEL_TYPE:
+        return load_model(adapter, "float32", base=base), load_processor(processor_from)
+    tokenizer = load_tokenizer(processor_from)
+    is_reward_model = (
+        json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["task_type"] == "SEQ_CLS"
+    )
+    own = load_reward_model(base, tokenizer, new_head=True) if is_reward_model else load_policy(base)
+    return load_adapter(own, adapter), tokenizer
 
 
 def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> tuple[str, str | Path]:
@@ -92,19 +121,21 @@ def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> tuple[str,
         problems.append(Problem(str(adapter), what, "Only LoRA adapters can be merged here."))
     base = base or str(config["base_model_name_or_path"])
     try:
-        problems += _check_space(out, check_model_folder(base), dtype)
+        problems += _check_space(out, check_model_folder(base, model_type_of(base)), dtype)
     except Refused as refusal:
         remedy = "Give the base model that the adapter was trained on as --base."
         problems += [replace(problem, remedy=remedy) for problem in refusal.problems]
     if problems:
         raise Refused(problems)
-    return base, adapter if (adapter / "processor_config.json").is_file() else base
+    processor_file = "processor_config.json" if model_type_of(base) == MODEL_TYPE else "tokenizer_config.json"
+    return base, adapter if (adapter / processor_file).is_file() else base
 
 
 def _check_space(out: Path, config: PreTrainedConfig, dtype: str) -> list[Problem]:
     """A problem where the merged model would not fit on the disk of `out`."""
     with torch.device("meta"):
-        parameters = Qwen2AudioForConditionalGeneration(config).num_parameters()
+        build = Qwen2AudioForConditionalGeneration if config.model_type == MODEL_TYPE else Qwen2ForCausalLM
+        parameters = build(config).num_parameters()
     problems = check_free_space(out.parent, parameters * DTYPES[dtype].itemsize, "the merged weights")
     return [replace(problem, remedy="Free some space, or choose another --out.") for problem in problems]
 

@@ -66,6 +66,15 @@ def check_model_folder(name_or_path: str | os.PathLike[str], model_type: str = M
     return config
 
 
+def model_type_of(name_or_path: str | os.PathLike[str]) -> str:
+    """Which key of `EXAMPLES` a model is; Qwen2-Audio's where it is none, or none can be read there."""
+    try:
+        model_type = AutoConfig.from_pretrained(name_or_path).model_type
+    except (OSError, ValueError, KeyError):
+        return MODEL_TYPE
+    return model_type if model_type in EXAMPLES else MODEL_TYPE
+
+
 def adapter_base(name_or_path: str | os.PathLike[str]) -> str | None:
     """The base model that a folder with a LoRA adapter names; None for anything else."""
     file = Path(name_or_path) / "adapter_config.json"
