@@ -10,6 +10,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 from xml.etree import ElementTree
 
@@ -19,7 +20,8 @@ from matplotlib.figure import Figure
 Tally = Mapping[str, Any]  # `correct`, `n`, `accuracy` and `ci95` in percent, as in scores.json
 
 BLUE, GREEN, PURPLE, VERMILLION, ORANGE, SKY = "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#56B4E9"
-_SERIES = ((BLUE, "s", "--"), (GREEN, "^", "-."), (PURPLE, "D", ":"), (ORANGE, "v", "--"), (SKY, "P", "-."))
+_SERIES = ((BLUE, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
+_STYLES = ("--", "-.", ":", "-")  # not as many as the colours, so that 20 series differ
 GUESSING = "guessing at random"  # label of that line
 _INK = "#010203"  # becomes the text colour of the page
 _LONGEST_LABEL = 36  # characters
@@ -84,7 +86,7 @@ def curve(points: Sequence[Mapping[str, Any]], lines: Mapping[str, float]) -> Fi
         axis.fill_between(steps, low, high, color=_INK, alpha=0.13, linewidth=0, label="95 % interval of the total")
         total = [point["total"]["accuracy"] for point in points]
         axis.plot(steps, total, color=_INK, marker="o", linewidth=2, label="total")
-        for task, (color, marker, style) in zip(tasks, _SERIES, strict=False):
+        for task, (color, marker), style in zip(tasks, cycle(_SERIES), cycle(_STYLES), strict=False):
             accuracies = [point["task"].get(task, {}).get("accuracy", float("nan")) for point in points]
             axis.plot(steps, accuracies, color=color, marker=marker, linestyle=style, linewidth=1.3, label=plain(task))
         for label, value in lines.items():

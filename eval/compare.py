@@ -97,14 +97,14 @@ def read_run(path: Path, data: Path | None = None) -> Run:
     if file is None:
         raise Refused.because(str(path), "the questions of these predictions are not known", "Give --data.")
     read = read_questions(file)
-    problems = read.problems + with_answers(read.questions, file)
+    questions = read.questions[: settings.get("questions")]
+    problems = read.problems + with_answers(questions, file)
     if problems:
         raise Refused(problems)
     data_sha256 = sha256_of(file)
     if settings and settings.get("data_sha256") != data_sha256:
         what = f"it was made with another file than {file}"
         raise Refused.because(str(path), what, "Give as --data the one it was made with.")
-    questions = read.questions[: settings.get("questions")]
     if path.is_dir():
         try:
             verdicts = read_verdicts(path / "verdicts.jsonl")
@@ -117,7 +117,7 @@ def read_run(path: Path, data: Path | None = None) -> Run:
     by_id = {question.id: question for question in questions}
     if list(by_id) != list(verdicts):
         raise Refused.because(str(path), f"its verdicts are not on the questions of {file}", "Give --data.")
-    return Run(str(path), version_of(data_sha256, questions), by_id, verdicts, settings)
+    return Run(str(path), version_of(data_sha256, read.questions), by_id, verdicts, settings)
 
 
 def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -> dict[str, Any]:

@@ -26,13 +26,16 @@ from eval.generate import Generator, Hearing
 from eval.predictions import PredictionFile, predict
 from eval.run import EvalSettings, Plan, effective_settings, write_scores
 from eval.scores import version_of
+from r1_aqa_repro.audio import check_audio
 from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, DataArguments
+from r1_aqa_repro.console import say
 from r1_aqa_repro.evaluating import EVALUATIONS, Autocast
 from r1_aqa_repro.files import sha256_of
 from r1_aqa_repro.generation import greedy_config
 from r1_aqa_repro.inputs import minimum_seconds
-from r1_aqa_repro.preflight import read_usable
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.schema import AudioQuestion, limited, read_questions
+
+_NAMED = 10  # ids of lost questions that are printed
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class HarnessEvaluator:
 
     Attributes:
         settings: as of an evaluation from the command line; the checkpoint is the run folder.
-        questions: in the order of the file.
+        questions: in the order of the file, each with an answer.
+        unheard: ids of those whose clip cannot be used: they are not asked and count as wrong.
         version: of the benchmark, see `scores.version_of`.
         data_sha256: of the file the questions come from.
         processor: the model's.
@@ -49,6 +53,7 @@ class HarnessEvaluator:
 
     settings: EvalSettings
     questions: list[AudioQuestion]
+    unheard: frozenset[str]
     version: str
     data_sha256: str
     processor: ProcessorMixin
@@ -57,9 +62,19 @@ class HarnessEvaluator:
     def of(
         cls, data: DataArguments, training: AudioGRPOConfig | AudioSFTConfig, processor: ProcessorMixin
     ) -> HarnessEvaluator:
-        """The evaluator that a configuration asks for; preflight has refused or listed what is not usable."""
+        """The evaluator that a configuration asks for; preflight has refused what is not usable, unless told not to.
+
+        Told to skip it, questions without an answer are left out. Those without a usable clip count as wrong, as they
+        do for `python -m eval.mmau`, which otherwise would give another figure for the same checkpoint and file.
+        """
         file = Path(str(training.eval_file))
-        questions, _ = read_usable(file, minimum_seconds(processor), training.eval_limit)
+        read = read_questions(file)
+        questions = [one for one in limited(read.questions, training.eval_limit) if one.answer is not None]
+        shortest = minimum_seconds(processor)
+        unheard = [one.id for one in questions if check_audio(one.audio_path, shortest)]
+        if unheard:
+            named = ", ".join(unheard[:_NAMED]) + (" ..." if len(unheard) > _NAMED else "")
+            say(f"{file}: {len(unheard)} of {len(questions)} questions count as wrong for want of a clip: {named}")
         settings = EvalSettings(
             ckpt=str(training.output_dir),
             data=file,
@@ -69,14 +84,15 @@ class HarnessEvaluator:
             audio_channel=data.audio_channel,
         )
         data_sha256 = sha256_of(file)
-        return cls(settings, questions, version_of(data_sha256, questions), data_sha256, processor)
+        version = version_of(data_sha256, read.questions)
+        return cls(settings, questions, frozenset(unheard), version, data_sha256, processor)
 
     @property
     def batch_size(self) -> int:
         return int(self.settings.batch_size)
 
     def __call__(self, model: PreTrainedModel, step: int, autocast: Autocast) -> dict[str, float]:
-        """See `evaluating.Evaluator`. Accuracies and format rate 0-1, `unparsed` a number of questions."""
+        """See `evaluating.Evaluator`. Accuracies and format rate 0-1, `unparsed`, `no_audio` numbers of questions."""
         start = time.perf_counter()
         completions = self._complete(model, step, autocast)
         figures: list[dict[str, float]] = [{}]
@@ -89,8 +105,9 @@ class HarnessEvaluator:
         return figures[0]
 
     def _complete(self, model: PreTrainedModel, step: int, autocast: Autocast) -> list[str | None]:
-        """One completion a question, the batches of the grid being dealt out to the processes."""
-        grid = [[one.question for one in batch] for batch in batches(ask(self.questions), self.batch_size)]
+        """One completion a question, None where it cannot be heard; the processes share the batches of the grid."""
+        heard = [question for question in self.questions if question.id not in self.unheard]
+        grid = [[one.question for one in batch] for batch in batches(ask(heard), self.batch_size)]
         processes = PartialState()
         # under ZeRO-3 all must generate equally often: who has no batch left in the last round repeats one
         rounds = range(0, len(grid), processes.num_processes)
@@ -111,7 +128,7 @@ class HarnessEvaluator:
             completions = generator.complete(grid[index], _warn)
             done |= {question.id: text for question, text in zip(grid[index], completions, strict=True)}
         by_id = {question_id: text for part in gather_object([done]) for question_id, text in part.items()}
-        return [by_id[question.id] for question in self.questions]
+        return [by_id.get(question.id) for question in self.questions]
 
     def _record(self, step: int, completions: list[str | None], computed_in: str, device: str) -> dict[str, Any]:
         """Write the files of this evaluation, in place of those of an interrupted attempt; the scores."""
@@ -137,7 +154,6 @@ class HarnessEvaluator:
             paths={
                 "checkpoint": f"{run_folder}, step {step} of its training",
                 "data": str(self.settings.data),
-                "audio_dir": str(Path(str(self.settings.data)).parent),
             },
         )
         shutil.rmtree(plan.out, ignore_errors=True)
@@ -158,6 +174,7 @@ def _figures(scores: dict[str, Any]) -> dict[str, float]:
         **{f"accuracy_{task}": tally["correct"] / tally["n"] for task, tally in scores["task"].items()},
         "format_rate": scores["format_rate"],
         "unparsed": scores["unparsed"],
+        "no_audio": len(scores["no_audio"]),
     }
 
 

@@ -2,14 +2,15 @@
 
     python -m eval.html_report runs/my-run/final/eval/manifest
 
-makes it anew from the files of an evaluation, which has written one already. With `--embed-audio` the clips are inside
-the page, as the model heard them (16 kHz, one channel), so that it can be handed on alone.
+makes it anew from the files of an evaluation, or of scored `--predictions`, which has written one already. With
+`--embed-audio` the clips are inside the page, as the model heard them (16 kHz, one channel), so that it can be handed
+on alone.
 
 What a model or a data set wrote stands in the page as text: escaped by the template (but for charts, which are XML, and
 the parts that are the page's own), or as JSON that the page's own script puts in through `textContent`. The page allows
 no other script, by its hash.
 
-Exit codes: 0 done; 2 refused: no complete evaluation in the folder, or other questions than it was made with.
+Exit codes: 0 done; 2 refused: no scores in the folder, or other questions or predictions than they were made of.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eval.charts import GUESSING, bars, curve, inline_svg
 from eval.matcher import MATCHERS, named_choice
-from eval.predictions import PREDICTIONS, SETTINGS, Prediction, by_question, read_predictions
+from eval.official import read_predictions
+from eval.predictions import PREDICTIONS, SETTINGS, Prediction, by_question
 from eval.scores import choices_as_asked
 from eval.targets import EMBEDDED_HEADING, TASKS, Comparison, against_published
 from r1_aqa_repro.console import say, with_hyphens
@@ -68,15 +70,15 @@ def main(argv: list[str]) -> int:
 def rewrite_html(
     folder: Path, data: Path | None = None, audio_dir: Path | None = None, embed_audio: bool = False
 ) -> Path:
-    """`write_html` from the files of a complete evaluation.
+    """`write_html` from the files of an evaluation, or of predictions that were scored.
 
     Args:
-        folder: of the evaluation.
+        folder: of their scores.
         data, audio_dir: in place of those that its settings.json names.
         embed_audio: see `write_html`.
 
     Raises:
-        Refused: files are missing or damaged, or the data file is not the one that was evaluated.
+        Refused: files are missing or damaged, or the data file or the predictions are not those that were scored.
     """
     try:
         recorded = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -85,13 +87,16 @@ def rewrite_html(
         lines = (folder / "verdicts.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         verdicts = [json.loads(line) for line in lines]
     except (OSError, ValueError, KeyError) as error:
-        remedy = "Give the folder of an evaluation that eval.mmau has finished and scored."
+        remedy = "Give a folder that eval.mmau has written scores to."
         raise Refused.because(str(folder), f"no scored evaluation can be read there ({error!r})", remedy) from None
-    predictions = {one.key: one for one in read_predictions(folder / PREDICTIONS)}
     data = data or Path(paths["data"])
     found = read_questions(data, audio_dir or paths.get("audio_dir"))
     if sha256_of(data) != settings.get("data_sha256", ""):
         raise Refused.because(str(data), f"not the file that {folder} was made with", "Give that one as --data.")
+    source = Path(paths.get("predictions", folder / PREDICTIONS))  # the latter of an evaluation
+    predictions = read_predictions(source, found.questions, settings.get("prompt_style"))
+    if "predictions_sha256" in settings and sha256_of(source) != settings["predictions_sha256"]:
+        raise Refused.because(str(source), f"it has changed since {folder} was made", "Score it again with eval.mmau.")
     questions = limited(found.questions, scores["n"])
     return write_html(folder, questions, predictions, verdicts, scores, settings, paths, embed_audio)
 
@@ -325,19 +330,19 @@ def _groups(scores: Mapping[str, Any], comparison: Comparison | None) -> list[di
             tallies["total"] = scores["total"]
             if comparison is not None and comparison.target is not None:
                 published = zip((*TASKS, "total"), _target_row(comparison)[1:], strict=True)
-                marks = {label: value for label, value in published if value is not None}
+                marks = {label: value for label, value in published if value is not None and label in tallies}
         described = "; ".join(f"{label} {tally['accuracy']:.1f} %" for label, tally in tallies.items())
         chart = inline_svg(bars(tallies, lines, marks), f"by{key}", f"Accuracy by {name}: {described}")
         groups.append({"key": key, "name": name, "tallies": tallies, "chart": chart})
     return groups
 
 
-def _lazy(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Accuracies of those who do not listen, beside this run."""
-    lazy = {name: scores["baselines"][key] for key, name in _LAZY.items()}
+def _lazy(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Those who do not listen, beside this run: accuracy and, where it is no exact figure, interval."""
+    lazy: dict[str, Mapping[str, Any]] = {name: {"accuracy": scores["baselines"][key]} for key, name in _LAZY.items()}
     if "blind" in scores:
-        lazy["this model given silence"] = scores["blind"]["accuracy"]
-    return lazy | {"this run": scores["total"]["accuracy"]}
+        lazy["this model given silence"] = scores["blind"]
+    return lazy | {"this run": scores["total"]}
 
 
 def _sweep(folder: Path) -> tuple[str, str]:

@@ -2,8 +2,9 @@
 
     python -m eval.mmau --ckpt runs/my-run/checkpoint-500 --data mmau-test-mini.json --audio-dir test-mini-audios
 
-writes predictions.jsonl, scores.json, verdicts.jsonl, report.md and settings.json, and prints the report. The same
-command goes on with an evaluation that was interrupted. Several GPUs share the questions:
+writes predictions.jsonl, settings.json, clips.json, scores.json, verdicts.jsonl, report.md and report.html, and prints
+the report. The same command goes on with an evaluation that was interrupted, and asks again what could not be heard
+then and can be now. Several GPUs share the questions:
 
     python -m r1_aqa_repro.launch --standalone --nproc-per-node 8 -m eval.mmau --ckpt ...
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.predictions import Prediction, digest, predict, question_hash
-from eval.results import blind_run_beside, write_results
+from eval.predictions import PREDICTIONS, SETTINGS, Prediction, digest, predict, question_hash
+from eval.results import blind_scores_beside, times_asked, write_results
 from eval.scores import version_of
 from eval.submission import PREDICTED, records_of
 from r1_aqa_repro.errors import Problem, Refused
@@ -17,7 +17,7 @@ from r1_aqa_repro.files import sha256_of, write_json
 from r1_aqa_repro.prompts import PROMPT_STYLES
 from r1_aqa_repro.schema import AudioQuestion, limited, read_questions
 
-_OURS = {field.name for field in fields(Prediction)}
+_OF_OURS = {"settings_hash", "question_hash"}  # keys that tell a line of a predictions.jsonl
 
 
 class _BadRecord(Exception):
@@ -52,9 +52,10 @@ def score_file(
     audio_dir: Path | None = None,
     prompt_style: str | None = None,
     limit: int | None = None,
-    blind: Path | None = None,
 ) -> Scored:
     """Score predictions that are already there, without loading a model.
+
+    A blind run is set beside them where an evaluation would put it, if both are complete.
 
     Args:
         predictions: a predictions.jsonl, or a JSON list of MMAU records with `model_prediction` or `model_output`.
@@ -65,15 +66,13 @@ def score_file(
         prompt_style: what format the completions should have. Default: the settings.json beside a predictions.jsonl
             tells; of other files it is not known.
         limit: only the first so many questions. Default: as many as settings.json tells.
-        blind: folder of an evaluation of the same model without audio, to be set beside the score. Default: of a
-            predictions.jsonl, the one beside its folder.
 
     Raises:
         Refused: a file cannot be read or holds unknown or repeated questions; `out` belongs to other predictions.
     """
     if not predictions.is_file():
         raise Refused.because(str(predictions), "there is no such file", "Give a file of predictions.")
-    is_ours = predictions.name == "predictions.jsonl"  # and settings.json is about it
+    is_ours = predictions.name == PREDICTIONS  # and settings.json is about it
     settings, paths = settings_of(predictions.parent) if is_ours else ({}, {})
     if data is None:
         if "data" not in paths:
@@ -87,27 +86,26 @@ def score_file(
         limit = limit or settings.get("questions")
     style = prompt_style or settings.get("prompt_style")
     asked = limited(read.questions, limit)
-    found = read_predictions(predictions, read.questions, style)
-    of_evaluation = bool(settings)
-    as_evaluated = of_evaluation and (
+    ids = {question.id for question in asked}
+    found = {key: one for key, one in read_predictions(predictions, read.questions, style).items() if one.id in ids}
+    as_evaluated = bool(settings) and (
         settings.get("data_sha256", data_sha256) == data_sha256 and settings.get("questions", len(asked)) == len(asked)
     )
-    blind = blind or (blind_run_beside(predictions.absolute().parent, settings) if as_evaluated else None)
+    is_whole = as_evaluated and len(found) == len(asked) * times_asked(settings)
+    blind = blind_scores_beside(predictions.absolute().parent, settings) if is_whole else None
     out = out or (predictions.parent if as_evaluated else predictions.with_name(f"{predictions.stem}-scores"))
     _check_folder(out, predictions)
 
-    if not of_evaluation:
-        settings = {"predictions_sha256": sha256_of(predictions), "prompt_style": style}
-        paths = {"predictions": str(predictions)}
+    in_place = bool(settings) and out.resolve() == predictions.resolve().parent
+    if not in_place:
+        settings = {**settings, "predictions_sha256": sha256_of(predictions), "prompt_style": style}
+        paths = {**paths, "predictions": str(predictions)}
     settings = settings | {"data_sha256": data_sha256, "questions": len(asked)}
-    paths = paths | {"data": str(data)}
-    if not of_evaluation or out.resolve() != predictions.resolve().parent:
+    paths = paths | {"data": str(data)} | ({} if audio_dir is None else {"audio_dir": str(audio_dir)})
+    if not in_place:
         content = {"settings_hash": digest(settings), "settings": settings, "paths": paths}
-        write_json(out / "settings.json", content)
-    ids = {question.id for question in asked}
-    found = {key: one for key, one in found.items() if one.id in ids}
-    version = version_of(data_sha256, asked)
-    scores = write_results(out, asked, found, settings, paths, version, blind)
+        write_json(out / SETTINGS, content)
+    scores = write_results(out, asked, found, settings, paths, version_of(data_sha256, read.questions), blind)
     return Scored(out, scores, settings, paths, asked, found)
 
 
@@ -133,14 +131,11 @@ def read_predictions(
     for where, record in records_of(path):
         try:
             question = _question_of(record, by_id)
-            ours = _OURS - {"order"} <= set(record)
-            if ours and not (isinstance(record["repeat"], int) and isinstance(record["settings_hash"], str)):
-                raise _BadRecord("the line is damaged")
-            key = (question.id, record["repeat"] if ours else 0)
+            one = _ours(record, question, style) if set(record) >= _OF_OURS else _anybodys(record, question)
+            key = (question.id, 0 if one is None else one.repeat)
             if key in first_seen:
                 raise _BadRecord(f"the id {question.id!r} was already predicted at {first_seen[key]}")
             first_seen[key] = where
-            one = _ours(record, question, style) if ours else _anybodys(record, question)
             if one is not None:
                 found[key] = one
         except _BadRecord as bad:
@@ -167,21 +162,19 @@ def _question_of(record: Mapping[str, Any], by_id: Mapping[str, AudioQuestion]) 
 
 def _ours(record: Mapping[str, Any], question: AudioQuestion, style: str | None) -> Prediction:
     """A line of a predictions.jsonl, its answer parsed again."""
-    completion, repeat, order = record["completion"], record["repeat"], record.get("order")
-    if not set(record) <= _OURS | {"order"} or not isinstance(repeat, int) or repeat < 0:
+    one = Prediction.of_record(record)
+    if one is None:
         raise _BadRecord("the line is damaged")
-    if not isinstance(completion, str | None):
-        raise _BadRecord(f"its completion is {completion!r}, not a text")
     asked = question
-    if order is not None:
-        if not isinstance(order, list) or sorted(order) != sorted(question.choices):
+    if one.order is not None:
+        if sorted(one.order) != sorted(question.choices):
             raise _BadRecord(f"the choices in its order are not those of {question.id!r}")
-        asked = replace(question, choices=tuple(order))
+        asked = replace(question, choices=one.order)
     styles = PROMPT_STYLES if style is None else (style,)
-    if record["question_hash"] not in [question_hash(asked, name) for name in styles]:
+    if one.question_hash not in [question_hash(asked, name) for name in styles]:
         raise _BadRecord(f"it is about another question than {question.id!r} of the data")
-    one = predict(asked, _printable(completion), styles[0], record["settings_hash"], repeat, order is not None)
-    return replace(one, question_hash=record["question_hash"])
+    again = predict(asked, _printable(one.completion), styles[0], one.settings_hash, one.repeat, one.order is not None)
+    return replace(again, question_hash=one.question_hash)
 
 
 def _anybodys(record: Mapping[str, Any], question: AudioQuestion) -> Prediction | None:
@@ -218,7 +211,7 @@ def settings_of(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     Raises:
         Refused: it is damaged.
     """
-    path = folder / "settings.json"
+    path = folder / SETTINGS
     if not path.is_file():
         return {}, {}
     try:
@@ -230,6 +223,6 @@ def settings_of(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _check_folder(out: Path, predictions: Path) -> None:
     """Scores must not be put beside predictions that they are not of."""
-    other = out / "predictions.jsonl"
+    other = out / PREDICTIONS
     if other.exists() and not other.samefile(predictions):
         raise Refused.because(str(out), "the folder holds other predictions", "Choose another --out.")

@@ -28,7 +28,9 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from eval.asking import Asked, Key
+from eval.clips import CLIPS, can_be_heard, clip_hashes, recorded_clips
 from r1_aqa_repro.answers import parse_completion
+from r1_aqa_repro.console import say
 from r1_aqa_repro.errors import Failed, Problem, Refused
 from r1_aqa_repro.files import write_atomically, write_json
 from r1_aqa_repro.prompts import prompt_text
@@ -55,6 +57,20 @@ class Prediction:
     @property
     def key(self) -> Key:
         return self.id, self.repeat
+
+    @classmethod
+    def of_record(cls, record: Any) -> Prediction | None:
+        """The prediction that the JSON of a line is; None where it is none."""
+        if not isinstance(record, dict) or set(record) | {"order"} != {field.name for field in fields(cls)}:
+            return None
+        order = record.get("order")
+        texts = [record[name] for name in ("id", "status", "settings_hash", "question_hash")]
+        texts += [record[name] for name in ("completion", "answer") if record[name] is not None]
+        texts += order if isinstance(order, list) else []
+        sound = isinstance(order, list | None) and all(isinstance(text, str) for text in texts)
+        if not sound or type(record["repeat"]) is not int or record["repeat"] < 0:
+            return None
+        return cls(**record | {"order": None if order is None else tuple(order)})
 
     def to_line(self) -> bytes:
         record = {name: value for name, value in asdict(self).items() if name != "order" or value is not None}
@@ -92,26 +108,6 @@ def by_question(predictions: Iterable[Prediction]) -> dict[str, list[Prediction]
     return grouped
 
 
-def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
-    """Every prediction of a file, as it stands there.
-
-    Raises:
-        Refused: there is no such file, or a line is damaged.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise Refused.because(str(path), f"cannot be read ({error.strerror})", "Give a predictions.jsonl.") from None
-    predictions = []
-    for number, line in enumerate(_lines(content), start=1):
-        prediction = _parse(line)
-        if prediction is None:
-            what = "the line is damaged"
-            raise Refused.because(f"{path}:{number}", what, "The evaluation's own command repairs or refuses it.")
-        predictions.append(prediction)
-    return predictions
-
-
 def question_hash(question: AudioQuestion, style: str) -> str:
     """Hash of everything about a question that its prediction and its verdict depend on."""
     return digest([prompt_text(question, style), list(question.choices), question.answer, question.audio_path.name])
@@ -127,6 +123,9 @@ class PredictionFile:
 
     A context manager that holds the file locked, so that two evaluations never write to the same folder. Where several
     processes share the work, the main one has this and the others a `PartFile` each.
+
+    An answer stands only while its clip is the one that was heard (`clips.json`). What could not be heard, and can be
+    now, is open again.
     """
 
     def __init__(
@@ -138,7 +137,8 @@ class PredictionFile:
     ):
         """Open or create `folder`/predictions.jsonl and take in what other processes have left beside it.
 
-        A half-written or damaged last line, as a kill leaves it, is cut off.
+        A half-written or damaged last line, as a kill leaves it, is cut off. Lines about clips that could not be read
+        when they were due, or before, are taken out where they can be read now.
 
         Args:
             folder: where it is.
@@ -147,8 +147,8 @@ class PredictionFile:
             asked: what predictions may be about, in the order that the complete file is to have.
 
         Raises:
-            Refused: the recorded predictions were made with other settings or for other questions, a line is damaged,
-                or another process is writing to the folder.
+            Refused: the recorded predictions were made with other settings, for other questions or of other clips, a
+                line is damaged, or another process is writing to the folder.
         """
         self._folder = Path(folder)
         self._settings, self._paths = dict(settings), dict(paths)
@@ -160,6 +160,7 @@ class PredictionFile:
             for one in asked
             for key in one.keys
         }
+        self._clip_of = {one.question.id: one.question.audio_path for one in asked}
         self.recorded: dict[Key, Prediction] = {}
         self.batch_sizes: list[int] = []  # that were used: the first one, and what memory made of it
         self._file = _open_locked(self._path)
@@ -167,6 +168,7 @@ class PredictionFile:
             for prediction in self._read(self._path, self._file):
                 self._add(prediction)
             self.take_in_parts()
+            self._match_clips()
             if self.recorded:
                 self.batch_sizes = json.loads((self._folder / SETTINGS).read_text(encoding="utf-8"))["batch_sizes"]
         except BaseException:
@@ -223,6 +225,41 @@ class PredictionFile:
         self._file.seek(0)
         if self._file.read() != content:
             write_atomically(self._path, content)
+            self._file.close()
+            self._file = _open_locked(self._path)
+
+    def _match_clips(self) -> None:
+        """Hold what is recorded against the clips as they are, and record these.
+
+        Raises:
+            Refused: a clip that was heard is no longer the same; nothing tells which were heard.
+        """
+        now, heard = clip_hashes(self._clip_of), recorded_clips(self._folder)
+        if self.recorded and heard is None:
+            what = f"its {CLIPS} is missing or damaged, so nothing tells which clips its predictions are about"
+            raise Refused.because(str(self._folder), what, _REMEDY)
+        before = heard or {}
+        lost = {one.id for one in self.recorded.values() if one.status == "no_audio"}
+        answered = dict.fromkeys(one.id for one in self.recorded.values() if one.status != "no_audio")
+        changed = [one for one in answered if before.get(one) not in (None, now[one])]
+        if changed:
+            what = (
+                f"of the {len(answered)} clips that were heard, {len(changed)} are no longer the same, "
+                f"the first being {self._clip_of[changed[0]]} of question {changed[0]!r}"
+            )
+            raise Refused.because(str(self._folder), what, f"Put them back. {_REMEDY}")
+        found = {one for one in lost if can_be_heard(self._clip_of[one])}
+        unknown = {one for one in answered if before.get(one) is None}  # put there while it was running
+        if found or unknown:
+            say(f"asked again, as their clips can be read now: {len(found | unknown)} of the questions")
+            self.recorded = {
+                key: one
+                for key, one in self.recorded.items()
+                if one.id not in (found if one.status == "no_audio" else unknown)
+            }
+            self.sort()
+        if now != before:  # only now: with the new hashes, answers to the old clips would pass for answers to these
+            write_json(self._folder / CLIPS, now)
 
     def _add(self, prediction: Prediction) -> None:
         if prediction.key in self.recorded:
@@ -330,10 +367,6 @@ def _lines(content: bytes) -> list[bytes]:
 def _parse(line: bytes) -> Prediction | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    names = {field.name for field in fields(Prediction)}
-    if not isinstance(record, dict) or set(record) | {"order"} != names:
-        return None
-    order = record.pop("order", None)
-    return Prediction(**record, order=None if order is None else tuple(order))
+    return Prediction.of_record(record)

@@ -33,6 +33,7 @@ _OPTIONS = (
     "dtype",
 )
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$!:])")
+_WWW = re.compile(r"(www)\.", re.IGNORECASE)
 
 
 def markdown_report(
@@ -112,7 +113,9 @@ def print_markdown(text: str) -> None:
 def escape(text: str) -> str:
     """Text written by a model or a data set, as one line of Markdown that shows it and does nothing else."""
     line = "".join(character if character.isprintable() else " " for character in text)
-    return _MARKUP.sub(r"\\\1", " ".join(line.split()))
+    marked = _MARKUP.sub(r"\\\1", " ".join(line.split()))
+    # GitHub links addresses and names of people wherever their text comes out, escaped or not: a comment parts it
+    return _WWW.sub(r"\1\\.", marked).replace("@", "@<!-- -->")
 
 
 _MATCHERS = (
@@ -211,13 +214,14 @@ def _repeats(repeats: Mapping[str, Any], permutation: Mapping[str, Any] | None) 
     if repeats["count"] == 1:
         return ""
     what = "repeat and order of the choices" if permutation else "repeat"
-    rows = [[str(number), f"{accuracy:.2f}"] for number, accuracy in enumerate(repeats["accuracy"])]
+    columns = zip(repeats["accuracy"], repeats["ci95"], strict=True)
+    rows = [[str(number), f"{accuracy:.2f}", _between(ci95)] for number, (accuracy, ci95) in enumerate(columns)]
     text = (
         f"Mean {repeats['mean']:.2f} %, sample standard deviation {repeats['std']:.2f} points, "
         f"from {repeats['min']:.2f} to {repeats['max']:.2f}. This spread is that of the answers to these questions; "
         "the intervals of this report are about the choice of questions, and count each question once."
     )
-    return f"## By {what}\n\n{markdown_table((what, 'accuracy %'), rows)}\n\n{text}"
+    return f"## By {what}\n\n{markdown_table((what, 'accuracy %', '95 % interval'), rows)}\n\n{text}"
 
 
 def _permutation(permutation: Mapping[str, Any] | None) -> str:
@@ -231,11 +235,7 @@ def _permutation(permutation: Mapping[str, Any] | None) -> str:
     rows = {label: permutation[key] for key, label in shares.items() if permutation[key]}
     if rows:
         lines.append(_tallies("questions", rows))
-    places = (
-        [place, str(one["right"]), str(one["asked"]), f"{one['accuracy']:.2f}"]
-        for place, one in permutation["by_place"].items()
-    )
-    lines.append(markdown_table(("place of the right choice", "right", "of", "accuracy %"), places))
+    lines.append(_tallies("place of the right choice", permutation["by_place"]))
     return "\n\n".join(lines)
 
 
@@ -294,21 +294,18 @@ def _settings(settings: Mapping[str, Any], paths: Mapping[str, str]) -> str:
 
 def repeating_command(settings: Mapping[str, Any], paths: Mapping[str, str]) -> str:
     """The command line that makes the same predictions, or scores the same ones; empty for a model in training."""
-    command = ["python", "-m", "eval.mmau"]
-    if "checkpoint" not in paths:
-        return shlex.join([*command, "--predictions", paths["predictions"], "--data", paths["data"]])
-    if "training_step" in settings:
+    is_scoring = "predictions" in paths
+    if "training_step" in settings and not is_scoring:
         return ""
-    command += ["--ckpt", paths["checkpoint"], "--data", paths["data"]]
-    for key in ("audio_dir", "adapter"):
-        if key in paths:
-            command += [f"--{key.replace('_', '-')}", paths[key]]
-    if "questions" in settings:
-        command += ["--limit", str(settings["questions"])]
-    for key in _OPTIONS:
-        if settings.get(key) is not None:
-            command += [f"--{key.replace('_', '-')}", str(settings[key])]
-    return shlex.join([*command, *(["--no-audio"] if settings.get("no_audio") else [])])
+    where = {name: path for name, path in paths.items() if not is_scoring or name not in ("checkpoint", "adapter")}
+    options = ("prompt_style",) if is_scoring else _OPTIONS
+    given: dict[str, Any] = {"ckpt" if name == "checkpoint" else name: path for name, path in where.items()}
+    given |= {"limit": settings.get("questions")} | {name: settings.get(name) for name in options}
+    command = ["python", "-m", "eval.mmau"]
+    for name, value in given.items():
+        command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    silent = settings.get("no_audio") and not is_scoring
+    return shlex.join([*command, *(["--no-audio"] if silent else [])])
 
 
 def _ids(ids: Iterable[str]) -> str:
@@ -328,7 +325,11 @@ def _tallies(name: str, tallies: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _interval(tally: Mapping[str, Any]) -> str:
-    low, high = tally["ci95"]
+    return _between(tally["ci95"])
+
+
+def _between(ci95: Sequence[float]) -> str:
+    low, high = ci95
     return f"{low:.1f} to {high:.1f}"
 
 

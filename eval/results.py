@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.predictions import Prediction
+from eval.clips import recorded_clips
+from eval.predictions import PREDICTIONS, SETTINGS, Prediction
 from eval.report import markdown_report, unscored_report
 from eval.scores import MMAU_VERSIONS, score, surviving
 from eval.submission import submission
 from r1_aqa_repro.errors import Refused
 from r1_aqa_repro.files import write_atomically, write_json
 from r1_aqa_repro.schema import AudioQuestion, with_answers
+
+BLIND = "-no-audio"  # what the default folder of a blind evaluation ends with
 
 
 def write_results(
@@ -23,7 +26,7 @@ def write_results(
     settings: Mapping[str, Any],
     paths: Mapping[str, str],
     version: str,
-    blind: Path | None = None,
+    blind: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score predictions and write scores.json, verdicts.jsonl, reports and, for MMAU, submission.json to `out`.
 
@@ -37,13 +40,13 @@ def write_results(
         settings: what the predictions depend on, as in settings.json.
         paths: where `data`, and `checkpoint` or `predictions`, were found.
         version: see `scores.version_of`.
-        blind: folder of an evaluation of the same model without audio.
+        blind: scores of the same model without audio, see `blind_scores_beside`.
 
     Returns:
         The content of scores.json, or what of it needs no answers.
 
     Raises:
-        Refused: some questions have answers and others have none; there is no blind run in `blind`.
+        Refused: some questions have answers and others have none.
     """
     withheld = with_answers(questions, paths["data"])
     if withheld and len(withheld) < len(questions):
@@ -62,7 +65,7 @@ def write_results(
     else:
         scores, verdicts = score(questions, predictions, settings.get("prompt_style"), version, times_asked(settings))
         if blind is not None:
-            scores["blind"] = surviving(scores, _scores_in(blind))
+            scores["blind"] = surviving(scores, blind)
         write_json(out / "scores.json", scores)
         lines = [json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts]
         write_atomically(out / "verdicts.jsonl", "".join(lines))
@@ -81,36 +84,25 @@ def times_asked(settings: Mapping[str, Any]) -> int:
     return int(settings.get("repeats", 1)) * int(settings.get("permute_choices", 1))
 
 
-def blind_run_beside(folder: Path, settings: Mapping[str, Any]) -> Path | None:
-    """The folder of the same evaluation without audio where an evaluation puts it by default, or None."""
-    blind = folder.with_name(f"{folder.name}-no-audio")
-    try:
-        other = json.loads((blind / "settings.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):
+def blind_scores_beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The scores of the same evaluation without audio where an evaluation puts it by default; None where there is none,
+    or where it is not complete or heard the length of other clips."""
+    blind = folder.with_name(folder.name + BLIND)
+    if settings.get("no_audio") or not is_complete(blind, dict(settings) | {"no_audio": True}):
         return None
-    same = other == dict(settings) | {"no_audio": True} and not settings.get("no_audio")
-    return blind if same and (blind / "scores.json").is_file() else None
+    if recorded_clips(blind) != recorded_clips(folder):
+        return None
+    return dict(json.loads((blind / "scores.json").read_text(encoding="utf-8")))
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether an evaluation has all of its answers, and its scores are of all of them."""
+def is_complete(folder: Path, settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether an evaluation, with these settings, has all of its answers, and its scores are of all of them."""
     try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
-        scored = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["n"]
-        answers = (folder / "predictions.jsonl").read_bytes().count(b"\n")
-        return scored == settings["questions"] and answers == scored * times_asked(settings)
+        made = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        answers = (folder / PREDICTIONS).read_bytes().count(b"\n")
+        all_there = scores["n"] == made["questions"] and answers == scores["n"] * times_asked(made)
+        all_scored = scores["missing_ids"] == scores["no_audio"]
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _scores_in(folder: Path) -> dict[str, Any]:
-    path = folder / "scores.json"
-    try:
-        silent = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"].get("no_audio")
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError) as error:
-        remedy = "Give the folder of an evaluation with --no-audio."
-        raise Refused.because(str(folder), f"no evaluation can be read there ({error!r})", remedy) from None
-    if not silent:
-        raise Refused.because(str(folder), "that model heard the audio", "Give an evaluation with --no-audio.")
-    return dict(scores)
+    return all_there and all_scored and settings in (None, made)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from eval.checkpoints import (
     held_out_set,
     local_folder,
 )
-from eval.predictions import SETTINGS, Prediction, PredictionFile
+from eval.official import score_file
+from eval.predictions import PREDICTIONS, Prediction, PredictionFile
 from eval.processes import Processes
-from eval.results import blind_run_beside, write_results
+from eval.results import BLIND, blind_scores_beside, is_complete, write_results
 from eval.scores import version_of
 from r1_aqa_repro.audio import check_audio
 from r1_aqa_repro.console import say
@@ -30,7 +30,6 @@ from r1_aqa_repro.files import sha256_of
 from r1_aqa_repro.schema import AudioQuestion, limited, read_questions, with_answers
 
 AUTO = "auto"
-BLIND = "-no-audio"  # what the default folder of a blind evaluation ends with
 DEFAULT_DATA = Path("data/mmau/manifest.jsonl")
 _VERSIONS_OF = ("torch", "transformers", "librosa", "soundfile")  # the packages that predictions depend on
 _ALONE = Processes()
@@ -132,16 +131,16 @@ def prepare(settings: EvalSettings) -> Plan:
     if _is_parquet(source.data):
         source = _unpacked(source, out / "data")
     read = read_questions(source.data, source.audio_dir)
-    if settings.audio_dir is not None and not any(
-        question.audio_path.absolute().is_relative_to(settings.audio_dir.absolute()) for question in read.questions
-    ):
-        what = f"the records of {source.data} name their own clips, which are not in it"
-        raise Refused.because(str(settings.audio_dir), what, "Give --audio-dir for an MMAU JSON only.")
     questions = limited(read.questions, settings.limit)
     withheld = with_answers(questions, source.data)  # of a whole test split is well; it is answered, not scored
     problems = read.problems + (withheld if len(withheld) < len(questions) else [])
     if problems:
         raise Refused(problems)
+    if source.audio_dir is not None and not any(
+        question.audio_path.is_relative_to(source.audio_dir.absolute()) for question in read.questions
+    ):
+        what = f"the records of {source.data} name their own clips, which are not in it"
+        raise Refused.because(str(source.audio_dir), what, "Give --audio-dir for an MMAU JSON only.")
     if all(check_audio(question.audio_path) for question in questions):
         what = f"none of the {len(questions)} clips can be read, the first being {questions[0].audio_path}"
         raise Refused.because(str(source.data), what, "Give the folder of the clips as --audio-dir.")
@@ -161,7 +160,7 @@ def prepare(settings: EvalSettings) -> Plan:
         folder=folder,
         adapter=settings.adapter,
         questions=questions,
-        version=version_of(data_sha256, questions),
+        version=version_of(data_sha256, read.questions),
         out=out,
         device=device,
         strict=settings.strict,
@@ -175,7 +174,7 @@ def prepare(settings: EvalSettings) -> Plan:
             "checkpoint": settings.ckpt,
             **({"adapter": str(settings.adapter)} if settings.adapter is not None else {}),
             "data": str(source.data),
-            "audio_dir": str(source.audio_dir or source.data.parent),
+            **({"audio_dir": str(source.audio_dir)} if source.audio_dir is not None else {}),
         },
     )
 
@@ -236,35 +235,19 @@ def _finish(plan: Plan, file: PredictionFile) -> dict[str, Any]:
     """Score; and where this was the blind run beside a complete one that heard, let that one's report show it."""
     file.sort()
     scores = write_scores(plan, file.recorded)
-    sighted = _sighted_run_beside(plan)
-    if sighted is not None:
-        settings = plan.effective | {"no_audio": False}
-        paths = json.loads((sighted / SETTINGS).read_text(encoding="utf-8"))["paths"]
+    sighted = plan.out.with_name(plan.out.name.removesuffix(BLIND))
+    if plan.effective["no_audio"] and is_complete(sighted, plan.effective | {"no_audio": False}):
         try:
-            with PredictionFile(sighted, settings, paths, plan.asked) as other:
-                if other.is_complete:
-                    write_results(sighted, plan.questions, other.recorded, settings, paths, plan.version, plan.out)
-        except Refused as refusal:
-            say(f"warning: the report in {sighted} does not show this blind run: {refusal}")
+            score_file(sighted / PREDICTIONS)
+        except (Refused, OSError) as error:
+            say(f"warning: the report in {sighted} does not show this blind run: {error}")
     return scores
 
 
 def write_scores(plan: Plan, predictions: Mapping[Any, Prediction]) -> dict[str, Any]:
     """Score the predictions and write the results to `plan.out`; see `results.write_results`."""
-    blind = blind_run_beside(plan.out, plan.effective)
+    blind = blind_scores_beside(plan.out, plan.effective)
     return write_results(plan.out, plan.questions, predictions, plan.effective, plan.paths, plan.version, blind)
-
-
-def _sighted_run_beside(plan: Plan) -> Path | None:
-    """Of a blind evaluation: the folder of the same one with audio where an evaluation puts it by default, or None."""
-    if not plan.effective["no_audio"]:
-        return None
-    folder = plan.out.with_name(plan.out.name.removesuffix(BLIND))
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return folder if settings == plan.effective | {"no_audio": False} else None
 
 
 def _source(settings: EvalSettings, folder: Path) -> HeldOutSet:

@@ -185,11 +185,13 @@ def _with_status(
 
 
 def _repeats(right: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """Accuracy of each repeat in percent, and their mean and spread (sample standard deviation)."""
-    accuracies = [100 * sum(column) / len(column) for column in zip(*right, strict=True)]
+    """Accuracy and interval of each repeat in percent, and their mean and spread (sample standard deviation)."""
+    tallies = [tally(column) for column in zip(*right, strict=True)]
+    accuracies = [one["accuracy"] for one in tallies]
     return {
         "count": len(accuracies),
         "accuracy": accuracies,
+        "ci95": [one["ci95"] for one in tallies],
         "mean": statistics.mean(accuracies),
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "min": min(accuracies),
@@ -205,18 +207,21 @@ def _permutation(
     """What the order of the choices does, over the questions that were asked in more than one.
 
     `same_choice`: questions of which all answers name the same choice; an answer that names none is never the same.
-    `always_right`: questions of which all answers are right. `by_place`: right answers by the place, from 1, at which
-    the right choice stood.
+    `always_right`: questions of which all answers are right. `by_place`: by the place, from 1, at which the right
+    choice stood: a question counts once, with the share of these of its answers that are right.
     """
     same, always, orders = [], [], 0
-    places: dict[int, list[bool]] = {}
+    places: dict[int, list[float]] = {}
     for question, row, hits in zip(questions, asked, right, strict=True):
         seen = {tuple(choices_as_asked(question, one)) for one in row if one is not None}
         orders = max(orders, len(seen))
+        of_place: dict[int, list[bool]] = {}
         for one, hit in zip(row, hits, strict=True):
             if one is not None and question.answer is not None:
                 place = list(choices_as_asked(question, one)).index(question.answer) + 1
-                places.setdefault(place, []).append(hit)
+                of_place.setdefault(place, []).append(hit)
+        for place, there in of_place.items():
+            places.setdefault(place, []).append(sum(there) / len(there))
         if len(seen) > 1:
             named = {
                 None if one is None or one.answer is None else named_choice(one.answer, choices_as_asked(question, one))
@@ -228,10 +233,7 @@ def _permutation(
         "orders": orders,
         "same_choice": tally(same) if same else None,
         "always_right": tally(always) if always else None,
-        "by_place": {
-            str(place): {"right": sum(hits), "asked": len(hits), "accuracy": 100 * sum(hits) / len(hits)}
-            for place, hits in sorted(places.items())
-        },
+        "by_place": {str(place): tally(shares) for place, shares in sorted(places.items())},
     }
 
 

@@ -11,6 +11,7 @@ from eval.predictions import Prediction
 from r1_aqa_repro.errors import Refused
 from r1_aqa_repro.schema import AudioQuestion
 
+SOURCE = "source.jsonl"  # as `data_prep.mmau` names it
 PREDICTED = ("model_prediction", "model_output")  # the first is R1-AQA's and the benchmark's older name
 
 
@@ -23,20 +24,26 @@ def submission(
     counts as wrong; a record without the fields it would leave out of the count.
 
     Args:
-        data: the file of the questions; the records of an MMAU file are kept as they are.
+        data: the file of the questions; the records of an MMAU file, or of the one that a manifest was prepared from
+            (`data_prep.mmau` keeps them in source.jsonl), are kept as they are.
         questions: those asked.
         predictions: by any key.
     """
     answers = {one.id: one.answer for one in predictions.values() if one.repeat == 0}
-    try:
-        originals = {record["id"]: record for _, record in records_of(data) if "audio_id" in record}
-    except Refused:  # no JSON but another format that questions are read from
-        originals = {}
+    originals = _official_records(data.with_name(SOURCE)) | _official_records(data)
     return [
         (originals.get(question.id) or _as_official(question))
         | {field: answers.get(question.id) or "" for field in PREDICTED}
         for question in questions
     ]
+
+
+def _official_records(file: Path) -> dict[str, dict[str, Any]]:
+    """The records of a file that are as the benchmark writes them, by id; none where it is no such file."""
+    try:
+        return {str(record["id"]): record for _, record in records_of(file) if {"id", "audio_id"} <= set(record)}
+    except Refused:  # absent, or of another format that questions are read from
+        return {}
 
 
 def _as_official(question: AudioQuestion) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def records_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for part in parts:
         try:
             value = json.loads(part)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             where = "" if whole else f": line {number + 1}"
             raise Refused.because(f"{path}{where}", f"malformed JSON ({error})", remedy) from None
         for record in value if whole else [value]:

@@ -111,9 +111,7 @@ def _plans(run: Path, settings: EvalSettings, out: Path | None) -> list[tuple[Pl
         if folder.name == FINAL and plans and _model(plans[-1][0]) == _model(plan):
             continue
         while_training = run / "eval" / folder.name.replace("checkpoint-", "step-")
-        done = next(
-            (candidate for candidate in (while_training, plan.out) if _is_done(candidate, plan.effective)), None
-        )
+        done = next((candidate for candidate in (while_training, plan.out) if _is_done(candidate, plan)), None)
         target = (out or run / "sweep" / plan.out.name) / folder.name
         plans.append((replace(plan, out=target), done))
     return plans
@@ -123,14 +121,16 @@ def _model(plan: Plan) -> str:
     return str(plan.effective["checkpoint_sha256"])
 
 
-def _is_done(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a scored evaluation with these settings is in the folder.
+def _is_done(folder: Path, plan: Plan) -> bool:
+    """Whether a scored evaluation with these settings, of these clips, is in the folder.
 
     The batch size may be any where `auto` is wanted. Of a model in training there is no hash: it was saved as the
     checkpoint of that step.
     """
+    from eval.clips import clip_hashes, recorded_clips
     from eval.results import is_complete
 
+    wanted = plan.effective
     try:
         made = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError):
@@ -138,7 +138,8 @@ def _is_done(folder: Path, wanted: Mapping[str, Any]) -> bool:
     free = set(_OF_THE_MODEL) if "training_step" in made else set()
     free |= {"batch_size"} if wanted["batch_size"] == "auto" else set()
     same = all(made.get(key) == wanted.get(key) for key in {*made, *wanted} - free)
-    return same and is_complete(folder)
+    clips = {question.id: question.audio_path for question in plan.questions}
+    return same and is_complete(folder) and recorded_clips(folder) == clip_hashes(clips)
 
 
 def _write(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> int:
@@ -155,7 +156,8 @@ def _write(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> i
     write_atomically(folder / "sweep.md", markdown(found, curved))
     for plan, where in evaluated:
         if where == plan.out:
-            rewrite_html(where, Path(plan.paths["data"]), Path(plan.paths["audio_dir"]))  # which shows the curve
+            audio_dir = Path(plan.paths["audio_dir"]) if "audio_dir" in plan.paths else None
+            rewrite_html(where, Path(plan.paths["data"]), audio_dir)  # which shows the curve
     return max(len(_scores(where)["no_audio"]) for _, where in evaluated)
 
 
@@ -183,12 +185,13 @@ def summary(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> 
     last = rows[-1]
     own_final = [point for point in everything if point["step"] is None]
     final = own_final[0] if own_final else last["name"] if (run / FINAL).is_dir() else None
+    places = {plan.folder.name: where for plan, where in evaluated}
     right = {
-        point["name"]: [one["official"] for one in read_verdicts(folder / point["folder"] / "verdicts.jsonl").values()]
+        point["name"]: [one["official"] for one in read_verdicts(places[point["name"]] / "verdicts.jsonl").values()]
         for point in (best, last)
     }
     gain, low, high = (100 * value for value in paired_gain(right[last["name"]], right[best["name"]]))
-    scores = _scores(folder / last["folder"])
+    scores = _scores(places[last["name"]])
     compared = against_published(scores, evaluated[-1][0].effective)
     sentences = [f"{_said('Best', best)}; {_said('last', last)}."]
     if best is not last:

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.statistics import detectable_difference, unpaired_difference
 
-MMAU_QUESTIONS = 1000
+NUM_QUESTIONS = 1000
 TARGET = 64.5
 EMBEDDED_HEADING = "embedded set, not MMAU: no comparison with 64.5"
 TASKS = ("sound", "music", "speech")
@@ -72,9 +72,12 @@ def against_published(scores: Mapping[str, Any], settings: Mapping[str, Any]) ->
     }.get(version, ((), 0.0))
     reason = ""
     if not published:
-        reason = f"the published figures are on version original, this run is on version {version}"
-    elif scores["n"] != MMAU_QUESTIONS:
-        reason = f"the published figures are on all {MMAU_QUESTIONS} questions, this run is on {scores['n']}"
+        reason = (
+            f"the published figures are on version original, this run is on version {version}: its questions are those "
+            "of no published file, whatever version its records name"
+        )
+    elif scores["n"] != NUM_QUESTIONS:
+        reason = f"the published figures are on all {NUM_QUESTIONS} questions, this run is on {scores['n']}"
     elif settings.get("no_audio"):
         reason = "this run heard no audio"
     elif "permutation" in scores:
@@ -85,7 +88,7 @@ def against_published(scores: Mapping[str, Any], settings: Mapping[str, Any]) ->
     task = [scores["task"][name]["accuracy"] if name in scores["task"] else None for name in TASKS]
     low, high = (bound - target for bound in total["ci95"])
     _, both_low, both_high = unpaired_difference(
-        total["correct"], total["n"], target / 100 * MMAU_QUESTIONS, MMAU_QUESTIONS
+        total["correct"], total["n"], target / 100 * NUM_QUESTIONS, NUM_QUESTIONS
     )
     warning = ""
     if version != "original":

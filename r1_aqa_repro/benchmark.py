@@ -26,15 +26,19 @@ MMAU_QUESTIONS = {
 def version_of(data_sha256: str, questions: Sequence[AudioQuestion]) -> str:
     """Which version of which benchmark a data file is.
 
-    `original` or `v05.15.25` for a published MMAU file or a manifest whose questions all carry that version,
-    `embedded` for the project's own synthetic set, otherwise `unknown`.
+    `original` or `v05.15.25` for a published MMAU file and for another file of exactly its questions, whatever version
+    its records name; `embedded` for the project's own synthetic set; otherwise `unknown`.
+
+    Args:
+        data_sha256: of the file.
+        questions: all of the file's.
     """
     if data_sha256 in MMAU_VERSIONS:
         return MMAU_VERSIONS[data_sha256]
     if all(question.dataset == "embedded" for question in questions):
         return "embedded"
-    versions = {question.version for question in questions}
-    return next((label for label in MMAU_VERSIONS.values() if versions == {label}), UNKNOWN)
+    digest = questions_digest((one.id, one.question, one.choices, one.answer) for one in questions)
+    return MMAU_QUESTIONS.get(digest, UNKNOWN)
 
 
 def questions_digest(questions: Iterable[tuple[str, str, Sequence[str], str | None]]) -> str:

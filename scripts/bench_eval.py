@@ -7,6 +7,7 @@
 30 s, and once more for every repeat. Both are timed as one greedy pass and as a pass with --repeats sampled completions
 a question; every completion is forced to the same length, so that both do the same work. The two take turns in one
 process, so that what else the machine does hits both, and each ratio is of two neighbours: plain / harness seconds.
+Beside it stands the ratio of the processor time that the process itself took, which other programs disturb far less.
 
     tiny   the embedded model and its questions
     mid    38 M parameters, 10-s clips, 351-token prompts of which 250 are audio, float32
@@ -128,35 +129,42 @@ class Ways:
 
 def compare(name: str, ways: Ways, rounds: int) -> dict[str, Any]:
     """Take turns, after one round that does not count."""
-    seconds: dict[str, list[float]] = {"harness": [], "plain": []}
+    clocks: dict[str, Callable[[], float]] = {"ratio": time.perf_counter, "cpu_ratio": time.process_time}
+    taken: dict[str, dict[str, list[float]]] = {clock: {"harness": [], "plain": []} for clock in clocks}
     texts: dict[str, Texts] = {}
     runs: dict[str, Callable[[], Texts]] = {"harness": ways.run_harness, "plain": ways.run_plain}
     for number in range(rounds + 1):
         for way, run in runs.items():
-            start = time.perf_counter()
+            start = {clock: read() for clock, read in clocks.items()}
             texts[way] = run()
-            taken = time.perf_counter() - start
-            say(f"{name}, {way}: {'warm-up' if number == 0 else f'round {number} of {rounds}'}, {taken:.2f} s")
+            seconds = {clock: read() - start[clock] for clock, read in clocks.items()}
+            which = "warm-up" if number == 0 else f"round {number} of {rounds}"
+            say(f"{name}, {way}: {which}, {seconds['ratio']:.2f} s, of which {seconds['cpu_ratio']:.2f} s computing")
             if number > 0:
-                seconds[way].append(taken)
-    ratios = [slow / fast for fast, slow in zip(seconds["harness"], seconds["plain"], strict=True)]
+                for clock in clocks:
+                    taken[clock][way].append(seconds[clock])
     same = [mine == theirs for mine, theirs in zip(texts["harness"], texts["plain"], strict=True)]
     return {
         "repeats": ways.repeats,
         **{
             way: {
-                "seconds": round(statistics.median(taken), 4),
-                "questions_per_second": round(len(ways.questions) / statistics.median(taken), 4),
+                "seconds": round(statistics.median(seconds), 4),
+                "questions_per_second": round(len(ways.questions) / statistics.median(seconds), 4),
             }
-            for way, taken in seconds.items()
+            for way, seconds in taken["ratio"].items()
         },
-        "ratio": {
-            "median": round(statistics.median(ratios), 3),
-            "min": round(min(ratios), 3),
-            "max": round(max(ratios), 3),
-        },
+        **{clock: _ratios(**taken[clock]) for clock in clocks},
         # sampled, the two draw different numbers
         **({} if ways.reference_config.do_sample else {"same_completions": sum(same), "questions": len(same)}),
+    }
+
+
+def _ratios(harness: Sequence[float], plain: Sequence[float]) -> dict[str, float]:
+    ratios = [slow / fast for fast, slow in zip(harness, plain, strict=True)]
+    return {
+        "median": round(statistics.median(ratios), 3),
+        "min": round(min(ratios), 3),
+        "max": round(max(ratios), 3),
     }
 
 
@@ -165,15 +173,18 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         f"{report['geometry']}: batches of {report['batch_size']} questions, {report['completion_tokens']} new tokens, "
         f"{report['threads']} thread(s); questions a second",
-        f"{'':24}{'harness':>10}{'plain':>10}{'ratio':>10}",
+        f"{'':24}{'harness':>10}{'plain':>10}{'ratio':>22}{'of processor time':>22}",
     ]
     for name in ("greedy", "sampled"):
         one = report[name]
-        ratio, title = one["ratio"], f"{name}, {one['repeats']} a question"
+        ratios = [
+            f"{one[clock]['median']:.2f} ({one[clock]['min']:.2f} to {one[clock]['max']:.2f})"
+            for clock in ("ratio", "cpu_ratio")
+        ]
+        title = f"{name}, {one['repeats']} a question"
         lines.append(
             f"{title:24}{one['harness']['questions_per_second']:10.3f}"
-            f"{one['plain']['questions_per_second']:10.3f}{ratio['median']:10.2f} "
-            f"({ratio['min']:.2f} to {ratio['max']:.2f})"
+            f"{one['plain']['questions_per_second']:10.3f}{ratios[0]:>22}{ratios[1]:>22}"
         )
     greedy = report["greedy"]
     lines.append(f"greedy completions that are the same: {greedy['same_completions']} of {greedy['questions']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import GenerationConfig
 
@@ -81,10 +83,10 @@ def checkpoints(folder: Path) -> set[int]:
     return {int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")}
 
 
-def assert_as_the_command_says(run: Path, step: int, held_out: Path, out: Path, *more: str) -> None:
+def assert_as_the_command_says(run: Path, step: int, held_out: Path, out: Path, *more: str, code: int = 0) -> None:
     """Compare the evaluation of a step with `python -m eval.mmau` on its checkpoint, question by question."""
     checkpoint = ["--ckpt", str(run / f"checkpoint-{step}"), "--data", str(held_out), "--out", str(out)]
-    assert mmau.main([*checkpoint, "--batch-size", "3", "--max-new-tokens", "10", "--device", "cpu", *more]) == 0
+    assert mmau.main([*checkpoint, "--batch-size", "3", "--max-new-tokens", "10", "--device", "cpu", *more]) == code
     during = run / "eval" / f"step-{step}"
     said, recorded = (read_lines(folder / "predictions.jsonl") for folder in (out, during))
     for prediction in said + recorded:
@@ -92,7 +94,8 @@ def assert_as_the_command_says(run: Path, step: int, held_out: Path, out: Path, 
     assert recorded == said
     scores = read_json(out / "scores.json")
     assert read_json(during / "scores.json") == scores
-    assert (during / "verdicts.jsonl").read_bytes() == (out / "verdicts.jsonl").read_bytes()
+    for name in ("verdicts.jsonl", "clips.json"):
+        assert (during / name).read_bytes() == (out / name).read_bytes()
     [logged] = [entry for entry in state_of(run)["log_history"] if entry["step"] == step and "eval_accuracy" in entry]
     assert logged["eval_accuracy"] == scores["total"]["correct"] / scores["n"]
     for task, tally in scores["task"].items():
@@ -126,6 +129,27 @@ class TestFigures:
         for step in (3, 6):
             assert_as_the_command_says(run, step, held_out, tmp_path / f"out-{step}", *same)
         assert read_json(run / "eval/step-6/scores.json")["n"] == 8
+
+    def test_of_clips_that_cannot_be_heard_are_the_commands(
+        self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """One has no file, one is too short, one is bad behind a sound header: all three count as wrong."""
+        clips = tmp_path / "data" / "clips"
+        shutil.copytree(held_out.parent, tmp_path / "data")
+        (clips / "clip-2.wav").unlink()
+        soundfile.write(clips / "clip-5.wav", np.zeros(100), 16_000)
+        soundfile.write(clips / "clip-7.wav", np.full(16_000, np.nan), 16_000, subtype="FLOAT")
+        run, file = tmp_path / "run", tmp_path / "data" / "manifest.jsonl"
+        more = ["--eval_file", str(file), "--save_steps", "2", "--max_steps", "2", "--skip_bad_records", "true"]
+        assert train_sft.main([*SFT, *where(run, manifest, warm / "checkpoint-40"), *more]) == 0
+        said = capfd.readouterr().err
+        assert f"{file}: 2 of 13 questions count as wrong for want of a clip: q2, q5" in said
+        assert "question q7 has no audio and counts as wrong" in said
+        assert_as_the_command_says(run, 2, file, tmp_path / "out", code=3)
+        scores = read_json(run / "eval/step-2/scores.json")
+        assert (scores["n"], scores["missing"], scores["no_audio"]) == (13, 3, ["q2", "q5", "q7"])
+        [logged] = [entry for entry in state_of(run)["log_history"] if "eval_accuracy" in entry]
+        assert logged["eval_no_audio"] == 3
 
     def test_of_an_adapter_are_the_commands(self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
@@ -344,7 +368,8 @@ class TestRefusals:
         more = ["--eval_file", str(file), "--skip_bad_records", "true", "--max_steps", "1"]
         assert train_sft.main([*SFT, *where(tmp_path / "run", manifest, model_folder), *more]) == 0
         assert len(read_json(tmp_path / "run" / "skipped_records.json")) == 2
-        assert read_json(tmp_path / "run" / "eval/step-1/scores.json")["n"] == 2
+        scores = read_json(tmp_path / "run" / "eval/step-1/scores.json")
+        assert (scores["n"], scores["no_audio"]) == (3, ["q1"])  # what has no answer cannot be wrong
 
 
 @pytest.mark.distributed

@@ -13,9 +13,10 @@ import numpy as np
 from r1_aqa_repro.embedded.text_tasks import TASKS, Record, Rng, all_prompts, demonstrate, true_reward
 from r1_aqa_repro.files import write_atomically, write_json
 
-GENERATOR_VERSION = 1  # raise it whenever the same seed would give other bytes
+GENERATOR_VERSION = 2  # raise it whenever the same seed would give other bytes
 ASSIST = ("list", "safety")  # whose reward has to be learned from preferences
 OBJECTIVE = ("maths", "code")  # whose reward is a rule
+_PAIRS_OF = ("list", "list", "safety")  # the first is harder to judge
 HELD_OUT = 240  # prompts of each task
 _TRIES = 100  # demonstrations to look for two of different reward
 
@@ -77,8 +78,8 @@ def write_text_set(
         out / "sft.jsonl", (_demonstration(i, _in_turn(train, i), _rng(seed, "sft", i)) for i in range(num_sft))
     )
     for split, count in (("train", num_pairs_train), ("held_out", num_pairs_held_out)):
-        assist = [prompts[task][split] for task in ASSIST]
-        pairs = (_pair(i, split, _in_turn(assist, i), _rng(seed, split, i)) for i in range(count))
+        asked = [prompts[task][split] for task in _PAIRS_OF]
+        pairs = (_pair(i, split, _in_turn(asked, i), _rng(seed, split, i)) for i in range(count))
         _write_lines(out / f"pairs_{split}.jsonl", pairs)
     write_json(complete, description)
 

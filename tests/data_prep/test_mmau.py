@@ -422,7 +422,7 @@ def test_an_evaluation_starts_from_it(tmp_path, question_file, clips, records, m
         found.append((scores.pop("version"), scores, completions))
     (json_version, *of_json), (manifest_version, *of_manifest) = found
     assert of_json == of_manifest
-    assert (json_version, manifest_version) == ("unknown", "original")
+    assert (json_version, manifest_version) == ("original", "original")
     assert (of_manifest[0]["n"], of_manifest[0]["missing"], of_manifest[0]["no_audio"]) == (6, 1, [records[4]["id"]])
 
 

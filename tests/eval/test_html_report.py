@@ -10,12 +10,14 @@ from html.parser import HTMLParser
 import pytest
 import soundfile
 
+import eval.mmau
 from eval import html_report
-from eval.charts import GUESSING, bars
+from eval.charts import GUESSING, bars, curve
 from eval.html_report import main, positions, script_json, write_html
+from eval.official import score_file
 from eval.predictions import by_question, predict
 from eval.scores import score, tally
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.schema import AudioQuestion, read_questions
 from tests.hostile import HOSTILE, hostile_questions
 
 SETTINGS = {"prompt_style": "answer", "no_audio": False}
@@ -184,6 +186,24 @@ def test_line_at_64_5_only_where_it_is_comparable(tmp_path, version, count, sett
         assert all(re.search("Not compared with|no comparison with", sentence) for sentence in sentences)
 
 
+def test_a_task_that_no_question_has_is_no_mark(tmp_path):
+    """Tasks are no part of what makes a file of questions the published one."""
+    questions = [replace(one, task="sound" if one.task == "sound" else None) for one in plain_questions(tmp_path, 1000)]
+    page = written(tmp_path, questions, [], "original")
+    (chart,) = [svg for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "Accuracy by task" in svg]
+    assert "published for that bar" in chart
+    assert "sound" in chart and "speech" not in chart
+
+
+def test_every_task_has_a_curve_of_its_own():
+    tasks = [f"task {number}" for number in range(9)]
+    points = [{"step": step, "total": tally([1.0]), "task": dict.fromkeys(tasks, tally([1.0]))} for step in (1, 2)]
+    (axis,) = curve(points, {}).axes
+    lines = [line for line in axis.lines if line.get_label() in tasks]
+    assert [line.get_label() for line in lines] == tasks
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9
+
+
 def test_chart_shows_accuracies_intervals_and_lines():
     tallies = {"sound": tally([1.0] * 30 + [0.0] * 10), "$x^{2$ <b>": tally([0.0] * 7)}
     (axis,) = bars(tallies, {"64.5: published": 64.5, GUESSING: 25.0}, {"sound": 69.37}).axes
@@ -197,8 +217,6 @@ def test_chart_shows_accuracies_intervals_and_lines():
 
 
 def test_embedded_audio(tmp_path, manifest):
-    from r1_aqa_repro.schema import read_questions
-
     questions = read_questions(manifest).questions[:2]
     questions[1] = replace(questions[1], audio_path=tmp_path / "absent.wav")
     first, second = data_of(written(tmp_path, questions, [], embed_audio=True))["questions"]
@@ -213,7 +231,6 @@ def test_embedded_audio(tmp_path, manifest):
 
 def test_command_rewrites_the_page(tmp_path, manifest, capsys):
     from r1_aqa_repro.files import sha256_of, write_json
-    from r1_aqa_repro.schema import read_questions
 
     questions = read_questions(manifest).questions
     predictions = [answered(question, f"<answer>{question.choices[0]}</answer>") for question in questions]
@@ -234,6 +251,68 @@ def test_command_rewrites_the_page(tmp_path, manifest, capsys):
     manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert main([str(out)]) == 2
     assert "not the file" in capsys.readouterr().err
+
+
+class TestScoredElsewhere:
+    """The page of `--predictions`, whose folder holds no predictions of its own."""
+
+    @pytest.fixture
+    def theirs(self, tmp_path, manifest):
+        questions = read_questions(manifest).questions
+        theirs = tmp_path / "theirs.json"
+        theirs.write_text(json.dumps([{"id": one.id, "model_output": one.choices[0]} for one in questions]))
+        return theirs
+
+    def rewritten(self, out, *more):
+        page = (out / html_report.REPORT).read_bytes()
+        (out / html_report.REPORT).unlink()
+        assert main([str(out), *more]) == 0
+        return (out / html_report.REPORT).read_bytes() == page
+
+    def test_anybodys(self, theirs, manifest, tmp_path):
+        score_file(theirs, manifest, tmp_path / "out")
+        assert self.rewritten(tmp_path / "out")
+        score_file(theirs, manifest, tmp_path / "part", limit=3)
+        assert self.rewritten(tmp_path / "part")
+        assert not self.rewritten(tmp_path / "part", "--embed-audio")
+
+    def test_our_own(self, made_once, manifest, tmp_path):
+        arguments = ["--ckpt", made_once / "model", "--data", manifest, "--out", tmp_path / "run", "--device", "cpu"]
+        assert eval.mmau.main([*map(str, arguments), "--max-new-tokens", "4", "--repeats", "2"]) == 0
+        score_file(tmp_path / "run" / "predictions.jsonl", manifest, tmp_path / "out")
+        assert self.rewritten(tmp_path / "out")
+        assert self.rewritten(tmp_path / "run")
+
+    def test_clips_that_lie_elsewhere(self, theirs, manifest, tmp_path):
+        """Of an MMAU file, whose clips are found by --audio-dir alone."""
+        questions = read_questions(manifest).questions
+        records = [
+            {
+                "id": one.id,
+                "audio_id": f"./{one.audio_path.name}",
+                "question": one.question,
+                "choices": one.choices,
+                "answer": one.answer,
+            }
+            for one in questions
+        ]
+        data = tmp_path / "mmau.json"
+        data.write_text(json.dumps(records), encoding="utf-8")
+        out = tmp_path / "out"
+        score_file(theirs, data, out, audio_dir=manifest.parent / "audio")
+        assert self.rewritten(out)
+        first = data_of((out / html_report.REPORT).read_text(encoding="utf-8"))["questions"][0]
+        assert (out / first["audio"]).resolve() == questions[0].audio_path.resolve()
+        assert f"--audio-dir {manifest.parent / 'audio'}" in (out / "report.md").read_text(encoding="utf-8")
+
+    def test_other_predictions_are_refused(self, theirs, manifest, tmp_path, capsys):
+        score_file(theirs, manifest, tmp_path / "out")
+        theirs.write_text(theirs.read_text() + "\n")
+        assert main([str(tmp_path / "out")]) == 2
+        assert "has changed since" in capsys.readouterr().err
+        theirs.unlink()
+        assert main([str(tmp_path / "out")]) == 2
+        assert "theirs.json: cannot be read" in capsys.readouterr().err
 
 
 def test_a_thousand_hostile_questions_are_small(tmp_path):

@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -180,6 +182,22 @@ def test_version_and_baselines(published):
     assert lazy["always_first"] == pytest.approx(first)
     assert lazy["most_frequent"] == pytest.approx(left_out_most_frequent(questions))
     assert version_of(hashlib.sha256(_published(version).read_bytes()).hexdigest(), questions) == version
+
+
+def test_the_version_is_that_of_the_questions_whatever_they_are_called(published):
+    version, questions = published
+    other = next(name for name in FILES if name != version)
+    relabelled = [replace(question, version=other, audio_path=Path("elsewhere.wav")) for question in questions]
+    assert version_of("another file", relabelled[::-1]) == version
+    for changed in (
+        replace(questions[7], answer=wrong_choice(questions[7])),
+        replace(questions[7], question="What is it?"),
+        replace(questions[7], choices=(*questions[7].choices, "none of them")),
+        replace(questions[7], id="another"),
+    ):
+        alike = [replace(one, version=version) for one in [*questions[:7], changed, *questions[8:]]]
+        assert version_of("another file", alike) == "unknown"
+    assert version_of("another file", questions[:999]) == "unknown"
 
 
 def test_groups_are_the_benchmarks(published):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from eval.mmau import main
 from eval.results import is_complete
 from eval.run import EvalSettings, evaluate, prepare
 from eval.scores import read_verdicts
+from r1_aqa_repro.benchmark import MMAU_QUESTIONS, questions_digest
 from r1_aqa_repro.errors import Refused
 from r1_aqa_repro.modeling import load, load_processor
 
@@ -54,6 +56,7 @@ def whole(made_once, tmp_path_factory):
 
 def test_what_is_written(whole, made_once):
     assert set(contents(whole)) == {
+        "clips.json",
         "predictions.jsonl",
         "report.html",
         "report.md",
@@ -70,6 +73,20 @@ def test_what_is_written(whole, made_once):
     scores = json.loads((whole / "scores.json").read_text(encoding="utf-8"))
     assert (scores["version"], scores["matcher"], scores["n"], scores["missing"]) == ("embedded", "official", 12, 0)
     assert list(read_verdicts(whole / "verdicts.jsonl")) == [question["id"] for question in questions]
+
+
+def test_the_guide_names_every_key(made_once, tmp_path):
+    guide = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    manifest = made_once / "held_out" / "manifest.jsonl"
+    for out, more in ((tmp_path / "out-no-audio", ["--no-audio"]), (tmp_path / "out", [])):
+        assert command(made_once / "model", manifest, out, "--permute-choices", "2", "--limit", "3", *more) == 0
+    settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+    scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    keys = {*settings, *settings["settings"], *settings["paths"], *scores, *scores["total"], *scores["matchers"]}
+    keys |= {*scores["blind"], *scores["permutation"], *scores["repeats"], *scores["baselines"]}
+    keys |= set(read_lines(out / "predictions.jsonl")[0]) | set(read_lines(out / "verdicts.jsonl")[0])
+    assert {"order", "batch_sizes", "share_above_chance", "by_place"} <= keys
+    assert [key for key in keys | set(contents(out)) if f"`{key}`" not in guide and f"{key}:" not in guide] == []
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.45, 0.8, 0.999])
@@ -371,11 +388,13 @@ def test_a_parquet_file_is_prepared_first(made_once, manifest, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "data_prep.mmau", module)
     parquet, out = tmp_path / "test-00000-of-00001.parquet", tmp_path / "out"
     parquet.write_bytes(b"PAR1")
-    codes = [0, 3, 2]
+    codes = [0, 3, 0, 2]
     assert command(made_once / "model", parquet, out) == 0
     assert asked == [["--questions", str(parquet), "--out", str(out / "data")]]
     assert json.loads((out / "settings.json").read_text())["paths"]["data"] == str(out / "data" / "manifest.jsonl")
     assert command(made_once / "model", parquet, out) == 0  # goes on
+    assert command(made_once / "model", parquet, out, "--audio-dir", tmp_path) == 0  # whose clips are unpacked, too
+    assert asked[2] == ["--questions", str(parquet), "--audio", str(tmp_path), "--out", str(out / "data")]
     assert command(made_once / "model", parquet, out) == 2
     assert "could not be unpacked" in capsys.readouterr().err
 
@@ -386,7 +405,7 @@ def test_a_full_disk_ends_with_a_message_and_the_rest_comes_later(whole, made_on
 
     def full(number):
         written.append(number)
-        if len(written) == 3:  # settings.json, a batch, and half of the next
+        if len(written) == 4:  # clips.json, settings.json, a batch, and half of the next
             raise OSError(28, "No space left on device")
         sync(number)
 
@@ -474,6 +493,30 @@ def test_help_comes_at_once():
 def test_help_does_not_wait_for_torch():
     code = "import sys, eval.mmau; assert not {'torch', 'transformers', 'librosa'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_a_part_has_the_version_of_its_file(made_once, manifest, tmp_path, monkeypatch):
+    lines = [line | {"dataset": "MMAU"} for line in read_lines(manifest)]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    digest = questions_digest((one["id"], one["question"], one["choices"], one["answer"]) for one in lines)
+    monkeypatch.setitem(MMAU_QUESTIONS, digest, "original")
+    plan = prepare(settings_for(made_once / "model", manifest, tmp_path / "out", limit=3))
+    assert (plan.version, len(plan.questions)) == ("original", 3)
+
+
+def test_the_command_in_the_report_is_accepted(made_once, manifest, tmp_path):
+    """Also of clips that lie outside the data file's folder; it goes on with the very evaluation it was printed by."""
+    lines = read_lines(manifest)
+    (manifest.parent / "audio").rename(tmp_path / "clips")
+    for line in lines:
+        line["audio_path"] = str(tmp_path / "clips" / Path(line["audio_path"]).name)
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    out = tmp_path / "out"
+    assert command(made_once / "model", manifest, out, "--limit", "3") == 0
+    before = contents(out)
+    (line,) = [line for line in before["report.md"].decode().splitlines() if line.startswith("    python -m eval.mmau")]
+    assert main([*shlex.split(line)[3:], "--out", str(out), "--device", "cpu"]) == 0
+    assert contents(out) == before
 
 
 def test_an_audio_dir_that_the_records_do_not_use_is_refused(checkpoint, manifest, tmp_path, capsys):

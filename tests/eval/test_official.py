@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,7 @@ def test_half_a_character_can_be_written_again(tmp_path, data):
         ('[{"id": 3}]', "its id is 3, not a text"),
         ('[{"id": "q0", "model_output": 3}]', "the prediction for 'q0' is 3, not a text"),
         (b"\xff\xfe", "not UTF-8"),
+        ("[" * 100_000, "malformed JSON"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, data, content, named):
@@ -218,8 +219,8 @@ def test_letters_are_of_the_order_as_asked(tmp_path, data):
     # the first question was answered Woman, then Man
     assert (scores["permutation"]["same_choice"]["correct"], scores["permutation"]["same_choice"]["n"]) == (5, 6)
     assert scores["permutation"]["by_place"] == {
-        "1": {"right": 4, "asked": 6, "accuracy": pytest.approx(200 / 3)},
-        "2": {"right": 4, "asked": 6, "accuracy": pytest.approx(200 / 3)},
+        place: {"correct": 4, "n": 6, "accuracy": pytest.approx(200 / 3), "ci95": pytest.approx([30.0, 90.3], abs=0.1)}
+        for place in ("1", "2")
     }
 
 
@@ -239,10 +240,17 @@ def test_mixed_and_damaged_lines_are_refused(tmp_path, data):
     assert "2 different settings" in refusal(path, data)[0]
     path.write_text(whole + whole.splitlines(keepends=True)[1], encoding="utf-8")
     assert "'q1' was already predicted at line 2" in refusal(path, data)[0]
-    path.write_text(whole.replace('"completion": "Woman"', '"completion": 1', 1), encoding="utf-8")
-    assert "its completion is 1" in refusal(path, data)[0]
-    path.write_text(whole.replace('"repeat": 0', '"repeat": -1', 1), encoding="utf-8")
-    assert "damaged" in refusal(path, data)[0]
+    for sound, damaged in (
+        ('"completion": "Woman"', '"completion": 1'),
+        ('"repeat": 0', '"repeat": -1'),
+        ('"repeat": 0', '"repeat": [0]'),
+        ('"repeat": 0', '"repeat": true'),
+        ('"status": "ok"', '"status": null'),
+        ('"status": "ok"', '"order": "Man", "status": "ok"'),
+        ('"status": "ok"', '"more": 1, "status": "ok"'),
+    ):
+        path.write_text(whole.replace(sound, damaged, 1), encoding="utf-8")
+        assert "line 1: the line is damaged" in refusal(path, data)[0], damaged
 
 
 def test_scores_never_go_beside_other_predictions(tmp_path, data):
@@ -279,27 +287,46 @@ def test_an_evaluation_of_the_first_questions_has_no_others_missing(tmp_path, da
     assert (scores["n"], scores["missing"]) == (3, 0)
 
 
-def test_a_blind_run_is_set_beside(tmp_path, data):
-    sighted = own_file(tmp_path / "run", data, [["Woman"]] * 6, no_audio=False)
-    blind = own_file(tmp_path / "blind", data, [["Woman"]] * 3 + [["Man"]] * 3, no_audio=True)
-    score_file(blind, data)
-    scores = score_file(sighted, data, blind=blind.parent).scores
-    assert scores["blind"]["accuracy"] == 50
-    assert scores["blind"]["share"] == pytest.approx(0.5)
-    assert scores["blind"]["share_above_chance"] == pytest.approx((50 - 25) / (100 - 25))
-    assert "50.0 % of the score" in (sighted.parent / "report.md").read_text(encoding="utf-8")
-    with pytest.raises(Refused, match="heard the audio"):
-        score_file(blind, data, blind=sighted.parent)
+class TestBlind:
+    """`questions` is what says that an evaluation is complete."""
 
+    @pytest.fixture
+    def sighted(self, tmp_path, data):
+        return own_file(tmp_path / "run", data, [["Woman"]] * 6, no_audio=False, questions=6)
 
-def test_the_blind_run_beside_is_found(tmp_path, data):
-    sighted = own_file(tmp_path / "run", data, [["Woman"]] * 6, no_audio=False)
-    blind = own_file(tmp_path / "run-no-audio", data, [["Man"]] * 6, no_audio=True)
-    assert "blind" not in score_file(sighted, data).scores
-    score_file(blind, data)
-    assert score_file(sighted, data).scores["blind"]["accuracy"] == 0
-    (blind.parent / "settings.json").write_text('{"settings": {"no_audio": true}, "paths": {}}', encoding="utf-8")
-    assert "blind" not in score_file(sighted, data).scores  # another evaluation
+    @pytest.fixture
+    def blind(self, tmp_path, data):
+        completions = [["Woman"]] * 3 + [["Man"]] * 3
+        return own_file(tmp_path / "run-no-audio", data, completions, no_audio=True, questions=6)
+
+    def test_it_is_set_beside(self, sighted, blind, data):
+        assert "blind" not in score_file(sighted, data).scores
+        score_file(blind, data)
+        scores = score_file(sighted, data).scores
+        assert scores["blind"]["accuracy"] == 50
+        assert scores["blind"]["share"] == pytest.approx(0.5)
+        assert scores["blind"]["share_above_chance"] == pytest.approx((50 - 25) / (100 - 25))
+        assert "50.0 % of the score" in (sighted.parent / "report.md").read_text(encoding="utf-8")
+        assert "50.0 % of the score" not in (blind.parent / "report.md").read_text(encoding="utf-8")
+
+    def test_another_evaluation_is_not(self, sighted, blind, data):
+        score_file(blind, data)
+        record = json.loads((blind.parent / "settings.json").read_text(encoding="utf-8"))
+        record["settings"]["prompt_style"] = "think"
+        write(blind.parent / "settings.json", record)
+        assert "blind" not in score_file(sighted, data).scores
+
+    @pytest.mark.parametrize("interrupted", ["blind", "sighted"])
+    def test_a_part_is_not(self, sighted, blind, data, interrupted):
+        path = blind if interrupted == "blind" else sighted
+        whole = path.read_bytes()
+        path.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
+        score_file(blind, data)
+        assert "blind" not in score_file(sighted, data).scores
+        path.write_bytes(whole)  # gone on with, and killed before it was scored: the scores are still of the part
+        assert ("blind" in score_file(sighted, data).scores) == (interrupted == "sighted")
+        score_file(blind, data)
+        assert "blind" in score_file(sighted, data).scores
 
 
 def test_scoring_an_evaluation_again_changes_nothing(made_once, tmp_path):
@@ -371,6 +398,19 @@ def test_a_submission_from_a_manifest(tmp_path, data):
     assert submitted == expected
 
 
+def test_a_submission_from_a_prepared_manifest_holds_the_records_it_came_from(tmp_path, data):
+    """As the benchmark wants them back: `data_prep.mmau` keeps them beside the manifest."""
+    from data_prep import mmau
+
+    given = records(withheld="kept too")
+    out = tmp_path / "prepared"
+    assert mmau.main(["--questions", str(write(data, given)), "--out", str(out)]) == 0
+    questions = read_questions(out / "manifest.jsonl").questions
+    predictions = {one.id: predict(one, "Man", "answer", "") for one in questions}
+    expected = [record | {"model_prediction": "Man", "model_output": "Man"} for record in given]
+    assert submission(out / "manifest.jsonl", questions, predictions) == expected
+
+
 def test_withheld_answers_give_a_submission_and_no_score(tmp_path):
     given = records()
     for record in given:
@@ -392,6 +432,36 @@ def test_some_withheld_answers_are_refused(tmp_path):
     theirs = write(tmp_path / "theirs.json", [{"id": "q0", "model_output": "Woman"}])
     with pytest.raises(Refused, match="q2: the question has no answer"):
         score_file(theirs, write(tmp_path / "test.json", given), tmp_path / "out")
+
+
+def test_questions_that_only_call_themselves_original_are_not_compared(tmp_path):
+    manifest = tmp_path / "manifest.jsonl"
+    questions = read_questions(write(tmp_path / "mmau.json", records(1000))).questions
+    write_manifest(manifest, [replace(question, version="original") for question in questions])
+    theirs = write(tmp_path / "theirs.json", [{"id": one.id, "model_output": "Woman"} for one in questions])
+    assert score_file(theirs, manifest, tmp_path / "out").scores["version"] == "unknown"
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "Not compared with 64.5" in report
+    assert "no published file, whatever version its records name" in report
+    assert "Distance to" not in report
+    assert "64.5" not in "".join(re.findall("<svg.*?</svg>", (tmp_path / "out" / "report.html").read_text(), re.DOTALL))
+
+
+def test_the_published_questions_are_known_in_any_form_and_in_part(tmp_path):
+    """A file of the same questions is compared; a part of it has its version and is not compared."""
+    file = SHARED_MMAU / "mmau-test-mini.2025-03-25.json"
+    if not file.is_file():
+        pytest.skip(f"needs {file}")
+    questions = read_questions(file).questions
+    manifest = tmp_path / "manifest.jsonl"
+    write_manifest(manifest, questions[::-1])
+    theirs = write(tmp_path / "theirs.json", [{"id": one.id, "model_output": one.answer} for one in questions])
+    scores = score_file(theirs, manifest, tmp_path / "out").scores
+    assert (scores["version"], scores["n"]) == ("original", 1000)
+    assert "Distance to 64.5" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    scores = score_file(theirs, manifest, tmp_path / "part", limit=30).scores
+    assert (scores["version"], scores["n"]) == ("original", 30)
+    assert "this run is on 30" in (tmp_path / "part" / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_published_file_gets_a_submission(tmp_path):

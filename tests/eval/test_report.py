@@ -1,8 +1,11 @@
 """What the report says, and what a run may be compared with."""
 
+import html
+import re
 import shlex
 
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -47,6 +50,7 @@ def test_only_the_whole_original_file_is_compared_with_the_paper():
         assert "GRPO, prompt 2" not in other
         assert "Distance to" not in other
         assert "Not compared with 64.5" in other
+    assert "no published file, whatever version its records name" in report_of(questions, completions, "unknown")
 
 
 def test_the_embedded_set_is_never_compared():
@@ -70,6 +74,28 @@ def test_what_a_model_wrote_stays_text():
     assert "<answer></answer> | <b>x</b> [l](http://e.x) `c` **b** # h [31m" in shown.get()
     assert "\x1b" not in report
     assert "\n" not in escape(evil)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see www.evil.example/a and WWW.evil.example",
+        "mail me@evil.example, mailto:me@evil.example or xmpp:me@evil.example/x",
+        "thanks @octocat and @org/team",
+        "http://evil.example ftp://evil.example",
+        "a@b www. @ <!-- no comment --> \\@x \\www.x",
+    ],
+)
+def test_addresses_and_names_stay_text(text):
+    """What GitHub makes links of is parted, in the table as in its rendering; what is read is the same."""
+    report = report_of(make_questions(1), [f"<answer></answer>{text}"], "unknown")
+    written = next(line for line in report.splitlines() if line.startswith("| q0 |"))
+    assert not re.search(r"www\.|@[\w./-]|\w://", written, re.IGNORECASE)
+    page = MarkdownIt("commonmark").enable("table").render(report)
+    assert "<a" not in page
+    (cell,) = re.findall(r"<td[^>]*>(&lt;answer.*?)</td>", page)
+    assert "@<!-- -->" in cell or "@" not in text
+    assert html.unescape(cell.replace("<!-- -->", "")) == f"<answer></answer>{text}"
 
 
 def test_the_corrected_version_has_its_own_figures():
@@ -130,7 +156,8 @@ def test_repeats_and_orders_are_reported():
     report = markdown_report(scores, SETTINGS, {"checkpoint": "m", "data": "d"}, questions, predictions)
     assert "mean of 2 answers a question" in report
     assert "3, 6 answers asked for" in report
-    assert "| 0 | 100.00 |\n| 1 | 0.00 |" in report
+    assert "| 0 | 100.00 | 43.9 to 100.0 |\n| 1 | 0.00 | 0.0 to 56.1 |" in report
+    assert "| 2 | 3 | 3 | 100.00 | 43.9 to 100.0 |" in report  # the right choice at the second place
     assert "Mean 50.00 %, sample standard deviation 70.71 points, from 0.00 to 100.00" in report
     assert "| answered with the same choice in every order | 3 | 3 | 100.00 |" in report
     assert "| right in every order | 0 | 3 | 0.00 |" in report
@@ -182,10 +209,13 @@ def test_the_command_that_repeats_it_is_one():
     expected = {"ckpt": "my run/ckpt", "repeats": 2, "permute_choices": 3, "limit": 12, "no_audio": True}
     assert {key: arguments[key] for key in expected} == expected
     assert (arguments["batch_size"], arguments["max_new_tokens"], arguments["prompt_style"]) == (2, 8, "answer")
-    theirs = repeating_command({}, {"predictions": "a b.json", "data": "d"})
+    assert repeating_command(settings, paths | {"predictions": "p"}).count("--no-audio") == 0
+    paths = {"predictions": "a b.json", "data": "d", "audio_dir": "clips"}
+    theirs = repeating_command({"questions": 7, "prompt_style": None}, paths)
     arguments = vars(_parser().parse_args(shlex.split(theirs)[3:]))
-    assert (str(arguments["predictions"]), str(arguments["data"])) == ("a b.json", "d")
-    assert repeating_command({"training_step": 5}, paths) == ""
+    given = {name: str(arguments[name]) for name in ("predictions", "data", "audio_dir", "limit", "prompt_style")}
+    assert given == {"predictions": "a b.json", "data": "d", "audio_dir": "clips", "limit": "7", "prompt_style": "None"}
+    assert repeating_command({"training_step": 5}, {"checkpoint": "run", "data": "d"}) == ""
 
 
 def test_settings_and_hashes_are_in_it():
