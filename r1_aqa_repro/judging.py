@@ -6,7 +6,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from r1_aqa_repro.embedded.text_tasks import true_reward
+import numpy as np
+
+from r1_aqa_repro.embedded.text_tasks import TASKS, true_reward
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.grpo.checks import check_weights
 from r1_aqa_repro.persona import persona_reward
@@ -36,6 +38,24 @@ def check_styles(prompts: Sequence[TextPrompt], file: str) -> list[Problem]:
     ]
 
 
+def check_embedded(prompts: Sequence[TextPrompt], file: str) -> list[Problem]:
+    """A problem for each prompt of a task whose true reward is not known."""
+    remedy = "The reward true is for the embedded text set alone."
+    return [
+        Problem(f"{file}: {prompt.id}", "task and columns are none of the embedded text set's", remedy)
+        for prompt in prompts
+        if not _is_embedded(prompt.columns)
+    ]
+
+
+def _is_embedded(columns: dict[str, Any]) -> bool:
+    try:
+        task = TASKS[columns["task"]]
+        return task.reward(columns, task.good(columns, np.random.default_rng(0))) == 1
+    except (KeyError, TypeError, ValueError):  # another task; columns that are absent or hold something else
+        return False
+
+
 # by name, from the configuration
 RULES: dict[str, Callable[[Any], RewardFunction]] = {
     "math": lambda args: where_given("answer", math_reward),
@@ -44,7 +64,7 @@ RULES: dict[str, Callable[[Any], RewardFunction]] = {
     "format": lambda args: where_given("prompt_style", format_reward),
     "persona": lambda args: persona_reward(args.persona_rubric),
     "safety": lambda args: where_given("harmful", safety_reward),
-    "true": lambda args: embedded_true_reward,
+    "true": lambda args: where_given("task", embedded_true_reward),
     "random": lambda args: random_reward,
 }
 # the column without which a rule does not judge a prompt, and the check of its values
@@ -52,6 +72,7 @@ _NEEDS: dict[str, tuple[str, Callable[[Sequence[TextPrompt], str], list[Problem]
     "math": ("answer", check_math_answers),
     "safety": ("harmful", check_harmful),
     "format": ("prompt_style", check_styles),
+    "true": ("task", check_embedded),
 }
 # what TRL hands to rewards beside the columns
 _TAKEN = {"question", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
@@ -97,6 +118,8 @@ def check_judges(args: RewardArguments) -> list[Problem]:
         for name in names
         if name not in RULES and name != REWARD_MODEL
     ]
+    if len(set(names)) < len(names):
+        problems.append(Problem("reward_funcs", f"{names} has a reward twice", "Give it once, with a weight."))
     problems += check_weights(weights, names)
     for name, key in ((REWARD_MODEL, "reward_model_name_or_path"), ("persona", "persona_rubric")):
         value = getattr(args, key)
@@ -126,6 +149,11 @@ def check_prompts(args: RewardArguments, prompts: Sequence[TextPrompt], file: st
         for prompt in prompts
         for name in prompt.columns
         if name in _TAKEN
+    ]
+    problems += [
+        Problem(f"{file}: {prompt.id}", f"task is {task!r:.80}", "Give it as a text, or leave it out.")
+        for prompt in prompts
+        if not isinstance(task := prompt.columns.get("task"), str | None)
     ]
     for name in args.reward_funcs:
         if name in _NEEDS:

@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,7 @@ def calibration(margins: Sequence[float]) -> dict[str, Any]:
     true = (1 + np.sign(signed)) / 2
     places = np.digitize(predicted, _BORDERS[1:-1])
     bins, error = [], 0.0
-    for place, (low, high) in enumerate(zip(_BORDERS, _BORDERS[1:], strict=False)):
+    for place, (low, high) in enumerate(pairwise(_BORDERS)):
         inside = places == place
         figures: dict[str, Any] = {"from": low, "to": high, "n": int(inside.sum())}
         if figures["n"]:
@@ -225,8 +226,9 @@ def _default_out(name_or_path: str, file: Path) -> Path:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    console = Console()
-    table = Table("", "pairs", "accuracy", "95 %", "ties", title=f"{summary['model']} on {summary['file']}")
+    console = Console(markup=False, highlight=False)  # tasks and paths are printed as they are
+    console.print(f"{summary['model']} on {summary['file']}", soft_wrap=True)
+    table = Table("", "pairs", "accuracy", "95 %", "ties", title="pair accuracy")
     for name, block in {"all": summary, **summary["by_task"]}.items():
         low, high = block["ci95"]
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
@@ -236,7 +238,7 @@ def _print(summary: dict[str, Any]) -> None:
 
     counts, borders = summary["margins"]["counts"], summary["margins"]["borders"]
     histogram = Table("margin", "pairs", "", title="chosen less rejected")
-    for count, low, high in zip(counts, borders, borders[1:], strict=False):
+    for count, (low, high) in zip(counts, pairwise(borders), strict=True):
         histogram.add_row(f"{low:+.2f} to {high:+.2f}", f"{count:,}", "█" * math.ceil(_BAR * count / max(counts)))
     console.print(histogram)
 

@@ -28,16 +28,14 @@ def share_prefixes(model: PreTrainedModel) -> None:
     And called with `scored=mask` [U, T] it hands only those positions to its head, as one row: TRL's fused head skips
     the others on devices with Triton only, and would compute the logits of the whole prompt everywhere else.
     """
-    config = model.config.get_text_config()
-    if config._attn_implementation == _NAME:
-        return
-    config._attn_implementation = _NAME
+    model.config.get_text_config()._attn_implementation = _NAME
+    if _keep_scored not in model.base_model._forward_hooks.values():  # TRL gives a reference model the name alone
+        model.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
 
-    def keep_scored(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if (scored := kwargs.get("scored")) is not None:
-            output.last_hidden_state = output.last_hidden_state[scored][None]
 
-    model.base_model.register_forward_hook(keep_scored, with_kwargs=True)
+def _keep_scored(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    if (scored := kwargs.get("scored")) is not None:
+        output.last_hidden_state = output.last_hidden_state[scored][None]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,11 @@ class TextModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.rope_parameters, str):  # from the command line
-            self.rope_parameters = json.loads(self.rope_parameters)
+            try:
+                self.rope_parameters = json.loads(self.rope_parameters)
+            except ValueError as error:
+                example = '{"rope_type": "yarn", "factor": 4.0}'
+                raise ValueError(f"rope_parameters is no JSON object such as {example} ({error})") from error
 
     @property
     def rope(self) -> dict[str, Any] | None:

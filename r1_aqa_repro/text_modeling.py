@@ -27,14 +27,15 @@ from r1_aqa_repro.shared_attention import share_prefixes
 from r1_aqa_repro.text_config import TextModelConfig
 
 _SCORE_HEAD, _TOKEN_HEAD = "score.weight", "lm_head.weight"
-_NO_HEAD, _TRAIN_ONE = "the model has no score head: it is no reward model", "Train one with train_reward_model."
+_NO_HEAD = "the model has no score head: it is no reward model"
+_TRAIN_ONE = "Train one with r1_aqa_repro.train_reward_model."
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer; it pads on the left, as generating needs it.
 
     Raises:
-        Refused: none can be read, or it has no chat template, end-of-turn or padding token.
+        Refused: none can be read, or it has no vocabulary, chat template, end-of-turn or padding token.
     """
     where, remedy = str(name_or_path), "Copy the tokenizer of the base model into the folder."
     try:
@@ -45,7 +46,20 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     for attribute in ("chat_template", "eos_token", "pad_token"):
         if getattr(tokenizer, attribute) is None:
             raise Refused.because(where, f"the tokenizer has no {attribute.replace('_', ' ')}", remedy)
+    if not tokenizer("text")["input_ids"]:  # without tokenizer.json transformers 5.23 knows the special tokens alone
+        raise Refused.because(where, "the tokenizer has no vocabulary: every text would be empty", remedy)
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings.
+
+    Raises:
+        Refused: it has.
+    """
+    if len(tokenizer) > config.vocab_size:
+        what = f"the tokenizer does not fit the model: {len(tokenizer)} tokens for {config.vocab_size} embeddings"
+        raise Refused.because(where, what, "Use the tokenizer that belongs to the checkpoint.")
 
 
 def load_policy(
@@ -108,11 +122,7 @@ def load_reward_model(
             name_or_path, config=config, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
         )
     if not new_head and _SCORE_HEAD in report["missing_keys"]:
-        what, remedy = (
-            "the model has no score head: it is no reward model",
-            "Train one with r1_aqa_repro.train_reward_model.",
-        )
-        raise Refused.because(str(name_or_path), what, remedy)
+        raise Refused.because(str(name_or_path), _NO_HEAD, _TRAIN_ONE)
     check_loaded(report, str(name_or_path), (_SCORE_HEAD, _TOKEN_HEAD) if new_head else ())
     return model
 
@@ -121,10 +131,11 @@ def check_reward_model(name_or_path: str | os.PathLike[str]) -> None:
     """Refuse what is no reward model, reading no weights but their names.
 
     Raises:
-        Refused: see `check_model_folder`; a folder without a score head or with another number of outputs.
+        Refused: see `check_model_folder`, `load_tokenizer` and `check_vocabulary`; a folder without a score head or
+            with another number of outputs.
     """
     config = check_model_folder(name_or_path, TEXT_MODEL_TYPE)
-    load_tokenizer(name_or_path)
+    check_vocabulary(load_tokenizer(name_or_path), config, str(name_or_path))
     folder = Path(name_or_path)
     if adapter_base(folder) is not None:
         return

@@ -21,7 +21,7 @@ from r1_aqa_repro.preflight import Run, begin_run, check_settings, count_paramet
 from r1_aqa_repro.text_config import TextModelConfig
 from r1_aqa_repro.text_data import PreferencePair, Read, SFTExample, TextPrompt
 from r1_aqa_repro.text_examples import answer
-from r1_aqa_repro.text_modeling import checked_config, load_tokenizer
+from r1_aqa_repro.text_modeling import check_vocabulary, checked_config, load_tokenizer
 
 Record = TypeVar("Record", TextPrompt, PreferencePair, SFTExample)
 Messages = Sequence[dict[str, str]]
@@ -86,6 +86,12 @@ def prepare_text(
         Refused: with everything that is wrong. Nothing has been written then.
     """
     problems = extra + check_settings(training, model)
+    if hasattr(training, "eval_file"):
+        problems += check_evaluation(training)
+    if model.use_peft and model.rope:
+        what = "an adapter does not keep them: whoever loads it would get the base as it was"
+        remedy = "Write them into the base's config.json, or leave use_peft out."
+        problems.append(Problem("rope_parameters", what, remedy))
     parameters, checked = None, None
     try:
         config, tokenizer = check_text_model(model)
@@ -115,6 +121,16 @@ def prepare_text(
     return records, held_out
 
 
+def check_evaluation(training: TrainingArguments) -> list[Problem]:
+    """A problem for each key of an evaluation where there are no held-out records."""
+    if getattr(training, "eval_file", None) is not None:
+        return []
+    given = [key for key in ("eval_steps", "eval_on_start") if getattr(training, key)]
+    given += ["eval_strategy"] if training.eval_strategy != "no" else []
+    remedy = "Set eval_file too, or leave this out." if hasattr(training, "eval_file") else "Leave this out."
+    return [Problem(key, "there is nothing to evaluate on", remedy) for key in given]
+
+
 def check_text_model(model: TextModelConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Configuration and tokenizer of a Qwen2 that can be trained; its weights are not read.
 
@@ -129,9 +145,7 @@ def check_text_model(model: TextModelConfig) -> tuple[PreTrainedConfig, PreTrain
         remedy = "Merge it into its base with r1_aqa_repro.merge_adapter."
         raise Refused.because(name, "an adapter cannot be trained further", remedy)
     tokenizer = load_tokenizer(name)
-    if len(tokenizer) > config.vocab_size:
-        what = f"the tokenizer does not fit the model: {len(tokenizer)} tokens for {config.vocab_size} embeddings"
-        raise Refused.because(name, what, "Use the tokenizer that belongs to the checkpoint.")
+    check_vocabulary(tokenizer, config, name)
     return config, tokenizer
 
 

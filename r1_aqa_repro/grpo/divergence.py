@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from r1_aqa_repro.generation import generate, sampling_config
-from r1_aqa_repro.inputs import pad_right, question_inputs
+from r1_aqa_repro.inputs import PromptInputs, pad_right, question_inputs
 from r1_aqa_repro.schema import AudioQuestion
 
 
@@ -28,10 +28,26 @@ def kl_to_start(
     beta 0 training computes no KL at all: this is how it is watched then.
     """
     inputs = question_inputs(processor, questions, prompt_style)
+    return float(torch.cat(token_kls(policy, start, processor, inputs, max_new_tokens, seed)).mean())
+
+
+def token_kls(
+    policy: PreTrainedModel,
+    start: PreTrainedModel,
+    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    inputs: PromptInputs,
+    max_new_tokens: int,
+    seed: int,
+) -> list[torch.Tensor]:
+    """KL(policy || start) at each token of one completion a prompt, exact over the vocabulary, in nats: U tensors.
+
+    The completions are sampled from the policy at temperature 1. The sum over a completion estimates the divergence of
+    whole completions without bias: it is the chain rule, with the sampled tokens as what comes before.
+    """
     config = sampling_config(policy, processor, max_new_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        completions = generate(policy, inputs, torch.arange(len(questions)), config)
+        completions = generate(policy, inputs, torch.arange(len(inputs.prompt_ids)), config)
     rows = [prompt + completion for prompt, completion in zip(inputs.prompt_ids, completions, strict=True)]
     input_ids = pad_right(rows, config.pad_token_id)
     scored = torch.zeros_like(input_ids[:, 1:], dtype=torch.bool)
@@ -46,4 +62,4 @@ def kl_to_start(
         log_p, log_q = (
             model(**batch).logits[:, :-1][scored].float().log_softmax(-1) for model in (policy, start)
         )  # [num_tokens, vocabulary]
-    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    return list((log_p.exp() * (log_p - log_q)).sum(-1).split([len(completion) for completion in completions]))

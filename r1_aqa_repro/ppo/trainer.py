@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -251,6 +252,7 @@ class PPOTrainer(ResumableTrainer):
         disable_dropout_in_model(policy)  # else the same weights would give another ratio than 1
         disable_dropout_in_model(critic)
         super().__init__(model=ActorCritic(policy, critic), args=args, processing_class=processing_class, **kwargs)
+        set_seed(args.seed, device_specific=True)  # Trainer has given every process the same random numbers
         self.reference = self._frozen(reference)
         self.reward_funcs = reward_funcs
         for judge in reward_funcs.values():

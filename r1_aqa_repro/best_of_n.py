@@ -1,0 +1,312 @@
+"""Best of n: sample n answers to each prompt, judge them, and write preference pairs of the best against the worst.
+
+    python -m r1_aqa_repro.best_of_n --model runs/my-sft/final --prompts prompts.jsonl \\
+        --reward-model runs/my-reward-model/final --num 8 --out runs/best_of_8
+
+writes pairs.jsonl, which `train_dpo` and `train_reward_model` read, samples.jsonl (every answer with its scores) and
+summary.json. With --out X.jsonl these are X.jsonl, X.samples.jsonl and X.summary.json. Answers are judged by the
+weighted sum of the reward model's and the rule rewards. Prompts whose answers are all equally good give no pair, and
+neither does an answer that is empty or was cut off; both are counted.
+
+Interrupted, the same command goes on, and ends with the same bytes.
+
+Exit codes: 0 done; 1 not a single pair; 2 refused: bad prompts, no sound model, samples made with other settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from r1_aqa_repro.console import positive, say, with_hyphens
+from r1_aqa_repro.errors import EXIT_DONE, Failed, Refused, command
+from r1_aqa_repro.files import sha256_of
+from r1_aqa_repro.samples import Outputs, Sampled, SampleFile, write_results
+from r1_aqa_repro.text_data import TextPrompt, read_prompts
+
+if TYPE_CHECKING:
+    from r1_aqa_repro.rewards import RewardFunction
+
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".txt")  # what a checkpoint's answers depend on
+# the names that a training's configuration has for these options
+_OPTIONS = {
+    "reward_funcs": "--rewards",
+    "reward_weights": "--reward-weights",
+    "reward_model_name_or_path": "--reward-model",
+    "persona_rubric": "--persona-rubric",
+    "length_penalty_cache": "--length-penalty-cache",
+}
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    arguments = _parser().parse_args(with_hyphens(argv))
+    outputs = Outputs.at(arguments.out)
+    prompts = prepare(arguments)
+    settings = settings_of(arguments)
+    with SampleFile(outputs, settings, [prompt.id for prompt in prompts]) as file:
+        if len(file.recorded) < len(prompts):
+            _sample(arguments, prompts, file)
+        summary = write_results(outputs, settings, prompts, file.recorded)
+    say(
+        f"{summary['pairs']} pairs of {summary['prompts']} prompts ({summary['ties']} ties), {summary['cut_off']} of "
+        f"{summary['samples']} answers cut off; mean score {summary['mean_score']:.3f}, of the best of "
+        f"{arguments.num} {summary['mean_best_score']:.3f}, which is at most {summary['kl_bound']:.2f} nats away"
+    )
+    if not summary["pairs"]:
+        raise Failed(f"{outputs.pairs}: not a single pair, since no reward tells the answers to a prompt apart")
+    return EXIT_DONE
+
+
+def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
+    """The prompts to answer, once everything is known to be sound.
+
+    Raises:
+        Refused: with everything that is wrong.
+    """
+    from r1_aqa_repro.judging import check_judges, check_prompts
+    from r1_aqa_repro.text_modeling import checked_config, load_tokenizer
+    from r1_aqa_repro.text_preflight import prompts_to_answer, read_usable
+
+    judging = _judging(arguments)
+    problems = [replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_judges(judging)]
+    if not judging.reward_funcs:
+        raise Refused.because("command line", "nothing judges the answers", "Give --reward-model, --rewards or both.")
+    checked = None
+    try:
+        checked = checked_config(arguments.model), load_tokenizer(arguments.model)
+    except Refused as refusal:
+        problems += refusal.problems
+    kind = prompts_to_answer(
+        read_prompts, arguments.max_new_tokens, lambda records, file: check_prompts(judging, records, file)
+    )
+    try:
+        prompts, bad = read_usable(str(arguments.prompts), kind, checked)
+    except Refused as refusal:
+        raise Refused(problems + refusal.problems) from refusal
+    if problems + bad:
+        raise Refused(problems + bad)
+    return prompts[: arguments.limit]
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the samples and their scores depend on."""
+    import torch
+
+    judging = _judging(arguments)
+    return {
+        "model": model_hash(arguments.model),
+        "prompts": sha256_of(arguments.prompts),
+        "limit": arguments.limit,
+        "num": arguments.num,
+        "rewards": judging.reward_funcs,
+        "reward_weights": judging.reward_weights,
+        "reward_model": None if arguments.reward_model is None else model_hash(arguments.reward_model),
+        "persona_rubric": None if arguments.persona_rubric is None else sha256_of(arguments.persona_rubric),
+        "length_penalty_cache": arguments.length_penalty_cache,
+        "temperature": arguments.temperature,
+        "max_new_tokens": arguments.max_new_tokens,
+        "batch_size": arguments.batch_size,
+        "seed": arguments.seed,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        **{package: importlib.metadata.version(package) for package in ("torch", "transformers")},
+    }
+
+
+def model_hash(name_or_path: str) -> str:
+    """Hash of a checkpoint's files, and of its base model's where it is an adapter; a hub id stands for itself."""
+    from r1_aqa_repro.modeling import adapter_base
+
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return name_or_path
+    files = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_FILES)
+    parts = [f"{file.name} {sha256_of(file)}" for file in files]
+    base = adapter_base(folder)
+    if base is not None:
+        parts.append(model_hash(base))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _judging(arguments: argparse.Namespace) -> Any:
+    """The options under the names by which `judging` knows them."""
+    from r1_aqa_repro.judging import REWARD_MODEL
+
+    by_model = [] if arguments.reward_model is None else [REWARD_MODEL]
+    return argparse.Namespace(
+        reward_funcs=by_model + arguments.rewards,
+        reward_weights=arguments.reward_weights,
+        reward_model_name_or_path=arguments.reward_model,
+        persona_rubric=arguments.persona_rubric,
+        length_penalty_cache=arguments.length_penalty_cache,
+        max_completion_length=arguments.max_new_tokens,
+    )
+
+
+def _sample(arguments: argparse.Namespace, prompts: Sequence[TextPrompt], file: SampleFile) -> None:
+    """Sample and judge what is not recorded yet, in a fixed grid of batches each with a seed of its own."""
+    import torch
+    from transformers.utils import logging
+
+    from r1_aqa_repro.judging import REWARD_MODEL, rule_rewards
+    from r1_aqa_repro.reward_model import RewardModel
+    from r1_aqa_repro.text_modeling import load_policy, load_reward_model, load_tokenizer
+
+    logging.disable_progress_bar()
+    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+    judging = _judging(arguments)
+    rules: dict[str, RewardFunction] = rule_rewards(judging)
+    if arguments.reward_model is not None:
+        tokenizer = load_tokenizer(arguments.reward_model)
+        model = load_reward_model(arguments.reward_model, tokenizer, dtype).to(device)
+        rules[REWARD_MODEL] = RewardModel(model, tokenizer)
+    sampler = Sampler(
+        load_policy(arguments.model, dtype).to(device).eval(),
+        load_tokenizer(arguments.model),
+        {name: rules[name] for name in judging.reward_funcs},
+        judging.reward_weights or [1.0] * len(judging.reward_funcs),
+        arguments.num,
+        arguments.max_new_tokens,
+        arguments.temperature,
+    )
+    done, size = len(file.recorded), arguments.batch_size
+    with tqdm(total=len(prompts), initial=done, desc="sampling", unit="prompt", delay=5) as progress:
+        for number in range(done // size, -(-len(prompts) // size)):
+            # a batch that a kill has cut in two is sampled again as a whole: its samples depend on all of it
+            batch = prompts[number * size : (number + 1) * size]
+            seed = batch_seed(arguments.seed, number)
+            random.seed(seed)  # what the reward `random` draws from
+            new = sampler(batch, seed)[max(0, done - number * size) :]
+            file.append(new)
+            progress.update(len(new))
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """The seed of a batch: another one for each run's seed and each number."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8])
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples answers and judges them.
+
+    Attributes:
+        model: policy in evaluation mode.
+        tokenizer: its own.
+        rewards: by name.
+        weights: one a reward.
+        num: answers a prompt.
+        max_new_tokens: longest answer.
+        temperature: of the sampling.
+    """
+
+    model: Any
+    tokenizer: Any
+    rewards: dict[str, RewardFunction]
+    weights: Sequence[float]
+    num: int
+    max_new_tokens: int
+    temperature: float = 1.0
+
+    def __call__(self, prompts: Sequence[TextPrompt], seed: int) -> list[Sampled]:
+        """`num` answers to each prompt; the prompt itself is computed once."""
+        import torch
+
+        from r1_aqa_repro.generation import generate, sampling_config
+        from r1_aqa_repro.inputs import text_inputs
+
+        config = sampling_config(self.model, self.tokenizer, self.max_new_tokens, self.temperature)
+        rows = torch.arange(len(prompts)).repeat_interleave(self.num)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            inputs = text_inputs(self.tokenizer, [prompt.messages for prompt in prompts])
+            token_ids = generate(self.model, inputs, rows, config)
+        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        finished = [ids[-1] in config.eos_token_id for ids in token_ids]
+        rewards = self._judge([prompts[row] for row in rows.tolist()], texts, token_ids)
+        scores = [
+            sum(weight * value for weight, value in zip(self.weights, values, strict=True))
+            for values in zip(*rewards.values(), strict=True)
+        ]
+        return [
+            Sampled(
+                prompt.id,
+                texts[group],
+                finished[group],
+                {name: values[group] for name, values in rewards.items()},
+                scores[group],
+            )
+            for prompt, group in ((prompt, slice(i * self.num, (i + 1) * self.num)) for i, prompt in enumerate(prompts))
+        ]
+
+    def _judge(
+        self, prompts: Sequence[TextPrompt], texts: Sequence[str], token_ids: Sequence[Sequence[int]]
+    ) -> dict[str, list[float]]:
+        """What each of N answers to N prompts is worth by each reward, called as a trainer calls it."""
+        from r1_aqa_repro.text_examples import answer
+
+        names = sorted({name for prompt in prompts for name in prompt.columns})
+        columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names} | {
+            "prompts": [prompt.messages for prompt in prompts],
+            "completions": [answer(text) for text in texts],
+            "completion_ids": token_ids,
+        }
+        judged = {name: reward(**columns) for name, reward in self.rewards.items()}
+        return {name: [0.0 if value is None else value for value in values] for name, values in judged.items()}
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m r1_aqa_repro.best_of_n",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR_OR_HUB_ID", help="the policy that answers")
+    add("--prompts", required=True, type=Path, metavar="FILE", help="prompts as JSON lines")
+    add("--out", required=True, type=Path, metavar="DIR_OR_FILE", help="folder, or file of pairs (.jsonl)")
+    add("--num", type=_several, default=8, metavar="N", help="answers a prompt (default: 8)")
+    add("--reward-model", metavar="DIR_OR_HUB_ID", help="a model that judges the answers")
+    add("--rewards", nargs="+", default=[], metavar="NAME", help="rule rewards that judge them, such as math")
+    add("--reward-weights", nargs="+", type=float, metavar="W",
+        help="one a reward, the reward model's first (default: 1 each)")  # fmt: skip
+    add("--persona-rubric", metavar="FILE", help="YAML rubric of the reward persona")
+    add("--length-penalty-cache", type=positive, default=64, metavar="N",
+        help="the reward length_penalty falls over so many last tokens (default: 64)")  # fmt: skip
+    add("--temperature", type=_temperature, default=1.0, metavar="T", help="of the sampling (default: 1)")
+    add("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (default: 256)")
+    add("--batch-size", type=positive, default=16, metavar="N", help="prompts at once, times --num (default: 16)")
+    add("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
+    add("--limit", type=positive, metavar="N", help="answer the first so many prompts only")
+    return parser
+
+
+def _several(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"of {text} answers none is better than another; give 2 or more")
+    return number
+
+
+def _temperature(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
