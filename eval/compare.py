@@ -177,7 +177,7 @@ def difference(before: Sequence[float], after: Sequence[float], seed: int = SEED
         `second_only`: questions on which one run is better (without repeats: alone right); `p`: of McNemar's exact
         test on these two counts (with repeats: the sign test).
     """
-    from eval.statistics import mcnemar, paired_gain
+    from r1_aqa_repro.statistics import mcnemar, paired_gain
 
     gain, low, high = paired_gain(before, after, seed=seed)
     first_only = sum(one > other for one, other in zip(before, after, strict=True))

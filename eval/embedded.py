@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.scores import read_verdicts
-from eval.statistics import paired_gain
+from r1_aqa_repro.statistics import paired_gain
 
 Scores = Mapping[str, Any]  # the content of a scores.json
 

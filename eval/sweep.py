@@ -175,8 +175,8 @@ def summary(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> 
     """
     from eval.html_report import reference_lines
     from eval.scores import read_verdicts
-    from eval.statistics import paired_gain
     from eval.targets import EMBEDDED_HEADING, against_published
+    from r1_aqa_repro.statistics import paired_gain
 
     everything = [_point(plan, where, folder) for plan, where in evaluated]
     points = [point for point in everything if point["step"] is not None]

@@ -169,6 +169,16 @@ def check_prompts(args: RewardArguments, prompts: Sequence[TextPrompt], file: st
     return problems
 
 
+def positions_of_judge(args: RewardArguments) -> int | None:
+    """The longest conversation that the reward model was made for; None without one that can be read."""
+    if REWARD_MODEL not in args.reward_funcs or args.reward_model_name_or_path is None:
+        return None
+    try:
+        return int(check_reward_model(args.reward_model_name_or_path).max_position_embeddings)
+    except Refused:  # `check_judges` says why
+        return None
+
+
 def rule_rewards(args: RewardArguments) -> dict[str, RewardFunction]:
     """The rule rewards that a configuration names."""
     return {name: RULES[name](args) for name in args.reward_funcs if name in RULES}

@@ -141,7 +141,10 @@ def begin_run(
         start_run(folder, config, hashes, training.seed, data.overwrite, embedded_held_out)
         if dropped:
             write_json(folder / "skipped_records.json", [str(problem) for problem in dropped])
-            say(f"{len(dropped)} bad records are left out; they are listed in {folder / 'skipped_records.json'}")
+            lost = (
+                " (of eval_file, those without a usable clip count as wrong)" if hasattr(training, "eval_limit") else ""
+            )
+            say(f"{len(dropped)} bad records are left out{lost}; they are listed in {folder / 'skipped_records.json'}")
     # no process may look for checkpoints before the main one has deleted those of an earlier run
     if training.distributed_state is not None:
         training.distributed_state.wait_for_everyone()

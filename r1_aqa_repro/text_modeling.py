@@ -127,8 +127,8 @@ def load_reward_model(
     return model
 
 
-def check_reward_model(name_or_path: str | os.PathLike[str]) -> None:
-    """Refuse what is no reward model, reading no weights but their names.
+def check_reward_model(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig:
+    """The configuration of a reward model, reading no weights but their names.
 
     Raises:
         Refused: see `check_model_folder`, `load_tokenizer` and `check_vocabulary`; a folder without a score head or
@@ -138,7 +138,7 @@ def check_reward_model(name_or_path: str | os.PathLike[str]) -> None:
     check_vocabulary(load_tokenizer(name_or_path), config, str(name_or_path))
     folder = Path(name_or_path)
     if adapter_base(folder) is not None:
-        return
+        return config
     names: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
@@ -147,6 +147,7 @@ def check_reward_model(name_or_path: str | os.PathLike[str]) -> None:
         raise Refused.because(str(folder), _NO_HEAD, _TRAIN_ONE)
     if config.num_labels != 1:
         raise Refused.because(str(folder), f"the model has {config.num_labels} outputs, not 1", _TRAIN_ONE)
+    return config
 
 
 def checked_config(
@@ -158,7 +159,7 @@ def checked_config(
         Refused: see `check_model_folder` and `apply_rope_parameters`.
     """
     config = check_model_folder(name_or_path, TEXT_MODEL_TYPE)
-    if rope_parameters:
+    if rope_parameters is not None:
         apply_rope_parameters(config, rope_parameters)
     return config
 

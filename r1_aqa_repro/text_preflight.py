@@ -51,9 +51,10 @@ def prompts_to_answer(
     read: Callable[[str], Read[TextPrompt]],
     max_completion_length: int,
     check: Callable[[Sequence[TextPrompt], str], list[Problem]],
+    max_tokens: int | None = None,
 ) -> Kind[TextPrompt]:
-    """Prompts for which completions of so many tokens will be sampled."""
-    return Kind(read, lambda prompt: [prompt.messages], None, max_completion_length, False, check)
+    """Prompts for which completions of so many tokens are sampled, to be read by a judge of `max_tokens` positions."""
+    return Kind(read, lambda prompt: [prompt.messages], max_tokens, max_completion_length, False, check)
 
 
 def pairs_of(read: Callable[[str], Read[PreferencePair]], max_tokens: int | None) -> Kind[PreferencePair]:

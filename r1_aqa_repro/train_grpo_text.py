@@ -18,7 +18,7 @@ from r1_aqa_repro.distributed import start_distributed
 from r1_aqa_repro.errors import command
 from r1_aqa_repro.grpo.checks import check_adapter, check_signal
 from r1_aqa_repro.grpo.trainer import TextGRPOTrainer
-from r1_aqa_repro.judging import REWARD_MODEL, check_judges, check_prompts, rule_rewards
+from r1_aqa_repro.judging import REWARD_MODEL, check_judges, check_prompts, positions_of_judge, rule_rewards
 from r1_aqa_repro.text_config import TextGRPOConfig, parse_text_config
 from r1_aqa_repro.text_data import read_prompts
 from r1_aqa_repro.text_modeling import load_configured_policy, load_reward_model, load_tokenizer
@@ -33,7 +33,10 @@ def main(argv: list[str]) -> int:
     problems = check_judges(training) + check_signal(training) + check_adapter(model_config)
     problems += check_evaluation(training)
     kind = prompts_to_answer(
-        read_prompts, training.max_completion_length, lambda prompts, file: check_prompts(training, prompts, file)
+        read_prompts,
+        training.max_completion_length,
+        lambda prompts, file: check_prompts(training, prompts, file),
+        positions_of_judge(training),
     )
     prompts, _ = prepare_text(data, training, model_config, problems, kind)
 

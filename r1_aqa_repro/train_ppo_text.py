@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, Qw
 
 from r1_aqa_repro.distributed import start_distributed
 from r1_aqa_repro.errors import Problem, Refused, command
-from r1_aqa_repro.judging import REWARD_MODEL, check_judges, check_prompts, rule_rewards
+from r1_aqa_repro.judging import REWARD_MODEL, check_judges, check_prompts, positions_of_judge, rule_rewards
 from r1_aqa_repro.ppo.trainer import ActorCritic, PPOConfig, PPOTrainer, zero_head
 from r1_aqa_repro.reward_model import RewardModel
 from r1_aqa_repro.text_config import TextModelConfig, parse_text_config
@@ -31,7 +31,10 @@ def main(argv: list[str]) -> int:
     data, training, model_config = parse_text_config(PPOConfig, argv)
     problems = check_judges(training) + check_ppo(training, model_config) + check_critic(training, model_config)
     kind = prompts_to_answer(
-        read_prompts, training.max_completion_length, lambda prompts, file: check_prompts(training, prompts, file)
+        read_prompts,
+        training.max_completion_length,
+        lambda prompts, file: check_prompts(training, prompts, file),
+        positions_of_judge(training),
     )
     prompts, _ = prepare_text(data, training, model_config, problems, kind, actor_and_critic)
 

@@ -30,7 +30,7 @@ from r1_aqa_repro.text_examples import answer
 from r1_aqa_repro.text_modeling import load_policy, load_reward_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MAX_NEW_TOKENS = 40  # the longest good answer takes fewer
+MAX_NEW_TOKENS = 24  # the longest good answer takes 22
 _AT_ONCE = 120  # prompts
 
 

@@ -27,7 +27,9 @@ CATEGORIES = {
     "countries": ("Spain", "Italy", "France", "Poland", "Greece", "Norway", "Sweden", "Ireland", "Kenya", "Peru"),
 }
 _COUNTS = (2, 3, 4)
-_OPENINGS = ("", "Please help me. ", "Hello. ", "Quick question. ", "One more thing. ", "I have a request. ", "Now this. ")
+_OPENINGS = (
+    *("", "Please help me. ", "Hello. ", "Quick question. ", "One more thing. ", "I have a request. ", "Now this. "),
+)
 _LIST_PHRASINGS = (
     "Name {what}.",
     "List {what}.",

@@ -9,9 +9,9 @@ import pytest
 
 from eval.predictions import predict
 from eval.scores import by_question, score, surviving, tally, version_of
-from eval.statistics import wilson
 from r1_aqa_repro.errors import Refused
 from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.statistics import wilson
 
 
 def make_questions(n, **fields):

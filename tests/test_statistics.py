@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from eval.statistics import detectable_difference, mcnemar, paired_gain, unpaired_difference, wilson
+from r1_aqa_repro.statistics import (
+    detectable_difference,
+    mcnemar,
+    mean_interval,
+    paired_gain,
+    unpaired_difference,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -134,3 +141,12 @@ def test_detectable_difference_is_found_in_four_of_five_runs():
     missed = [low <= share <= high for low, high in (wilson(int(one), n) for one in correct)]
     # the normal approximation and simulation error: 0.8 within 0.02 (3 standard deviations)
     assert np.mean(missed) == pytest.approx(0.2, abs=0.025)
+
+
+def test_mean_interval_by_hand():
+    """Values 1, 2, 3, 6: mean 3, sample variance 14/3, standard error sqrt(14/12)."""
+    mean, low, high = mean_interval([1.0, 2.0, 3.0, 6.0])
+    half = 1.959964 * math.sqrt(14 / 12)
+    assert (mean, low, high) == pytest.approx((3.0, 3.0 - half, 3.0 + half), abs=1e-6)
+    with pytest.raises(ValueError, match="no spread"):
+        mean_interval([1.0])

@@ -1,0 +1,113 @@
+"""The text set: the same bytes for the same seed, splits that share no prompt, pairs whose better half is chosen."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1_aqa_repro.embedded import text_set
+from r1_aqa_repro.embedded.text_set import ASSIST, HELD_OUT, OBJECTIVE, write_text_set
+from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
+
+SIZES: dict[str, Any] = {"seed": 3, "num_sft": 400, "num_pairs_train": 200, "num_pairs_held_out": 100}
+FILES = {
+    *("sft.jsonl", "pairs_train.jsonl", "pairs_held_out.jsonl", "text_set.json"),
+    *(f"{name}_prompts_{split}.jsonl" for name in ("assist", "objective") for split in ("train", "held_out")),
+}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def asked(records: list[dict[str, Any]]) -> set[str]:
+    return {record["prompt"][0]["content"] for record in records}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("set") / "text"
+    write_text_set(out, **SIZES)
+    return out
+
+
+def test_the_seed_decides_every_byte(written: Path, tmp_path: Path) -> None:
+    write_text_set(tmp_path / "same", **SIZES)
+    assert contents(tmp_path / "same") == contents(written)
+    write_text_set(tmp_path / "other", **{**SIZES, "seed": 4})
+    other = contents(tmp_path / "other")
+    assert set(other) == FILES
+    assert not {name for name in FILES if other[name] == contents(written)[name]}
+
+
+def test_a_larger_set_begins_with_the_smaller_one(written: Path, tmp_path: Path) -> None:
+    write_text_set(tmp_path, **{**SIZES, "num_sft": 500, "num_pairs_train": 250, "num_pairs_held_out": 120})
+    for name in ("sft.jsonl", "pairs_train.jsonl", "pairs_held_out.jsonl"):
+        assert (tmp_path / name).read_bytes().startswith((written / name).read_bytes())
+
+
+def test_a_complete_set_is_left_alone_and_an_incomplete_one_written_again(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sft.jsonl").write_text("half a li")
+    write_text_set(tmp_path, **SIZES)
+    assert contents(tmp_path) == contents(written)
+    monkeypatch.setattr(text_set, "_write_lines", None)  # would fail if anything were to be written
+    write_text_set(tmp_path, **SIZES)
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"num_sft": 401}, {"num_pairs_train": 1}, {"num_pairs_held_out": 1}])
+def test_another_set_is_not_overwritten(written: Path, change: dict[str, int]) -> None:
+    before = contents(written)
+    with pytest.raises(ValueError, match="another text set"):
+        write_text_set(written, **{**SIZES, **change})
+    assert contents(written) == before
+
+
+def test_train_and_held_out_share_no_prompt(written: Path) -> None:
+    for name, tasks in (("assist", ASSIST), ("objective", OBJECTIVE)):
+        train, held_out = (lines(written / f"{name}_prompts_{split}.jsonl") for split in ("train", "held_out"))
+        assert Counter(record["task"] for record in held_out) == {task: HELD_OUT for task in tasks}
+        assert sorted(record["id"] for record in train + held_out) == sorted(
+            record["id"] for task in tasks for record in all_prompts(task)
+        )
+        assert not asked(train) & asked(held_out)
+    trained = asked(lines(written / "assist_prompts_train.jsonl") + lines(written / "objective_prompts_train.jsonl"))
+    assert asked(lines(written / "sft.jsonl")) <= trained
+    assert asked(lines(written / "pairs_train.jsonl")) <= trained
+    assert asked(lines(written / "pairs_held_out.jsonl")) <= asked(lines(written / "assist_prompts_held_out.jsonl"))
+
+
+def test_prompt_files_carry_what_the_true_reward_reads(written: Path) -> None:
+    for name in ("assist", "objective"):
+        for record in lines(written / f"{name}_prompts_train.jsonl"):
+            assert true_reward(record, "nothing") == 0
+
+
+def test_demonstrations_are_balanced_over_the_tasks(written: Path) -> None:
+    records = lines(written / "sft.jsonl")
+    assert Counter(record["task"] for record in records) == {task: SIZES["num_sft"] // 4 for task in TASKS}
+    assert {message["role"] for record in records for message in record["completion"]} == {"assistant"}
+
+
+def test_the_chosen_answer_is_the_better_one(written: Path) -> None:
+    columns = {record["prompt"][0]["content"]: record for task in ASSIST for record in all_prompts(task)}
+    for split in ("train", "held_out"):
+        pairs = lines(written / f"pairs_{split}.jsonl")
+        assert Counter(pair["task"] for pair in pairs) == {task: len(pairs) // 2 for task in ASSIST}
+        assert len({pair["id"] for pair in pairs}) == len(pairs)
+        for pair in pairs:
+            record = columns[pair["prompt"][0]["content"]]
+            for answer in ("chosen", "rejected"):
+                (message,) = pair[answer]
+                assert message["role"] == "assistant"
+                assert pair[f"{answer}_score"] == true_reward(record, message["content"])
+            assert pair["chosen_score"] > pair["rejected_score"]

@@ -1,0 +1,49 @@
+"""The real PPO entry point with a reward for the letter a, and with completions that are a function of their prompts.
+
+    torchrun --nproc-per-node 2 -m tests.ppo.driver [--free] --any_key value ...
+
+--free: completions are sampled as usual.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from r1_aqa_repro import judging, train_ppo_text
+from r1_aqa_repro.inputs import PromptInputs
+from r1_aqa_repro.ppo.trainer import PPOTrainer
+from r1_aqa_repro.rewards import Completion, completion_text
+
+
+def letter_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
+    """The share of the letter a in a completion."""
+    texts = [completion_text(completion) for completion in completions]
+    return [text.count("a") / max(1, len(text)) for text in texts]
+
+
+class FixedTrainer(PPOTrainer):
+    """Completions of random tokens and lengths, always the same for the same prompt."""
+
+    def _generate(self, inputs: PromptInputs) -> list[list[int]]:
+        ends = {*self.generation_config.eos_token_id, *self.processing_class.all_special_ids}
+        words = [word for word in range(len(self.processing_class)) if word not in ends]
+        completions = []
+        for prompt in inputs.prompt_ids:
+            rng = random.Random(str(prompt))
+            completions.append([rng.choice(words) for _ in range(rng.randint(1, self.args.max_completion_length))])
+        return completions
+
+
+def main(argv: list[str]) -> int:
+    judging.RULES["letter"] = lambda args: letter_reward
+    if argv[:1] == ["--free"]:
+        return train_ppo_text.main(argv[1:])
+    train_ppo_text.PPOTrainer = FixedTrainer  # type: ignore[misc]
+    return train_ppo_text.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

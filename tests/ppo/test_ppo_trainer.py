@@ -1,0 +1,388 @@
+"""PPO on a tiny Qwen2: what a rollout holds, what an update does, that it learns, and that a resume is exact."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    set_seed,
+)
+
+from r1_aqa_repro import judging, train_ppo_text
+from r1_aqa_repro.callbacks import StopOnSignal
+from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
+from r1_aqa_repro.ppo.objectives import generalized_advantages
+from r1_aqa_repro.ppo.trainer import CRITIC, PPOConfig, PPOTrainer, Rollout, indices_of_step
+from r1_aqa_repro.resuming import STAGING, ResumableTrainer, last_checkpoint
+from r1_aqa_repro.reward_model import RewardModel
+from r1_aqa_repro.rewards import Completion
+from r1_aqa_repro.text_data import TextPrompt
+from r1_aqa_repro.text_modeling import load_policy, load_reward_model, load_tokenizer
+from tests.ppo.driver import letter_reward
+
+SETTINGS: dict[str, Any] = {
+    "prompts_per_step": 8, "max_prompts_per_device": 8, "max_completion_length": 6, "num_ppo_epochs": 2,
+    "num_mini_batches": 2, "vf_coef": 0.5, "learning_rate": 1e-3, "max_steps": 1, "save_steps": 2, "logging_steps": 1,
+    "report_to": "none", "use_cpu": True, "seed": 1, "reward_funcs": ["letter"],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(judging.RULES, "letter", lambda args: letter_reward)
+
+
+@pytest.fixture
+def make(model: Path, reward_model: Path, prompts: list[TextPrompt], tmp_path: Path) -> Callable[..., PPOTrainer]:
+    """A trainer as `run_training` gets it, with its reward functions by name and settings of the test's own."""
+
+    def of(rewards: dict[str, Any] | None = None, **settings: Any) -> PPOTrainer:
+        rewards = rewards or {"letter": letter_reward}
+        args = PPOConfig(output_dir=str(tmp_path / "run"), **(SETTINGS | {"reward_funcs": list(rewards)} | settings))
+        tokenizer = load_tokenizer(model)
+        critic = load_reward_model(reward_model, tokenizer)
+        return PPOTrainer(load_policy(model), critic, load_policy(model), args, prompts, tokenizer, rewards)
+
+    return of
+
+
+def rolled_out(trainer: PPOTrainer) -> tuple[list[TextPrompt], Rollout, dict[str, float]]:
+    prompts = trainer._prompts_of_step(0)
+    return prompts, *trainer._roll_out(prompts)
+
+
+# --- The rollout
+
+
+def test_a_rollout_holds_what_each_completion_gives_by_itself(
+    make: Callable[..., PPOTrainer], prompts: list[TextPrompt]
+) -> None:
+    """Each row again, without padding, neighbours and cache, with the formulas written out."""
+    trainer = make(kl_coef=0.1, lam=0.9, gamma=0.98, temperature=0.7, missing_eos_penalty=0.25)
+    with torch.no_grad():  # a reference that differs
+        for parameter in trainer.reference.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    asked, rollout, figures = rolled_out(trainer)
+    policy, critic, tokenizer = trainer.model.policy, trainer.model.critic, trainer.processing_class
+    lengths = rollout.mask.sum(dim=1).tolist()
+    assert len({len(prompt.messages[0]["content"]) for prompt in asked}) > 1 and len(set(lengths)) > 1
+    advantages, expected_kl, scores, ended = [], [], [], []
+    for row, (prompt, length) in enumerate(zip(asked, lengths, strict=True)):
+        ids = rollout.input_ids[row][rollout.attention_mask[row].bool()][None]
+        completion = ids[0, -length:]
+        text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+        assert tokenizer.decode(ids[0, :-length]) == text
+        with torch.no_grad():
+            log_probs, reference = (
+                (each(ids).logits[0, -length - 1 : -1] / 0.7).log_softmax(-1).gather(1, completion[:, None])[:, 0]
+                for each in (policy, trainer.reference)
+            )
+            values = critic.score(critic.model(ids).last_hidden_state)[0, -length - 1 : -1, 0]
+        # float32; padding and attention masks change the order of sums
+        torch.testing.assert_close(rollout.log_probs[row, :length], log_probs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rollout.values[row, :length], values, rtol=1e-4, atol=1e-5)
+        ended.append(int(completion[-1]) in policy.generation_config.eos_token_id)
+        score = letter_reward([tokenizer.decode(completion, skip_special_tokens=True)])[0] - 0.25 * (not ended[-1])
+        rewards = -0.1 * (log_probs - reference)
+        rewards[-1] += score
+        advantage, returns = generalized_advantages(
+            rewards[None], values[None], torch.ones(1, length, dtype=torch.bool), 0.98, 0.9
+        )
+        torch.testing.assert_close(rollout.returns[row, :length], returns[0], rtol=1e-4, atol=1e-5)
+        advantages.append(advantage[0])
+        expected_kl.append(float((log_probs - reference).sum()))
+        scores.append(score)
+    together = torch.cat(advantages)
+    whitened = (together - together.mean()) / together.std(correction=0)
+    torch.testing.assert_close(rollout.advantages[rollout.mask], whitened, rtol=1e-3, atol=1e-4)
+    for values in (rollout.log_probs, rollout.values, rollout.advantages, rollout.returns):
+        assert not values[~rollout.mask].any()
+    assert figures["kl"] == pytest.approx(sum(expected_kl) / len(asked), rel=1e-3)
+    assert figures["reward"] == pytest.approx(sum(scores) / len(asked), rel=1e-4)
+    assert figures["completions/ended"] == pytest.approx(sum(ended) / len(asked))
+    assert figures["completions/mean_length"] == pytest.approx(sum(lengths) / len(asked))
+
+
+def test_rewards_of_several_kinds(make: Callable[..., PPOTrainer], reward_model: Path, model: Path) -> None:
+    """Functions see the columns, one of weight 0 is only watched, and what does not apply does not count."""
+    tokenizer = load_tokenizer(model)
+
+    def every_third(answer: Sequence[str | None], prompts: Sequence[Any], **_: Any) -> list[float | None]:
+        assert len(answer) == len(prompts)
+        return [None if each is None else float(each) for each in answer]
+
+    judge = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
+    rewards = {"reward_model": judge, "third": every_third, "letter": letter_reward}
+    trainer = make(rewards, reward_weights=[1.0, 0.5, 0.0], kl_coef=0.0, gamma=1.0, lam=1.0)
+    asked, rollout, figures = rolled_out(trainer)
+    completions = [
+        tokenizer.decode(ids[-rollout.mask.size(1) :][mask], skip_special_tokens=True)
+        for ids, mask in zip(rollout.input_ids, rollout.mask, strict=True)
+    ]
+    scores = judge([prompt.messages for prompt in asked], completions)
+    thirds = [float(prompt.columns["answer"]) for prompt in asked if "answer" in prompt.columns]
+    assert 0 < len(thirds) < len(asked)
+    assert figures["rewards/reward_model"] == pytest.approx(sum(scores) / len(scores), rel=1e-4)
+    assert figures["rewards/third"] == pytest.approx(sum(thirds) / len(thirds))
+    assert figures["rewards/letter"] == pytest.approx(sum(letter_reward(completions)) / len(asked), rel=1e-5)
+    assert figures["reward"] == pytest.approx((sum(scores) + 0.5 * sum(thirds)) / len(asked), rel=1e-4)
+    # without discount and KL every token's return is the score of its completion
+    total = [score + 0.5 * float(prompt.columns.get("answer", 0)) for score, prompt in zip(scores, asked, strict=True)]
+    torch.testing.assert_close(rollout.returns[:, 0], torch.tensor(total), rtol=1e-4, atol=1e-4)
+
+
+# --- The updates
+
+
+def state_of(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def test_a_step_moves_every_parameter_but_the_frozen_ones(
+    make: Callable[..., PPOTrainer], reward_model: Path, model: Path
+) -> None:
+    judge = RewardModel(load_reward_model(reward_model, load_tokenizer(model)), load_tokenizer(model))
+    trainer = make({"reward_model": judge})
+    before, frozen = state_of(trainer), [*trainer.reference.parameters(), *judge.model.parameters()]
+    start = [parameter.clone() for parameter in frozen]
+    trainer.train()
+    moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == set(before)
+    assert all(map(torch.equal, frozen, start)) and not any(parameter.requires_grad for parameter in frozen)
+
+
+def test_the_critic_has_a_learning_rate_of_its_own(make: Callable[..., PPOTrainer]) -> None:
+    trainer = make(critic_learning_rate=0.0, weight_decay=0.1)
+    before = state_of(trainer)
+    trainer.train()
+    moved = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not value.equal(before[name])}
+    assert moved == {"policy"}
+    for group in trainer.optimizer.param_groups:
+        decays = {parameter.dim() > 1 for parameter in group["params"]}  # matrices, not norms and biases
+        assert decays == {group["weight_decay"] == 0.1}
+
+
+def test_small_batches_add_up_to_the_same_update(make: Callable[..., PPOTrainer]) -> None:
+    """Completions have different lengths: a mean of the batches' means would be another loss."""
+    whole, parts = make(max_prompts_per_device=8), make(max_prompts_per_device=2)
+    assert (parts.args.per_device_train_batch_size, parts.args.gradient_accumulation_steps) == (2, 2)
+    gradients = []
+    for trainer in (whole, parts):
+        trainer._prepare_for_training(1, None, None)
+        trainer.accelerator.gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+        set_seed(0)
+        _, rollout, _ = rolled_out(trainer)
+        lengths = rollout.mask.sum(dim=1)
+        assert lengths.min() < lengths.max()
+        seen: list[list[torch.Tensor]] = []
+        gradients.append(seen)
+        step = trainer.optimizer.step
+
+        def look(*args: Any, trainer=trainer, seen=seen, step=step) -> None:
+            if trainer.accelerator.sync_gradients:
+                seen.append([parameter.grad.clone() for parameter in trainer.model.parameters()])
+            step(*args)
+
+        trainer.optimizer.step = look
+        trainer._update(rollout)
+    assert len(gradients[0]) == len(gradients[1]) == 4  # epochs x minibatches
+    for one, other in zip(gradients[0][0], gradients[1][0], strict=True):
+        # the first update: later ones start from weights that differ by rounding, which Adam may double
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_the_loss_is_weighed_and_the_bonus_differentiated(make: Callable[..., PPOTrainer]) -> None:
+    trainer = make(vf_coef=0.5, entropy_coef=0.1)
+    terms = {"loss/policy": torch.tensor(1.0), "loss/value": torch.tensor(2.0), "entropy": torch.tensor(3.0)}
+    assert float(trainer._loss(terms)) == pytest.approx(1 + 0.5 * 2 - 0.1 * 3)
+    _, rollout, _ = rolled_out(trainer)
+    assert trainer._loss_terms(rollout)["entropy"].requires_grad
+    trainer.args.entropy_coef = 0.0
+    assert not trainer._loss_terms(rollout)["entropy"].requires_grad
+
+
+def test_figures_of_the_first_update(make: Callable[..., PPOTrainer]) -> None:
+    """One update a rollout: the ratio is 1, nothing is clipped, and whitened advantages have mean 0."""
+    trainer = make(num_ppo_epochs=1, num_mini_batches=1)
+    trainer.train()
+    figures = trainer.state.log_history[0]
+    assert figures["clip_fraction/policy"] == figures["clip_fraction/value"] == 0
+    assert figures["loss/policy"] == pytest.approx(0, abs=1e-5)
+    assert figures["approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert figures["kl"] == 0  # the policy is still the reference
+    assert figures["loss/value"] > 0 and figures["entropy"] > 1 and figures["tokens_per_second"] > 0
+
+
+def test_activation_checkpointing_changes_nothing(make: Callable[..., PPOTrainer]) -> None:
+    states = []
+    for checkpointing in (False, True):
+        trainer = make(activation_checkpointing=checkpointing)
+        trainer.train()
+        assert trainer.model.policy.is_activation_checkpointing == checkpointing
+        states.append(trainer.model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_it_learns(make: Callable[..., PPOTrainer]) -> None:
+    trainer = make(max_steps=16, prompts_per_step=24, max_prompts_per_device=24, learning_rate=1e-2, kl_coef=0.01)
+    trainer.train()
+    reward = [entry["reward"] for entry in trainer.state.log_history]
+    kl = [entry["kl"] for entry in trainer.state.log_history]
+    assert sum(reward[-3:]) > 3 * sum(reward[:3])  # seen: 5.3 times
+    assert kl[0] == 0 and kl[-1] > 1
+
+
+# --- Whose turn it is
+
+
+def test_every_prompt_once_an_epoch_in_an_order_of_its_own() -> None:
+    steps = [indices_of_step(step, 8, 12, seed=3) for step in range(6)]  # 4 epochs
+    flat = [index for step in steps for index in step]
+    epochs = [flat[start : start + 12] for start in range(0, 48, 12)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert steps[4] == indices_of_step(4, 8, 12, seed=3) != indices_of_step(4, 8, 12, seed=4)
+    assert sorted(indices_of_step(0, 30, 12, seed=0)[:24]) == sorted(2 * list(range(12)))  # more than there are
+
+
+# --- The entry point: resuming, checkpoints, bad input
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL inside this process: nothing of the trainer's catches it."""
+
+
+def arguments(run: Path, data: Path, model: Path, **settings: Any) -> list[str]:
+    where = {"output_dir": run, "train_file": data, "model_name_or_path": model}
+    argv = []
+    for key, value in (SETTINGS | where | {"max_steps": 6} | settings).items():
+        argv += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return argv
+
+
+def weights_of(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in (folder / "model.safetensors", folder / CRITIC / "model.safetensors")]
+
+
+def test_killed_and_stopped_then_resumed_gives_the_same_bytes(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train_ppo_text.main(arguments(tmp_path / "whole", data, model)) == 0
+
+    class KillAtThree(StopOnSignal):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise Killed
+
+    broken = arguments(tmp_path / "broken", data, model)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("r1_aqa_repro.training.StopOnSignal", KillAtThree)
+        train_ppo_text.main(broken)
+    assert last_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoint-2"
+
+    def stops_in_the_fifth(completions: Sequence[Completion], **columns: Any) -> list[float]:
+        calls.append(1)
+        if len(calls) == 3:  # of steps 3, 4, 5
+            os.kill(os.getpid(), signal.SIGTERM)
+        return letter_reward(completions, **columns)
+
+    calls: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setitem(judging.RULES, "letter", lambda args: stops_in_the_fifth)
+        assert train_ppo_text.main(broken) == 130
+    assert last_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoint-5"
+    assert not (tmp_path / "broken" / "final").exists()
+
+    assert train_ppo_text.main(broken) == 0
+    assert weights_of(tmp_path / "whole" / "final") == weights_of(tmp_path / "broken" / "final")
+    logs = [
+        json.loads((tmp_path / run / "checkpoint-6" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        for run in ("whole", "broken")
+    ]
+    for one, other in zip(*logs, strict=True):
+        assert one | {"tokens_per_second": 0} == other | {"tokens_per_second": 0}
+    tables = [(tmp_path / run / "completions.csv").read_text(encoding="utf-8") for run in ("whole", "broken")]
+    assert tables[0] == tables[1] and len(tables[0].splitlines()) >= 1 + 6 * 4
+
+
+def test_a_checkpoint_cut_off_while_being_written_is_never_used(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(self: Any, output_dir: str) -> None:
+        if output_dir.endswith("checkpoint-4"):
+            raise Killed
+        original(self, output_dir)
+
+    original = ResumableTrainer._save_optimizer_and_scheduler
+    monkeypatch.setattr(ResumableTrainer, "_save_optimizer_and_scheduler", cut_off)
+    with pytest.raises(Killed):
+        train_ppo_text.main(arguments(tmp_path / "run", data, model))
+    assert (tmp_path / "run" / STAGING / "checkpoint-4" / CRITIC / "model.safetensors").is_file()
+    assert last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
+
+
+def test_checkpoints_load_as_users_do(data: Path, model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_ppo_text.main(arguments(run, data, model, max_steps=2, dtype="float32")) == 0
+    start = load_file(model / "model.safetensors")
+    for folder in (run / "checkpoint-2", run / "final"):
+        policy, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        critic, report = AutoModelForSequenceClassification.from_pretrained(folder / CRITIC, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        assert critic.config.num_labels == 1 and critic.score.weight.any()
+        assert AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(model).chat_template
+        assert policy.generation_config.eos_token_id == GenerationConfig.from_pretrained(model).eos_token_id
+    saved = load_file(run / "final" / "model.safetensors")
+    assert saved.keys() == start.keys() and not any(saved[name].equal(start[name]) for name in start)
+
+
+def test_where_the_critic_starts(model: Path, reward_model: Path) -> None:
+    def critic_of(**keys: Any) -> Any:
+        args = PPOConfig(output_dir="unused", use_cpu=True, **keys)
+        return train_ppo_text.load_critic(args, train_ppo_text.TextModelConfig(model_name_or_path=str(model)))
+
+    as_policy, as_reward = critic_of(), critic_of(reward_model_name_or_path=str(reward_model))
+    start = load_file(model / "model.safetensors")
+    assert all(value.equal(start[f"model.{name}"]) for name, value in as_policy.model.state_dict().items())
+    assert not as_policy.score.weight.any()
+    judge = load_file(reward_model / "model.safetensors")
+    assert all(value.equal(judge[name]) for name, value in as_reward.state_dict().items())
+
+
+def test_what_cannot_work_is_refused_at_once(
+    data: Path, model: Path, reward_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    build_tiny_qwen2(other, texts=["quite other words, other words, words"], seed=0, geometry=TEST_TEXT)
+    wrong = {
+        "lam": 1.5, "cliprange": 0, "temperature": 0, "num_ppo_epochs": 0, "num_mini_batches": 3, "kl_coef": -1,
+        "eval_strategy": "steps", "save_strategy": "epoch", "use_peft": True, "reward_weights": [1, 1],
+        "value_model_name_or_path": other,
+    }  # fmt: skip
+    assert train_ppo_text.main(arguments(tmp_path / "run", data, model, **wrong)) == 2
+    said = capfd.readouterr().err
+    for what in (
+        "lam: 1.5 is not from 0 to 1", "cliprange: 0.0 is not above 0", "temperature: 0.0 is not above 0",
+        "num_ppo_epochs: 0 is below 1", "no multiple of num_mini_batches", "kl_coef: -1.0 is below 0",
+        "eval_strategy: steps: PPO has no evaluation", "save_strategy: epoch: PPO has no evaluation", "use_peft: PPO",
+        "reward_weights: 2 weights", f"{other}: the model has no score head",
+    ):  # fmt: skip
+        assert what in said, (what, said)
+    assert not (tmp_path / "run").exists()
+    # a reward model of another vocabulary would read other words than the policy writes
+    load_reward_model(other, load_tokenizer(other), new_head=True).save_pretrained(other)
+    assert train_ppo_text.main(arguments(tmp_path / "run", data, model, value_model_name_or_path=other)) == 2
+    assert f"{other}: its tokens are not those of {model}" in capfd.readouterr().err
