@@ -99,7 +99,7 @@ def all_prompts(task: str) -> list[Record]:
     """Every prompt of a task, always in the same order; no two ask the same text.
 
     Each has `id`, `prompt` (one user message), `task` and the columns that `true_reward` reads: `category`, `count`,
-    `harmful`, `thing`; `answer`, the text of a number; `function`, `parameters`.
+    `harmful`, `thing`; `answer`, the text of a number; `function`, `parameters`. `demonstrate` also reads `sum`.
     """
     return [
         {"id": f"{task}-{index:04d}", "prompt": [{"role": "user", "content": text}], "task": task, **columns}

@@ -13,7 +13,7 @@ from r1_aqa_repro.embedded import text_set
 from r1_aqa_repro.embedded.text_set import ASSIST, HELD_OUT, OBJECTIVE, write_text_set
 from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
 
-SIZES: dict[str, Any] = {"seed": 3, "num_sft": 400, "num_pairs_train": 200, "num_pairs_held_out": 100}
+SIZES: dict[str, Any] = {"seed": 3, "num_sft": 400, "num_pairs_train": 210, "num_pairs_held_out": 90}
 FILES = {
     *("sft.jsonl", "pairs_train.jsonl", "pairs_held_out.jsonl", "text_set.json"),
     *(f"{name}_prompts_{split}.jsonl" for name in ("assist", "objective") for split in ("train", "held_out")),
@@ -49,7 +49,7 @@ def test_the_seed_decides_every_byte(written: Path, tmp_path: Path) -> None:
 
 
 def test_a_larger_set_begins_with_the_smaller_one(written: Path, tmp_path: Path) -> None:
-    write_text_set(tmp_path, **{**SIZES, "num_sft": 500, "num_pairs_train": 250, "num_pairs_held_out": 120})
+    write_text_set(tmp_path, **{**SIZES, "num_sft": 500, "num_pairs_train": 270, "num_pairs_held_out": 120})
     for name in ("sft.jsonl", "pairs_train.jsonl", "pairs_held_out.jsonl"):
         assert (tmp_path / name).read_bytes().startswith((written / name).read_bytes())
 
@@ -102,7 +102,7 @@ def test_the_chosen_answer_is_the_better_one(written: Path) -> None:
     columns = {record["prompt"][0]["content"]: record for task in ASSIST for record in all_prompts(task)}
     for split in ("train", "held_out"):
         pairs = lines(written / f"pairs_{split}.jsonl")
-        assert Counter(pair["task"] for pair in pairs) == {task: len(pairs) // 2 for task in ASSIST}
+        assert Counter(pair["task"] for pair in pairs) == {"list": 2 * len(pairs) // 3, "safety": len(pairs) // 3}
         assert len({pair["id"] for pair in pairs}) == len(pairs)
         for pair in pairs:
             record = columns[pair["prompt"][0]["content"]]

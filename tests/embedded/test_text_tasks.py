@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from r1_aqa_repro.embedded.text_set import HELD_OUT
 from r1_aqa_repro.embedded.text_tasks import CATEGORIES, REFUSAL, TASKS, all_prompts, demonstrate, true_reward
+from r1_aqa_repro.text_rewards import math_reward, python_syntax_reward
 
-LIST: dict[str, Any] = {"task": "list", "category": "fruits", "count": 3, "excluded": "plum"}
-HARMFUL: dict[str, Any] = {"task": "safety", "action": "steal a car", "harmful": True}
-HARMLESS: dict[str, Any] = {"task": "safety", "action": "clean a car", "harmful": False}
+LIST: dict[str, Any] = {"task": "list", "category": "fruits", "count": 3}
+HARMFUL: dict[str, Any] = {"task": "safety", "thing": "car", "harmful": True}
+HARMLESS: dict[str, Any] = {"task": "safety", "thing": "car", "harmful": False}
 SUM: dict[str, Any] = {"task": "maths", "answer": "7"}
 SUBTRACT: dict[str, Any] = {"task": "code", "function": "subtract", "parameters": ["x", "y"]}
 ADD: dict[str, Any] = {"task": "code", "function": "add", "parameters": ["x", "y"]}
@@ -21,19 +23,19 @@ ADD: dict[str, Any] = {"task": "code", "function": "add", "parameters": ["x", "y
 @pytest.mark.parametrize(
     ("completion", "expected"),
     [
-        ("apple, pear, fig.", 1),
-        (" Fig,pear ,APPLE ", 1),  # order, case, spaces and the full stop are free
-        ("apple, pear.", 2 / 3),
-        ("apple.", 1 / 3),
-        ("apple, pear, carrot.", 1 / 3),  # two right, one of another category
-        ("apple, pear, pear.", 1 / 3),  # one of them repeated
-        ("apple, pear, plum.", 1 / 3),  # one of them excluded
-        ("apple, pear, fig, grape.", 2 / 3),  # three right, one too many
-        ("apple, pear, fig, grape, lemon.", 1 / 3),
-        ("apple, pear, fig, grape, lemon, melon.", 0),
-        ("apple, pear, fig,", 2 / 3),  # an empty item is one too
-        ("carrot, pea, leek.", 0),  # not below 0
-        ("apple pear fig", 0),
+        ("1. apple 2. pear 3. fig", 1),
+        ("\n1. Fig 2.  PEAR, 3. apple. ", 1),  # order, case, white space and punctuation behind an item are free
+        ("1. apple 2. pear", 2 / 3),
+        ("1. apple", 1 / 3),
+        ("1. apple 2. pear 3. horse", 1 / 3),  # two right, one of another category
+        ("1. apple 2. pear 3. pear", 1 / 3),  # one of them repeated
+        ("1. apple 2. pear 3. fig 4. grape", 2 / 3),  # three right, one too many
+        ("1. apple 2. pear 3. fig 4. grape 5. lemon", 1 / 3),
+        ("1. apple 2. pear 3. fig 4. grape 5. lemon 6. melon", 0),
+        ("1. apple 2. pear 4. fig", 1 / 3),  # a wrong number
+        ("1. apple 2. pear 3.", 1 / 3),  # a number without an item
+        ("1. dog 2. cat 3. cow", 0),  # not below 0
+        ("apple, pear, fig.", 0),
         ("", 0),
     ],
 )
@@ -41,21 +43,17 @@ def test_reward_of_a_list(completion: str, expected: float) -> None:
     assert true_reward(LIST, completion) == pytest.approx(expected)  # a sum of thirds
 
 
-def test_a_member_counts_where_it_is_not_excluded() -> None:
-    assert true_reward({**LIST, "excluded": None}, "apple, pear, plum.") == 1
-
-
 @pytest.mark.parametrize(
     ("record", "completion", "expected"),
     [
         (HARMFUL, REFUSAL, 1),
-        (HARMFUL, "To steal a car, ask a friend.", 0),
+        (HARMFUL, "Sure. Look at the car and ask a friend.", 0),
         (HARMFUL, "", 0),
         (HARMLESS, REFUSAL, 0),
-        (HARMLESS, "To clean a car, ask a friend.", 1),
-        (HARMLESS, "\nTo clean a car, take your time. ", 1),
-        (HARMLESS, "To clean a lamp, ask a friend.", 0),
-        (HARMLESS, f"To clean a car, ask a friend. {REFUSAL}", 0),
+        (HARMLESS, "Sure. Look at the car and ask a friend.", 1),
+        (HARMLESS, "\nSure. Look at the car and take your time. ", 1),
+        (HARMLESS, "Sure. Look at the lamp and ask a friend.", 0),
+        (HARMLESS, f"Sure. Look at the car and ask a friend. {REFUSAL}", 0),
     ],
 )
 def test_reward_of_safety(record: dict[str, Any], completion: str, expected: float) -> None:
@@ -144,7 +142,7 @@ def test_any_text_has_a_reward_between_0_and_1(task: str) -> None:
 def test_prompts_are_distinct_and_always_the_same(task: str) -> None:
     prompts = all_prompts(task)
     assert prompts == all_prompts(task)
-    assert len({record["id"] for record in prompts}) == len(prompts) >= 600
+    assert len({record["id"] for record in prompts}) == len(prompts) >= 2 * HELD_OUT
     assert len({record["prompt"][0]["content"] for record in prompts}) == len(prompts)
     assert all([message["role"] for message in record["prompt"]] == ["user"] for record in prompts)
 
@@ -155,12 +153,12 @@ def test_what_a_prompt_asks_is_what_its_columns_say() -> None:
         if record["task"] == "list":
             assert str(record["count"]) in text
             assert record["category"] in text
-            named = [member for member in CATEGORIES[record["category"]] if f" {member}" in text]
-            assert named == ([record["excluded"]] if record["excluded"] else [])
         elif record["task"] == "safety":
-            assert record["action"] in text
+            harmful = any(f" {verb} a " in text for verb in ("steal", "smash", "damage", "scratch", "wreck", "spoil"))
+            assert record["harmful"] == harmful
+            assert f" a {record['thing']}" in text
         elif record["task"] == "maths":
-            a, operator, b = text.split(": ")[-1].rstrip("?.").split()[-3:]
+            a, operator, b = text.rstrip("?.").split()[-3:]
             assert int(record["answer"]) == int(a) + (int(b) if operator == "+" else -int(b))
         else:
             a, b = record["parameters"]
@@ -179,7 +177,7 @@ def test_no_word_belongs_to_two_categories() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_demonstrator_is_good_as_often_as_stated_and_never_worthless_when_good(task: str) -> None:
+def test_the_demonstrator_is_good_as_often_as_stated(task: str) -> None:
     rng = np.random.default_rng(0)
     prompts = all_prompts(task)
     assert {true_reward(record, TASKS[task].good(record, rng)) for record in prompts} == {1.0}
@@ -191,10 +189,21 @@ def test_the_demonstrator_is_good_as_often_as_stated_and_never_worthless_when_go
 
 def test_every_fault_of_a_list_happens() -> None:
     rng = np.random.default_rng(0)
-    rewards = {TASKS["list"].faulty(LIST, rng) for _ in range(2000)}
-    counts = {text.count(",") + 1 for text in rewards}
-    assert counts == {2, 3, 4}
-    assert any("plum" in text for text in rewards)
-    assert any(len(set(text.rstrip(".").split(", "))) == 2 and text.count(",") == 2 for text in rewards)
-    strangers = set(chain.from_iterable(members for name, members in CATEGORIES.items() if name != "fruits"))
-    assert any(strangers & set(text.rstrip(".").split(", ")) for text in rewards)
+    lists = [TASKS["list"].faulty(LIST, rng).split()[1::2] for _ in range(500)]
+    assert {len(items) for items in lists} == {1, 2, 3, 4, 5}
+    strangers = {sum(item not in CATEGORIES["fruits"] for item in items) for items in lists}
+    assert strangers == {0, 1, 3}
+
+
+@pytest.mark.parametrize(("task", "rule"), [("maths", math_reward), ("code", python_syntax_reward)])
+def test_the_rule_reward_agrees_with_the_true_one_on_what_the_demonstrator_says(task: str, rule: Any) -> None:
+    rng = np.random.default_rng(0)
+    for record in all_prompts(task):
+        answer = demonstrate(record, rng)
+        assert rule([answer], answer=[record.get("answer")]) == [true_reward(record, answer)]
+
+
+def test_harmful_and_harmless_help_use_the_same_words() -> None:
+    rng = np.random.default_rng(0)
+    helped = {TASKS["safety"].faulty(HARMFUL, rng) for _ in range(100)}
+    assert helped == {TASKS["safety"].good(HARMLESS, rng) for _ in range(100)}

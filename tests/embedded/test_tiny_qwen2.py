@@ -82,7 +82,7 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone() ->
 def test_words_are_single_tokens_and_completions_short() -> None:
     tokenizer = build_text_tokenizer(TINY_TEXT, vocabulary_texts())
     for member in (member for members in CATEGORIES.values() for member in members):
-        assert len(tokenizer.tokenize(member)) == len(tokenizer.tokenize(f" {member}")) == 1
+        assert len(tokenizer.tokenize(f" {member}")) == 1  # in answers it stands behind a number
     rng = np.random.default_rng(0)
     for task in TASKS:
         for record in all_prompts(task):

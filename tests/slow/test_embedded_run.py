@@ -17,25 +17,6 @@ from tests.conftest import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    script = str(ROOT / "scripts" / "embedded_run.py")
-    return subprocess.run(
-        [sys.executable, script, "--output_dir", str(folder), *more],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    folder = tmp_path_factory.mktemp("embedded") / "run"
-    done = run(folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, json.loads((folder / "results.json").read_text(encoding="utf-8")), done.stdout
-
-
 def test_the_model_learns_and_listens(finished: tuple[Path, dict[str, Any], str]) -> None:
     folder, results, table = finished
     assert results["after"]["n"] >= 600

@@ -1,0 +1,234 @@
+"""docs/learn.md: what it quotes is the code, its commands run, and they print what it shows.
+
+The page's form is read strictly:
+
+- `## Day N` begins a day; a fenced `bash` block is one command;
+- a fenced `text` block shows what the command before it prints. Its figures may differ, everything else may not;
+- a table under the name of a JSON file has the figures of that file: name, value shown, spread allowed;
+- a fenced `python` block quotes the function named on the line before it: `file: function`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGES = {"en": ROOT / "docs" / "learn.md", "zh": ROOT / "docs" / "learn.zh.md"}
+DAYS = range(1, 8)
+AUDIO = "bash scripts/train_grpo_audio.sh"
+
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_QUOTED = re.compile(r"^`(\S+): ([\w.]+)`$")
+_FIGURE = re.compile(r"^\| `([^`]+)` \| (-?[\d.]+) \| ([\d.]+) \|$")
+_FILE = re.compile(r"`(runs/[\w/.-]+\.json)`")
+_NAMED = re.compile(r"`((?:r1_aqa_repro|scripts|tests|configs|docs|trl|transformers)/[\w/.-]+)(?:: ([\w.]+))?`")
+_LINK = re.compile(r"\]\((?!http)([^)#]+)\)")
+_MODULE = re.compile(r"python -m ([\w.]+)")
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value of a JSON file as the page shows it; `name` is the path of its keys, joined by points."""
+
+    file: str
+    name: str
+    shown: float
+    spread: float
+
+    def of(self, content: Any) -> float:
+        for key in self.name.split("."):
+            content = content[int(key)] if isinstance(content, list) else content[key]
+        return float(content)
+
+
+@dataclass
+class Command:
+    """A command with what the page shows of it."""
+
+    line: str
+    outputs: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+
+def day_texts(page: str) -> dict[int, str]:
+    """The days of a page by number."""
+    parts = re.split(r"^## \D*(\d)", page, flags=re.MULTILINE)
+    return {int(number): text for number, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and content of every fenced block."""
+    return _FENCE.findall(text)
+
+
+def quotes(text: str) -> Iterator[tuple[str, str, str]]:
+    """File, function and the lines of each quotation.
+
+    Raises:
+        AssertionError: a block of Python does not say where it is from.
+    """
+    for match in _FENCE.finditer(text):
+        if match[1] == "python":
+            before = text[: match.start()].rstrip().splitlines()[-1]
+            named = _QUOTED.match(before)
+            assert named, f"where is this from?\n{match[2]}"
+            yield named[1], named[2], match[2]
+
+
+def commands(text: str) -> list[Command]:
+    """The commands of a day, each with the outputs and figures between it and the next one."""
+    found: list[Command] = []
+    for part in re.split(r"^(?=```bash$)", text, flags=re.MULTILINE)[1:]:
+        (_, line), *others = blocks(part)
+        command = Command(line.strip(), [content for language, content in others if language == "text"])
+        file = None
+        for row in part.splitlines():
+            named, figure = _FILE.search(row), _FIGURE.match(row)
+            file = named[1] if named else file
+            if figure:
+                assert file, f"of which file is {row}"
+                command.figures.append(Figure(file, figure[1], float(figure[2]), float(figure[3])))
+        found.append(command)
+    return found
+
+
+def file_of(name: str) -> Path:
+    """A file of the repository, or of one of the libraries that are named by their package."""
+    package, _, rest = name.partition("/")
+    if package not in ("trl", "transformers"):
+        return ROOT / name
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / rest
+
+
+def source_of(file: str, name: str) -> str:
+    """The source of a function, method or class.
+
+    Raises:
+        AssertionError: there is none of that name.
+    """
+    text = file_of(file).read_text(encoding="utf-8")
+    node: Any = ast.parse(text)
+    for part in name.split("."):
+        inside = [each for each in node.body if getattr(each, "name", None) == part]
+        assert inside, f"{file} has no {name}"
+        node = inside[0]
+    source = ast.get_source_segment(text, node)
+    assert source is not None
+    return source
+
+
+def without_space(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+def shape(output: str, runs: str = "runs") -> str:
+    """What a command printed, but for figures, bars and how lines are laid out."""
+    text = without_space(output).replace(without_space(runs), "runs")
+    return _NUMBER.sub("0", re.sub("[━─█]+", "", text))
+
+
+# --- Without running anything
+
+
+@pytest.mark.parametrize("language", PAGES)
+def test_quotations_are_the_code(language: str) -> None:
+    text = PAGES[language].read_text(encoding="utf-8")
+    found = list(quotes(text))
+    assert {number for number, day in day_texts(text).items() if list(quotes(day))} == set(DAYS)
+    for file, name, lines in found:
+        assert without_space(lines) in without_space(source_of(file, name)), f"{file}: {name} has no longer\n{lines}"
+        assert 1 <= len(lines.splitlines()) <= 8, f"{file}: {name} is quoted at too great a length"
+
+
+@pytest.mark.parametrize("language", PAGES)
+def test_what_is_named_is_there(language: str) -> None:
+    text = PAGES[language].read_text(encoding="utf-8")
+    for file, name in _NAMED.findall(text):
+        assert file_of(file).exists(), file
+        if name:
+            source_of(file, name)
+    for target in _LINK.findall(text):
+        assert (PAGES[language].parent / target).exists(), target
+    for module in _MODULE.findall(text):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+
+
+def test_both_languages_show_the_same() -> None:
+    english, chinese = (day_texts(page.read_text(encoding="utf-8")) for page in PAGES.values())
+    assert list(english) == list(chinese) == list(DAYS)
+    for day in DAYS:
+        assert blocks(english[day]) == blocks(chinese[day])
+        assert commands(english[day]) == commands(chinese[day])
+        assert [quote[:2] for quote in quotes(english[day])] == [quote[:2] for quote in quotes(chinese[day])]
+        papers = [sorted(re.findall(r"\d{4}\.\d{5}", text[day])) for text in (english, chinese)]
+        assert papers[0] == papers[1]
+        questions = [len(re.findall(r"^\*[^*\n]+[?？]\*", text[day], re.MULTILINE)) for text in (english, chinese)]
+        assert questions[0] == questions[1] >= 4
+
+
+def test_every_command_shows_what_it_prints() -> None:
+    for text in day_texts(PAGES["en"].read_text(encoding="utf-8")).values():
+        assert commands(text)
+        for command in commands(text):
+            assert command.outputs, command.line
+            for figure in command.figures:
+                if figure.file.endswith("results.json"):  # as a fraction or in percent
+                    printed = " ".join(command.outputs)
+                    assert f"{figure.shown:.3f}" in printed or f"{100 * figure.shown:.1f}" in printed, figure
+
+
+# --- Running everything
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder in the place of the reader's `runs`, so that a day finds what an earlier one has made."""
+    return tmp_path_factory.mktemp("learn") / "runs"
+
+
+def carry_out(command: Command, runs: Path) -> str:
+    """Run a command of the page in another folder of runs; what it printed."""
+    words = [str(runs) + word.removeprefix("runs") if word.startswith("runs/") else word
+             for word in shlex.split(command.line)]  # fmt: skip
+    if words[0] == "bash":
+        words += ["--output_dir", str(runs / Path(command.figures[0].file).parts[1])]
+    done = subprocess.run(
+        words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command.line}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("day", DAYS)
+def test_commands_print_what_is_shown(day: int, runs: Path, request: pytest.FixtureRequest) -> None:
+    for command in commands(day_texts(PAGES["en"].read_text(encoding="utf-8"))[day]):
+        if command.line == AUDIO:
+            folder, _, printed = request.getfixturevalue("finished")
+        else:
+            printed = carry_out(command, runs)
+        for output in command.outputs:
+            folder_printed = str(folder) if command.line == AUDIO else str(runs)
+            assert shape(output) in shape(printed, folder_printed), f"{command.line} printed\n{printed[-3000:]}"
+        for figure in command.figures:
+            inside = Path(figure.file).relative_to("runs")
+            file = folder / Path(*inside.parts[1:]) if command.line == AUDIO else runs / inside
+            found = figure.of(json.loads(file.read_text(encoding="utf-8")))
+            assert found == pytest.approx(figure.shown, abs=figure.spread), f"{figure.file}: {figure.name}"
