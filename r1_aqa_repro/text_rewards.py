@@ -131,7 +131,7 @@ def _statements(code: str) -> int | None:
         with warnings.catch_warnings(action="ignore"):  # of a strange escape sequence, say: it is the model's
             return len(ast.parse(code).body)
     # of hostile texts all of these are known: lone surrogates give a ValueError, nesting the next two, and in early
-    # releases of Python 3.11 the last (its issue 106905)
+    # releases of Python 3.11 the last (python/cpython#106905)
     except (SyntaxError, ValueError, RecursionError, MemoryError, SystemError):
         return None
 

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
             args=training,
             questions=prompts,
             processing_class=tokenizer,
-            reward_funcs={name: judges[name] for name in training.reward_funcs},
+            reward_funcs=[(name, judges[name]) for name in training.reward_funcs],
             reward_processing_classes=[
                 reward_tokenizer if name == REWARD_MODEL else None for name in training.reward_funcs
             ],

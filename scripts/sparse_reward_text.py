@@ -83,13 +83,13 @@ def main(argv: list[str]) -> int:
             build_tiny_qwen2(start, texts=vocabulary_texts(), seed=own.seed)
     try:
         with stages("sft"):
-            guessing = train(train_sft_text, "sft_sparse_embedded", sft, start, data / "guesses.jsonl", own.seed)
+            guessing = train(train_sft_text, "sft_text_sparse_embedded", sft, start, data / "guesses.jsonl", own.seed)
         finals = {}
         for name, each in RUNS.items():
             out, prompts = folder / name.replace(" ", "_"), data / "prompts_train.jsonl"
             with stages(name):
                 finals[name] = train(
-                    train_grpo_text, "grpo_sparse_embedded", out, guessing, prompts, own.seed, each.overrides
+                    train_grpo_text, "grpo_text_sparse_embedded", out, guessing, prompts, own.seed, each.overrides
                 )
     except Interrupted as interrupted:
         return interrupted.code

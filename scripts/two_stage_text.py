@@ -115,7 +115,7 @@ class Pipeline:
         """GRPO with the reward model and the rule for safety."""
         judge = ["--reward_model_name_or_path", str(self.workshop.reward_model())]
         prompts = self.workshop.data() / "assist_prompts_train.jsonl"
-        return self._train(name, train_grpo_text, "grpo_assist_embedded", model, prompts, judge)
+        return self._train(name, train_grpo_text, "grpo_text_assist_embedded", model, prompts, judge)
 
     def _best_of_n(self, name: str, model: Path) -> Path:
         """DPO on pairs that the same rewards have made of a model's own answers."""

@@ -92,6 +92,9 @@ class TestPublishedFiles:
     def test_a_step_is_the_same_on_any_number_of_devices(self, path, processes, monkeypatch):
         monkeypatch.setattr("r1_aqa_repro.config.num_processes", lambda: processes)
         training = parsed(path)[1]
+        if path.stem == "grpo_text_sparse_embedded" and processes > 1:  # one prompt a step
+            assert training.batch_problem == f"prompts_per_step: 1 does not divide among {processes} processes"
+            return
         assert training.batch_problem is None
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
         if isinstance(training, SharedPrefixGRPOConfig):

@@ -9,7 +9,7 @@ overridden; `tests/grpo/test_trainer.py` names what to look at when an update ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         args: the configuration; `args.sharing` switches the sharing.
         questions: the training questions, equal where they are the same and each with an `id` of its own.
         processing_class: the model's processor or tokenizer.
-        reward_funcs: by name, reward functions and reward models as TRL takes them.
+        reward_funcs: names, each with a reward function or a reward model as TRL takes them.
         **kwargs: passed on (`evaluator` to EvaluatingTrainer, `peft_config` and others to GRPOTrainer).
     """
 
@@ -74,7 +74,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         args: SharedPrefixGRPOConfig,
         questions: Sequence[Any],
         processing_class: ProcessorMixin | PreTrainedTokenizerBase,
-        reward_funcs: Mapping[str, RewardFunction | PreTrainedModel],
+        reward_funcs: Sequence[tuple[str, RewardFunction | PreTrainedModel]],
         **kwargs: Any,
     ):
         self.args: SharedPrefixGRPOConfig
@@ -93,12 +93,12 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         super().__init__(
             model=model,
             args=args,
-            reward_funcs=list(reward_funcs.values()),
+            reward_funcs=[judge for _, judge in reward_funcs],
             train_dataset=rows_of(questions, self._columns()),
             processing_class=processing_class,
             **kwargs,
         )
-        for index, (name, judge) in enumerate(reward_funcs.items()):
+        for index, (name, judge) in enumerate(reward_funcs):
             if isinstance(judge, torch.nn.Module):  # TRL calls it by its folder
                 self.reward_func_names[index] = name
         for wrapped in (self.model, self.ref_model):  # TRL loads the reference itself
@@ -433,7 +433,7 @@ class AudioGRPOTrainer(SharedPrefixGRPOTrainer):
         self.prompt_style, self.audio_channel = prompt_style, audio_channel
         # TRL suppresses `config.image_token_id` in sampling; a sampled audio token would break the feature count alike
         model.config.image_token_id = model.config.audio_token_id
-        rewards = {name: REWARDS[name] for name in args.reward_funcs}
+        rewards = [(name, REWARDS[name]) for name in args.reward_funcs]
         super().__init__(model, args, questions, processing_class, rewards, **kwargs)
         del model.config.image_token_id
         encoder = self._base_of(self.model).model.audio_tower

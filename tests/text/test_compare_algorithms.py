@@ -22,6 +22,7 @@ from r1_aqa_repro.compare_algorithms import (
     plot,
     print_comparison,
 )
+from r1_aqa_repro.embedded.text_run import MAX_NEW_TOKENS
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.grpo.divergence import token_kls
 from r1_aqa_repro.inputs import text_inputs
@@ -76,7 +77,7 @@ def test_the_divergence_of_answers_is_the_sum_over_their_tokens(start: Path, mov
     tokenizer = load_tokenizer(start)
     inputs = text_inputs(tokenizer, [prompt.messages for prompt in PROMPTS])
     policies = load_policy(moved), load_policy(start)
-    tokens = token_kls(*policies, tokenizer, inputs, max_new_tokens=40, seed=3)
+    tokens = token_kls(*policies, tokenizer, inputs, MAX_NEW_TOKENS, seed=3)
     found = divergence(moved, start, PROMPTS, seed=3)
     assert found["nats_an_answer"] == pytest.approx(sum(float(kl.sum()) for kl in tokens) / len(PROMPTS), rel=1e-5)
     assert found["nats_a_token"] == pytest.approx(float(torch.cat(tokens).mean()), rel=1e-5)
