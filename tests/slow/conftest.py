@@ -1,4 +1,4 @@
-"""The embedded audio run as a user starts it, once for all tests that look at what it leaves."""
+"""Embedded runs as a user starts them, once for all tests that look at what they leave."""
 
 from __future__ import annotations
 
@@ -27,3 +27,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads((folder / "results.json").read_text(encoding="utf-8")), done.stdout
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder in the place of a reader's `runs`: what the text runs start from is made once."""
+    return tmp_path_factory.mktemp("text") / "runs"

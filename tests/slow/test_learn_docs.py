@@ -196,12 +196,6 @@ def test_every_command_shows_what_it_prints() -> None:
 # --- Running everything
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder in the place of the reader's `runs`, so that a day finds what an earlier one has made."""
-    return tmp_path_factory.mktemp("learn") / "runs"
-
-
 def carry_out(command: Command, runs: Path) -> str:
     """Run a command of the page in another folder of runs; what it printed."""
     words = [str(runs) + word.removeprefix("runs") if word.startswith("runs/") else word

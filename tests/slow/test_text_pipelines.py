@@ -53,14 +53,9 @@ def results_of(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pipelines") / "runs"
-
-
-@pytest.fixture(scope="module")
 def two_stages(runs: Path) -> tuple[Path, str]:
     """The run after an interruption in its last training, and what it has printed in the end."""
-    run, log = runs / "two_stage_text", runs.with_name("two_stages.log")
+    run, log = runs / "two_stage_interrupted", runs.with_name("two_stages.log")
     process = begin([TWO_STAGES, "--output_dir", str(run)], log)
     code = stop_when(process, lambda: any((run / "both").glob("checkpoint-*")), signal.SIGTERM)
     assert code == 130, log.read_text(encoding="utf-8", errors="replace")[-3000:]
@@ -125,23 +120,24 @@ def test_algorithms_are_compared(two_stages: tuple[Path, str], runs: Path) -> No
     assert algorithms["best of n"]["gain"]["ci95"][0] > 0
 
 
-def test_a_sparse_reward_is_found_by_patience(tmp_path: Path) -> None:
-    printed = finish([SPARSE, "--output_dir", str(tmp_path / "run")], tmp_path / "log")
-    results = results_of(tmp_path / "run")
+def test_a_sparse_reward_is_found_by_patience(runs: Path) -> None:
+    run = runs / "sparse_reward_text"
+    printed = finish([SPARSE, "--output_dir", str(run)], runs.with_name("sparse.log"))
+    results = results_of(run)
     # 0.01 exactly but for what the start has not learned evenly: 4 standard errors of 960 answers are 0.013
     assert results["before"]["accuracy"] < 0.03
     assert results["after"]["accuracy"] > 0.8 and results["after"]["ci95"][0] > results["before"]["ci95"][1]
-    runs = results["runs"]
+    by_run = results["runs"]
     # (1 - 0.01)^8 = 0.92 and (1 - 0.01)^64 = 0.53 at the very start; larger groups leave it sooner
-    assert runs["small groups"]["silent_at_first"] > 0.7 > runs["large groups"]["silent_at_first"]
+    assert by_run["small groups"]["silent_at_first"] > 0.7 > by_run["large groups"]["silent_at_first"]
     # fewer steps for more completions a step, and no fewer completions
-    assert runs["large groups"]["steps_to_half"] < runs["small groups"]["steps_to_half"]
-    assert runs["dynamic sampling"]["steps_to_half"] < runs["small groups"]["steps_to_half"]
-    assert runs["large groups"]["completions_to_half"] > runs["small groups"]["completions_to_half"]
-    curve = list(runs["small groups"]["accuracy_by_steps"].values())
+    assert by_run["large groups"]["steps_to_half"] < by_run["small groups"]["steps_to_half"]
+    assert by_run["dynamic sampling"]["steps_to_half"] < by_run["small groups"]["steps_to_half"]
+    assert by_run["large groups"]["completions_to_half"] > by_run["small groups"]["completions_to_half"]
+    curve = list(by_run["small groups"]["accuracy_by_steps"].values())
     assert curve[0] < 0.1 and curve[-1] > 0.7
     assert "accuracy of what was sampled" in printed
-    assert (tmp_path / "run" / "learning_curve.png").stat().st_size > 10_000
+    assert (run / "learning_curve.png").stat().st_size > 10_000
 
 
 def test_best_of_n_after_kills_ends_with_the_same_bytes(tmp_path: Path) -> None:
