@@ -74,7 +74,7 @@ def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
     Raises:
         Refused: with everything that is wrong.
     """
-    from r1_aqa_repro.judging import check_judges, check_prompts
+    from r1_aqa_repro.judging import check_judges, check_prompts, positions_of_judge
     from r1_aqa_repro.text_modeling import checked_config, load_tokenizer
     from r1_aqa_repro.text_preflight import prompts_to_answer, read_usable
 
@@ -88,7 +88,10 @@ def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
     except Refused as refusal:
         problems += refusal.problems
     kind = prompts_to_answer(
-        read_prompts, arguments.max_new_tokens, lambda records, file: check_prompts(judging, records, file)
+        read_prompts,
+        arguments.max_new_tokens,
+        lambda records, file: check_prompts(judging, records, file),
+        positions_of_judge(judging),
     )
     try:
         prompts, bad = read_usable(str(arguments.prompts), kind, checked)

@@ -89,7 +89,9 @@ class StopOnSignal(TrainerCallback):
             self._previous[number] = signal.signal(number, self._stop)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._any_process_stopped(args.device):
+        # in the middle of a rollout's updates a resumed run could not go on
+        is_between_rollouts = state.global_step % getattr(args, "num_iterations", 1) == 0
+        if self._any_process_stopped(args.device) and is_between_rollouts:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True

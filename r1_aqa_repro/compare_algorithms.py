@@ -179,6 +179,9 @@ class Contest:
 
         file = self.folder / "measured.json"
         records = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if name in records and records[name]["argv"] != list(argv):
+            what = f"its part {name} was made with other settings ({' '.join(records[name]['argv'])})"
+            raise Refused.because(str(self.folder), what, "Choose another --output-dir, or delete this one.")
         if done.exists() and name in records:
             return
         with self.workshop.timed(f"{self.folder.name}: {name}"):
@@ -187,6 +190,7 @@ class Contest:
         records[name] = {
             "seconds": before["seconds"] + seconds,
             "memory_mb": max(before["memory_mb"], memory),
+            "argv": list(argv),
         }
         write_json(file, records)
         if code != EXIT_DONE:
@@ -251,7 +255,7 @@ class Contest:
             },
         }
 
-    def _costs(self, name: str, measured: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    def _costs(self, name: str, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         from r1_aqa_repro.resuming import last_checkpoint
 
         checkpoint = last_checkpoint(self.folder / name)
@@ -259,7 +263,8 @@ class Contest:
         steps = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
         run = json.loads((self.folder / name / "run.json").read_text(encoding="utf-8"))
         return {
-            **measured[name],
+            "seconds": measured[name]["seconds"],
+            "memory_mb": measured[name]["memory_mb"],
             "steps": steps,
             "seconds_a_step": sum(run["seconds"].values()) / steps,
         }

@@ -75,7 +75,10 @@ _NEEDS: dict[str, tuple[str, Callable[[Sequence[TextPrompt], str], list[Problem]
     "true": ("task", check_embedded),
 }
 # what TRL hands to rewards beside the columns
-_TAKEN = {"question", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+_TAKEN = {
+    *("question", "prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"),
+    *("image", "images"),  # of which TRL makes prompts with parts
+}
 
 
 def where_given(column: str, rule: RewardFunction) -> RewardFunction:

@@ -292,7 +292,8 @@ def _check_model(model: ModelConfig) -> tuple[PreTrainedConfig, ProcessorMixin]:
 def _check_disk(folder: Path, training: TrainingArguments, parameters: int, examples: int) -> list[Problem]:
     """Room for the checkpoints that the run has yet to write, one being written and the final model."""
     at_once = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    rows = examples * getattr(training, "num_generations", 1)
+    at_once *= getattr(training, "num_mini_batches", 1)  # of PPO
+    rows = examples * getattr(training, "num_generations", 1) * getattr(training, "num_iterations", 1)
     steps = training.max_steps if training.max_steps > 0 else training.num_train_epochs * rows / at_once
     planned = 0 if training.save_strategy == "no" else int(steps // max(1, training.save_steps)) + 1
     best = int(getattr(training, "eval_file", None) is not None)  # kept beside the last ones

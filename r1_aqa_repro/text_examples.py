@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from transformers import TrainingArguments
 
-from r1_aqa_repro.files import write_atomically
 from r1_aqa_repro.run_folder import EXAMPLES
 from r1_aqa_repro.text_data import Message, PreferencePair, SFTExample
 
@@ -34,11 +33,13 @@ def dataset_of(name: str, rows: Iterable[dict[str, Any]], training: TrainingArgu
     """The rows as a dataset kept in the run folder, the same for all processes.
 
     From a file, not from memory: what TRL caches beside a dataset in memory (reference log-probs of DPO) only the
-    process that computed it would find.
+    process that computed it would find. And from Parquet: out of JSON, texts that all look like dates come as such.
     """
     folder = Path(str(training.output_dir)) / EXAMPLES
-    file = folder / f"{name}.jsonl"
+    file = folder / f"{name}.parquet"
     with training.main_process_first(local=True):
         if training.local_process_index == 0 and not file.is_file():
-            write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        return load_dataset("json", data_files=str(file), split="train", cache_dir=str(folder / "cache"))
+            folder.mkdir(parents=True, exist_ok=True)
+            Dataset.from_list(list(rows)).to_parquet(str(file.with_suffix(".partial")))
+            os.replace(file.with_suffix(".partial"), file)
+        return load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(folder / "cache"))

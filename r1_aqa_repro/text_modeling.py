@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -114,7 +115,8 @@ def load_reward_model(
     base = adapter_base(name_or_path)
     if base is not None:
         model = load_reward_model(base, tokenizer, dtype, attn_implementation, rope_parameters, new_head=True)
-        return load_adapter(model, Path(name_or_path))
+        # merged: TRL takes a PEFT model for no reward model, and PPO's critic reads the layer below the head
+        return load_adapter(model, Path(name_or_path)).merge_and_unload().requires_grad_(True)
     config = checked_config(name_or_path, rope_parameters)
     config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
     with suppress_seqcls_warning() if new_head else nullcontext():  # a head is expected to be missing, another too many
@@ -138,6 +140,8 @@ def check_reward_model(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig
     check_vocabulary(load_tokenizer(name_or_path), config, str(name_or_path))
     folder = Path(name_or_path)
     if adapter_base(folder) is not None:
+        if json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["task_type"] != "SEQ_CLS":
+            raise Refused.because(str(folder), _NO_HEAD, _TRAIN_ONE)
         return config
     names: set[str] = set()
     for file in folder.glob("*.safetensors"):

@@ -75,7 +75,7 @@ class Workshop:
                 write_text_set(out, seed=self.seed)
             except ValueError as error:
                 raise Refused.because(
-                    str(out), str(error), "Choose another --output_dir, or another --seed."
+                    str(out), str(error), f"Choose an --output_dir in another folder than {self.folder}."
                 ) from error
         return out
 
@@ -87,15 +87,27 @@ class Workshop:
                 build_tiny_qwen2(out, texts=vocabulary_texts(), seed=self.seed)
         return out
 
-    def policy(self, folder: str = "train_sft_text") -> Path:
-        """The common start: `start` after supervised fine-tuning on answers of mixed quality."""
-        data = self.data() / "sft.jsonl"
-        return self.train("sft", train_sft_text, "sft_text_embedded", folder, self.start(), data)
+    def policy(self) -> Path:
+        """The common start: `start` after supervised fine-tuning on answers of mixed quality; the one that is there."""
+        data, start = self.data() / "sft.jsonl", self.start()
+        return self._there("sft", "train_sft_text") or self.train(
+            "sft", train_sft_text, "sft_text_embedded", "train_sft_text", start, data
+        )
 
-    def reward_model(self, folder: str = "train_reward_model") -> Path:
-        """A reward model that has learned from preference pairs."""
-        data = self.data() / "pairs_train.jsonl"
-        return self.train("reward_model", train_reward_model, "reward_model_embedded", folder, self.policy(), data)
+    def reward_model(self) -> Path:
+        """A reward model that has learned from preference pairs; the one that is there."""
+        data, start = self.data() / "pairs_train.jsonl", self.policy()
+        return self._there("reward_model", "train_reward_model") or self.train(
+            "reward_model", train_reward_model, "reward_model_embedded", "train_reward_model", start, data
+        )
+
+    def _there(self, stage: str, folder: str) -> Path | None:
+        """What a stage has made, with settings of one's own perhaps; None where it is not done."""
+        final = self.folder / folder / FINAL
+        if not final.is_dir():
+            return None
+        with self.timed(stage):
+            return final
 
     def train(
         self, stage: str, entry: Any, config: str, folder: str, model: Path, data: Path, overrides: Sequence[str] = ()

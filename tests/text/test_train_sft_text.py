@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from r1_aqa_repro import train_sft_text
@@ -75,9 +76,21 @@ def test_examples_too_long_are_refused_by_name_or_left_out_by_name(
     assert train_sft_text.main([*argv, "--skip_bad_records", "true"]) == 0
     skipped = json.loads((tmp_path / "run" / "skipped_records.json").read_text(encoding="utf-8"))
     assert [f"error: {problem}" for problem in skipped] == lines
-    trained_on = (tmp_path / "run" / "examples" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    trained_on = Dataset.from_parquet(str(tmp_path / "run" / "examples" / "train.parquet"), cache_dir=str(tmp_path))
     kept = [record for index, record in enumerate(records) if index not in (2, 5)]
-    assert [json.loads(line)["completion"] for line in trained_on] == [record["completion"] for record in kept]
+    assert trained_on["completion"] == [record["completion"] for record in kept]
+
+
+def test_answers_that_look_like_dates_stay_texts(build: Build, tmp_path: Path) -> None:
+    """Read from JSON lines, a column of nothing but dates would become one of timestamps."""
+    answers = [f"2024-03-0{day}" for day in range(1, 7)]
+    records = [
+        {"prompt": [{"role": "user", "content": "When?"}], "completion": [{"role": "assistant", "content": text}]}
+        for text in answers
+    ]
+    trainer = build("sft", "--train_file", str(write_lines(tmp_path / "dates.jsonl", records)))
+    texts = [trainer.processing_class.decode(ids) for ids in trainer.train_dataset["input_ids"]]
+    assert all(f"{answer}<|im_end|>" in text for answer, text in zip(answers, texts, strict=True))
 
 
 def test_a_file_of_nothing_but_bad_examples_is_refused(
