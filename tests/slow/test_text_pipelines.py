@@ -54,15 +54,9 @@ def results_of(run: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_stages(runs: Path) -> tuple[Path, str]:
-    """The run after an interruption in its last training, and what it has printed in the end."""
-    run, log = runs / "two_stage_interrupted", runs.with_name("two_stages.log")
-    process = begin([TWO_STAGES, "--output_dir", str(run)], log)
-    code = stop_when(process, lambda: any((run / "both").glob("checkpoint-*")), signal.SIGTERM)
-    assert code == 130, log.read_text(encoding="utf-8", errors="replace")[-3000:]
-    kept = (run / "offline" / "final" / "model.safetensors").stat().st_mtime_ns
-    printed = finish([TWO_STAGES, "--output_dir", str(run)], log)
-    assert (run / "offline" / "final" / "model.safetensors").stat().st_mtime_ns == kept, "no stage is done twice"
-    return run, printed
+    """The run, made where it is not there yet, and what it has printed in the end."""
+    run = runs / "two_stage_text"
+    return run, finish([TWO_STAGES, "--output_dir", str(run)], runs.with_name("two_stages.log"))
 
 
 def test_both_stages_end_above_the_start_and_each_alone(two_stages: tuple[Path, str]) -> None:
@@ -83,41 +77,6 @@ def test_both_stages_end_above_the_start_and_each_alone(two_stages: tuple[Path, 
         assert by_task["offline alone"][task]["true_reward"] > by_task["start"][task]["true_reward"]
     for task in ("list", "safety"):
         assert by_task["online alone"][task]["true_reward"] > by_task["start"][task]["true_reward"]
-
-
-def test_the_second_stage_by_best_of_n(two_stages: tuple[Path, str], runs: Path) -> None:
-    run = runs / "two_stage_text_best_of_n"
-    printed = finish([TWO_STAGES, "--variant", "best_of_n", "--output_dir", str(run)], runs.with_name("variant.log"))
-    results = results_of(run)
-    assert results["variant"] == "best_of_n" and results["gain"]["ci95"][0] > 0
-    assert "The two stages " in printed
-    pairs = [json.loads(line) for line in (run / "both_pairs" / "pairs.jsonl").read_text().splitlines()]
-    assert len(pairs) > 100 and {pair["task"] for pair in pairs} == {"list", "safety"}
-
-
-def test_algorithms_are_compared(two_stages: tuple[Path, str], runs: Path) -> None:
-    run, log = runs / "compare_algorithms", runs.with_name("compare.log")
-    command = ["-m", "r1_aqa_repro.compare_algorithms", "--output-dir", str(run), "--samples", "1280"]
-    process = begin(command, log)
-    moment = run / "ppo" / "run.json"
-    code = stop_when(process, moment.is_file, signal.SIGTERM)
-    assert code == 130, log.read_text(encoding="utf-8", errors="replace")[-3000:]
-    printed = finish(command, log)
-    comparison = json.loads((run / "comparison.json").read_text(encoding="utf-8"))
-    assert (run / "comparison.png").stat().st_size > 10_000
-    algorithms = comparison["algorithms"]
-    assert list(algorithms) == ["best of n", "DPO", "PPO", "GRPO"]
-    for name, block in algorithms.items():
-        assert name in printed
-        assert 0 <= block["ci95"][0] <= block["true_reward"] <= block["ci95"][1] <= 1
-        assert 0 < block["memory_mb"] < 1500 and block["seconds"] > 0
-        assert block["samples"] == (0 if name == "best of n" else 1280)
-        assert block["kl"]["nats_an_answer"] > 0
-    # by definition of the algorithms, whatever they have learned
-    assert algorithms["PPO"]["trainable_parameters"] > algorithms["GRPO"]["trainable_parameters"] > 0
-    assert algorithms["DPO"]["trainable_parameters"] == algorithms["GRPO"]["trainable_parameters"]
-    assert algorithms["best of n"]["trainable_parameters"] == 0
-    assert algorithms["best of n"]["gain"]["ci95"][0] > 0
 
 
 def test_a_sparse_reward_is_found_by_patience(runs: Path) -> None:
