@@ -56,8 +56,8 @@ class Workshop:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Of the stages that were asked for, whether they were done now or before."""
-        return {stage: self.stages.seconds[stage] for stage in self._used}
+        """Of the stages that were asked for and have ended, whether they were done now or before."""
+        return {stage: self.stages.seconds[stage] for stage in self._used if stage in self.stages.seconds}
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
