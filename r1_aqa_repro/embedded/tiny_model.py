@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -155,14 +156,23 @@ def build_tiny_qwen2_audio(out: Path, *, texts: Iterable[str], seed: int, geomet
     Raises:
         FileExistsError: `out` exists.
     """
+    processor = build_processor(geometry, texts)
+    save_whole(out, build_qwen2_audio(processor, geometry, seed), processor)
+
+
+def save_whole(out: Path, *parts: Any) -> None:
+    """Save a model and what belongs to it in a new folder, which appears by one rename.
+
+    Raises:
+        FileExistsError: `out` exists.
+    """
     out = Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists already")
     unfinished = out.with_name(f".{out.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    processor = build_processor(geometry, texts)
-    build_qwen2_audio(processor, geometry, seed).save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
+    for part in parts:
+        part.save_pretrained(unfinished)
     os.replace(unfinished, out)
 
 

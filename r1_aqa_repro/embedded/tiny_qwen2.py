@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from r1_aqa_repro.embedded.tiny_model import train_tokenizer
+from r1_aqa_repro.embedded.tiny_model import save_whole, train_tokenizer
 
 _SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _SYSTEM = "You are a helpful assistant."  # what Qwen2-Instruct puts where a conversation has no system message
@@ -94,12 +92,5 @@ def build_tiny_qwen2(out: Path, *, texts: Iterable[str], seed: int, geometry: Te
     Raises:
         FileExistsError: `out` exists.
     """
-    out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} exists already")
-    unfinished = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer = build_text_tokenizer(geometry, texts)
-    build_qwen2(tokenizer, geometry, seed).save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    os.replace(unfinished, out)
+    save_whole(out, build_qwen2(tokenizer, geometry, seed), tokenizer)
