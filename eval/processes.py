@@ -91,8 +91,10 @@ def joined() -> Iterator[Processes]:
         return
     import torch.distributed
 
+    from r1_aqa_repro.distributed import end_distributed
+
     torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield Processes(int(os.environ["RANK"]), count)
     finally:
-        torch.distributed.destroy_process_group()
+        end_distributed()

@@ -24,6 +24,7 @@ from trl import ModelConfig
 from r1_aqa_repro.audio import check_audio
 from r1_aqa_repro.config import BEST_METRIC, DataArguments, RunArguments, num_processes
 from r1_aqa_repro.console import is_main_process, say
+from r1_aqa_repro.distributed import end_distributed
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.inputs import minimum_seconds
@@ -134,8 +135,7 @@ def begin_run(
         problems += _check_disk(folder, training, saved, run.examples)
     problems = _of_all_processes(problems, run.ids)
     if problems:
-        if torch.distributed.is_initialized():  # left open, it aborts one process at exit: code 1 instead of 2
-            torch.distributed.destroy_process_group()
+        end_distributed()
         raise Refused(problems)
     if is_main_process():
         start_run(folder, config, hashes, training.seed, data.overwrite, embedded_held_out)

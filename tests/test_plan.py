@@ -348,10 +348,17 @@ def test_sft_is_told_by_its_keys(measured_folder: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*7b*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*audio_7b*.yaml")), ids=lambda path: path.stem)
 def test_every_7b_config_is_planned_without_its_weights(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, report, text = plan(capsys, tmp_path / "a.json", "--config", str(config), "--gpus", "8", "--gpu-memory", "80")
     assert code == 0 and report["recommended"]
     assert "8.40 G parameters" in text or "use_peft: true" in config.read_text()
+
+
+@pytest.mark.parametrize("config", ["dpo", "grpo_text", "ppo_text", "reward_model"])
+def test_a_run_on_text_is_refused_as_such(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "configs" / f"{config}_qwen2_7b.yaml"
+    assert main(["--config", str(path), "--gpus", "8", "--gpu-memory", "80"]) == 2
+    assert f"{path}: it configures a run on text (" in capsys.readouterr().err
