@@ -17,7 +17,6 @@ Complete files are sorted: by question as in the data file, then by repeat.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,7 +31,7 @@ from eval.clips import CLIPS, can_be_heard, clip_hashes, recorded_clips
 from r1_aqa_repro.answers import parse_completion
 from r1_aqa_repro.console import say
 from r1_aqa_repro.errors import Failed, Problem, Refused
-from r1_aqa_repro.files import write_atomically, write_json
+from r1_aqa_repro.files import open_locked, write_atomically, write_json
 from r1_aqa_repro.prompts import prompt_text
 from r1_aqa_repro.schema import AudioQuestion
 
@@ -163,7 +162,7 @@ class PredictionFile:
         self._clip_of = {one.question.id: one.question.audio_path for one in asked}
         self.recorded: dict[Key, Prediction] = {}
         self.batch_sizes: list[int] = []  # that were used: the first one, and what memory made of it
-        self._file = _open_locked(self._path)
+        self._file = open_locked(self._path, "Choose another --out.")
         try:
             for prediction in self._read(self._path, self._file):
                 self._add(prediction)
@@ -215,7 +214,7 @@ class PredictionFile:
             Refused: as on opening.
         """
         for path in sorted(self._folder.glob(_PARTS)):
-            with _open_locked(path) as part:
+            with open_locked(path, "Choose another --out.") as part:
                 self.append(self._read(path, part))
                 path.unlink()
 
@@ -226,7 +225,7 @@ class PredictionFile:
         if self._file.read() != content:
             write_atomically(self._path, content)
             self._file.close()
-            self._file = _open_locked(self._path)
+            self._file = open_locked(self._path, "Choose another --out.")
 
     def _match_clips(self) -> None:
         """Hold what is recorded against the clips as they are, and record these.
@@ -317,7 +316,7 @@ class PartFile:
     """What one of several processes records until the main one takes it in: `predictions.rank-N.jsonl`."""
 
     def __init__(self, folder: str | os.PathLike[str], rank: int):
-        self._file = _open_locked(Path(folder) / _PARTS.replace("*", str(rank)))
+        self._file = open_locked(Path(folder) / _PARTS.replace("*", str(rank)), "Choose another --out.")
 
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Record the predictions and flush them to disk."""
@@ -328,27 +327,6 @@ class PartFile:
 
 
 _REMEDY = "Choose another --out, or remove the folder."
-
-
-def _open_locked(path: Path) -> IO[bytes]:
-    """Open a file for appending and reading; the lock goes when it is closed.
-
-    Raises:
-        Refused: it cannot be written, or another process has it.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
-    except OSError as error:
-        what = f"cannot be written ({error.strerror})"
-        raise Refused.because(str(path.parent), what, "Choose another --out.") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        what = "another process is writing its predictions there"
-        raise Refused.because(str(path.parent), what, "Wait for it or choose another --out.") from None
-    return file
 
 
 def _write(file: IO[bytes], predictions: Iterable[Prediction]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from r1_aqa_repro.errors import Refused
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -26,6 +29,25 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_locked(path: Path, remedy: str) -> IO[bytes]:
+    """Open a file for appending and reading that one process at a time can have; closing it lets the next one in.
+
+    Raises:
+        Refused: it cannot be written, or another process has it. `remedy` says where else to write.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
+    except OSError as error:
+        raise Refused.because(str(path), f"cannot be written ({error.strerror})", remedy) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise Refused.because(str(path), "another process is writing to it", f"Wait for it. {remedy}") from None
+    return file
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

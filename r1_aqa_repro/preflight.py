@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
+from peft import inject_adapter_in_model
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
 from r1_aqa_repro.audio import check_audio
 from r1_aqa_repro.config import BEST_METRIC, DataArguments, RunArguments, num_processes
@@ -69,7 +70,7 @@ def prepare(
     try:
         config_of_model, processor = _check_model(model)
         shortest = minimum_seconds(processor)
-        parameters = count_parameters(training, lambda: Qwen2AudioForConditionalGeneration(config_of_model))
+        parameters = count_parameters(training, model, lambda: Qwen2AudioForConditionalGeneration(config_of_model))
     except Refused as refusal:
         problems += refusal.problems
     questions, dropped, bad = _read(data.train_file, data.skip_bad_records, shortest)
@@ -324,13 +325,27 @@ def check_free_space(folder: Path, needed: int, purpose: str) -> list[Problem]:
     return [Problem(str(folder), what, "Free some space, set save_total_limit, or choose another output_dir.")]
 
 
-def count_parameters(training: TrainingArguments, build: Callable[[], PreTrainedModel]) -> int:
-    """Parameters of the model that `build` makes, without memory for them."""
+def count_parameters(training: TrainingArguments, model: ModelConfig, build: Callable[[], PreTrainedModel]) -> int:
+    """Parameters of the model that `build` makes, without memory for them.
+
+    Raises:
+        Refused: with `use_peft`, the model has no modules of the names to adapt.
+    """
     if training.deepspeed:  # ZeRO-3 would shard even this model, before there are processes to shard it over
         unset_hf_deepspeed_config()
     try:
         with torch.device("meta"):
-            return build().num_parameters()
+            built = build()
+            parameters = built.num_parameters()
+            if model.use_peft:
+                inject_adapter_in_model(get_peft_config(model), built)
+    except ValueError as error:
+        if not model.use_peft:
+            raise
+        what = str(error).split(". ")[0].rstrip(".")
+        remedy = "Give several names, such as q_proj v_proj, or one alone as a pattern of whole names: .*q_proj."
+        raise Refused.because("lora_target_modules", what, remedy) from error
     finally:
         if training.deepspeed:
             set_hf_deepspeed_config(training.hf_deepspeed_config)
+    return parameters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -10,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from r1_aqa_repro.errors import Failed, Problem, Refused
-from r1_aqa_repro.files import write_atomically, write_json
+from r1_aqa_repro.files import open_locked, write_atomically, write_json
 from r1_aqa_repro.text_data import TextPrompt
 
 _REMEDY = "Choose another --out, or remove what is there."
@@ -141,7 +140,7 @@ class SampleFile:
             Refused: what is there was made with other settings or for other prompts, a line is damaged, another process
                 is writing to it, or it cannot be written.
         """
-        self._file = _open_locked(outputs.samples)
+        self._file = open_locked(outputs.samples, "Choose another --out.")
         try:
             self.recorded = self._read(outputs.samples, ids)
             if self.recorded:
@@ -187,22 +186,6 @@ class SampleFile:
                 raise Refused.because(f"{path}:{number + 1}", f"{sampled.id!r} is not the prompt due there", _REMEDY)
             recorded.append(sampled)
         return recorded
-
-
-def _open_locked(path: Path) -> IO[bytes]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
-    except OSError as error:
-        what = f"cannot be written ({error.strerror})"
-        raise Refused.because(str(path), what, "Choose another --out.") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        what = "another process is writing to it"
-        raise Refused.because(str(path), what, "Wait for it or choose another --out.") from None
-    return file
 
 
 def _check_settings(summary: Path, settings: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -96,7 +97,7 @@ def prepare_text(
     parameters, checked = None, None
     try:
         config, tokenizer = check_text_model(model)
-        parameters = count_parameters(training, lambda: build(config))
+        parameters = count_parameters(training, model, lambda: build(config))
         checked = config, tokenizer
     except Refused as refusal:
         problems += refusal.problems
@@ -117,6 +118,7 @@ def prepare_text(
     records = usable(data.train_file)
     eval_file = getattr(training, "eval_file", None)
     held_out = [] if eval_file is None else usable(eval_file)
+    problems += check_held_out(records, held_out, eval_file)
     ids = [record.id for record in records + held_out]
     begin_run(Run(data, training, model, ids, len(records), parameters), problems, dropped)
     return records, held_out
@@ -130,6 +132,20 @@ def check_evaluation(training: TrainingArguments) -> list[Problem]:
     given += ["eval_strategy"] if training.eval_strategy != "no" else []
     remedy = "Set eval_file too, or leave this out." if hasattr(training, "eval_file") else "Leave this out."
     return [Problem(key, "there is nothing to evaluate on", remedy) for key in given]
+
+
+def check_held_out(records: Sequence[Any], held_out: Sequence[Any], eval_file: str | None) -> list[Problem]:
+    """A problem for each held-out example or pair whose prompt is trained on."""
+    trained_on = {json.dumps(record.prompt): record.id for record in records} if held_out else {}
+    return [
+        Problem(
+            f"{eval_file}: {record.id}",
+            f"its prompt is trained on ({trained_on[prompt]})",
+            "Take it out of train_file or of eval_file.",
+        )
+        for record in held_out
+        if (prompt := json.dumps(record.prompt)) in trained_on
+    ]
 
 
 def check_text_model(model: TextModelConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:

@@ -18,6 +18,7 @@ from tests.conftest import make_questions
 
 COMMON = ["--max_steps", "1", "--bf16", "false", "--use_cpu", "true", "--report_to", "none", "--save_steps", "1"]
 GRPO = ["--num_generations", "2", "--prompts_per_step", "2", "--max_completion_length", "2"]
+LORA = ["--use_peft", "true", "--lora_target_modules", ".*language_model.*q_proj"]
 
 
 class Case:
@@ -197,8 +198,9 @@ def test_skipping_everything_is_refused(case):
         (["--dynamic_sampling", "3", "--max_prompts_per_device", "1"], "3 further prompts do not divide among the 2"),
         (["--advantage_filter", "best"], "invalid choice: 'best'"),
         (["--advantage_top_fraction", "0"], "advantage_top_fraction: 0.0"),
-        (["--trained_parts", "projector", "--use_peft", "true", "--lora_dropout", "0"], "projector beside an adapter"),
-        (["--use_peft", "true"], "lora_dropout: 0.05"),
+        (["--trained_parts", "projector", *LORA, "--lora_dropout", "0"], "projector beside an adapter"),
+        (LORA, "lora_dropout: 0.05"),
+        (["--use_peft", "true", "--lora_dropout", "0"], "lora_target_modules: Please specify `target_modules`"),
         (["--advantage_filter", "above_mean", "--loss_type", "dapo"], "above_mean with loss_type dapo"),
         (["--num_iterations", "2", "--max_prompts_per_device", "1", "--save_steps", "2"], "num_iterations: 2 updates"),
         (["--num_iterations", "2"], "save_steps: 1: a resume would begin in the middle"),

@@ -19,6 +19,7 @@ from r1_aqa_repro.embedded.text_set import write_text_set
 from r1_aqa_repro.embedded.text_tasks import TASKS, true_reward, vocabulary_texts
 from r1_aqa_repro.embedded.tiny_qwen2 import build_tiny_qwen2
 from r1_aqa_repro.errors import EXIT_DONE, Refused
+from r1_aqa_repro.files import open_locked
 from r1_aqa_repro.generation import generate, greedy_config, sampling_config
 from r1_aqa_repro.inputs import text_inputs
 from r1_aqa_repro.resuming import FINAL
@@ -47,10 +48,14 @@ class Workshop:
     Args:
         folder: `runs`, or wherever a run's own folder lies.
         seed: of the text set and of every training.
+
+    Raises:
+        Refused: another process has the folder.
     """
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
+        self._lock = open_locked(folder / ".text_runs.lock", "Choose an --output_dir in another folder.")
         self.stages = Stages(folder / "text_stages.json")
         self._used: list[str] = []
 

@@ -173,10 +173,28 @@ def test_held_out_records_are_checked_alike(
 ) -> None:
     records = records_of(text_set, kind)
     file = write_lines(tmp_path / "held_out.jsonl", [*records[:2], lengthened(kind, records[2], 150), {"prompt": 1}])
-    lines = refusal(kind, "--eval_file", file)
+    others = [record for record in records if all(record["prompt"] != held_out["prompt"] for held_out in records[:2])]
+    files = ["--train_file", str(write_lines(tmp_path / "train.jsonl", others)), "--eval_file", str(file)]
+    lines = refusal(kind, *files)
     assert len(lines) == 2 and all(f"error: {file}" in line for line in lines)
-    trainer = build(kind, "--eval_file", str(file), "--skip_bad_records", "true")
+    trainer = build(kind, *files, "--skip_bad_records", "true")
     assert len(trainer.eval_dataset) == 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind != "grpo"])
+def test_held_out_prompts_are_not_trained_on(kind: str, refusal: Refusal, text_set: Path, tmp_path: Path) -> None:
+    record = records_of(text_set, kind)[0] | {"id": "again"}
+    [line] = refusal(kind, "--eval_file", write_lines(tmp_path / "held_out.jsonl", [record]))
+    assert f"{tmp_path / 'held_out.jsonl'}: again: its prompt is trained on (" in line
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("targets", ["q_proj", "no_such_proj other_proj"])
+def test_modules_to_adapt_that_are_not_there(kind: str, targets: str, refusal: Refusal) -> None:
+    """TRL makes a pattern of one name alone, which PEFT holds against whole names."""
+    task = ["--lora_task_type", "SEQ_CLS"] if kind == "reward_model" else []
+    [line] = refusal(kind, *LORA, *task, "--lora_target_modules", *targets.split())
+    assert line.startswith("error: lora_target_modules: ") and all(name in line for name in targets.split())
 
 
 def test_max_length_above_what_the_model_takes(refusal: Refusal, text_set: Path, tmp_path: Path) -> None:
