@@ -46,6 +46,7 @@ from r1_aqa_repro.text_data import (
     Message,
     PreferencePair,
     Spelling,
+    answer,
     answer_from,
     id_of,
     messages_from,
@@ -284,9 +285,9 @@ def _from_alpaca(record: dict[str, Any]) -> _Parts:
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         what = f"history is {history!r:.60}, expected a list of questions with their answers"
         raise BadRecord(what, "Give history as [[question, answer], ...].")
-    for number, (question, answer) in enumerate(history, start=1):
+    for number, (question, reply) in enumerate(history, start=1):
         messages.append(_user(_text(question, f"question {number} of history")))
-        messages.append({"role": "assistant", "content": _text(answer, f"answer {number} of history")})
+        messages += answer(_text(reply, f"answer {number} of history"))
     asked = [_text(record.get("instruction"), "instruction")]
     if record.get("input"):
         asked.append(_text(record["input"], "input"))
@@ -428,10 +429,7 @@ def _digest(pair: PreferencePair) -> bytes:
 
 
 def _line(pair: PreferencePair) -> bytes:
-    answers = {
-        key: [{"role": "assistant", "content": text}]
-        for key, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
-    }
+    answers = {"chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}
     line = {"id": pair.id, "prompt": pair.prompt, **answers, **pair.columns}
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 

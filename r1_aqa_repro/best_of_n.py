@@ -31,15 +31,14 @@ from r1_aqa_repro.console import positive, say, with_hyphens
 from r1_aqa_repro.errors import EXIT_DONE, Failed, Refused, command
 from r1_aqa_repro.files import sha256_of
 from r1_aqa_repro.samples import Outputs, Sampled, SampleFile, write_results
-from r1_aqa_repro.text_data import TextPrompt, read_prompts
+from r1_aqa_repro.text_data import TextPrompt
 
 if TYPE_CHECKING:
     from r1_aqa_repro.rewards import RewardFunction
 
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".txt")  # what a checkpoint's answers depend on
 # the names that a training's configuration has for these options
 _OPTIONS = {
-    "reward_funcs": "--rewards",
+    "reward_funcs": "--reward-model, --rewards",
     "reward_weights": "--reward-weights",
     "reward_model_name_or_path": "--reward-model",
     "persona_rubric": "--persona-rubric",
@@ -59,12 +58,16 @@ def main(argv: list[str]) -> int:
             _sample(arguments, prompts, file)
         summary = write_results(outputs, settings, prompts, file.recorded)
     say(
-        f"{summary['pairs']} pairs of {summary['prompts']} prompts ({summary['ties']} ties), {summary['cut_off']} of "
-        f"{summary['samples']} answers cut off; mean score {summary['mean_score']:.3f}, of the best of "
-        f"{arguments.num} {summary['mean_best_score']:.3f}, which is at most {summary['kl_bound']:.2f} nats away"
+        f"{summary['pairs']} pairs of {summary['prompts']} prompts ({summary['ties']} ties, "
+        f"{summary['without_whole_answer']} without a whole answer); of {summary['samples']} answers "
+        f"{summary['cut_off']} cut off, {summary['empty']} empty; mean score {summary['mean_score']:.3f}, of the best "
+        f"of {arguments.num} {summary['mean_best_score']:.3f}, which is at most {summary['kl_bound']:.2f} nats away"
     )
     if not summary["pairs"]:
-        raise Failed(f"{outputs.pairs}: not a single pair, since no reward tells the answers to a prompt apart")
+        raise Failed(
+            f"{outputs.pairs}: not a single pair: of {summary['ties']} prompts no reward tells the answers apart, "
+            f"{summary['without_whole_answer']} have none that is whole (--max-new-tokens {arguments.max_new_tokens})"
+        )
     return EXIT_DONE
 
 
@@ -74,37 +77,33 @@ def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
     Raises:
         Refused: with everything that is wrong.
     """
-    from r1_aqa_repro.judging import check_judges, check_prompts, positions_of_judge
+    from r1_aqa_repro.judging import check_judges
     from r1_aqa_repro.text_modeling import checked_config, load_tokenizer
     from r1_aqa_repro.text_preflight import prompts_to_answer, read_usable
 
     judging = _judging(arguments)
     problems = [replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_judges(judging)]
-    if not judging.reward_funcs:
-        raise Refused.because("command line", "nothing judges the answers", "Give --reward-model, --rewards or both.")
     checked = None
     try:
         checked = checked_config(arguments.model), load_tokenizer(arguments.model)
     except Refused as refusal:
         problems += refusal.problems
-    kind = prompts_to_answer(
-        read_prompts,
-        arguments.max_new_tokens,
-        lambda records, file: check_prompts(judging, records, file),
-        positions_of_judge(judging),
-    )
+    kind = prompts_to_answer(judging, "lower --max-new-tokens")
     try:
         prompts, bad = read_usable(str(arguments.prompts), kind, checked)
     except Refused as refusal:
         raise Refused(problems + refusal.problems) from refusal
-    if problems + bad:
-        raise Refused(problems + bad)
+    problems += bad + kind.check_all(prompts, str(arguments.prompts))
+    if problems:
+        raise Refused(problems)
     return prompts[: arguments.limit]
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that the samples and their scores depend on."""
     import torch
+
+    from r1_aqa_repro.modeling import model_hash
 
     judging = _judging(arguments)
     return {
@@ -124,21 +123,6 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         **{package: importlib.metadata.version(package) for package in ("torch", "transformers")},
     }
-
-
-def model_hash(name_or_path: str) -> str:
-    """Hash of a checkpoint's files, and of its base model's where it is an adapter; a hub id stands for itself."""
-    from r1_aqa_repro.modeling import adapter_base
-
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        return name_or_path
-    files = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_FILES)
-    parts = [f"{file.name} {sha256_of(file)}" for file in files]
-    base = adapter_base(folder)
-    if base is not None:
-        parts.append(model_hash(base))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _judging(arguments: argparse.Namespace) -> Any:
@@ -256,7 +240,7 @@ class Sampler:
         self, prompts: Sequence[TextPrompt], texts: Sequence[str], token_ids: Sequence[Sequence[int]]
     ) -> dict[str, list[float]]:
         """What each of N answers to N prompts is worth by each reward, called as a trainer calls it."""
-        from r1_aqa_repro.text_examples import answer
+        from r1_aqa_repro.text_data import answer
 
         names = sorted({name for prompt in prompts for name in prompt.columns})
         columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names} | {

@@ -131,11 +131,19 @@ class Contest:
         workshop: gives what they start from.
         folder: of the comparison.
         samples: that each may draw.
+
+    Raises:
+        Refused: there are too few prompts for so many.
     """
 
     def __init__(self, workshop: Workshop, folder: Path, samples: int):
         self.workshop, self.folder, self.samples = workshop, folder, samples
-        self.start, self.reward_model, self.data = workshop.policy(), workshop.reward_model(), workshop.data()
+        self.data = workshop.data()
+        most = NUM * len(read_prompts(self.data / "assist_prompts_train.jsonl").records)
+        if samples > most:
+            what = f"DPO could not use {samples}: there are {NUM} for each of the {most // NUM} prompts to train on"
+            raise Refused.because("--samples", what, f"Choose at most {most}.")
+        self.start, self.reward_model = workshop.policy(), workshop.reward_model()
 
     def carry_out(self) -> None:
         """Sample and train what is not done yet.

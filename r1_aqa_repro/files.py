@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +30,11 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: str | os.PathLike[str], records: Iterable[Any]) -> None:
+    """Write `records` as JSON lines, all of them or none."""
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def open_locked(path: Path, remedy: str) -> IO[bytes]:

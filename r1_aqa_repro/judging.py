@@ -121,6 +121,8 @@ def check_judges(args: RewardArguments) -> list[Problem]:
         for name in names
         if name not in RULES and name != REWARD_MODEL
     ]
+    if not names:
+        problems.append(Problem("reward_funcs", "nothing judges the completions", "Name one reward or several."))
     if len(set(names)) < len(names):
         problems.append(Problem("reward_funcs", f"{names} has a reward twice", "Give it once, with a weight."))
     problems += check_weights(weights, names)
@@ -162,7 +164,7 @@ def check_prompts(args: RewardArguments, prompts: Sequence[TextPrompt], file: st
         if name in _NEEDS:
             column, check = _NEEDS[name]
             problems += check([prompt for prompt in prompts if prompt.columns.get(column) is not None], file)
-    if all(name in _NEEDS for name in args.reward_funcs):
+    if args.reward_funcs and all(name in _NEEDS for name in args.reward_funcs):
         columns = [_NEEDS[name][0] for name in args.reward_funcs]
         problems += [
             Problem(f"{file}: {prompt.id}", "no reward judges it", f"Give it {' or '.join(columns)}.")
@@ -170,6 +172,19 @@ def check_prompts(args: RewardArguments, prompts: Sequence[TextPrompt], file: st
             if all(prompt.columns.get(column) is None for column in columns)
         ]
     return problems
+
+
+def check_uses(args: RewardArguments, prompts: Sequence[TextPrompt], file: str) -> list[Problem]:
+    """A problem for each reward that judges not one of the prompts: its column may be misspelt."""
+    return [
+        Problem(
+            file,
+            f"no prompt has {column!r}, without which the reward {name} judges nothing",
+            "Name the column so, or leave the reward out.",
+        )
+        for name, (column, _) in _NEEDS.items()
+        if name in args.reward_funcs and prompts and all(prompt.columns.get(column) is None for prompt in prompts)
+    ]
 
 
 def positions_of_judge(args: RewardArguments) -> int | None:

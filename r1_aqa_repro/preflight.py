@@ -29,7 +29,7 @@ from r1_aqa_repro.distributed import end_distributed
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.inputs import minimum_seconds
-from r1_aqa_repro.modeling import adapter_base, check_model_folder, check_pair, load_processor
+from r1_aqa_repro.modeling import adapter_base, check_model_folder, check_pair, load_processor, model_hash
 from r1_aqa_repro.resuming import FINAL
 from r1_aqa_repro.run_folder import check_run_folder, data_hashes, resolved_config, start_run
 from r1_aqa_repro.schema import AudioQuestion, limited, read_questions, with_answers
@@ -49,6 +49,9 @@ _UNSUPPORTED = {
     "chat_template_kwargs": None,
     "cast_lm_head_to_fp32": False,  # TRL 1.16 looks for a key that Qwen2-Audio's configuration lacks
 }
+
+# models beside the one that is trained
+_MODELS = ("reward_model_name_or_path", "value_model_name_or_path")
 
 
 def prepare(
@@ -126,7 +129,11 @@ def begin_run(
     data, training = run.data, run.training
     folder = Path(str(training.output_dir))
     config = resolved_config(data=data, training=training, model=run.model)
-    hashes = data_hashes(data.train_file, getattr(training, "eval_file", None))
+    files = (data.train_file, getattr(training, "eval_file", None), getattr(training, "persona_rubric", None))
+    hashes = data_hashes(*files)
+    if not problems and is_main_process():  # one is enough: they are large
+        models = [getattr(training, key, None) for key in _MODELS] + [run.model.model_name_or_path]
+        hashes |= {str(name): model_hash(name) for name in models if name is not None and Path(name).is_dir()}
     problems = list(problems)
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)

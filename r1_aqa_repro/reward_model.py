@@ -10,8 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1_aqa_repro.inputs import pad_right, token_ids
 from r1_aqa_repro.rewards import Completion, completion_text
-from r1_aqa_repro.text_data import Message
-from r1_aqa_repro.text_examples import answer
+from r1_aqa_repro.text_data import Message, answer
 
 
 def score_conversations(
@@ -43,12 +42,17 @@ def score_conversations(
 
 
 class RewardModel:
-    """A reward model as a reward function: TRL scores one that it is given as a module in the same way."""
+    """A reward model as a reward function: TRL scores one that it is given as a module in the same way.
+
+    Args:
+        model, tokenizer: of a reward model.
+        batch_size: conversations scored at once.
+    """
 
     __name__ = "reward_model"
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64):
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
     def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[Completion], **_: Any) -> list[float]:
         """Scores of N completions of N prompts."""
@@ -56,4 +60,4 @@ class RewardModel:
             [*prompt, *answer(completion_text(completion))]
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-        return score_conversations(self.model, self.tokenizer, conversations)
+        return score_conversations(self.model, self.tokenizer, conversations, self.batch_size)

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from r1_aqa_repro.errors import Failed, Problem, Refused
-from r1_aqa_repro.files import open_locked, write_atomically, write_json
-from r1_aqa_repro.text_data import TextPrompt
+from r1_aqa_repro.files import open_locked, write_json, write_lines
+from r1_aqa_repro.text_data import TextPrompt, answer
 
 _REMEDY = "Choose another --out, or remove what is there."
 
@@ -35,13 +35,16 @@ class Sampled:
     rewards: dict[str, list[float]]
     scores: list[float]
 
-    def best_and_worst(self) -> tuple[int, int] | None:
-        """Which answers have the highest and the lowest score, the first of equals; None where nothing tells them
-        apart.
+    def whole(self) -> list[int]:
+        """Which answers can be one of a pair: to one that was cut off, or is empty, a trainer would add an end that
+        the model did not write."""
+        return [i for i, text in enumerate(self.completions) if self.finished[i] and text.strip()]
 
-        Those that were cut off or are empty are left out: a trainer would add an end that the model did not write.
+    def best_and_worst(self) -> tuple[int, int] | None:
+        """Which whole answers have the highest and the lowest score, the first of equals; None where nothing tells
+        them apart.
         """
-        whole = [i for i, text in enumerate(self.completions) if self.finished[i] and text.strip()]
+        whole = self.whole()  # neither cut off nor empty
         if not whole:
             return None
         best, worst = max(whole, key=self.scores.__getitem__), min(whole, key=self.scores.__getitem__)
@@ -51,7 +54,7 @@ class Sampled:
 
 
 def pair_of(prompt: TextPrompt, sampled: Sampled) -> dict[str, Any] | None:
-    """The best answer against the worst as a preference pair (`text_data`); None for a tie."""
+    """The best answer against the worst as a preference pair (`text_data`); None where there are no such two."""
     picked = sampled.best_and_worst()
     if picked is None:
         return None
@@ -60,8 +63,8 @@ def pair_of(prompt: TextPrompt, sampled: Sampled) -> dict[str, Any] | None:
         "id": prompt.id,
         **({"task": prompt.columns["task"]} if "task" in prompt.columns else {}),
         "prompt": prompt.messages,
-        "chosen": [{"role": "assistant", "content": sampled.completions[best]}],
-        "rejected": [{"role": "assistant", "content": sampled.completions[worst]}],
+        "chosen": answer(sampled.completions[best]),
+        "rejected": answer(sampled.completions[worst]),
         "chosen_score": sampled.scores[best],
         "rejected_score": sampled.scores[worst],
     }
@@ -99,16 +102,19 @@ def write_results(
     """Write the pairs and the summary of complete samples; returns the summary."""
     found = [pair_of(prompt, sampled) for prompt, sampled in zip(prompts, samples, strict=True)]
     pairs = [pair for pair in found if pair is not None]
-    write_atomically(outputs.pairs, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    write_lines(outputs.pairs, pairs)
+    without_answer = sum(not sampled.whole() for sampled in samples)
     n = len(samples[0].scores)
     scores = [score for sampled in samples for score in sampled.scores]
     summary = {
         "settings": dict(settings),
         "prompts": len(samples),
         "pairs": len(pairs),
-        "ties": len(samples) - len(pairs),
+        "ties": len(samples) - len(pairs) - without_answer,
+        "without_whole_answer": without_answer,
         "samples": len(scores),
         "cut_off": sum(not finished for sampled in samples for finished in sampled.finished),
+        "empty": sum(not text.strip() for sampled in samples for text in sampled.completions),
         "mean_score": sum(scores) / len(scores),
         "mean_best_score": sum(max(sampled.scores) for sampled in samples) / len(samples),
         "mean_rewards": {

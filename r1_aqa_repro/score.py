@@ -11,7 +11,6 @@ Exit codes: 0 done; 1 a score is no number; 2 refused: no reward model, no such 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from r1_aqa_repro.console import positive, with_hyphens
 from r1_aqa_repro.errors import EXIT_DONE, Failed, Problem, Refused, command
-from r1_aqa_repro.files import write_atomically, write_json
+from r1_aqa_repro.files import write_json, write_lines
 from r1_aqa_repro.statistics import wilson
 from r1_aqa_repro.text_data import PreferencePair, read_pairs
 
@@ -52,9 +51,9 @@ def main(argv: list[str]) -> int:
         for pair, better, worse, margin in zip(pairs, chosen, rejected, margins, strict=True)
     ]
     summary = {"model": arguments.model, "file": str(arguments.file)} | summarised(pairs, chosen, rejected)
-    write_atomically(out / "scores.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_lines(out / "scores.jsonl", lines)
     write_json(out / "score.json", summary)
-    _print(summary)
+    _print(summary, out)
     return EXIT_DONE
 
 
@@ -111,7 +110,7 @@ def pair_scores(
         batch_size: pairs scored at once.
     """
     from r1_aqa_repro.reward_model import score_conversations
-    from r1_aqa_repro.text_examples import answer
+    from r1_aqa_repro.text_data import answer
 
     chosen: list[float] = []
     rejected: list[float] = []
@@ -190,6 +189,10 @@ def summarised(pairs: Sequence[PreferencePair], chosen: Sequence[float], rejecte
         **pair_accuracy(chosen, rejected),
         "loss": float(np.logaddexp(0, -margins).mean()),
         "by_task": by_task,
+        "scores": {
+            name: {"mean": sum(scores) / len(scores), "lowest": min(scores), "highest": max(scores)}
+            for name, scores in (("chosen", chosen), ("rejected", rejected))
+        },
         "margins": {"borders": borders.tolist(), "counts": counts.tolist()},
         "calibration": calibration(margins.tolist()),
     }
@@ -200,7 +203,7 @@ def _too_long(
 ) -> list[Problem]:
     """A problem for each pair that the model has no positions for: it would go on with ones it has never seen."""
     from r1_aqa_repro.inputs import token_ids
-    from r1_aqa_repro.text_examples import answer
+    from r1_aqa_repro.text_data import answer
     from r1_aqa_repro.text_modeling import checked_config
 
     limit = checked_config(name_or_path).max_position_embeddings
@@ -225,7 +228,7 @@ def _default_out(name_or_path: str, file: Path) -> Path:
     return Path(name_or_path) / "score" / file.stem
 
 
-def _print(summary: dict[str, Any]) -> None:
+def _print(summary: dict[str, Any], out: Path) -> None:
     console = Console(markup=False, highlight=False)  # tasks and paths are printed as they are
     console.print(f"{summary['model']} on {summary['file']}", soft_wrap=True)
     table = Table("", "pairs", "accuracy", "95 %", "ties", title="pair accuracy")
@@ -253,6 +256,12 @@ def _print(summary: dict[str, Any]) -> None:
         else:
             reliability.add_row(name, "0")
     console.print(reliability)
+
+    scores = Table("", "mean", "lowest", "highest", title="scores")
+    for answers, figures in summary["scores"].items():
+        scores.add_row(answers, *(f"{figures[key]:+.3f}" for key in ("mean", "lowest", "highest")))
+    console.print(scores)
+    console.print(f"Scores of every pair: {out}/scores.jsonl", soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,6 +28,11 @@ Message = dict[str, str]  # role (system, user or assistant) and content
 CONVERT = "Convert the file with `python -m data_prep.preferences` and give the train.jsonl that it writes."
 
 
+def answer(text: str) -> list[Message]:
+    """The assistant's turn."""
+    return [{"role": "assistant", "content": text}]
+
+
 @dataclass(frozen=True)
 class TextPrompt:
     """A conversation that waits for the assistant's answer."""

@@ -11,7 +11,7 @@ from datasets import Dataset, load_dataset
 from transformers import TrainingArguments
 
 from r1_aqa_repro.run_folder import EXAMPLES
-from r1_aqa_repro.text_data import Message, PreferencePair, SFTExample
+from r1_aqa_repro.text_data import Message, PreferencePair, SFTExample, answer
 
 
 def sft_row(example: SFTExample) -> dict[str, list[Message]]:
@@ -24,11 +24,6 @@ def pair_row(pair: PreferencePair) -> dict[str, list[Message]]:
     return {"prompt": pair.prompt, "chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}
 
 
-def answer(text: str) -> list[Message]:
-    """The assistant's turn."""
-    return [{"role": "assistant", "content": text}]
-
-
 def dataset_of(name: str, rows: Iterable[dict[str, Any]], training: TrainingArguments) -> Dataset:
     """The rows as a dataset kept in the run folder, the same for all processes.
 
@@ -37,8 +32,8 @@ def dataset_of(name: str, rows: Iterable[dict[str, Any]], training: TrainingArgu
     """
     folder = Path(str(training.output_dir)) / EXAMPLES
     file = folder / f"{name}.parquet"
-    with training.main_process_first(local=True):
-        if training.local_process_index == 0 and not file.is_file():
+    with training.main_process_first(local=False):  # the folder is shared by all machines
+        if training.process_index == 0 and not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             Dataset.from_list(list(rows)).to_parquet(str(file.with_suffix(".partial")))
             os.replace(file.with_suffix(".partial"), file)

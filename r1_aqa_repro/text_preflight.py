@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,11 +17,20 @@ from transformers import (
 from r1_aqa_repro.config import RunArguments
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.inputs import token_ids
+from r1_aqa_repro.judging import check_prompts, check_uses, positions_of_judge
 from r1_aqa_repro.modeling import adapter_base
 from r1_aqa_repro.preflight import Run, begin_run, check_settings, count_parameters
 from r1_aqa_repro.text_config import TextModelConfig
-from r1_aqa_repro.text_data import PreferencePair, Read, SFTExample, TextPrompt
-from r1_aqa_repro.text_examples import answer
+from r1_aqa_repro.text_data import (
+    PreferencePair,
+    Read,
+    SFTExample,
+    TextPrompt,
+    answer,
+    read_pairs,
+    read_prompts,
+    read_sft,
+)
 from r1_aqa_repro.text_modeling import check_vocabulary, checked_config, load_tokenizer
 
 Record = TypeVar("Record", TextPrompt, PreferencePair, SFTExample)
@@ -34,34 +43,63 @@ class Kind(Generic[Record]):
 
     read: of `text_data`.
     conversations: what the model sees of a record, each one conversation.
-    max_tokens: the longest conversation that the model can take, or is to take; None: no limit but the model's own.
+    limits: the longest conversation by what sets it, in tokens, beside the model's own; None sets none.
+    shorten: what else than the record can be changed where one is too long.
     room: tokens that the model adds to a conversation.
     complete: the conversations hold the assistant's last turn.
     check: problems of records, given with the name of their file.
+    check_all: problems of all records of train_file together.
     """
 
     read: Callable[[str], Read[Record]]
     conversations: Callable[[Record], Sequence[Messages]]
-    max_tokens: int | None = None
+    limits: Mapping[str, int | None]
+    shorten: str
     room: int = 0
     complete: bool = True
     check: Callable[[Sequence[Record], str], list[Problem]] = lambda records, file: []
+    check_all: Callable[[Sequence[Record], str], list[Problem]] = lambda records, file: []
 
 
 def prompts_to_answer(
-    read: Callable[[str], Read[TextPrompt]],
-    max_completion_length: int,
-    check: Callable[[Sequence[TextPrompt], str], list[Problem]],
-    max_tokens: int | None = None,
+    judging: Any, shorten: str = "lower max_completion_length", critic: int | None = None
 ) -> Kind[TextPrompt]:
-    """Prompts for which completions of so many tokens are sampled, to be read by a judge of `max_tokens` positions."""
-    return Kind(read, lambda prompt: [prompt.messages], max_tokens, max_completion_length, False, check)
+    """Prompts for which completions are sampled and judged.
+
+    Args:
+        judging: a configuration with the keys of `RewardArguments` and `max_completion_length`.
+        shorten: see `Kind`.
+        critic: the longest conversation that a critic can take, where there is one.
+    """
+    return Kind(
+        read_prompts,
+        lambda prompt: [prompt.messages],
+        {"the reward model can take": positions_of_judge(judging), "the critic can take": critic},
+        shorten,
+        judging.max_completion_length,
+        complete=False,
+        check=lambda prompts, file: check_prompts(judging, prompts, file),
+        check_all=lambda prompts, file: check_uses(judging, prompts, file),
+    )
 
 
-def pairs_of(read: Callable[[str], Read[PreferencePair]], max_tokens: int | None) -> Kind[PreferencePair]:
+def preference_pairs(max_length: int | None) -> Kind[PreferencePair]:
     """Preference pairs, both of whose answers are seen with the prompt."""
     return Kind(
-        read, lambda pair: [[*pair.prompt, *answer(pair.chosen)], [*pair.prompt, *answer(pair.rejected)]], max_tokens
+        read_pairs,
+        lambda pair: [[*pair.prompt, *answer(pair.chosen)], [*pair.prompt, *answer(pair.rejected)]],
+        {"max_length allows": max_length},
+        "raise max_length",
+    )
+
+
+def demonstrations(max_length: int | None) -> Kind[SFTExample]:
+    """Prompts with an answer to imitate."""
+    return Kind(
+        read_sft,
+        lambda example: [[*example.prompt, *answer(example.completion)]],
+        {"max_length allows": max_length},
+        "raise max_length",
     )
 
 
@@ -87,9 +125,7 @@ def prepare_text(
     Raises:
         Refused: with everything that is wrong. Nothing has been written then.
     """
-    problems = extra + check_settings(training, model)
-    if hasattr(training, "eval_file"):
-        problems += check_evaluation(training)
+    problems = extra + check_settings(training, model) + check_evaluation(training)
     if model.use_peft and model.rope:
         what = "an adapter does not keep them: whoever loads it would get the base as it was"
         remedy = "Write them into the base's config.json, or leave use_peft out."
@@ -116,6 +152,7 @@ def prepare_text(
         return records
 
     records = usable(data.train_file)
+    problems += kind.check_all(records, str(data.train_file))
     eval_file = getattr(training, "eval_file", None)
     held_out = [] if eval_file is None else usable(eval_file)
     problems += check_held_out(records, held_out, eval_file)
@@ -182,14 +219,19 @@ def read_usable(
     if checked is None:
         return read.records, read.problems
     config, tokenizer = checked
-    limit = min(kind.max_tokens or config.max_position_embeddings, config.max_position_embeddings) - kind.room
+    limits = {"the model can take": config.max_position_embeddings} | {
+        name: limit for name, limit in kind.limits.items() if limit is not None
+    }
+    narrowest = min(limits, key=limits.__getitem__)
+    limit = limits[narrowest] - kind.room
+    beside = f" beside {kind.room} of an answer" if kind.room else ""
     usable, problems = [], list(read.problems)
     for record in read.records:
         bad = kind.check([record], file)
         length = max(map(len, token_ids(tokenizer, kind.conversations(record), kind.complete)))
         if length > limit:
-            what = f"{length} tokens are more than the {limit} that the model can take here"
-            remedy = "Shorten it, raise max_length or use rope_parameters; or give --skip_bad_records."
+            what = f"{length} tokens are more than the {limit} that {narrowest}{beside}"
+            remedy = f"Shorten it, {kind.shorten}, use a longer context (docs/long_context.md), or leave it out."
             bad.append(Problem(f"{file}: {record.id}", what, remedy))
         problems += bad
         if not bad:

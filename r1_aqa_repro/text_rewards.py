@@ -13,14 +13,14 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
-from r1_aqa_repro.answers import parse_completion
+from r1_aqa_repro.answers import parse_completion, without_tags_around
 from r1_aqa_repro.errors import Problem, Refused
 from r1_aqa_repro.final_number import Number, final_number, only_number
 from r1_aqa_repro.persona import phrases_in, plain
 from r1_aqa_repro.rewards import Completion, RewardFunction, completion_text
 from r1_aqa_repro.text_data import TextPrompt
 
-_FENCE = re.compile(r"(?P<indent> *)(?P<fence>```+|~~~+)(?P<info>[^`]*)")
+_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>```+|~~~+)(?P<info>[^`]*)")
 _PYTHON = ("", "python", "python3", "py")
 
 # A refusal declines in the first person. The lists of the literature (that of arXiv 2307.15043 is the best known) also
@@ -90,8 +90,9 @@ def python_syntax_reward(completions: Sequence[Completion], **_: Any) -> list[fl
     """1 where the completion has Python code in fences and all of it parses, else 0. Nothing is executed.
 
     Python is what a fenced block (CommonMark 0.31, section 4.5; indented at will, as in lists) holds whose language is
-    `python`, `python3`, `py` or left out. Each such block must be closed and parse, by the grammar of the Python that
-    runs this, and one at least must have a statement: comments alone are none. What the code does is not looked at.
+    `python`, `python3`, `py` or left out; tags of the prompt styles may touch its fences. Each such block must be
+    closed and parse, by the grammar of the Python that runs this, and one at least must have a statement: comments
+    alone are none. What the code does is not looked at.
     """
     return [float(_all_python_parses(completion_text(completion))) for completion in completions]
 
@@ -108,7 +109,7 @@ def _python_blocks(text: str) -> list[str | None]:
     opened: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.split("\n"):
-        fence = _FENCE.fullmatch(line.rstrip())
+        fence = _FENCE.fullmatch(without_tags_around(line.rstrip()))
         if opened is None:
             opened, lines = fence, []
         elif fence and fence["fence"].startswith(opened["fence"]) and not fence["info"]:
@@ -117,7 +118,7 @@ def _python_blocks(text: str) -> list[str | None]:
             opened = None
         else:
             indent = opened["indent"]
-            lines.append(line.removeprefix(indent) if line.startswith(indent) else line.lstrip(" "))
+            lines.append(line.removeprefix(indent) if line.startswith(indent) else line.lstrip(" \t"))
     return [*blocks, None] if opened is not None and _is_python(opened) else blocks
 
 

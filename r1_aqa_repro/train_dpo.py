@@ -20,10 +20,9 @@ from r1_aqa_repro.distributed import start_distributed
 from r1_aqa_repro.errors import command
 from r1_aqa_repro.resuming import ResumableTrainer
 from r1_aqa_repro.text_config import PairDPOConfig, parse_text_config
-from r1_aqa_repro.text_data import read_pairs
 from r1_aqa_repro.text_examples import dataset_of, pair_row
 from r1_aqa_repro.text_modeling import load_configured_policy
-from r1_aqa_repro.text_preflight import pairs_of, prepare_text
+from r1_aqa_repro.text_preflight import preference_pairs, prepare_text
 from r1_aqa_repro.training import run_training
 
 
@@ -35,7 +34,7 @@ class PairDPOTrainer(ResumableTrainer, DPOTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(PairDPOConfig, argv)
-    pairs, held_out = prepare_text(data, training, model_config, [], pairs_of(read_pairs, training.max_length))
+    pairs, held_out = prepare_text(data, training, model_config, [], preference_pairs(training.max_length))
 
     def build_trainer() -> PairDPOTrainer:
         start_distributed(training)

@@ -18,11 +18,10 @@ from r1_aqa_repro.distributed import start_distributed
 from r1_aqa_repro.errors import command
 from r1_aqa_repro.grpo.checks import check_adapter, check_signal
 from r1_aqa_repro.grpo.trainer import TextGRPOTrainer
-from r1_aqa_repro.judging import REWARD_MODEL, check_judges, check_prompts, positions_of_judge, rule_rewards
+from r1_aqa_repro.judging import REWARD_MODEL, check_judges, rule_rewards
 from r1_aqa_repro.text_config import TextGRPOConfig, parse_text_config
-from r1_aqa_repro.text_data import read_prompts
 from r1_aqa_repro.text_modeling import load_configured_policy, load_reward_model, load_tokenizer
-from r1_aqa_repro.text_preflight import check_evaluation, prepare_text, prompts_to_answer
+from r1_aqa_repro.text_preflight import prepare_text, prompts_to_answer
 from r1_aqa_repro.training import run_training
 
 
@@ -31,14 +30,7 @@ def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(TextGRPOConfig, argv)
     problems = check_judges(training) + check_signal(training) + check_adapter(model_config)
-    problems += check_evaluation(training)
-    kind = prompts_to_answer(
-        read_prompts,
-        training.max_completion_length,
-        lambda prompts, file: check_prompts(training, prompts, file),
-        positions_of_judge(training),
-    )
-    prompts, _ = prepare_text(data, training, model_config, problems, kind)
+    prompts, _ = prepare_text(data, training, model_config, problems, prompts_to_answer(training))
 
     def build_trainer() -> TextGRPOTrainer:
         start_distributed(training)

@@ -10,17 +10,24 @@ starts anew.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen2ForSequenceClassification, set_seed
 
 from r1_aqa_repro.distributed import start_distributed
 from r1_aqa_repro.errors import Problem, Refused, command
-from r1_aqa_repro.judging import REWARD_MODEL, check_judges, check_prompts, positions_of_judge, rule_rewards
+from r1_aqa_repro.judging import REWARD_MODEL, check_judges, rule_rewards
+from r1_aqa_repro.long_context import WHERE as ROPE_PARAMETERS
 from r1_aqa_repro.ppo.trainer import ActorCritic, PPOConfig, PPOTrainer, zero_head
 from r1_aqa_repro.reward_model import RewardModel
 from r1_aqa_repro.text_config import TextModelConfig, parse_text_config
-from r1_aqa_repro.text_data import read_prompts
-from r1_aqa_repro.text_modeling import check_reward_model, load_configured_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.text_modeling import (
+    check_reward_model,
+    checked_config,
+    load_configured_policy,
+    load_reward_model,
+    load_tokenizer,
+)
 from r1_aqa_repro.text_preflight import prepare_text, prompts_to_answer
 from r1_aqa_repro.training import run_training
 
@@ -30,12 +37,7 @@ def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(PPOConfig, argv)
     problems = check_judges(training) + check_ppo(training, model_config) + check_critic(training, model_config)
-    kind = prompts_to_answer(
-        read_prompts,
-        training.max_completion_length,
-        lambda prompts, file: check_prompts(training, prompts, file),
-        positions_of_judge(training),
-    )
+    kind = prompts_to_answer(training, critic=positions_of_critic(training, model_config))
     prompts, _ = prepare_text(data, training, model_config, problems, kind, actor_and_critic)
 
     def build_trainer() -> PPOTrainer:
@@ -47,7 +49,8 @@ def main(argv: list[str]) -> int:
         if REWARD_MODEL in training.reward_funcs:
             folder = str(training.reward_model_name_or_path)
             reward_tokenizer = load_tokenizer(folder)
-            judges[REWARD_MODEL] = RewardModel(load_reward_model(folder, reward_tokenizer, "auto"), reward_tokenizer)
+            judge = load_reward_model(folder, reward_tokenizer, "auto")
+            judges[REWARD_MODEL] = RewardModel(judge, reward_tokenizer, training.max_prompts_per_device)
         return PPOTrainer(
             policy=policy,
             critic=load_critic(training, model_config),
@@ -88,27 +91,44 @@ def load_critic(training: PPOConfig, model: TextModelConfig) -> PreTrainedModel:
 
 
 def check_critic(training: PPOConfig, model: TextModelConfig) -> list[Problem]:
-    """A problem where the critic is no reward model, or does not read the tokens that the policy writes."""
+    """A problem where the critic is no reward model, cannot have the run's rotary embeddings, or does not read the
+    tokens that the policy writes."""
     source, policy = critic_source(training), model.model_name_or_path
     if source is None or policy is None:
         return []
     try:
         if source != training.reward_model_name_or_path:  # that one is checked as a reward
             check_reward_model(source)
+        checked_config(source, model.rope)
         if load_tokenizer(source).get_vocab() != load_tokenizer(policy).get_vocab():
             what = f"its tokens are not those of {policy}, which the critic has to read"
             remedy = "Set value_model_name_or_path to a reward model of the policy's family."
             raise Refused.because(source, what, remedy)
-    except Refused as refusal:
-        return refusal.problems
+    except Refused as refusal:  # what is wrong with rope_parameters does not say for whom
+        return [
+            replace(problem, where=f"{source}: {problem.where}") if problem.where == ROPE_PARAMETERS else problem
+            for problem in refusal.problems
+        ]
     return []
+
+
+def positions_of_critic(training: PPOConfig, model: TextModelConfig) -> int | None:
+    """The longest conversation that the critic can read; None where it starts as the policy, or cannot be read."""
+    source = critic_source(training)
+    try:
+        return None if source is None else int(checked_config(source, model.rope).max_position_embeddings)
+    except Refused:  # `check_critic` says why
+        return None
 
 
 def check_ppo(training: PPOConfig, model: TextModelConfig) -> list[Problem]:
     """A problem for each setting that PPO cannot work with, or would ignore."""
+    bounds = {"num_ppo_epochs": 1, "num_mini_batches": 1, "max_completion_length": 1, "kl_coef": 0, "max_grad_norm": 0}
+    if training.local_rollout_forward_batch_size is not None:
+        bounds["local_rollout_forward_batch_size"] = 1
     problems = [
         Problem(key, f"{getattr(training, key)} is below {least}", f"Choose {least} or more.")
-        for key, least in (("num_ppo_epochs", 1), ("num_mini_batches", 1), ("max_completion_length", 1), ("kl_coef", 0))
+        for key, least in bounds.items()
         if getattr(training, key) < least
     ]
     problems += [
@@ -121,13 +141,10 @@ def check_ppo(training: PPOConfig, model: TextModelConfig) -> list[Problem]:
         for key in ("gamma", "lam")
         if not 0 <= getattr(training, key) <= 1
     ]
-    by_steps = ("steps", "no")
     problems += [
-        Problem(
-            key, f"{value.value}: PPO has no evaluation, and logs and saves by steps", f"Use {' or '.join(possible)}."
-        )
-        for key, possible in (("save_strategy", by_steps), ("logging_strategy", by_steps), ("eval_strategy", ("no",)))
-        if (value := getattr(training, key)) not in possible
+        Problem(key, f"{value.value}: PPO logs and saves by steps", "Use steps or no.")
+        for key in ("save_strategy", "logging_strategy")
+        if (value := getattr(training, key)) not in ("steps", "no")
     ]
     if model.use_peft:
         what = "PPO trains policy and critic in full, without adapters"

@@ -17,10 +17,9 @@ from r1_aqa_repro.distributed import start_distributed
 from r1_aqa_repro.errors import Problem, command
 from r1_aqa_repro.resuming import ResumableTrainer
 from r1_aqa_repro.text_config import RewardModelConfig, TextModelConfig, parse_text_config
-from r1_aqa_repro.text_data import read_pairs
 from r1_aqa_repro.text_examples import dataset_of, pair_row
 from r1_aqa_repro.text_modeling import load_configured_reward_model
-from r1_aqa_repro.text_preflight import pairs_of, prepare_text
+from r1_aqa_repro.text_preflight import preference_pairs, prepare_text
 from r1_aqa_repro.training import run_training
 
 
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> int:
         training,
         model_config,
         check_adapter(model_config),
-        pairs_of(read_pairs, training.max_length),
+        preference_pairs(training.max_length),
         Qwen2ForSequenceClassification,
     )
 

@@ -16,10 +16,9 @@ from r1_aqa_repro.distributed import start_distributed
 from r1_aqa_repro.errors import command
 from r1_aqa_repro.resuming import ResumableTrainer
 from r1_aqa_repro.text_config import TextSFTConfig, parse_text_config
-from r1_aqa_repro.text_data import read_sft
-from r1_aqa_repro.text_examples import answer, dataset_of, sft_row
+from r1_aqa_repro.text_examples import dataset_of, sft_row
 from r1_aqa_repro.text_modeling import load_configured_policy
-from r1_aqa_repro.text_preflight import Kind, prepare_text
+from r1_aqa_repro.text_preflight import demonstrations, prepare_text
 from r1_aqa_repro.training import run_training
 
 
@@ -31,7 +30,7 @@ class TextSFTTrainer(ResumableTrainer, SFTTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(TextSFTConfig, argv)
-    kind = Kind(read_sft, lambda example: [[*example.prompt, *answer(example.completion)]], training.max_length)
+    kind = demonstrations(training.max_length)
     examples, held_out = prepare_text(data, training, model_config, [], kind)
 
     def build_trainer() -> TextSFTTrainer:

@@ -181,9 +181,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--output_dir", type=Path, help="folder of the run (default: runs/<entry point>)")
-    parser.add_argument("--seed", type=int, default=0, help="of the text set and of every training")
+    add = parser.add_argument
+    add("stage", choices=STAGES)
+    add("--output_dir", "--output-dir", type=Path, help="folder of the run (default: runs/<entry point>)")
+    add("--seed", type=int, default=0, help="of the text set and of every training")
     return parser
 
 

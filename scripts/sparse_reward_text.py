@@ -37,7 +37,7 @@ from r1_aqa_repro.embedded.sparse_reward import CODES, vocabulary_texts, write_s
 from r1_aqa_repro.embedded.text_run import Interrupted  # noqa: E402
 from r1_aqa_repro.embedded.tiny_qwen2 import build_tiny_qwen2  # noqa: E402
 from r1_aqa_repro.errors import EXIT_DONE, Refused, command  # noqa: E402
-from r1_aqa_repro.files import write_json  # noqa: E402
+from r1_aqa_repro.files import open_locked, write_json  # noqa: E402
 from r1_aqa_repro.resuming import FINAL, last_checkpoint  # noqa: E402
 from r1_aqa_repro.stages import Stages  # noqa: E402
 from r1_aqa_repro.statistics import wilson  # noqa: E402
@@ -72,6 +72,7 @@ def main(argv: list[str]) -> int:
     own = _parser().parse_args(argv)
     folder = own.output_dir
     say(f"sparse reward in {folder}, seed {own.seed}")
+    lock = open_locked(folder / ".lock", "Choose another --output_dir.")  # of two starts one would disturb the other
     stages = Stages(folder / "stages.json")
     data, start, sft = folder / "data", folder / "start", folder / "sft"
     with stages("data"):
@@ -109,6 +110,7 @@ def main(argv: list[str]) -> int:
     write_json(folder / "results.json", summary)
     print_runs(summary, folder)
     say(f"{sum(stages.seconds.values()):.0f} s in all, set-up aside")
+    lock.close()
     return EXIT_DONE
 
 
@@ -238,8 +240,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("runs") / "sparse_reward_text", help="of the run")
-    parser.add_argument("--seed", type=int, default=0, help="of code, model and trainings (default: 0)")
+    add = parser.add_argument
+    out = Path("runs") / "sparse_reward_text"
+    add("--output_dir", "--output-dir", type=Path, default=out, help=f"folder of the run (default: {out})")
+    add("--seed", type=int, default=0, help="of code, model and trainings (default: 0)")
     return parser
 
 

@@ -27,6 +27,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from r1_aqa_repro import best_of_n, train_dpo, train_grpo_text  # noqa: E402
+from r1_aqa_repro.config import read_yaml  # noqa: E402
 from r1_aqa_repro.console import say  # noqa: E402
 from r1_aqa_repro.embedded.text_run import (  # noqa: E402
     MAX_NEW_TOKENS,
@@ -42,6 +43,7 @@ from r1_aqa_repro.statistics import paired_gain  # noqa: E402
 from r1_aqa_repro.text_data import read_prompts  # noqa: E402
 
 VARIANTS = ("grpo", "best_of_n")
+ONLINE = "grpo_text_assist_embedded"  # config of the second stage
 START, OFFLINE, ASSIST, BOTH = "start", "offline alone", "online alone", "both stages"
 
 
@@ -115,11 +117,13 @@ class Pipeline:
         """GRPO with the reward model and the rule for safety."""
         judge = ["--reward_model_name_or_path", str(self.workshop.reward_model())]
         prompts = self.workshop.data() / "assist_prompts_train.jsonl"
-        return self._train(name, train_grpo_text, "grpo_text_assist_embedded", model, prompts, judge)
+        return self._train(name, train_grpo_text, ONLINE, model, prompts, judge)
 
     def _best_of_n(self, name: str, model: Path) -> Path:
         """DPO on pairs that the same rewards have made of a model's own answers."""
-        judges = ["--reward-model", str(self.workshop.reward_model()), "--rewards", "safety"]
+        online = read_yaml(str(ROOT / "configs" / f"{ONLINE}.yaml"))
+        judges = ["--reward-model", str(self.workshop.reward_model()), "--rewards", *online["reward_funcs"][1:]]
+        judges += ["--reward-weights", *map(str, online["reward_weights"])]
         pairs = self._pairs(f"{name}_pairs", model, self.workshop.data() / "assist_prompts_train.jsonl", judges)
         return self._train(name, train_dpo, "dpo_embedded", model, pairs)
 
@@ -185,9 +189,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--variant", choices=VARIANTS, default="grpo", help="the second stage (default: grpo)")
-    parser.add_argument("--output_dir", type=Path, help="folder of the run (default: runs/two_stage_text)")
-    parser.add_argument("--seed", type=int, default=0, help="of the text set and of everything else (default: 0)")
+    add = parser.add_argument
+    add("--variant", choices=VARIANTS, default="grpo", help="the second stage (default: grpo)")
+    add("--output_dir", "--output-dir", type=Path, help="folder of the run (default: runs/two_stage_text)")
+    add("--seed", type=int, default=0, help="of the text set and of everything else (default: 0)")
     return parser
 
 

@@ -157,6 +157,9 @@ class TestPythonSyntax:
             ("```python\r\ndef f():\r\n    return 1\r\n```\r\n", 1),
             ("1. first\n   ```python\n   def f():\n       return 1\n   ```", 1),  # as in lists
             ("```python\nif x:\n\ty = 1\n```", 1),
+            ("- first\n\t```python\n\tif x:\n\t\ty = 1\n\t```", 1),
+            ("<think>Add them.</think>\n<answer>```python\nprint('<answer>')\n```</answer>", 1),
+            ("<answer>```python\nx =\n```</answer>", 0),
             ("x = 1", 0),  # no fences
             ("`x = 1`", 0),
             ("```python x = 1```", 0),  # no block: all on a line

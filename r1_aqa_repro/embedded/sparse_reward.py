@@ -7,14 +7,15 @@ ways, some of which are kept for evaluation.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from r1_aqa_repro.files import write_atomically, write_json
+from r1_aqa_repro.files import write_json, write_lines
+from r1_aqa_repro.text_data import answer
 
 CODES = 100
 SPLITS = ("train", "held_out")
@@ -54,7 +55,7 @@ def guesses() -> Iterator[dict[str, Any]]:
     for split in SPLITS:
         for prompt in prompts(0, split):
             for number in range(CODES):
-                completion = [{"role": "assistant", "content": reply(number)}]
+                completion = answer(reply(number))
                 yield {"id": f"{prompt['id']}-{number}", "prompt": prompt["prompt"], "completion": completion}
 
 
@@ -80,11 +81,7 @@ def write_sparse_set(out: Path, *, seed: int) -> None:
         if json.loads(complete.read_text(encoding="utf-8")) != description:
             raise ValueError(f"{complete} describes another set than {description}")
         return
-    _write_lines(out / "guesses.jsonl", guesses())
+    write_lines(out / "guesses.jsonl", guesses())
     for split in SPLITS:
-        _write_lines(out / f"prompts_{split}.jsonl", prompts(seed, split))
+        write_lines(out / f"prompts_{split}.jsonl", prompts(seed, split))
     write_json(complete, description)
-
-
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -26,8 +26,7 @@ from r1_aqa_repro.resuming import FINAL
 from r1_aqa_repro.reward_model import score_conversations
 from r1_aqa_repro.stages import Stages
 from r1_aqa_repro.statistics import mean_interval, paired_gain
-from r1_aqa_repro.text_data import TextPrompt
-from r1_aqa_repro.text_examples import answer
+from r1_aqa_repro.text_data import TextPrompt, answer
 from r1_aqa_repro.text_modeling import load_policy, load_reward_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent

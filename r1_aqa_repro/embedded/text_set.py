@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from r1_aqa_repro.embedded.text_tasks import TASKS, Record, Rng, all_prompts, demonstrate, true_reward
-from r1_aqa_repro.files import write_atomically, write_json
+from r1_aqa_repro.files import write_json, write_lines
+from r1_aqa_repro.text_data import answer
 
 GENERATOR_VERSION = 2  # raise it whenever the same seed would give other bytes
 ASSIST = ("list", "safety")  # whose reward has to be learned from preferences
@@ -72,15 +72,15 @@ def write_text_set(
             records = [
                 prompts[task][split][i] for i in range(longest) for task in tasks if i < len(prompts[task][split])
             ]
-            _write_lines(out / f"{name}_prompts_{split}.jsonl", records)
+            write_lines(out / f"{name}_prompts_{split}.jsonl", records)
     train = [prompts[task]["train"] for task in TASKS]
-    _write_lines(
+    write_lines(
         out / "sft.jsonl", (_demonstration(i, _in_turn(train, i), _rng(seed, "sft", i)) for i in range(num_sft))
     )
     for split, count in (("train", num_pairs_train), ("held_out", num_pairs_held_out)):
         asked = [prompts[task][split] for task in _PAIRS_OF]
         pairs = (_pair(i, split, _in_turn(asked, i), _rng(seed, split, i)) for i in range(count))
-        _write_lines(out / f"pairs_{split}.jsonl", pairs)
+        write_lines(out / f"pairs_{split}.jsonl", pairs)
     write_json(complete, description)
 
 
@@ -99,7 +99,7 @@ def _demonstration(index: int, record: Record, rng: Rng) -> Record:
         "id": f"sft-{index:05d}",
         "task": record["task"],
         "prompt": record["prompt"],
-        "completion": _assistant(demonstrate(record, rng)),
+        "completion": answer(demonstrate(record, rng)),
     }
 
 
@@ -117,16 +117,8 @@ def _pair(index: int, split: str, record: Record, rng: Rng) -> Record:
         "id": f"pair-{split}-{index:05d}",
         "task": record["task"],
         "prompt": record["prompt"],
-        "chosen": _assistant(better),
-        "rejected": _assistant(worse),
+        "chosen": answer(better),
+        "rejected": answer(worse),
         "chosen_score": true_reward(record, better),
         "rejected_score": true_reward(record, worse),
     }
-
-
-def _assistant(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
-
-
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

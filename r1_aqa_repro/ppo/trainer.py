@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,7 @@ from r1_aqa_repro.resuming import ResumableTrainer
 from r1_aqa_repro.reward_model import RewardModel
 from r1_aqa_repro.rewards import RewardFunction
 from r1_aqa_repro.text_config import RewardArguments
-from r1_aqa_repro.text_data import TextPrompt
-from r1_aqa_repro.text_examples import answer
+from r1_aqa_repro.text_data import TextPrompt, answer
 from r1_aqa_repro.text_modeling import load_policy, load_reward_model
 
 CRITIC = "critic"  # folder inside a checkpoint
@@ -71,7 +70,11 @@ class PPOConfig(RewardArguments, TrainingArguments):
 
     prompts_per_step: int = field(default=64, metadata={"help": "Prompts of a rollout, over all processes."})
     max_prompts_per_device: int = field(
-        default=8, metadata={"help": "At most so many completions a device at once in scoring and training."}
+        default=8, metadata={"help": "At most so many completions a device at once, in every model."}
+    )
+    local_rollout_forward_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "So many completions a device are sampled at once; max_prompts_per_device unless given."},
     )
     max_completion_length: int = field(default=256, metadata={"help": "Longest completion, tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Of sampling; log-probs are of the same distribution."})
@@ -381,15 +384,20 @@ class PPOTrainer(ResumableTrainer):
 
     def _generate(self, inputs: PromptInputs) -> list[list[int]]:
         """The ids of a completion a prompt, each with its end of sequence unless it was cut off."""
+        completion_ids: list[list[int]] = []
+        at_once = self.args.local_rollout_forward_batch_size or self.args.max_prompts_per_device
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-            return generate(
-                model.policy,
-                inputs,
-                torch.arange(len(inputs.prompt_ids)),
-                self.generation_config,
-                share=False,  # there is nothing to share: one completion a prompt
-                autocast=self.accelerator.autocast(),
-            )
+            for start in range(0, len(inputs.prompt_ids), at_once):
+                batch = PromptInputs(inputs.prompt_ids[start : start + at_once])
+                completion_ids += generate(
+                    model.policy,
+                    batch,
+                    torch.arange(len(batch.prompt_ids)),
+                    self.generation_config,
+                    share=False,  # there is nothing to share: one completion a prompt
+                    autocast=self.accelerator.autocast(),
+                )
+        return completion_ids
 
     def _score(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """The completions' log-probs by policy and reference, and their values by the critic: [N, C], 0 on padding."""
@@ -433,7 +441,8 @@ class PPOTrainer(ResumableTrainer):
                         scale = self.accelerator.num_processes * args.gradient_accumulation_steps / tokens
                         self.accelerator.backward(self._loss(terms) * scale)
                         if self.accelerator.sync_gradients:
-                            norms.append(self.accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm))
+                            bound = args.max_grad_norm or inf  # 0: no clipping, as for Trainer and DeepSpeed
+                            norms.append(self.accelerator.clip_grad_norm_(model.parameters(), bound))
                         self.optimizer.step()
                         self.optimizer.zero_grad()
                     for name, term in terms.items():

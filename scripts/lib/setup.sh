@@ -36,13 +36,16 @@ show_help_if_asked() { # show_help_if_asked SCRIPT ARGS...: the comment at the t
 }
 
 option_value() { # option_value NAME ARGS...: prints the value of `--NAME value` or `--NAME=value`; 1 if it isn't there
-    local name="--$1"
+    local name="__$1"
     shift
     while [ $# -gt 0 ]; do
-        case "$1" in
-            "$name") printf '%s\n' "${2-}" && return 0 ;;
-            "$name="*) printf '%s\n' "${1#*=}" && return 0 ;;
-        esac
+        if [ "$(printf '%s' "${1%%=*}" | tr - _)" = "$name" ]; then # --train-file is --train_file
+            case "$1" in
+                *=*) printf '%s\n' "${1#*=}" ;;
+                *) printf '%s\n' "${2-}" ;;
+            esac
+            return 0
+        fi
         shift
     done
     return 1

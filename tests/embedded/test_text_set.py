@@ -60,7 +60,7 @@ def test_a_complete_set_is_left_alone_and_an_incomplete_one_written_again(
     (tmp_path / "sft.jsonl").write_text("half a li")
     write_text_set(tmp_path, **SIZES)
     assert contents(tmp_path) == contents(written)
-    monkeypatch.setattr(text_set, "_write_lines", None)  # would fail if anything were to be written
+    monkeypatch.setattr(text_set, "write_lines", None)  # would fail if anything were to be written
     write_text_set(tmp_path, **SIZES)
 
 

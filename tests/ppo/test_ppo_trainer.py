@@ -17,12 +17,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
     set_seed,
 )
 
 from r1_aqa_repro import judging, train_ppo_text
 from r1_aqa_repro.callbacks import StopOnSignal
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
+from r1_aqa_repro.inputs import text_inputs, token_ids
 from r1_aqa_repro.ppo.objectives import generalized_advantages
 from r1_aqa_repro.ppo.trainer import CRITIC, PPOConfig, PPOTrainer, Rollout, indices_of_step
 from r1_aqa_repro.resuming import STAGING, ResumableTrainer, last_checkpoint
@@ -143,6 +145,54 @@ def test_rewards_of_several_kinds(make: Callable[..., PPOTrainer], reward_model:
     torch.testing.assert_close(rollout.returns[:, 0], torch.tensor(total), rtol=1e-4, atol=1e-4)
 
 
+def test_sampling_in_batches(make: Callable[..., PPOTrainer]) -> None:
+    """In batches of 3, 3 and 2, and all at once: what each prompt gives by itself, where nothing is left to chance."""
+    trainer = make()
+    inputs = text_inputs(trainer.processing_class, [prompt.messages for prompt in trainer.prompts[:8]])
+    trainer.generation_config.top_k = 1
+    with torch.no_grad():
+        for parameter in trainer.model.policy.parameters():
+            parameter.mul_(3)  # at its start it says the same to everything
+    sampled = []
+    for at_once in (1, 3, 8):
+        trainer.args.local_rollout_forward_batch_size = at_once
+        sampled.append(trainer._generate(inputs))
+    assert sampled[0] == sampled[1] == sampled[2]
+    assert len(sampled[0]) == 8 and len(set(map(tuple, sampled[0]))) > 4
+
+
+def test_no_model_sees_more_completions_at_once_than_set(
+    data: Path, model: Path, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[PPOTrainer] = []
+
+    def keep(build: Callable[[], PPOTrainer], *_: Any) -> int:
+        built.append(build())
+        return 0
+
+    monkeypatch.setattr(train_ppo_text, "run_training", keep)
+    settings = {"max_prompts_per_device": 2, "max_steps": 1, "reward_funcs": ["reward_model"]}
+    argv = arguments(tmp_path / "run", data, model, reward_model_name_or_path=reward_model, **settings)
+    assert train_ppo_text.main(argv) == 0
+    [trainer] = built
+    judge = trainer.reward_funcs["reward_model"]
+    assert isinstance(judge, RewardModel)
+    seen: dict[str, set[int]] = {}
+
+    def watch(name: str, watched: torch.nn.Module) -> None:
+        def note(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            seen.setdefault(name, set()).add(len(kwargs["input_ids"]))
+
+        watched.register_forward_pre_hook(note, with_kwargs=True)
+
+    watch("policy", trainer.model.policy)
+    watch("critic", trainer.model.critic.base_model)
+    watch("reference", trainer.reference)
+    watch("judge", judge.model)
+    trainer.train()
+    assert seen == {"policy": {2}, "critic": {2}, "reference": {2}, "judge": {2}}
+
+
 # --- The updates
 
 
@@ -178,14 +228,14 @@ def test_small_batches_add_up_to_the_same_update(make: Callable[..., PPOTrainer]
     """Completions have different lengths: a mean of the batches' means would be another loss."""
     whole, parts = make(max_prompts_per_device=8), make(max_prompts_per_device=2)
     assert (parts.args.per_device_train_batch_size, parts.args.gradient_accumulation_steps) == (2, 2)
+    _, rollout, _ = rolled_out(whole)
+    lengths = rollout.mask.sum(dim=1)
+    assert lengths.min() < lengths.max()
     gradients = []
     for trainer in (whole, parts):
         trainer._prepare_for_training(1, None, None)
         trainer.accelerator.gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-        set_seed(0)
-        _, rollout, _ = rolled_out(trainer)
-        lengths = rollout.mask.sum(dim=1)
-        assert lengths.min() < lengths.max()
+        set_seed(0)  # of the minibatches
         seen: list[list[torch.Tensor]] = []
         gradients.append(seen)
         step = trainer.optimizer.step
@@ -201,6 +251,20 @@ def test_small_batches_add_up_to_the_same_update(make: Callable[..., PPOTrainer]
     for one, other in zip(gradients[0][0], gradients[1][0], strict=True):
         # the first update: later ones start from weights that differ by rounding, which Adam may double
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_max_grad_norm_of_0_clips_nothing(make: Callable[..., PPOTrainer]) -> None:
+    """As for Trainer and DeepSpeed; the norm is still logged."""
+    states, norms = [], []
+    for bound in (0.0, 1e9):
+        trainer = make(max_grad_norm=bound)
+        before = state_of(trainer)
+        trainer.train()
+        states.append(state_of(trainer))
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+        assert not any(value.equal(before[name]) for name, value in states[-1].items())
+    assert all(value.equal(states[1][name]) for name, value in states[0].items())
+    assert norms[0] == norms[1] > 0
 
 
 def test_the_loss_is_weighed_and_the_bonus_differentiated(make: Callable[..., PPOTrainer]) -> None:
@@ -370,15 +434,15 @@ def test_what_cannot_work_is_refused_at_once(
     wrong = {
         "lam": 1.5, "cliprange": 0, "temperature": 0, "num_ppo_epochs": 0, "num_mini_batches": 3, "kl_coef": -1,
         "eval_strategy": "steps", "save_strategy": "epoch", "use_peft": True, "reward_weights": [1, 1],
-        "value_model_name_or_path": other,
+        "max_grad_norm": -1, "value_model_name_or_path": other,
     }  # fmt: skip
     assert train_ppo_text.main(arguments(tmp_path / "run", data, model, **wrong)) == 2
     said = capfd.readouterr().err
     for what in (
         "lam: 1.5 is not from 0 to 1", "cliprange: 0.0 is not above 0", "temperature: 0.0 is not above 0",
         "num_ppo_epochs: 0 is below 1", "no multiple of num_mini_batches", "kl_coef: -1.0 is below 0",
-        "eval_strategy: steps: PPO has no evaluation", "save_strategy: epoch: PPO has no evaluation", "use_peft: PPO",
-        "reward_weights: 2 weights", f"{other}: the model has no score head",
+        "eval_strategy: there is nothing to evaluate on", "save_strategy: epoch: PPO logs and saves by steps", "use_peft: PPO",
+        "reward_weights: 2 weights", "max_grad_norm: -1.0 is below 0", f"{other}: the model has no score head",
     ):  # fmt: skip
         assert what in said, (what, said)
     assert not (tmp_path / "run").exists()
@@ -386,3 +450,55 @@ def test_what_cannot_work_is_refused_at_once(
     load_reward_model(other, load_tokenizer(other), new_head=True).save_pretrained(other)
     assert train_ppo_text.main(arguments(tmp_path / "run", data, model, value_model_name_or_path=other)) == 2
     assert f"{other}: its tokens are not those of {model}" in capfd.readouterr().err
+
+
+YARN = '{"rope_type": "yarn", "factor": 2.0}'
+
+
+@pytest.fixture
+def critic_of(model: Path, reward_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The folder of a reward model that was trained at so many positions."""
+
+    def of(positions: int) -> Path:
+        tokenizer, folder = load_tokenizer(model), tmp_path / f"reward-{positions}"
+        critic: PreTrainedModel = load_reward_model(reward_model, tokenizer)
+        critic.config.max_position_embeddings = positions
+        critic.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return of
+
+
+@pytest.mark.parametrize("short", ["value_model_name_or_path", "reward_model_name_or_path"])
+def test_prompts_too_long_for_the_critic_or_the_judge_are_refused(
+    short: str, critic_of: Callable[..., Path], data: Path, model: Path, prompts: list[TextPrompt], tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    longest = max(map(len, token_ids(load_tokenizer(model), [prompt.messages for prompt in prompts], complete=False)))
+    room = SETTINGS["max_completion_length"]
+    readers = {
+        "reward_funcs": ["reward_model"], "value_model_name_or_path": critic_of(512),
+        "reward_model_name_or_path": critic_of(511), short: critic_of(longest + room - 1),
+    }  # fmt: skip
+    run = arguments(tmp_path / "run", data, model, **readers)
+    assert train_ppo_text.main(run) == 2
+    reader = {"value_model_name_or_path": "critic", "reward_model_name_or_path": "reward model"}[short]
+    assert f"{longest} tokens are more than the {longest - 1} that the {reader} can take" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+    # the critic has the run's rotary embeddings, the judge its own
+    can = short == "value_model_name_or_path"
+    assert train_ppo_text.main([*run, "--rope_parameters", YARN, "--max_steps", "1"]) == (0 if can else 2)
+
+
+def test_rotary_embeddings_that_the_critic_cannot_have_are_refused(
+    critic_of: Callable[..., Path], data: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    critic = critic_of(256)  # the policy was trained at 512
+    rope = json.dumps(json.loads(YARN) | {"original_max_position_embeddings": 512})
+    run = arguments(tmp_path / "run", data, model, value_model_name_or_path=critic, rope_parameters=rope)
+    assert train_ppo_text.main(run) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    what = "original_max_position_embeddings is 512, the checkpoint's trained length 256"
+    assert line.startswith(f"error: {critic}: rope_parameters: {what}")
+    assert not (tmp_path / "run").exists()

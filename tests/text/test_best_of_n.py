@@ -163,7 +163,8 @@ def test_what_is_written_fits_together(finished: Path, prompts: Path, reward_mod
 
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     assert summary["prompts"] == PROMPTS and summary["samples"] == PROMPTS * NUM
-    assert 0 < summary["pairs"] == len(read.records) == PROMPTS - summary["ties"]
+    assert 0 < summary["pairs"] == len(read.records) == PROMPTS - summary["ties"] - summary["without_whole_answer"]
+    assert summary["empty"] == sum(not text.strip() for each in samples for text in each["completions"])
     assert summary["cut_off"] == sum(not whole for each in samples for whole in each["finished"]) > 0
     assert summary["mean_score"] == pytest.approx(np.mean([each["scores"] for each in samples]))
     assert summary["mean_best_score"] == pytest.approx(np.mean([max(each["scores"]) for each in samples]))
@@ -236,11 +237,15 @@ def test_a_folder_that_another_process_writes_to_is_refused(
 def test_not_a_single_pair_is_a_failure(
     model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No answer of this model has Python in it, so that all of them are worth 0."""
+    """No answer of this model has Python in it, so that all of them are worth 0; what was cut off is told apart."""
     options = ["--model", str(model), "--prompts", str(prompts), "--max-new-tokens", "4", "--num", "2"]
     assert best_of_n.main([*options, "--rewards", "python_syntax", "--out", str(tmp_path)]) == 1
-    assert "not a single pair" in capsys.readouterr().err
-    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["ties"] == PROMPTS
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    cut = sum(not any(json.loads(line)["finished"]) for line in lines)
+    assert 0 < cut == summary["without_whole_answer"] == PROMPTS - summary["ties"]
+    said = capsys.readouterr().err
+    assert "not a single pair" in said and f"{cut} have none that is whole (--max-new-tokens 4)" in said
 
 
 def test_everything_wrong_is_named_before_a_model_is_loaded(
@@ -261,7 +266,7 @@ def test_everything_wrong_is_named_before_a_model_is_loaded(
         f"{bad}:line {PROMPTS + 1}: prompt is 'no messages'",
         f"{bad}: words: answer is 'two', not the text of a number",
         f"{bad}: p0: ",
-        "tokens are more than the 7 that the model can take here",
+        "tokens are more than the 7 that the model can take beside 505 of an answer. Shorten it, lower --max-new",
     ):
         assert part in message
     assert not (tmp_path / "out").exists()
@@ -270,7 +275,7 @@ def test_everything_wrong_is_named_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     "more, code",
     [
-        ([], "nothing judges the answers"),
+        ([], "--reward-model, --rewards: nothing judges the completions"),
         (["--num", "1", "--rewards", "format"], "none is better than another"),
         (["--temperature", "0", "--rewards", "format"], "0 is not a positive number"),
     ],

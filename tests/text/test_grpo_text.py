@@ -19,8 +19,7 @@ from r1_aqa_repro.grpo import shared_prefix
 from r1_aqa_repro.grpo.trainer import Batch, TextGRPOTrainer
 from r1_aqa_repro.inputs import attention_mask_left, pad_left, pad_right, text_inputs
 from r1_aqa_repro.reward_model import RewardModel
-from r1_aqa_repro.text_data import TextPrompt, read_prompts
-from r1_aqa_repro.text_examples import answer
+from r1_aqa_repro.text_data import TextPrompt, answer, read_prompts
 from r1_aqa_repro.text_modeling import load_policy, load_reward_model
 from tests.text.conftest import LORA, Build, answer_log_prob, arguments, perturb, state_of, write_lines
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
-from r1_aqa_repro.judging import RULES, check_judges, check_prompts, rule_rewards
+from r1_aqa_repro.judging import RULES, check_judges, check_prompts, check_uses, rule_rewards
 from r1_aqa_repro.text_config import TextGRPOConfig
 from r1_aqa_repro.text_data import TextPrompt
 from tests.conftest import ROOT
@@ -136,4 +136,15 @@ def test_prompts_that_a_reward_cannot_judge(rewards: list[str], bad: TextPrompt,
 
 def test_prompts_of_other_tasks_may_stand_beside() -> None:
     mixed = [*map(embedded, TASKS), prompt(harmful=False)]
-    assert check_prompts(config(reward_funcs=["true", "math", "safety", "random"]), mixed, "file") == []
+    judges = config(reward_funcs=["true", "math", "safety", "random"])
+    assert check_prompts(judges, mixed, "file") == check_uses(judges, mixed, "file") == []
+
+
+def test_a_reward_that_would_judge_nothing_is_named() -> None:
+    """Its column is misspelt: another reward alone would shape the run."""
+    judges = config(reward_funcs=["safety", "math", "random"])
+    misspelt = [prompt(harmfull=True, answer="4"), prompt(harmfull=False)]
+    assert check_prompts(judges, misspelt, "file") == []
+    assert said(check_uses(judges, misspelt, "file")) == [
+        "file: no prompt has 'harmful', without which the reward safety judges nothing"
+    ]

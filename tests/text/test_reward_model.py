@@ -16,8 +16,7 @@ from r1_aqa_repro.errors import Refused
 from r1_aqa_repro.inputs import token_ids
 from r1_aqa_repro.reward_model import RewardModel, score_conversations
 from r1_aqa_repro.score import pair_accuracy, pair_scores
-from r1_aqa_repro.text_data import PreferencePair, read_pairs
-from r1_aqa_repro.text_examples import answer
+from r1_aqa_repro.text_data import PreferencePair, answer, read_pairs
 from r1_aqa_repro.text_modeling import check_reward_model, load_reward_model
 from tests.text.conftest import LORA, Build, arguments, first_batch, perturb, state_of, write_lines
 

@@ -145,7 +145,8 @@ def test_records_that_the_model_cannot_take(
     file = write_lines(tmp_path / "train.jsonl", [*records[:8], lengthened(kind, records[8], 150)])
     [line] = refusal(kind, "--train_file", file)
     limit = 512 - 8 if kind == "grpo" else 512  # room for a completion of 8 tokens
-    assert f"{file}: long: " in line and f"tokens are more than the {limit} that the model can take here" in line
+    assert f"{file}: long: " in line and f"tokens are more than the {limit} that the model can take" in line
+    assert (" beside 8 of an answer" in line) == (kind == "grpo")
     # with YaRN it takes twice as many
     longer = build(kind, "--train_file", str(file), "--rope_parameters", '{"rope_type": "yarn", "factor": 2.0}')
     assert len(longer.train_dataset) == 9
@@ -200,11 +201,8 @@ def test_modules_to_adapt_that_are_not_there(kind: str, targets: str, refusal: R
 def test_max_length_above_what_the_model_takes(refusal: Refusal, text_set: Path, tmp_path: Path) -> None:
     records = records_of(text_set, "dpo")
     file = write_lines(tmp_path / "train.jsonl", [records[0], lengthened("dpo", records[1], 150)])
-    for max_length, limit in (("100000", 512), ("64", 64)):
-        assert (
-            f"more than the {limit} that the model can take"
-            in refusal("dpo", "--train_file", file, "--max_length", max_length)[-1]
-        )
+    for max_length, limit in (("100000", "512 that the model can take"), ("64", "64 that max_length allows")):
+        assert f"more than the {limit}" in refusal("dpo", "--train_file", file, "--max_length", max_length)[-1]
 
 
 # --- Folder and disk
@@ -230,6 +228,37 @@ def test_another_run_in_the_folder(text_set: Path, policy: Path, tmp_path: Path,
         assert ENTRIES[kind][0].main(other) == 2
         assert f"{tmp_path / 'run'}: is the folder of another run" in capsys.readouterr().err
     assert ENTRIES["dpo"][0].main([*argv, "--beta", "0.7", "--overwrite", "true"]) == 0
+
+
+def test_a_folder_whose_models_have_changed(
+    text_set: Path, policy: Path, reward_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A resume would go on with another reference, judge or rubric than it began with."""
+    start, judge, rubric = tmp_path / "start", tmp_path / "judge", tmp_path / "rubric.yaml"
+    shutil.copytree(policy, start)
+    shutil.copytree(reward_model, judge)
+    rubric.write_text("parts: {a: {weight: 1.0, required: [fog]}}\n", encoding="utf-8")
+    argv = [*arguments("grpo", tmp_path / "run", text_set, start), "--reward_funcs", "reward_model", "persona"]
+    argv += ["--reward_model_name_or_path", str(judge), "--persona_rubric", str(rubric)]
+    assert ENTRIES["grpo"][0].main(argv) == 0
+    for changed in (start / "model.safetensors", judge / "model.safetensors", rubric):
+        before = changed.read_bytes()
+        if changed == rubric:
+            rubric.write_text("parts: {a: {weight: 1.0, required: [tide]}}\n", encoding="utf-8")
+        else:  # the last bits of one weight
+            changed.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        capsys.readouterr()
+        assert ENTRIES["grpo"][0].main(argv) == 2
+        named = changed if changed == rubric else changed.parent
+        assert f"is the folder of another run, which differs in the content of {named}." in capsys.readouterr().err
+        changed.write_bytes(before)
+    assert ENTRIES["grpo"][0].main(argv) == 0
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_settings_of_an_evaluation_without_one(kind: str, refusal: Refusal) -> None:
+    [line] = refusal(kind, "--eval_steps", "2")
+    assert line.startswith("error: eval_steps: there is nothing to evaluate on")
 
 
 @pytest.mark.parametrize("kind", ALL)

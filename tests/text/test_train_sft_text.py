@@ -71,7 +71,7 @@ def test_examples_too_long_are_refused_by_name_or_left_out_by_name(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and not (tmp_path / "run").exists()
     assert f"{file}:line 6: completion is absent or null" in lines[0]
-    assert f"{file}: endless: " in lines[1] and "tokens are more than the 100 that the model can take here" in lines[1]
+    assert f"{file}: endless: " in lines[1] and "tokens are more than the 100 that max_length allows" in lines[1]
 
     assert train_sft_text.main([*argv, "--skip_bad_records", "true"]) == 0
     skipped = json.loads((tmp_path / "run" / "skipped_records.json").read_text(encoding="utf-8"))
