@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,11 @@ from r1_aqa_repro import train_grpo_text, train_sft_text  # noqa: E402
 from r1_aqa_repro.best_of_n import Sampler  # noqa: E402
 from r1_aqa_repro.console import say  # noqa: E402
 from r1_aqa_repro.embedded.sparse_reward import CODES, vocabulary_texts, write_sparse_set  # noqa: E402
-from r1_aqa_repro.embedded.text_run import Interrupted  # noqa: E402
+from r1_aqa_repro.embedded.text_run import Interrupted, train_with  # noqa: E402
 from r1_aqa_repro.embedded.tiny_qwen2 import build_tiny_qwen2  # noqa: E402
 from r1_aqa_repro.errors import EXIT_DONE, Refused, command  # noqa: E402
 from r1_aqa_repro.files import open_locked, write_json  # noqa: E402
-from r1_aqa_repro.resuming import FINAL, last_checkpoint  # noqa: E402
+from r1_aqa_repro.resuming import last_checkpoint  # noqa: E402
 from r1_aqa_repro.stages import Stages  # noqa: E402
 from r1_aqa_repro.statistics import wilson  # noqa: E402
 from r1_aqa_repro.text_data import read_prompts  # noqa: E402
@@ -84,12 +84,14 @@ def main(argv: list[str]) -> int:
             build_tiny_qwen2(start, texts=vocabulary_texts(), seed=own.seed)
     try:
         with stages("sft"):
-            guessing = train(train_sft_text, "sft_text_sparse_embedded", sft, start, data / "guesses.jsonl", own.seed)
+            guessing = train_with(
+                train_sft_text, "sft_text_sparse_embedded", sft, start, data / "guesses.jsonl", own.seed
+            )
         finals = {}
         for name, each in RUNS.items():
             out, prompts = folder / name.replace(" ", "_"), data / "prompts_train.jsonl"
             with stages(name):
-                finals[name] = train(
+                finals[name] = train_with(
                     train_grpo_text, "grpo_text_sparse_embedded", out, guessing, prompts, own.seed, each.overrides
                 )
     except Interrupted as interrupted:
@@ -112,21 +114,6 @@ def main(argv: list[str]) -> int:
     say(f"{sum(stages.seconds.values()):.0f} s in all, set-up aside")
     lock.close()
     return EXIT_DONE
-
-
-def train(
-    entry: Any, config: str, out: Path, model: Path, data: Path, seed: int, overrides: Sequence[str] = ()
-) -> Path:
-    """Run an entry point where that is not yet done; the final checkpoint.
-
-    Raises:
-        Interrupted: it refused, failed or was interrupted, and has said why.
-    """
-    argv = ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--output_dir", str(out), "--seed", str(seed)]
-    code = entry.main([*argv, "--model_name_or_path", str(model), "--train_file", str(data), *overrides])
-    if code != EXIT_DONE:
-        raise Interrupted(code)
-    return out / FINAL
 
 
 def accuracy_of(checkpoint: Path, prompts: Path, seed: int) -> dict[str, Any]:

@@ -116,19 +116,24 @@ class Workshop:
     def train(
         self, stage: str, entry: Any, config: str, folder: str, model: Path, data: Path, overrides: Sequence[str] = ()
     ) -> Path:
-        """Run an entry point where that is not yet done; the final checkpoint.
-
-        Raises:
-            Interrupted: it refused, failed or was interrupted, and has said why.
-        """
-        final = self.folder / folder / FINAL
-        argv = ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--output_dir", str(final.parent)]
-        argv += ["--model_name_or_path", str(model), "--train_file", str(data), "--seed", str(self.seed), *overrides]
+        """`train_with`, counted for a stage, in one of the shared folders or below it."""
         with self.timed(stage):
-            code = entry.main(argv)
-        if code != EXIT_DONE:
-            raise Interrupted(code)
-        return final
+            return train_with(entry, config, self.folder / folder, model, data, self.seed, overrides)
+
+
+def train_with(
+    entry: Any, config: str, out: Path, model: Path, data: Path, seed: int, overrides: Sequence[str] = ()
+) -> Path:
+    """Run an entry point where that is not yet done; the final checkpoint.
+
+    Raises:
+        Interrupted: it refused, failed or was interrupted, and has said why.
+    """
+    argv = ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--output_dir", str(out), "--seed", str(seed)]
+    code = entry.main([*argv, "--model_name_or_path", str(model), "--train_file", str(data), *overrides])
+    if code != EXIT_DONE:
+        raise Interrupted(code)
+    return out / FINAL
 
 
 def answers_of(checkpoint: Path, prompts: Sequence[TextPrompt], seed: int, *, greedy: bool = False) -> list[str]:
