@@ -442,7 +442,8 @@ def test_what_cannot_work_is_refused_at_once(
         "lam: 1.5 is not from 0 to 1", "cliprange: 0.0 is not above 0", "temperature: 0.0 is not above 0",
         "num_ppo_epochs: 0 is below 1", "no multiple of num_mini_batches", "kl_coef: -1.0 is below 0",
         "eval_strategy: there is nothing to evaluate on", "save_strategy: epoch: PPO logs and saves by steps",
-        "use_peft: PPO", "reward_weights: 2 weights", "max_grad_norm: -1.0 is below 0", f"{other}: the model has no score head",
+        "use_peft: PPO", "reward_weights: 2 weights", "max_grad_norm: -1.0 is below 0",
+        f"{other}: the model has no score head",
     ):  # fmt: skip
         assert what in said, (what, said)
     assert not (tmp_path / "run").exists()
