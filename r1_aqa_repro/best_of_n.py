@@ -59,14 +59,15 @@ def main(argv: list[str]) -> int:
         summary = write_results(outputs, settings, prompts, file.recorded)
     say(
         f"{summary['pairs']} pairs of {summary['prompts']} prompts ({summary['ties']} ties, "
-        f"{summary['without_whole_answer']} without a whole answer); of {summary['samples']} answers "
+        f"{summary['without_two_whole_answers']} without two whole answers); of {summary['samples']} answers "
         f"{summary['cut_off']} cut off, {summary['empty']} empty; mean score {summary['mean_score']:.3f}, of the best "
         f"of {arguments.num} {summary['mean_best_score']:.3f}, which is at most {summary['kl_bound']:.2f} nats away"
     )
     if not summary["pairs"]:
         raise Failed(
             f"{outputs.pairs}: not a single pair: of {summary['ties']} prompts no reward tells the answers apart, "
-            f"{summary['without_whole_answer']} have none that is whole (--max-new-tokens {arguments.max_new_tokens})"
+            f"{summary['without_two_whole_answers']} have fewer than two that are whole "
+            f"(--max-new-tokens {arguments.max_new_tokens})"
         )
     return EXIT_DONE
 

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r1_aqa_repro.console import positive, say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Problem, Refused, command
+from r1_aqa_repro.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Refused, command
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.memory import peak_memory, reset_peak_memory
 from r1_aqa_repro.samples import Sampled, kl_bound
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 NUM = 8  # completions of a group and of best of n
 GRPO_PROMPTS, PPO_PROMPTS = 16, 64  # of a step
+STEP = max(NUM * GRPO_PROMPTS, PPO_PROMPTS)  # samples; the larger is a multiple of the other
 BEST_OF_N, DPO, PPO, GRPO = "best of n", "DPO", "PPO", "GRPO"
 _LIBRARIES = ("datasets", "trl", "r1_aqa_repro.judging")  # what the measured commands import, some of it late
 
@@ -117,11 +118,9 @@ def main(argv: list[str]) -> int:
 
 def _check_samples(samples: int) -> None:
     """Refuse a budget that is not whole steps of everybody."""
-    step = max(NUM * GRPO_PROMPTS, PPO_PROMPTS)  # the larger is a multiple of the other
-    if samples % step:
-        raise Refused(
-            [Problem("--samples", f"{samples} is no multiple of {step}", "Choose one: they make whole steps.")]
-        )
+    if samples % STEP:
+        what = f"{samples} is no multiple of {STEP}"
+        raise Refused.because("--samples", what, "Choose one: they make whole steps.")
 
 
 class Contest:
@@ -139,10 +138,10 @@ class Contest:
     def __init__(self, workshop: Workshop, folder: Path, samples: int):
         self.workshop, self.folder, self.samples = workshop, folder, samples
         self.data = workshop.data()
-        most = NUM * len(read_prompts(self.data / "assist_prompts_train.jsonl").records)
-        if samples > most:
-            what = f"DPO could not use {samples}: there are {NUM} for each of the {most // NUM} prompts to train on"
-            raise Refused.because("--samples", what, f"Choose at most {most}.")
+        prompts = len(read_prompts(self.data / "assist_prompts_train.jsonl").records)
+        if samples > NUM * prompts:
+            what = f"DPO could not use {samples}: there are {NUM} for each of the {prompts} prompts to train on"
+            raise Refused.because("--samples", what, f"Choose at most {NUM * prompts // STEP * STEP}.")
         self.start, self.reward_model = workshop.policy(), workshop.reward_model()
 
     def carry_out(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from r1_aqa_repro.console import say
 from r1_aqa_repro.errors import Refused
 
 
@@ -53,6 +54,8 @@ def open_locked(path: Path, remedy: str) -> IO[bytes]:
     except BlockingIOError:
         file.close()
         raise Refused.because(str(path), "another process is writing to it", f"Wait for it. {remedy}") from None
+    except OSError as error:
+        say(f"warning: {path} cannot be locked ({error.strerror}): start nothing else that writes there")
     return file
 
 

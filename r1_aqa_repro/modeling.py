@@ -24,6 +24,7 @@ from transformers import (
     Qwen2AudioForConditionalGeneration,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINING_ARGS_NAME
 from trl import ModelConfig
 
 from r1_aqa_repro.audio_encoder import make_trimmable
@@ -89,7 +90,7 @@ def model_hash(name_or_path: str) -> str:
     folder = Path(name_or_path)
     if not folder.is_dir():
         return name_or_path
-    files = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_FILES)
+    files = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_FILES and file.name != TRAINING_ARGS_NAME)
     parts = [f"{file.name} {sha256_of(file)}" for file in files]
     base = adapter_base(folder)
     if base is not None:

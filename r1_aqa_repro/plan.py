@@ -15,7 +15,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,12 @@ from transformers import AutoConfig, PreTrainedConfig, Qwen2AudioConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import ModelConfig, get_peft_config
 
-from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, DataArguments, batch_plan, parse_config, read_yaml
+from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, batch_plan, parse_config, read_yaml
 from r1_aqa_repro.errors import EXIT_DONE, Refused, command
 from r1_aqa_repro.files import write_json
 from r1_aqa_repro.geometries import QWEN2_AUDIO_7B_INSTRUCT, qwen2_audio_7b_config
 from r1_aqa_repro.modeling import MODEL_TYPE
 from r1_aqa_repro.planning.estimate import ENGINES, RESERVED, Job, Strategy, as_json, strategies
-from r1_aqa_repro.ppo.trainer import PPOConfig
-from r1_aqa_repro.text_config import PairDPOConfig, RewardModelConfig, TextGRPOConfig, TextModelConfig, TextSFTConfig
-
-TEXT_CONFIGS = (TextSFTConfig, RewardModelConfig, PairDPOConfig, TextGRPOConfig, PPOConfig, TextModelConfig)
 
 SFT_TARGET_TOKENS = 16  # an answer in its tags and the end of turn
 FRAMES_A_TOKEN = 4
@@ -118,17 +114,16 @@ def read_training(path: str, overrides: Sequence[str]) -> tuple[AudioGRPOConfig 
     """The settings of a GRPO or SFT configuration, which is told by its keys.
 
     Raises:
-        Refused: see `parse_config`; the keys are those of a run on text; no model is named.
+        Refused: see `parse_config`; no model is named.
     """
-    content = read_yaml(path)
-    sft = bool({"examples_per_step", "max_examples_per_device", "stop_at_loss"} & content.keys())
+    sft = bool({"examples_per_step", "max_examples_per_device", "stop_at_loss"} & read_yaml(path).keys())
     kind: Any = AudioSFTConfig if sft else AudioGRPOConfig
-    unknown = content.keys() - {item.name for part in (DataArguments, kind, ModelConfig) for item in fields(part)}
-    if unknown & {item.name for part in TEXT_CONFIGS for item in fields(part)}:
-        what = f"it configures a run on text ({', '.join(sorted(unknown))})"
-        raise Refused.because(path, what, "Give a GRPO or SFT configuration of Qwen2-Audio: only those are planned.")
     # bf16 is refused on a machine without a GPU, where a plan is made as well
-    _, training, model = parse_config(kind, ["--config", path, *overrides, "--use_cpu", "true"])
+    try:
+        _, training, model = parse_config(kind, ["--config", path, *overrides, "--use_cpu", "true"])
+    except Refused as refusal:
+        only = "Only GRPO and SFT of Qwen2-Audio are planned."
+        raise Refused([replace(each, remedy=f"{each.remedy} {only}") for each in refusal.problems]) from refusal
     unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that is only counted
     if model.model_name_or_path is None:
         raise Refused.because(path, "no model is named", "Give --model_name_or_path, a Qwen2-Audio folder or hub id.")

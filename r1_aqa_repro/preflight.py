@@ -336,7 +336,7 @@ def count_parameters(training: TrainingArguments, model: ModelConfig, build: Cal
     """Parameters of the model that `build` makes, without memory for them.
 
     Raises:
-        Refused: with `use_peft`, the model has no modules of the names to adapt.
+        Refused: with `use_peft`, PEFT does not take its settings, such as names of modules that are not there.
     """
     if training.deepspeed:  # ZeRO-3 would shard even this model, before there are processes to shard it over
         unset_hf_deepspeed_config()
@@ -345,14 +345,17 @@ def count_parameters(training: TrainingArguments, model: ModelConfig, build: Cal
             built = build()
             parameters = built.num_parameters()
             if model.use_peft:
-                inject_adapter_in_model(get_peft_config(model), built)
-    except ValueError as error:
-        if not model.use_peft:
-            raise
-        what = str(error).split(". ")[0].rstrip(".")
-        remedy = "Give several names, such as q_proj v_proj, or one alone as a pattern of whole names: .*q_proj."
-        raise Refused.because("lora_target_modules", what, remedy) from error
+                _try_adapter(built, model)
     finally:
         if training.deepspeed:
             set_hf_deepspeed_config(training.hf_deepspeed_config)
     return parameters
+
+
+def _try_adapter(built: PreTrainedModel, model: ModelConfig) -> None:
+    try:
+        inject_adapter_in_model(get_peft_config(model), built)
+    except ValueError as error:
+        what = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        remedy = "Of modules give several names, such as q_proj v_proj, or one as a pattern of whole names: .*q_proj."
+        raise Refused.because("use_peft", what, remedy) from error

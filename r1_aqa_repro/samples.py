@@ -103,15 +103,15 @@ def write_results(
     found = [pair_of(prompt, sampled) for prompt, sampled in zip(prompts, samples, strict=True)]
     pairs = [pair for pair in found if pair is not None]
     write_lines(outputs.pairs, pairs)
-    without_answer = sum(not sampled.whole() for sampled in samples)
+    too_few = sum(len(sampled.whole()) < 2 for sampled in samples)
     n = len(samples[0].scores)
     scores = [score for sampled in samples for score in sampled.scores]
     summary = {
         "settings": dict(settings),
         "prompts": len(samples),
         "pairs": len(pairs),
-        "ties": len(samples) - len(pairs) - without_answer,
-        "without_whole_answer": without_answer,
+        "ties": len(samples) - len(pairs) - too_few,
+        "without_two_whole_answers": too_few,
         "samples": len(scores),
         "cut_off": sum(not finished for sampled in samples for finished in sampled.finished),
         "empty": sum(not text.strip() for sampled in samples for text in sampled.completions),

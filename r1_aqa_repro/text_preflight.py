@@ -219,7 +219,8 @@ def read_usable(
     if checked is None:
         return read.records, read.problems
     config, tokenizer = checked
-    limits = {"the model can take": config.max_position_embeddings} | {
+    own = "the model can take"
+    limits = {own: config.max_position_embeddings} | {
         name: limit for name, limit in kind.limits.items() if limit is not None
     }
     narrowest = min(limits, key=limits.__getitem__)
@@ -231,7 +232,8 @@ def read_usable(
         length = max(map(len, token_ids(tokenizer, kind.conversations(record), kind.complete)))
         if length > limit:
             what = f"{length} tokens are more than the {limit} that {narrowest}{beside}"
-            remedy = f"Shorten it, {kind.shorten}, use a longer context (docs/long_context.md), or leave it out."
+            longer = "use a longer context (docs/long_context.md), " if narrowest == own else ""
+            remedy = f"Shorten it, {kind.shorten}, {longer}or leave it out."
             bad.append(Problem(f"{file}: {record.id}", what, remedy))
         problems += bad
         if not bad:

@@ -10,7 +10,7 @@ import ast
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from itertools import product
+from itertools import product, takewhile
 from typing import Any
 
 from r1_aqa_repro.answers import parse_completion, without_tags_around
@@ -109,7 +109,7 @@ def _python_blocks(text: str) -> list[str | None]:
     opened: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.split("\n"):
-        fence = _FENCE.fullmatch(without_tags_around(line.rstrip()))
+        fence = _FENCE.fullmatch(without_tags_around(line.rstrip()).rstrip())
         if opened is None:
             opened, lines = fence, []
         elif fence and fence["fence"].startswith(opened["fence"]) and not fence["info"]:
@@ -117,9 +117,13 @@ def _python_blocks(text: str) -> list[str | None]:
                 blocks.append("\n".join(lines))
             opened = None
         else:
-            indent = opened["indent"]
-            lines.append(line.removeprefix(indent) if line.startswith(indent) else line.lstrip(" \t"))
+            lines.append(_dedented(line, opened["indent"]))
     return [*blocks, None] if opened is not None and _is_python(opened) else blocks
+
+
+def _dedented(line: str, indent: str) -> str:
+    """A line without what it has of an indentation."""
+    return line[sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(line, indent, strict=False))) :]
 
 
 def _is_python(fence: re.Match[str]) -> bool:

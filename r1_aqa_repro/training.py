@@ -13,6 +13,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from r1_aqa_repro.callbacks import ProgressLine, StopAtLoss, StopOnSignal
 from r1_aqa_repro.console import is_main_process, say
+from r1_aqa_repro.distributed import end_distributed
 from r1_aqa_repro.errors import EXIT_DONE, EXIT_INTERRUPTED
 from r1_aqa_repro.resuming import (
     FINAL,
@@ -37,6 +38,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
     folder = Path(str(training.output_dir))
     if (folder / FINAL).is_dir():
         say(f"{folder / FINAL} is there: this run is complete (--overwrite starts anew)")
+        end_distributed()
         return EXIT_DONE
     transformers.utils.logging.disable_progress_bar()  # a bar for every file read and written hides training's own
     checkpoint = last_checkpoint(folder)
@@ -46,6 +48,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
             if is_main_process():
                 with told_of_full_disk(folder):
                     finish_from(checkpoint, folder / FINAL)
+            end_distributed()
             return EXIT_DONE
         check_resumable(checkpoint)
     trainer = build_trainer()
@@ -62,7 +65,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
     finally:
         if progress.training_bar is not None:  # it would be drawn over the message of what went wrong
             progress.training_bar.close()
-    # a process group left open aborts one rank at exit
+    end_distributed()
     trainer.accelerator.end_training()
     if stop.stopped:
         say(f"interrupted: saved {last_checkpoint(folder)}; the same command goes on from it")

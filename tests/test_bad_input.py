@@ -200,7 +200,7 @@ def test_skipping_everything_is_refused(case):
         (["--advantage_top_fraction", "0"], "advantage_top_fraction: 0.0"),
         (["--trained_parts", "projector", *LORA, "--lora_dropout", "0"], "projector beside an adapter"),
         (LORA, "lora_dropout: 0.05"),
-        (["--use_peft", "true", "--lora_dropout", "0"], "lora_target_modules: Please specify `target_modules`"),
+        (["--use_peft", "true", "--lora_dropout", "0"], "use_peft: Please specify `target_modules`"),
         (["--advantage_filter", "above_mean", "--loss_type", "dapo"], "above_mean with loss_type dapo"),
         (["--num_iterations", "2", "--max_prompts_per_device", "1", "--save_steps", "2"], "num_iterations: 2 updates"),
         (["--num_iterations", "2"], "save_steps: 1: a resume would begin in the middle"),

@@ -348,10 +348,11 @@ def test_sft_is_told_by_its_keys(measured_folder: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*audio_7b*.yaml")), ids=lambda path: path.stem)
-def test_every_7b_config_is_planned_without_its_weights(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["grpo_qwen2_audio_7b", "sft_lora_qwen2_audio_7b"])
+def test_a_7b_config_is_planned_without_its_weights(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    config = ROOT / "configs" / f"{name}.yaml"
     code, report, text = plan(capsys, tmp_path / "a.json", "--config", str(config), "--gpus", "8", "--gpu-memory", "80")
     assert code == 0 and report["recommended"]
     assert "8.40 G parameters" in text or "use_peft: true" in config.read_text()
@@ -361,4 +362,4 @@ def test_every_7b_config_is_planned_without_its_weights(
 def test_a_run_on_text_is_refused_as_such(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = ROOT / "configs" / f"{config}_qwen2_7b.yaml"
     assert main(["--config", str(path), "--gpus", "8", "--gpu-memory", "80"]) == 2
-    assert f"{path}: it configures a run on text (" in capsys.readouterr().err
+    assert "Only GRPO and SFT of Qwen2-Audio are planned." in capsys.readouterr().err

@@ -160,6 +160,8 @@ class TestPythonSyntax:
             ("- first\n\t```python\n\tif x:\n\t\ty = 1\n\t```", 1),
             ("<think>Add them.</think>\n<answer>```python\nprint('<answer>')\n```</answer>", 1),
             ("<answer>```python\nx =\n```</answer>", 0),
+            ("<answer> ```python\nif x:\n\ty = 1\n ``` </answer>", 1),
+            ("  ```python\nif x:\n\ty = 1\n  ```", 1),
             ("x = 1", 0),  # no fences
             ("`x = 1`", 0),
             ("```python x = 1```", 0),  # no block: all on a line

@@ -116,7 +116,7 @@ def test_a_budget_that_is_no_whole_steps_is_refused(tmp_path: Path, capsys: pyte
 def test_a_budget_that_one_of_them_could_not_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """DPO samples eight answers a prompt, and there are 1,032 prompts."""
     assert compare_algorithms.main(["--output-dir", str(tmp_path / "out"), "--samples", "12800"]) == 2
-    assert "--samples: DPO could not use 12800" in (said := capsys.readouterr().err) and "at most 8256" in said
+    assert "--samples: DPO could not use 12800" in (said := capsys.readouterr().err) and "at most 8192" in said
     assert not (tmp_path / "out").exists() and not (tmp_path / "train_reward_model").exists()
 
 

@@ -195,7 +195,7 @@ def test_modules_to_adapt_that_are_not_there(kind: str, targets: str, refusal: R
     """TRL makes a pattern of one name alone, which PEFT holds against whole names."""
     task = ["--lora_task_type", "SEQ_CLS"] if kind == "reward_model" else []
     [line] = refusal(kind, *LORA, *task, "--lora_target_modules", *targets.split())
-    assert line.startswith("error: lora_target_modules: ") and all(name in line for name in targets.split())
+    assert line.startswith("error: use_peft: ") and all(name in line for name in targets.split())
 
 
 def test_max_length_above_what_the_model_takes(refusal: Refusal, text_set: Path, tmp_path: Path) -> None:
