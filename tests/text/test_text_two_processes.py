@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,6 +136,28 @@ def test_grpo_with_a_reward_model_under_zero2(
     for row in rows[::5]:
         [expected] = score([prompts[row["id"]]], [row["completion"]])
         assert float(row["reward_model"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_two_machines_with_one_folder(text_set: Path, policy: Path, tmp_path: Path) -> None:
+    """On each there is a process of local rank 0; one of the two writes the examples that both read."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    run = arguments("dpo", tmp_path / "run", text_set, policy)
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "r1_aqa_repro.launch", "--nnodes", "2", "--node-rank", rank),
+                *("--master-addr", "127.0.0.1", "--master-port", port, "--nproc-per-node", "1"),
+                *("-m", "r1_aqa_repro.train_dpo", *run, "--ddp_find_unused_parameters", "false"),
+            ],
+            stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert (tmp_path / "run" / "final").is_dir()
 
 
 def test_what_is_refused_is_refused_once(train: Train, tmp_path: Path) -> None:
