@@ -6,6 +6,7 @@ or 3 (finished, with losses that are listed).
 
 from __future__ import annotations
 
+import atexit
 import errno
 import functools
 import os
@@ -13,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from r1_aqa_repro.console import say
 
@@ -72,13 +74,33 @@ def space_left(folder: str | os.PathLike[str]) -> str:
     return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
 
 
+def leave(code: int) -> NoReturn:
+    """End this process; where it is one of several, without the exit of the C++ libraries.
+
+    With PyTorch 2.13 that exit has aborted processes that had done everything (`terminate called without an active
+    exception`), upon which torchrun stops the others and calls the run failed. What Python code has registered for its
+    exit is done, such as the last upload to W&B.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
-    """Wrap `main(argv) -> exit code` so that `Refused`, `Failed` and Ctrl-C become messages and exit codes."""
+    """Wrap `main(argv) -> exit code` so that `Refused`, `Failed` and Ctrl-C become messages and exit codes.
+
+    Without arguments it takes those of the command line, and ends the process (`leave`).
+    """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        if argv is None:  # from the command line
+            leave(run(sys.argv[1:]))
         try:
-            return main(sys.argv[1:] if argv is None else argv)
+            return main(argv)
         except Refused as refusal:
             for problem in refusal.problems[:_SHOWN]:
                 say(f"error: {problem}")

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from r1_aqa_repro import train_grpo
+from r1_aqa_repro.errors import leave
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.rewards import REWARDS, Completion, completion_text
 
@@ -115,4 +116,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

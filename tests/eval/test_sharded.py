@@ -116,23 +116,15 @@ class TestTwoProcesses:
         assert log.read_text(encoding="utf-8").count("no such audio file") == 1
         assert start(argv, log).wait(timeout=200) == 3, log.read_text(encoding="utf-8")
 
-    def test_a_process_aborted_at_its_end_changes_no_exit_code(self, tmp_path):
-        """The other is slow to end: torchrun sees the aborted one first, and would stop it."""
-        script = tmp_path / "slow.py"
-        script.write_text(
-            "import os, sys, time\n"
-            "from eval.processes import joined\n"
-            "with joined() as processes:\n"
-            "    processes.from_main(int)\n"
-            "if not processes.is_main:\n"
-            "    os.abort()\n"
-            "time.sleep(3)\n"  # torchrun looks ten times a second
-            "sys.exit(2)\n",
-            encoding="utf-8",
-        )
-        command = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", "2", str(script)]
+    @pytest.mark.parametrize(
+        ("script", "code"), [("aborted_at_its_end.py", 2), ("aborted_by_a_library.py", 0)], ids=["refused", "done"]
+    )
+    def test_a_process_aborted_at_its_end_changes_no_exit_code(self, tmp_path, script, code):
+        command = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", "2"]
+        command += [str(ROOT / "tests" / "eval" / script), str(tmp_path)]
         done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 2, done.stderr
+        assert done.returncode == code, done.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
     def test_killed_and_gone_on_with_by_one_process(self, sampling, tmp_path):
         """With enough questions that both processes are at work when they are killed."""

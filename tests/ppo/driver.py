@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from r1_aqa_repro import judging, train_ppo_text
+from r1_aqa_repro.errors import leave
 from r1_aqa_repro.inputs import PromptInputs
 from r1_aqa_repro.ppo.trainer import PPOTrainer
 from r1_aqa_repro.rewards import Completion, completion_text
@@ -46,4 +47,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

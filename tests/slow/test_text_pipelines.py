@@ -80,27 +80,24 @@ def test_both_stages_end_above_the_start_and_each_alone(two_stages: tuple[Path, 
 
 
 def test_four_algorithms_side_by_side(runs: Path) -> None:
-    """With as few samples as make a step of each: that everything is measured, and that a finished part is kept."""
-    folder, log = runs / "compare_algorithms", runs.with_name("compare.log")
-    command = ["-m", "r1_aqa_repro.compare_algorithms", "--output-dir", str(folder), "--samples", "128"]
-    printed = finish(command, log)
+    """With few samples: two steps of GRPO, of which the first warms up. What each is worth takes ten times as many."""
+    folder = runs / "compare_algorithms"
+    command = ["-m", "r1_aqa_repro.compare_algorithms", "--output-dir", str(folder), "--samples", "256"]
+    printed = finish(command, runs.with_name("compare.log"))
     comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     algorithms = comparison["algorithms"]
     assert list(algorithms) == ["best of n", "DPO", "PPO", "GRPO"]
     for name, block in algorithms.items():
         assert block["n"] >= 400 and block["gain"]["ci95"][0] < block["gain"]["true_reward"] < block["gain"]["ci95"][1]
-        assert block["samples"] == (0 if name == "best of n" else 128)
+        assert block["samples"] == (0 if name == "best of n" else 256)
         assert block["seconds"] > 0 and block["seconds_a_step"] > 0 and block["memory_mb"] > 1
         assert block["kl"]["nats_an_answer"] >= 0
         assert name in printed
     # by the reward model, which ranks 95 % of pairs rightly, the best of eight is better than any one
     assert algorithms["best of n"]["gain"]["ci95"][0] > 0.1
-    assert (algorithms["PPO"]["steps"], algorithms["GRPO"]["steps"]) == (2, 1)
+    assert (algorithms["PPO"]["steps"], algorithms["GRPO"]["steps"]) == (4, 2)
     assert algorithms["PPO"]["trainable_parameters"] > algorithms["GRPO"]["trainable_parameters"]
     assert (folder / "comparison.png").stat().st_size > 10_000
-    measured = (folder / "measured.json").read_bytes()
-    finish(command, log)
-    assert (folder / "measured.json").read_bytes() == measured
 
 
 def test_a_sparse_reward_is_found_by_patience(runs: Path) -> None:
