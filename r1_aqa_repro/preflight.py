@@ -130,10 +130,11 @@ def begin_run(
     folder = Path(str(training.output_dir))
     config = resolved_config(data=data, training=training, model=run.model)
     files = (data.train_file, getattr(training, "eval_file", None), getattr(training, "persona_rubric", None))
-    hashes = data_hashes(*files)
+    hashes = {"data": data_hashes(*files), "models": {}}
     if not problems and is_main_process():  # one is enough: they are large
         models = [getattr(training, key, None) for key in _MODELS] + [run.model.model_name_or_path]
-        hashes |= {str(name): model_hash(name) for name in models if name is not None and Path(name).is_dir()}
+        folders = [name for name in models if name is not None and Path(name).is_dir()]
+        hashes["models"] = {name: model_hash(name) for name in folders}
     problems = list(problems)
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)

@@ -60,8 +60,10 @@ def resolved_config(**parts: Any) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(as_dict, default=str))
 
 
-def check_run_folder(folder: Path, config: Mapping[str, Mapping[str, Any]], data: Mapping[str, str]) -> list[Problem]:
-    """Why a run with this configuration and data must not go on in `folder`; empty where it may."""
+def check_run_folder(
+    folder: Path, config: Mapping[str, Mapping[str, Any]], hashes: Mapping[str, Mapping[str, str]]
+) -> list[Problem]:
+    """Why a run with this configuration, data and models must not go on in `folder`; empty where it may."""
     remedy = "Choose another --output_dir, or give --overwrite to delete the earlier run."
     if not (folder / CONFIG).is_file():
         if last_checkpoint(folder) or (folder / FINAL).exists():
@@ -83,8 +85,12 @@ def check_run_folder(folder: Path, config: Mapping[str, Mapping[str, Any]], data
         for key, value in values.items()
         if key not in _FREE and there.get(part, {}).get(key) != value
     ]
-    hashes = record.get("data", {})
-    differing += [f"the content of {file}" for file, digest in data.items() if hashes.get(file, digest) != digest]
+    differing += [
+        f"the content of {path}"
+        for kind, digests in hashes.items()
+        for path, digest in digests.items()
+        if record.get(kind, {}).get(path, digest) != digest
+    ]
     if not differing:
         return []
     return [Problem(str(folder), "is the folder of another run, which differs in " + ", ".join(differing), remedy)]
@@ -93,7 +99,7 @@ def check_run_folder(folder: Path, config: Mapping[str, Mapping[str, Any]], data
 def start_run(
     folder: Path,
     config: Mapping[str, Mapping[str, Any]],
-    data: Mapping[str, str],
+    hashes: Mapping[str, Mapping[str, str]],
     seed: int,
     overwrite: bool,
     embedded_held_out: Mapping[str, str] | None = None,
@@ -103,7 +109,7 @@ def start_run(
     Args:
         folder: the run's folder.
         config: from `resolved_config`.
-        data: from `data_hashes`.
+        hashes: of what the run reads: `data`, from `data_hashes`, and `models`, a digest by folder.
         seed: of the run.
         overwrite: start anew.
         embedded_held_out: `data`, `audio_dir` (relative to `folder`) and `prompt_style` of the embedded held-out set.
@@ -123,7 +129,7 @@ def start_run(
             "config_sha256": digest,
             "seed": seed,
             "processes": num_processes(),
-            "data": dict(data),
+            **{kind: dict(digests) for kind, digests in hashes.items()},
             "seconds": {},
         }
         if embedded_held_out is not None:
