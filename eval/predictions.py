@@ -162,7 +162,7 @@ class PredictionFile:
         self._clip_of = {one.question.id: one.question.audio_path for one in asked}
         self.recorded: dict[Key, Prediction] = {}
         self.batch_sizes: list[int] = []  # that were used: the first one, and what memory made of it
-        self._file = open_locked(self._path, "Choose another --out.")
+        self._file = open_locked(self._path, _ELSEWHERE)
         try:
             for prediction in self._read(self._path, self._file):
                 self._add(prediction)
@@ -214,7 +214,7 @@ class PredictionFile:
             Refused: as on opening.
         """
         for path in sorted(self._folder.glob(_PARTS)):
-            with open_locked(path, "Choose another --out.") as part:
+            with open_locked(path, _ELSEWHERE) as part:
                 self.append(self._read(path, part))
                 path.unlink()
 
@@ -225,7 +225,7 @@ class PredictionFile:
         if self._file.read() != content:
             write_atomically(self._path, content)
             self._file.close()
-            self._file = open_locked(self._path, "Choose another --out.")
+            self._file = open_locked(self._path, _ELSEWHERE)
 
     def _match_clips(self) -> None:
         """Hold what is recorded against the clips as they are, and record these.
@@ -316,7 +316,7 @@ class PartFile:
     """What one of several processes records until the main one takes it in: `predictions.rank-N.jsonl`."""
 
     def __init__(self, folder: str | os.PathLike[str], rank: int):
-        self._file = open_locked(Path(folder) / _PARTS.replace("*", str(rank)), "Choose another --out.")
+        self._file = open_locked(Path(folder) / _PARTS.replace("*", str(rank)), _ELSEWHERE)
 
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Record the predictions and flush them to disk."""
@@ -326,6 +326,7 @@ class PartFile:
         self._file.close()
 
 
+_ELSEWHERE = "Choose another --out."
 _REMEDY = "Choose another --out, or remove the folder."
 
 

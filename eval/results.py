@@ -13,7 +13,7 @@ from eval.report import markdown_report, unscored_report
 from eval.scores import MMAU_VERSIONS, score, surviving
 from eval.submission import submission
 from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.files import write_atomically, write_json
+from r1_aqa_repro.files import write_atomically, write_json, write_lines
 from r1_aqa_repro.schema import AudioQuestion, with_answers
 
 BLIND = "-no-audio"  # what the default folder of a blind evaluation ends with
@@ -67,8 +67,7 @@ def write_results(
         if blind is not None:
             scores["blind"] = surviving(scores, blind)
         write_json(out / "scores.json", scores)
-        lines = [json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts]
-        write_atomically(out / "verdicts.jsonl", "".join(lines))
+        write_lines(out / "verdicts.jsonl", verdicts)
         report = markdown_report(scores, settings, paths, questions, predictions)
         from eval.html_report import write_html  # it brings a plotting library, which only a scored evaluation needs
 

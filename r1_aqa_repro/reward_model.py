@@ -12,12 +12,14 @@ from r1_aqa_repro.inputs import pad_right, token_ids
 from r1_aqa_repro.rewards import Completion, completion_text
 from r1_aqa_repro.text_data import Message, answer
 
+_BATCH_SIZE = 64  # conversations
+
 
 def score_conversations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
-    batch_size: int = 64,
+    batch_size: int = _BATCH_SIZE,
 ) -> list[float]:
     """The scalar that the model gives each whole conversation, read at its last token.
 
@@ -51,7 +53,7 @@ class RewardModel:
 
     __name__ = "reward_model"
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = _BATCH_SIZE):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
     def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[Completion], **_: Any) -> list[float]:

@@ -66,7 +66,6 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
         if progress.training_bar is not None:  # it would be drawn over the message of what went wrong
             progress.training_bar.close()
     end_distributed()
-    trainer.accelerator.end_training()
     if stop.stopped:
         say(f"interrupted: saved {last_checkpoint(folder)}; the same command goes on from it")
         return EXIT_INTERRUPTED

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # `r1_aqa_repro` also without an installation
 from transformers import set_seed  # noqa: E402
 
 from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text  # noqa: E402
-from r1_aqa_repro.console import say  # noqa: E402
+from r1_aqa_repro.console import say, with_hyphens  # noqa: E402
 from r1_aqa_repro.embedded.text_report import plot_log, print_gain  # noqa: E402
 from r1_aqa_repro.embedded.text_run import Interrupted, Workshop, chance_of, judged, results  # noqa: E402
 from r1_aqa_repro.errors import EXIT_DONE, command  # noqa: E402
@@ -102,7 +102,7 @@ STAGES = {
 @command
 def main(argv: list[str]) -> int:
     """Carry out what is not done yet of one run. Returns the exit code."""
-    own, overrides = _parser().parse_known_args(argv)
+    own, overrides = _parser().parse_known_args(with_hyphens(argv))
     folder = own.output_dir or Path("runs") / Path(STAGES[own.stage].entry.__name__.rpartition(".")[2])
     workshop = Workshop(folder.parent, own.seed)
     say(f"embedded run in {folder}, seed {own.seed}")
@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("stage", choices=STAGES)
-    add("--output_dir", "--output-dir", type=Path, help="folder of the run (default: runs/<entry point>)")
+    add("--output-dir", type=Path, help="folder of the run (default: runs/<entry point>)")
     add("--seed", type=int, default=0, help="of the text set and of every training")
     return parser
 

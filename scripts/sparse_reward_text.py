@@ -32,7 +32,7 @@ from rich.table import Table  # noqa: E402
 
 from r1_aqa_repro import train_grpo_text, train_sft_text  # noqa: E402
 from r1_aqa_repro.best_of_n import Sampler  # noqa: E402
-from r1_aqa_repro.console import say  # noqa: E402
+from r1_aqa_repro.console import say, with_hyphens  # noqa: E402
 from r1_aqa_repro.embedded.sparse_reward import CODES, vocabulary_texts, write_sparse_set  # noqa: E402
 from r1_aqa_repro.embedded.text_run import Interrupted, train_with  # noqa: E402
 from r1_aqa_repro.embedded.tiny_qwen2 import build_tiny_qwen2  # noqa: E402
@@ -69,7 +69,7 @@ ANSWERS = 20  # to each held-out prompt
 @command
 def main(argv: list[str]) -> int:
     """Carry out what is not done yet. Returns the exit code."""
-    own = _parser().parse_args(argv)
+    own = _parser().parse_args(with_hyphens(argv))
     folder = own.output_dir
     say(f"sparse reward in {folder}, seed {own.seed}")
     lock = open_locked(folder / ".lock", "Choose another --output_dir.")  # of two starts one would disturb the other
@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     out = Path("runs") / "sparse_reward_text"
-    add("--output_dir", "--output-dir", type=Path, default=out, help=f"folder of the run (default: {out})")
+    add("--output-dir", type=Path, default=out, help=f"folder of the run (default: {out})")
     add("--seed", type=int, default=0, help="of code, model and trainings (default: 0)")
     return parser
 

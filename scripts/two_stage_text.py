@@ -28,7 +28,7 @@ from rich.table import Table  # noqa: E402
 
 from r1_aqa_repro import best_of_n, train_dpo, train_grpo_text  # noqa: E402
 from r1_aqa_repro.config import read_yaml  # noqa: E402
-from r1_aqa_repro.console import say  # noqa: E402
+from r1_aqa_repro.console import say, with_hyphens  # noqa: E402
 from r1_aqa_repro.embedded.text_run import (  # noqa: E402
     MAX_NEW_TOKENS,
     Interrupted,
@@ -50,7 +50,7 @@ START, OFFLINE, ASSIST, BOTH = "start", "offline alone", "online alone", "both s
 @command
 def main(argv: list[str]) -> int:
     """Carry out what is not done yet. Returns the exit code."""
-    own = _parser().parse_args(argv)
+    own = _parser().parse_args(with_hyphens(argv))
     folder = own.output_dir or Path("runs") / (
         "two_stage_text" if own.variant == "grpo" else "two_stage_text_best_of_n"
     )
@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--variant", choices=VARIANTS, default="grpo", help="the second stage (default: grpo)")
-    add("--output_dir", "--output-dir", type=Path, help="folder of the run (default: runs/two_stage_text)")
+    add("--output-dir", type=Path, help="folder of the run (default: runs/two_stage_text)")
     add("--seed", type=int, default=0, help="of the text set and of everything else (default: 0)")
     return parser
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from r1_aqa_repro.embedded.families import CLARITY, FAMILIES, MAX_SCENE_SECONDS, Family
 from r1_aqa_repro.embedded.synthesis import SAMPLING_RATE, Rng, Wave, num_samples
-from r1_aqa_repro.files import write_atomically, write_json
+from r1_aqa_repro.files import write_json, write_lines
 
 GENERATOR_VERSION = 1  # raise it whenever the same seed would give other bytes
 DATASET = "embedded"
@@ -102,8 +102,7 @@ def write_question_set(
         except BaseException:  # Ctrl-C too: leaving `with` would otherwise wait for every chunk in the queue
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    lines = [json.dumps(_manifest_record(record), ensure_ascii=False) + "\n" for record in records["train"]]
-    write_atomically(out / "train" / "manifest.jsonl", "".join(lines))
+    write_lines(out / "train" / "manifest.jsonl", map(_manifest_record, records["train"]))
     write_json(out / "held_out" / "mmau_format.json", [_mmau_record(record) for record in records["held_out"]])
     os.replace(begun, complete)
 
