@@ -20,7 +20,7 @@ from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from r1_aqa_repro.errors import Problem, Refused
+from r1_aqa_repro.common.errors import Problem, Refused
 
 MAX_BYTES = 200 * 2**30  # of all members together
 MAX_MEMBER_BYTES = 2**30

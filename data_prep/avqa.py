@@ -13,7 +13,6 @@ before starting; 3 done, but less than --min-kept was kept, or nothing; 130 inte
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -28,9 +27,9 @@ from typing import Any
 
 from data_prep.fingerprints import YOUTUBE_CLIP
 from data_prep.pipeline import Record, add_preparation_arguments, prepare, safe_stem
-from r1_aqa_repro.console import say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
-from r1_aqa_repro.files import sha256_of
+from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
+from r1_aqa_repro.common.files import sha256_of
 
 MEDIA_ENDINGS = (".wav", ".flac", ".mp4", ".m4a", ".mkv", ".webm", ".ogg", ".mp3")  # the first found is taken
 CLIP_SECONDS = 10.0
@@ -48,7 +47,7 @@ _LONGEST_RECORD = 1 << 20  # characters
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     _check_paths(arguments.annotations, arguments.media)
     total = sum(map(_number_of_records, arguments.annotations))
     if not total:
@@ -402,15 +401,8 @@ def _check_paths(annotations: list[Path], media: list[Path]) -> None:
         raise Refused(problems)
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.avqa",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m data_prep.avqa")
     add = parser.add_argument
     add("--annotations", required=True, nargs="+", type=Path, metavar="FILE", help="train_qa.json or val_qa.json, "
         "R1-AQA's JSONL lines, or parquet files with embedded audio")  # fmt: skip

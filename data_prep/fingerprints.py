@@ -19,10 +19,10 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep.media import MAX_SECONDS, MIN_SECONDS, SILENCE
-from r1_aqa_repro.audio import SAMPLING_RATE, AudioError, check_audio, load_audio
-from r1_aqa_repro.console import positive
-from r1_aqa_repro.errors import Failed
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.common.console import positive
+from r1_aqa_repro.common.errors import Failed
+from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, check_audio, load_audio
+from r1_aqa_repro.data.questions import AudioQuestion
 
 _CHUNK = 16  # clips handed to a process at once
 YOUTUBE_CLIP = re.compile(r"([A-Za-z0-9_-]{11})_[0-9]+")  # id and start second; the id may hold underscores itself

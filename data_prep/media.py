@@ -2,7 +2,7 @@
 
 PyAV brings FFmpeg's demuxers and decoders inside its wheel, so nothing has to be installed beside it. What a file is
 gets read from its content: its name, and so a wrong extension, plays no part. Training itself never comes here: it
-reads the prepared files through `r1_aqa_repro.audio`, whose resampling this gives to the bit.
+reads the prepared files through `r1_aqa_repro.data.audio`, whose resampling this gives to the bit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import av
 import numpy as np
 import soxr
 
-from r1_aqa_repro.audio import CHANNELS, SAMPLING_RATE
+from r1_aqa_repro.data.audio import CHANNELS, SAMPLING_RATE
 
 MAX_SECONDS = 600.0  # longest file taken whole: a longer one is a recording, not a clip
 MIN_SECONDS = 0.1

@@ -15,7 +15,6 @@ was kept; 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -33,10 +32,10 @@ from typing import Any
 from data_prep.archives import is_tar, unpack
 from data_prep.avqa import MEDIA_ENDINGS, MediaIndex, parquet_rows, raw_records
 from data_prep.pipeline import Record, Report, add_preparation_arguments, prepare, safe_stem
-from r1_aqa_repro.benchmark import MMAU_QUESTIONS, MMAU_VERSIONS, UNKNOWN, questions_digest
-from r1_aqa_repro.console import say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
-from r1_aqa_repro.files import sha256_of, write_atomically
+from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
+from r1_aqa_repro.common.files import sha256_of, write_atomically
+from r1_aqa_repro.data.mmau_versions import MMAU_QUESTIONS, MMAU_VERSIONS, UNKNOWN, questions_digest
 
 SOURCE = "source.jsonl"
 
@@ -118,7 +117,7 @@ class _Names:
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     audio = _sources(arguments.questions, arguments.audio)
     by_file = {file: list(questions_of(file)) for file in arguments.questions}
     questions = [question for listed in by_file.values() for question in listed]
@@ -390,15 +389,8 @@ def _sources(questions: list[Path], audio: list[Path]) -> list[Path]:
     return audio
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.mmau",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m data_prep.mmau")
     add = parser.add_argument
     add("--questions", required=True, nargs="+", type=Path, metavar="FILE",
         help="MMAU's JSON file, or parquet files of its Hugging Face copy")  # fmt: skip

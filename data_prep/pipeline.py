@@ -31,11 +31,12 @@ from tqdm import tqdm
 
 from data_prep.media import MediaError
 from data_prep.workers import PARTIAL, Clip, PassingError, Task, Workers
-from r1_aqa_repro.audio import CHANNELS
-from r1_aqa_repro.console import positive
-from r1_aqa_repro.errors import Failed, Problem, Refused, is_full_disk, space_left
-from r1_aqa_repro.files import write_json
-from r1_aqa_repro.schema import AudioQuestion, BadRecord, check_question, question_from_manifest
+from r1_aqa_repro.common.console import positive
+from r1_aqa_repro.common.errors import Failed, Problem, Refused, is_full_disk, space_left
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.data.audio import CHANNELS
+from r1_aqa_repro.data.questions import AudioQuestion, check_question, question_from_manifest
+from r1_aqa_repro.data.records import BadRecord
 
 MANIFEST = "manifest.jsonl"
 REPORT = "prep_report.json"

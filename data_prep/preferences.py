@@ -37,12 +37,11 @@ from tqdm import tqdm
 from data_prep.avqa import raw_records
 from data_prep.pipeline import REPORT, SETTINGS
 from data_prep.split import HELD_OUT, TRAIN
-from r1_aqa_repro.answers import fold
-from r1_aqa_repro.console import say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, Failed, Problem, Refused, command, is_full_disk
-from r1_aqa_repro.files import sha256_of, write_json
-from r1_aqa_repro.schema import BadRecord
-from r1_aqa_repro.text_data import (
+from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Failed, Problem, Refused, command, is_full_disk
+from r1_aqa_repro.common.files import sha256_of, write_json
+from r1_aqa_repro.data.answers import fold
+from r1_aqa_repro.data.conversations import (
     Message,
     PreferencePair,
     Spelling,
@@ -51,9 +50,9 @@ from r1_aqa_repro.text_data import (
     id_of,
     messages_from,
     require_difference,
-    require_object,
     require_turns,
 )
+from r1_aqa_repro.data.records import BadRecord, require_object
 
 AUTO = "auto"
 WANTED = {
@@ -83,7 +82,7 @@ _SHOWN = 3  # dropped records of each reason in the summary
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     started = time.perf_counter()
     source, out = arguments.input, arguments.out.resolve()
     if not source.is_file():
@@ -541,15 +540,8 @@ def _fraction(text: str) -> float:
     return fraction
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {_COMMAND}",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__)
     add = parser.add_argument
     add("--input", required=True, type=Path, metavar="FILE", help="the pairs: a JSON list, JSON lines or parquet")
     add("--format", choices=FORMATS, default=AUTO, help=f"of the pairs (default: {AUTO}, by the keys of each record)")

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.fingerprints import Heard, add_workers_argument, listen_to_all, video_of
-from r1_aqa_repro.console import positive, say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, Problem, Refused, command
-from r1_aqa_repro.files import sha256_of, write_json
-from r1_aqa_repro.schema import AudioQuestion, read_questions, write_manifest
+from r1_aqa_repro.common.console import Options, positive, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
+from r1_aqa_repro.common.files import sha256_of, write_json
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
 
 BY = ("video", "clip")
 TRAIN, HELD_OUT = "train", "held_out"
@@ -34,7 +34,7 @@ TRAIN, HELD_OUT = "train", "held_out"
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     # paths from one real folder to another: `..` behind a link would lead elsewhere
     manifest = arguments.manifest.parent.resolve() / arguments.manifest.name
     out = (arguments.out or arguments.manifest.parent).resolve()
@@ -43,21 +43,21 @@ def main(argv: list[str]) -> int:
     read = read_questions(manifest)
     if read.problems:
         raise Refused(read.problems)
-    if arguments.held_out >= len(read.questions):
-        what = f"{arguments.held_out:,} of its {len(read.questions):,} questions cannot be held out"
+    if arguments.held_out >= len(read.records):
+        what = f"{arguments.held_out:,} of its {len(read.records):,} questions cannot be held out"
         raise Refused.because(str(arguments.manifest), what, "Give a smaller --held-out.")
     if arguments.by == "video":
-        _require_videos(read.questions, arguments.manifest)
-    heard = listen_to_all(read.questions, arguments.workers)
-    _require_audio(read.questions, heard)
-    groups = group(read.questions, heard, arguments.by)
+        _require_videos(read.records, arguments.manifest)
+    heard = listen_to_all(read.records, arguments.workers)
+    _require_audio(read.records, heard)
+    groups = group(read.records, heard, arguments.by)
     chosen = hold_out(groups, arguments.held_out, arguments.seed)
     if not chosen:
         what = f"all questions belong together: they share one {arguments.by}, directly or by way of others"
         raise Refused.because(str(arguments.manifest), what, "There is nothing to divide.")
 
     sides: dict[str, list[AudioQuestion]] = {TRAIN: [], HELD_OUT: []}
-    for question in read.questions:
+    for question in read.records:
         side = HELD_OUT if groups[question.id] in chosen else TRAIN
         sides[side].append(replace(question, split=side))
     for side, questions in sides.items():
@@ -152,15 +152,8 @@ def _facts(
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.split",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m data_prep.split")
     add = parser.add_argument
     add("manifest", type=Path, metavar="MANIFEST", help="the manifest to divide")
     add("--held-out", type=positive, required=True, metavar="N", help="about how many questions to hold out")

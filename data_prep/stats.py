@@ -10,7 +10,6 @@ Exit codes: 0 done; 2 the manifest has bad records or cannot be read; 130 interr
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
@@ -25,12 +24,12 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from r1_aqa_repro.audio import check_audio
-from r1_aqa_repro.benchmark import baselines
-from r1_aqa_repro.console import with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, Refused, command
-from r1_aqa_repro.files import write_json
-from r1_aqa_repro.schema import AudioQuestion, read_questions
+from r1_aqa_repro.common.console import Options
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.data.audio import check_audio
+from r1_aqa_repro.data.mmau_versions import baselines
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 
 # field: what it is called; AVQA's relation and type stand in the manifest's task and category
 _KINDS = {
@@ -49,13 +48,13 @@ _ACROSS = 4  # plots beside each other
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     read = read_questions(arguments.manifest)
     if read.problems:
         raise Refused(read.problems)
     out = arguments.out or arguments.manifest.with_name(f"{arguments.manifest.stem}-stats")
-    seconds = clip_seconds(read.questions)
-    summary = statistics_of(read.questions, seconds)
+    seconds = clip_seconds(read.records)
+    summary = statistics_of(read.records, seconds)
     write_json(out / "stats.json", summary)
     _draw(out / "stats.png", summary, [length for length in seconds.values() if length is not None])
     _show(summary)
@@ -205,15 +204,8 @@ def _plain(label: str) -> str:
     return " ".join(label.split())[:40].replace("$", r"\$")
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.stats",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m data_prep.stats")
     add = parser.add_argument
     add("manifest", type=Path, metavar="MANIFEST", help="the manifest to count")
     add("--out", type=Path, metavar="DIR", help="where to write (default: beside the manifest, in STEM-stats)")

@@ -11,7 +11,6 @@ Exit codes: 0 no errors; 3 errors were found, and they are listed; 2 the file ca
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -24,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.fingerprints import Heard, add_workers_argument, listen_to_all, video_of
-from r1_aqa_repro.console import with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, command
-from r1_aqa_repro.files import write_json
-from r1_aqa_repro.schema import AudioQuestion, QuestionFile, read_questions
+from r1_aqa_repro.common.console import Options
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions
+from r1_aqa_repro.data.records import Read
 
 ERROR, WARNING = "error", "warning"
 # rule: (severity, what it means)
@@ -70,10 +70,10 @@ class Finding:
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     files = [arguments.manifest, *arguments.against]
     reads = [read_questions(file) for file in files]
-    heard = listen_to_all((question for read in reads for question in read.questions), arguments.workers)
+    heard = listen_to_all((question for read in reads for question in read.records), arguments.workers)
     findings = [*check(arguments.manifest, reads[0], heard), *leaks(files, reads, heard)]
     findings += [
         finding
@@ -95,17 +95,17 @@ def main(argv: list[str]) -> int:
     return EXIT_LOSSES if counts[ERROR] else EXIT_DONE
 
 
-def check(manifest: Path, read: QuestionFile, heard: dict[Path, Heard]) -> Iterator[Finding]:
+def check(manifest: Path, read: Read[AudioQuestion], heard: dict[Path, Heard]) -> Iterator[Finding]:
     """Everything that is wrong within one manifest, given what its clips sound like."""
     for problem in read.problems:
         yield Finding("bad_record", problem.where, f"{problem.what}. {problem.remedy}")
-    unanswered = [question for question in read.questions if question.answer is None]
-    if read.questions and len(unanswered) == len(read.questions):
+    unanswered = [question for question in read.records if question.answer is None]
+    if read.records and len(unanswered) == len(read.records):
         yield Finding("unlabelled", str(manifest), f"none of the {len(unanswered):,} questions has an answer")
     else:
         yield from (Finding("no_answer", question.id, "the question has no answer") for question in unanswered)
     yield from _paths(manifest)
-    for question in read.questions:
+    for question in read.records:
         for rule, what in heard[question.audio_path].problems:
             yield Finding(rule, question.id, what)
         if len(set(question.choices)) < len(question.choices):
@@ -128,12 +128,12 @@ def _paths(manifest: Path) -> Iterator[Finding]:
             yield Finding("path_outside", str(record_id), path)
 
 
-def leaks(files: Sequence[Path], reads: Sequence[QuestionFile], heard: dict[Path, Heard]) -> Iterator[Finding]:
+def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], heard: dict[Path, Heard]) -> Iterator[Finding]:
     """What records of different splits share. A split is a file, or what a file's records name as their split."""
     placed = [
         (f"{file} ({question.split})" if question.split else str(file), question)
         for file, read in zip(files, reads, strict=True)
-        for question in read.questions
+        for question in read.records
     ]
 
     def samples(question: AudioQuestion) -> bytes | None:
@@ -179,15 +179,15 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _not_comparable(file: Path, read: QuestionFile, heard: dict[Path, Heard]) -> Iterator[Finding]:
+def _not_comparable(file: Path, read: Read[AudioQuestion], heard: dict[Path, Heard]) -> Iterator[Finding]:
     if read.problems:
         yield Finding("compared_with_flaws", str(file), f"{len(read.problems):,} bad records")
-    unheard = sum(heard[question.audio_path].pcm is None for question in read.questions)
+    unheard = sum(heard[question.audio_path].pcm is None for question in read.records)
     if unheard:
         yield Finding("compared_with_flaws", str(file), f"{unheard:,} questions whose clip cannot be decoded")
 
 
-def _show(findings: Sequence[Finding], read: QuestionFile, heard: dict[Path, Heard]) -> None:
+def _show(findings: Sequence[Finding], read: Read[AudioQuestion], heard: dict[Path, Heard]) -> None:
     """A table of what was found, with the first few of each rule."""
     console = Console()
     by_rule = {rule: [finding for finding in findings if finding.rule == rule] for rule in RULES}
@@ -204,25 +204,18 @@ def _show(findings: Sequence[Finding], read: QuestionFile, heard: dict[Path, Hea
             lines.append(f"{rule}: ... and {len(found) - _SHOWN:,} more (--json lists all)")
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    clips = {question.audio_path for question in read.questions}
+    clips = {question.audio_path for question in read.records}
     hours = sum(heard[clip].seconds for clip in clips) / 3600
     counts = Counter(finding.severity for finding in findings)
     console.print(
-        f"{len(read.questions):,} questions about {len(clips):,} clips ({hours:.2f} hours): "
+        f"{len(read.records):,} questions about {len(clips):,} clips ({hours:.2f} hours): "
         f"{counts[ERROR]:,} errors, {counts[WARNING]:,} warnings",
         highlight=False,
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.validate",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m data_prep.validate")
     add = parser.add_argument
     add("manifest", type=Path, metavar="MANIFEST", help="the manifest to check")
     add("--against", nargs="+", type=Path, default=[], metavar="MANIFEST", help="splits to share nothing with")

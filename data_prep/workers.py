@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 
 from data_prep.media import MediaError, decode
-from r1_aqa_repro.audio import SAMPLING_RATE
+from r1_aqa_repro.data.audio import SAMPLING_RATE
 
 PARTIAL = ".partial"  # ending of a clip that is being written
 _AHEAD = 4  # tasks a worker holds, so that it need not wait for the next

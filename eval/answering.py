@@ -15,8 +15,8 @@ from eval.memory import free_cached, is_out_of_memory, starting_batch_size
 from eval.predictions import PartFile, Prediction, PredictionFile, digest, predict
 from eval.processes import Processes
 from eval.run import AUTO, Plan
-from r1_aqa_repro.console import say
-from r1_aqa_repro.errors import Failed
+from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.errors import Failed
 
 
 class Answering:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import soundfile
 
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.data.questions import AudioQuestion
 
 Key = tuple[str, int]  # the id of a question and the number of a repeat: what one prediction is of
 

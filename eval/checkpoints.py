@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.predictions import digest
-from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.files import sha256_of
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import sha256_of
 
 # every file that a model's answers depend on; a training checkpoint holds others beside them
 _MODEL_FILES = (

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from r1_aqa_repro.files import sha256_of
+from r1_aqa_repro.common.files import sha256_of
 
 CLIPS = "clips.json"
 _SHORTEST = 0.1  # seconds that every model needs, see `inputs.minimum_seconds`
@@ -39,7 +39,7 @@ def recorded_clips(folder: Path) -> ClipHashes | None:
 
 def can_be_heard(clip: Path) -> bool:
     """Whether a clip can be decoded, to its end, and is not too short for any model."""
-    from r1_aqa_repro.audio import AudioError, check_audio, load_audio  # slow to import, and seldom needed
+    from r1_aqa_repro.data.audio import AudioError, check_audio, load_audio  # slow to import, and seldom needed
 
     try:
         load_audio(clip)

@@ -12,17 +12,16 @@ Exit codes: 0 done; 2 refused, above all where the runs are not on the same ques
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1_aqa_repro.console import with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, Refused, command
-from r1_aqa_repro.files import sha256_of, write_atomically, write_json
-from r1_aqa_repro.schema import AudioQuestion, read_questions, with_answers
+from r1_aqa_repro.common.console import Options
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
+from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
 
 SEED = 0
 _GROUPS: dict[str, Callable[[AudioQuestion], str | None]] = {
@@ -55,7 +54,7 @@ class Run:
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     if len(arguments.runs) < 2:
         raise Refused.because("runs", "there is only one", "Give two or more.")
     files = arguments.data or [None]
@@ -97,7 +96,7 @@ def read_run(path: Path, data: Path | None = None) -> Run:
     if file is None:
         raise Refused.because(str(path), "the questions of these predictions are not known", "Give --data.")
     read = read_questions(file)
-    questions = read.questions[: settings.get("questions")]
+    questions = read.records[: settings.get("questions")]
     problems = read.problems + with_answers(questions, file)
     if problems:
         raise Refused(problems)
@@ -112,12 +111,12 @@ def read_run(path: Path, data: Path | None = None) -> Run:
             what = f"its verdicts.jsonl cannot be read ({error!r})"
             raise Refused.because(str(path), what, "Evaluate again: what is generated is only scored.") from None
     else:
-        _, records = score(questions, read_predictions(path, read.questions), None, "", times_asked(settings))
+        _, records = score(questions, read_predictions(path, read.records), None, "", times_asked(settings))
         verdicts = by_question(records)
     by_id = {question.id: question for question in questions}
     if list(by_id) != list(verdicts):
         raise Refused.because(str(path), f"its verdicts are not on the questions of {file}", "Give --data.")
-    return Run(str(path), version_of(data_sha256, read.questions), by_id, verdicts, settings)
+    return Run(str(path), version_of(data_sha256, read.records), by_id, verdicts, settings)
 
 
 def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -> dict[str, Any]:
@@ -177,7 +176,7 @@ def difference(before: Sequence[float], after: Sequence[float], seed: int = SEED
         `second_only`: questions on which one run is better (without repeats: alone right); `p`: of McNemar's exact
         test on these two counts (with repeats: the sign test).
     """
-    from r1_aqa_repro.statistics import mcnemar, paired_gain
+    from r1_aqa_repro.common.intervals import mcnemar, paired_gain
 
     gain, low, high = paired_gain(before, after, seed=seed)
     first_only = sum(one > other for one, other in zip(before, after, strict=True))
@@ -322,15 +321,8 @@ def _is_ours(path: Path) -> bool:
     return path.is_dir() or path.name == "predictions.jsonl"
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.compare",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m eval.compare")
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation, or file of predictions")
     add("--data", type=Path, action="append", metavar="FILE", help="manifest or MMAU JSON file; once, or once for each "

@@ -26,14 +26,14 @@ from eval.generate import Generator, Hearing
 from eval.predictions import PredictionFile, predict
 from eval.run import EvalSettings, Plan, effective_settings, write_scores
 from eval.scores import version_of
-from r1_aqa_repro.audio import check_audio
-from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, DataArguments
-from r1_aqa_repro.console import say
-from r1_aqa_repro.evaluating import EVALUATIONS, Autocast
-from r1_aqa_repro.files import sha256_of
-from r1_aqa_repro.generation import greedy_config
-from r1_aqa_repro.inputs import minimum_seconds
-from r1_aqa_repro.schema import AudioQuestion, limited, read_questions
+from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.data.audio import check_audio
+from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions
+from r1_aqa_repro.model.generation import greedy_config
+from r1_aqa_repro.model.inputs import minimum_seconds
+from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, DataArguments
+from r1_aqa_repro.run.evaluating import EVALUATIONS, Autocast
 
 _NAMED = 10  # ids of lost questions that are printed
 
@@ -69,7 +69,7 @@ class HarnessEvaluator:
         """
         file = Path(str(training.eval_file))
         read = read_questions(file)
-        questions = [one for one in limited(read.questions, training.eval_limit) if one.answer is not None]
+        questions = [one for one in limited(read.records, training.eval_limit) if one.answer is not None]
         shortest = minimum_seconds(processor)
         unheard = [one.id for one in questions if check_audio(one.audio_path, shortest)]
         if unheard:
@@ -84,7 +84,7 @@ class HarnessEvaluator:
             audio_channel=data.audio_channel,
         )
         data_sha256 = sha256_of(file)
-        version = version_of(data_sha256, read.questions)
+        version = version_of(data_sha256, read.records)
         return cls(settings, questions, frozenset(unheard), version, data_sha256, processor)
 
     @property

@@ -28,13 +28,13 @@ from transformers import (
 )
 
 from eval.asking import Asked, Key, ask
-from r1_aqa_repro import generation, modeling
-from r1_aqa_repro.audio import AudioError
-from r1_aqa_repro.errors import Problem, Refused
-from r1_aqa_repro.generation import greedy_config
-from r1_aqa_repro.inputs import load_clip, process
-from r1_aqa_repro.prompts import build_messages
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.data.audio import AudioError
+from r1_aqa_repro.data.prompts import build_messages
+from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.model import generation, loading
+from r1_aqa_repro.model.generation import greedy_config
+from r1_aqa_repro.model.inputs import load_clip, process
 
 # What shapes the distribution that is sampled from, in the order in which `generate()` applies it: the value that
 # changes nothing, and the class.
@@ -94,11 +94,11 @@ class Generator:
             own_settings: decode as these say (`checkpoints.decoding_settings`) instead of greedily.
 
         Raises:
-            Refused: see `modeling.load`; a device that is not there.
+            Refused: see `loading.load`; a device that is not there.
         """
-        processor = modeling.load_processor(folder)
-        model = modeling.load_model(adapter or folder, dtype, base=folder if adapter else None)
-        modeling.check_pair(model.config, processor, str(folder))
+        processor = loading.load_processor(folder)
+        model = loading.load_model(adapter or folder, dtype, base=folder if adapter else None)
+        loading.check_pair(model.config, processor, str(folder))
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
@@ -211,7 +211,7 @@ def require_audio(folder: Path, questions: Iterable[AudioQuestion], hearing: Hea
     Raises:
         Refused: naming every clip that cannot be used.
     """
-    processor = modeling.load_processor(folder)
+    processor = loading.load_processor(folder)
     problems = []
     for question in questions:
         try:

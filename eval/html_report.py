@@ -15,7 +15,6 @@ Exit codes: 0 done; 2 refused: no scores in the folder, or other questions or pr
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import io
@@ -38,10 +37,10 @@ from eval.official import read_predictions
 from eval.predictions import PREDICTIONS, SETTINGS, Prediction, by_question
 from eval.scores import choices_as_asked
 from eval.targets import EMBEDDED_HEADING, TASKS, Comparison, against_published
-from r1_aqa_repro.console import say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, Refused, command
-from r1_aqa_repro.files import sha256_of, write_atomically
-from r1_aqa_repro.schema import AudioQuestion, limited, read_questions
+from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
+from r1_aqa_repro.common.files import sha256_of, write_atomically
+from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions
 
 REPORT, SWEEP = "report.html", "sweep.json"
 _GROUPS = (
@@ -61,7 +60,7 @@ _UNSAFE = re.compile("[<>&\u2028\u2029]")  # what would end JSON early in a scri
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     path = rewrite_html(arguments.folder, arguments.data, arguments.audio_dir, arguments.embed_audio)
     say(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
     return EXIT_DONE
@@ -94,10 +93,10 @@ def rewrite_html(
     if sha256_of(data) != settings.get("data_sha256", ""):
         raise Refused.because(str(data), f"not the file that {folder} was made with", "Give that one as --data.")
     source = Path(paths.get("predictions", folder / PREDICTIONS))  # the latter of an evaluation
-    predictions = read_predictions(source, found.questions, settings.get("prompt_style"))
+    predictions = read_predictions(source, found.records, settings.get("prompt_style"))
     if "predictions_sha256" in settings and sha256_of(source) != settings["predictions_sha256"]:
         raise Refused.because(str(source), f"it has changed since {folder} was made", "Score it again with eval.mmau.")
-    questions = limited(found.questions, scores["n"])
+    questions = limited(found.records, scores["n"])
     return write_html(folder, questions, predictions, verdicts, scores, settings, paths, embed_audio)
 
 
@@ -279,7 +278,7 @@ def _link(clip: Path, folder: Path) -> str:
 
 def _embedded(question: AudioQuestion) -> str:
     """The clip as a data URL, as the model heard it; a clip that cannot be read is an empty one."""
-    from r1_aqa_repro.audio import SAMPLING_RATE, AudioError, load_audio  # slow to import, and needed here only
+    from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, load_audio  # slow to import, and needed here only
 
     compressed = io.BytesIO()
     try:
@@ -369,15 +368,8 @@ def _policy(script: str, css: str) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.html_report",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m eval.html_report")
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="of an evaluation: scores.json and the files beside it")
     add("--embed-audio", action="store_true", help="put the clips into the page instead of linking them")

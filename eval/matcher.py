@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from r1_aqa_repro.answers import is_correct, match_choice, normalise
+from r1_aqa_repro.data.answers import is_correct, match_choice, normalise
 
 _TOKEN = re.compile(r"\b\w+\b")
 

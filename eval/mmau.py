@@ -28,9 +28,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from r1_aqa_repro.console import positive, say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, command
-from r1_aqa_repro.prompts import PROMPT_STYLES
+from r1_aqa_repro.common.console import Options, positive, say
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
+from r1_aqa_repro.data.prompts import PROMPT_STYLES
 
 _WITH_PREDICTIONS = ("predictions", "data", "out", "audio_dir", "prompt_style", "limit")
 
@@ -39,7 +39,7 @@ _WITH_PREDICTIONS = ("predictions", "data", "out", "audio_dir", "prompt_style", 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
-    arguments = parser.parse_args(with_hyphens(argv))
+    arguments = parser.parse_args(argv)
     if arguments.predictions is not None:
         return _score(parser, arguments)
     del arguments.predictions
@@ -75,15 +75,8 @@ def _score(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> in
     return EXIT_LOSSES if scored.scores["no_audio"] else EXIT_DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.mmau",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m eval.mmau")
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--ckpt", metavar="DIR_OR_HUB_ID", help="checkpoint folder or hub id")

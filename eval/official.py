@@ -12,10 +12,10 @@ from eval.predictions import PREDICTIONS, SETTINGS, Prediction, digest, predict,
 from eval.results import blind_scores_beside, times_asked, write_results
 from eval.scores import version_of
 from eval.submission import PREDICTED, records_of
-from r1_aqa_repro.errors import Problem, Refused
-from r1_aqa_repro.files import sha256_of, write_json
-from r1_aqa_repro.prompts import PROMPT_STYLES
-from r1_aqa_repro.schema import AudioQuestion, limited, read_questions
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.files import sha256_of, write_json
+from r1_aqa_repro.data.prompts import PROMPT_STYLES
+from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions
 
 _OF_OURS = {"settings_hash", "question_hash"}  # keys that tell a line of a predictions.jsonl
 
@@ -85,9 +85,9 @@ def score_file(
     if settings.get("data_sha256") == data_sha256:
         limit = limit or settings.get("questions")
     style = prompt_style or settings.get("prompt_style")
-    asked = limited(read.questions, limit)
+    asked = limited(read.records, limit)
     ids = {question.id for question in asked}
-    found = {key: one for key, one in read_predictions(predictions, read.questions, style).items() if one.id in ids}
+    found = {key: one for key, one in read_predictions(predictions, read.records, style).items() if one.id in ids}
     as_evaluated = bool(settings) and (
         settings.get("data_sha256", data_sha256) == data_sha256 and settings.get("questions", len(asked)) == len(asked)
     )
@@ -105,7 +105,7 @@ def score_file(
     if not in_place:
         content = {"settings_hash": digest(settings), "settings": settings, "paths": paths}
         write_json(out / SETTINGS, content)
-    scores = write_results(out, asked, found, settings, paths, version_of(data_sha256, read.questions), blind)
+    scores = write_results(out, asked, found, settings, paths, version_of(data_sha256, read.records), blind)
     return Scored(out, scores, settings, paths, asked, found)
 
 

@@ -28,12 +28,12 @@ from typing import IO, Any, Self
 
 from eval.asking import Asked, Key
 from eval.clips import CLIPS, can_be_heard, clip_hashes, recorded_clips
-from r1_aqa_repro.answers import parse_completion
-from r1_aqa_repro.console import say
-from r1_aqa_repro.errors import Failed, Problem, Refused
-from r1_aqa_repro.files import open_locked, write_atomically, write_json
-from r1_aqa_repro.prompts import prompt_text
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.errors import Failed, Problem, Refused
+from r1_aqa_repro.common.files import open_locked, write_atomically, write_json
+from r1_aqa_repro.data.answers import parse_completion
+from r1_aqa_repro.data.prompts import prompt_text
+from r1_aqa_repro.data.questions import AudioQuestion
 
 PREDICTIONS = "predictions.jsonl"
 SETTINGS = "settings.json"

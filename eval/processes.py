@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from r1_aqa_repro.errors import Failed, Problem, Refused
+from r1_aqa_repro.common.errors import Failed, Problem, Refused
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)  # until another process is taken for lost: one may have far longer clips than the others
@@ -91,7 +91,7 @@ def joined() -> Iterator[Processes]:
         return
     import torch.distributed
 
-    from r1_aqa_repro.distributed import end_distributed
+    from r1_aqa_repro.common.distributed import end_distributed
 
     torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:

@@ -16,7 +16,7 @@ from eval.matcher import MATCHERS, verdicts
 from eval.predictions import Prediction, by_question
 from eval.scores import choices_as_asked
 from eval.targets import EMBEDDED_HEADING, against_published
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.data.questions import AudioQuestion
 
 _LISTED = 20  # completions shown, and the characters of each
 _SHOWN_CHARACTERS = 120

@@ -12,9 +12,9 @@ from eval.predictions import PREDICTIONS, SETTINGS, Prediction
 from eval.report import markdown_report, unscored_report
 from eval.scores import MMAU_VERSIONS, score, surviving
 from eval.submission import submission
-from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.files import write_atomically, write_json, write_lines
-from r1_aqa_repro.schema import AudioQuestion, with_answers
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import write_atomically, write_json, write_lines
+from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
 BLIND = "-no-audio"  # what the default folder of a blind evaluation ends with
 

@@ -23,11 +23,11 @@ from eval.predictions import PREDICTIONS, Prediction, PredictionFile
 from eval.processes import Processes
 from eval.results import BLIND, blind_scores_beside, is_complete, write_results
 from eval.scores import version_of
-from r1_aqa_repro.audio import check_audio
-from r1_aqa_repro.console import say
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, Refused
-from r1_aqa_repro.files import sha256_of
-from r1_aqa_repro.schema import AudioQuestion, limited, read_questions, with_answers
+from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused
+from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.data.audio import check_audio
+from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions, with_answers
 
 AUTO = "auto"
 DEFAULT_DATA = Path("data/mmau/manifest.jsonl")
@@ -131,13 +131,13 @@ def prepare(settings: EvalSettings) -> Plan:
     if _is_parquet(source.data):
         source = _unpacked(source, out / "data")
     read = read_questions(source.data, source.audio_dir)
-    questions = limited(read.questions, settings.limit)
+    questions = limited(read.records, settings.limit)
     withheld = with_answers(questions, source.data)  # of a whole test split is well; it is answered, not scored
     problems = read.problems + (withheld if len(withheld) < len(questions) else [])
     if problems:
         raise Refused(problems)
     if source.audio_dir is not None and not any(
-        question.audio_path.is_relative_to(source.audio_dir.absolute()) for question in read.questions
+        question.audio_path.is_relative_to(source.audio_dir.absolute()) for question in read.records
     ):
         what = f"the records of {source.data} name their own clips, which are not in it"
         raise Refused.because(str(source.audio_dir), what, "Give --audio-dir for an MMAU JSON only.")
@@ -160,7 +160,7 @@ def prepare(settings: EvalSettings) -> Plan:
         folder=folder,
         adapter=settings.adapter,
         questions=questions,
-        version=version_of(data_sha256, read.questions),
+        version=version_of(data_sha256, read.records),
         out=out,
         device=device,
         strict=settings.strict,

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from eval.matcher import MATCHERS, named_choice, verdicts
 from eval.predictions import Prediction
-from r1_aqa_repro.answers import follows_format
-from r1_aqa_repro.benchmark import MMAU_VERSIONS as MMAU_VERSIONS
-from r1_aqa_repro.benchmark import baselines
-from r1_aqa_repro.benchmark import version_of as version_of
-from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.schema import AudioQuestion
-from r1_aqa_repro.statistics import wilson
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.intervals import wilson
+from r1_aqa_repro.data.answers import follows_format
+from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS as MMAU_VERSIONS
+from r1_aqa_repro.data.mmau_versions import baselines
+from r1_aqa_repro.data.mmau_versions import version_of as version_of
+from r1_aqa_repro.data.questions import AudioQuestion
 
 _RANK = {label: rank for rank, label in enumerate(("sound", "music", "speech", "easy", "medium", "hard"))}
 _Member = TypeVar("_Member")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.predictions import Prediction
-from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.questions import AudioQuestion
 
 SOURCE = "source.jsonl"  # as `data_prep.mmau` names it
 PREDICTED = ("model_prediction", "model_output")  # the first is R1-AQA's and the benchmark's older name

@@ -13,7 +13,6 @@ Exit codes: 0 done; 2 refused; 3 done, but some clips could not be read; 130 int
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -24,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.mmau import auto_or_positive
-from r1_aqa_repro.console import positive, say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
-from r1_aqa_repro.prompts import PROMPT_STYLES
+from r1_aqa_repro.common.console import Options, positive, say
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
+from r1_aqa_repro.data.prompts import PROMPT_STYLES
 
 if TYPE_CHECKING:
     from eval.processes import Processes
@@ -45,7 +44,7 @@ _CAUTION = (
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = vars(_parser().parse_args(with_hyphens(argv)))
+    arguments = vars(_parser().parse_args(argv))
 
     from eval.processes import joined  # after the arguments: --help and mistakes are answered at once
     from eval.report import print_report
@@ -96,7 +95,7 @@ def sweep(run: Path, settings: EvalSettings, out: Path | None, processes: Proces
 def _plans(run: Path, settings: EvalSettings, out: Path | None) -> list[tuple[Plan, Path | None]]:
     """A plan for each model of the run in the order of steps, and the folder where its evaluation is done already."""
     from eval.run import prepare
-    from r1_aqa_repro.schema import with_answers
+    from r1_aqa_repro.data.questions import with_answers
 
     steps = sorted((int(match[1]), path) for path in run.glob("*") if (match := _CHECKPOINT.fullmatch(path.name)))
     folders = [path for _, path in steps] + [run / FINAL] * (run / FINAL).is_dir()
@@ -146,7 +145,7 @@ def _write(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> i
     """Write the results to `folder`; the number of questions without readable audio."""
     from eval.charts import curve, svg_file
     from eval.html_report import SWEEP, rewrite_html
-    from r1_aqa_repro.files import write_atomically, write_json
+    from r1_aqa_repro.common.files import write_atomically, write_json
 
     found = summary(run, folder, evaluated)
     write_json(folder / SWEEP, found)
@@ -176,7 +175,7 @@ def summary(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> 
     from eval.html_report import reference_lines
     from eval.scores import read_verdicts
     from eval.targets import EMBEDDED_HEADING, against_published
-    from r1_aqa_repro.statistics import paired_gain
+    from r1_aqa_repro.common.intervals import paired_gain
 
     everything = [_point(plan, where, folder) for plan, where in evaluated]
     points = [point for point in everything if point["step"] is not None]
@@ -281,15 +280,8 @@ def _scores(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.sweep",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m eval.sweep")
     add = parser.add_argument
     add("run", type=Path, metavar="RUN_DIR", help="folder of a run, which holds checkpoint-N and final")
     add("--data", type=Path, metavar="FILE", help="as of eval.mmau")

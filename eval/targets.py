@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from r1_aqa_repro.statistics import detectable_difference, unpaired_difference
+from r1_aqa_repro.common.intervals import detectable_difference, unpaired_difference
 
 NUM_QUESTIONS = 1000
 TARGET = 64.5

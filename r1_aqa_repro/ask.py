@@ -11,23 +11,22 @@ Exit codes: 0 done; 2 refused: a missing or unreadable clip, fewer than two choi
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1_aqa_repro.answers import match_choice, parse_completion
-from r1_aqa_repro.audio import AudioError
-from r1_aqa_repro.console import say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, Problem, Refused, command
-from r1_aqa_repro.prompts import PROMPT_STYLES
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
+from r1_aqa_repro.data.answers import match_choice, parse_completion
+from r1_aqa_repro.data.audio import AudioError
+from r1_aqa_repro.data.prompts import PROMPT_STYLES
+from r1_aqa_repro.data.questions import AudioQuestion
 
 
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     completion = complete(
         arguments.ckpt,
         make_question(arguments.audio, arguments.question, arguments.choices),
@@ -78,35 +77,28 @@ def complete(checkpoint: str, question: AudioQuestion, style: str, max_new_token
         max_new_tokens: longest completion; the default is that of `eval.mmau`.
 
     Raises:
-        Refused: the clip cannot be decoded or is too short; see `modeling.load`.
+        Refused: the clip cannot be decoded or is too short; see `loading.load`.
     """
     import torch  # after the arguments: --help and mistakes are answered at once
 
-    from r1_aqa_repro import generation, modeling
-    from r1_aqa_repro.inputs import question_inputs
+    from r1_aqa_repro.model import generation, loading
+    from r1_aqa_repro.model.inputs import question_inputs
 
-    processor = modeling.load_processor(checkpoint)
+    processor = loading.load_processor(checkpoint)
     try:
         inputs = question_inputs(processor, [question], style)
     except AudioError as error:
         raise Refused.because(str(error.path), error.reason, "Give a clip that can be decoded.") from error
     on_gpu = torch.cuda.is_available()
-    model = modeling.load_model(checkpoint, "bfloat16" if on_gpu else "float32").to("cuda" if on_gpu else "cpu").eval()
-    modeling.check_pair(model.config, processor, checkpoint)
+    model = loading.load_model(checkpoint, "bfloat16" if on_gpu else "float32").to("cuda" if on_gpu else "cpu").eval()
+    loading.check_pair(model.config, processor, checkpoint)
     config = generation.greedy_config(model, processor, max_new_tokens)
     token_ids = generation.generate(model, inputs, torch.tensor([0]), config)[0]
     return str(processor.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m r1_aqa_repro.ask",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m r1_aqa_repro.ask")
     add = parser.add_argument
     add("--ckpt", required=True, metavar="DIR_OR_HUB_ID", help="checkpoint folder or hub id")
     add("--audio", required=True, type=Path, metavar="FILE", help="the clip; of several channels the first is heard")

@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import importlib.metadata
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from r1_aqa_repro.console import positive, say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, Failed, Refused, command
-from r1_aqa_repro.files import sha256_of
-from r1_aqa_repro.samples import Outputs, Sampled, SampleFile, write_results
-from r1_aqa_repro.text_data import TextPrompt
+from r1_aqa_repro.common.console import Options, positive, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
+from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.data.conversations import TextPrompt
+from r1_aqa_repro.data.samples import Outputs, Sampled, SampleFile, write_results
 
 if TYPE_CHECKING:
-    from r1_aqa_repro.rewards import RewardFunction
+    from r1_aqa_repro.rewards.rules import RewardFunction
 
 # the names that a training's configuration has for these options
 _OPTIONS = {
@@ -49,7 +48,7 @@ _OPTIONS = {
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     outputs = Outputs.at(arguments.out)
     prompts = prepare(arguments)
     settings = settings_of(arguments)
@@ -78,9 +77,9 @@ def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
     Raises:
         Refused: with everything that is wrong.
     """
-    from r1_aqa_repro.judging import check_judges
-    from r1_aqa_repro.text_modeling import checked_config, load_tokenizer
-    from r1_aqa_repro.text_preflight import prompts_to_answer, read_usable
+    from r1_aqa_repro.model.text_loading import checked_config, load_tokenizer
+    from r1_aqa_repro.rewards.registry import check_judges
+    from r1_aqa_repro.run.text_preflight import prompts_to_answer, read_usable
 
     judging = _judging(arguments)
     problems = [replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_judges(judging)]
@@ -104,7 +103,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that the samples and their scores depend on."""
     import torch
 
-    from r1_aqa_repro.modeling import model_hash
+    from r1_aqa_repro.model.loading import model_hash
 
     judging = _judging(arguments)
     return {
@@ -128,7 +127,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _judging(arguments: argparse.Namespace) -> Any:
     """The options under the names by which `judging` knows them."""
-    from r1_aqa_repro.judging import REWARD_MODEL
+    from r1_aqa_repro.rewards.registry import REWARD_MODEL
 
     by_model = [] if arguments.reward_model is None else [REWARD_MODEL]
     return argparse.Namespace(
@@ -146,9 +145,9 @@ def _sample(arguments: argparse.Namespace, prompts: Sequence[TextPrompt], file: 
     import torch
     from transformers.utils import logging
 
-    from r1_aqa_repro.judging import REWARD_MODEL, rule_rewards
-    from r1_aqa_repro.reward_model import RewardModel
-    from r1_aqa_repro.text_modeling import load_policy, load_reward_model, load_tokenizer
+    from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
+    from r1_aqa_repro.rewards.registry import REWARD_MODEL, rule_rewards
+    from r1_aqa_repro.rewards.reward_model import RewardModel
 
     logging.disable_progress_bar()
     device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
@@ -210,8 +209,8 @@ class Sampler:
         """`num` answers to each prompt; the prompt itself is computed once."""
         import torch
 
-        from r1_aqa_repro.generation import generate, sampling_config
-        from r1_aqa_repro.inputs import text_inputs
+        from r1_aqa_repro.model.generation import generate, sampling_config
+        from r1_aqa_repro.model.inputs import text_inputs
 
         config = sampling_config(self.model, self.tokenizer, self.max_new_tokens, self.temperature)
         rows = torch.arange(len(prompts)).repeat_interleave(self.num)
@@ -241,7 +240,7 @@ class Sampler:
         self, prompts: Sequence[TextPrompt], texts: Sequence[str], token_ids: Sequence[Sequence[int]]
     ) -> dict[str, list[float]]:
         """What each of N answers to N prompts is worth by each reward, called as a trainer calls it."""
-        from r1_aqa_repro.text_data import answer
+        from r1_aqa_repro.data.conversations import answer
 
         names = sorted({name for prompt in prompts for name in prompt.columns})
         columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names} | {
@@ -253,15 +252,8 @@ class Sampler:
         return {name: [0.0 if value is None else value for value in values] for name, values in judged.items()}
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m r1_aqa_repro.best_of_n",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m r1_aqa_repro.best_of_n")
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_HUB_ID", help="the policy that answers")
     add("--prompts", required=True, type=Path, metavar="FILE", help="prompts as JSON lines")
@@ -297,4 +289,4 @@ def _temperature(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

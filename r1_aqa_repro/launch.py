@@ -14,8 +14,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from r1_aqa_repro.console import say
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOSSES, EXIT_REFUSED
+from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOSSES, EXIT_REFUSED
 
 # Seconds from a signal to SIGKILL. A large checkpoint takes minutes to write; torchrun's own default is 30. Where a
 # process fails, torchrun gives the others 30 s regardless of this.

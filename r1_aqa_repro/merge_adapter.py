@@ -11,11 +11,9 @@ Exit codes: 0 done; 1 the disk filled up; 2 refused before anything was written.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +27,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from r1_aqa_repro.console import say, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, Failed, Problem, Refused, command, is_full_disk, space_left
-from r1_aqa_repro.modeling import (
+from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, command, is_full_disk, space_left
+from r1_aqa_repro.model.loading import (
     MODEL_TYPE,
     check_model_folder,
     load_adapter,
@@ -39,8 +37,8 @@ from r1_aqa_repro.modeling import (
     load_processor,
     model_type_of,
 )
-from r1_aqa_repro.preflight import check_free_space
-from r1_aqa_repro.text_modeling import load_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.run.preflight import check_free_space
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,7 +46,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     out = merge_adapter(arguments.adapter, arguments.out, arguments.base, arguments.dtype)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     say(f"wrote {out} ({size:,.1f} MB, {arguments.dtype})")
@@ -140,15 +138,8 @@ def _check_space(out: Path, config: PreTrainedConfig, dtype: str) -> list[Proble
     return [replace(problem, remedy="Free some space, or choose another --out.") for problem in problems]
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m r1_aqa_repro.merge_adapter",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m r1_aqa_repro.merge_adapter")
     add = parser.add_argument
     add("--adapter", required=True, type=Path, metavar="DIR", help="folder of the adapter, such as RUN/final")
     add("--out", required=True, type=Path, metavar="DIR", help="folder to make")
@@ -158,4 +149,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

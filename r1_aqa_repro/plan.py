@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +26,13 @@ from transformers import AutoConfig, PreTrainedConfig, Qwen2AudioConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import ModelConfig, get_peft_config
 
-from r1_aqa_repro.config import AudioGRPOConfig, AudioSFTConfig, batch_plan, parse_config, read_yaml
-from r1_aqa_repro.errors import EXIT_DONE, Refused, command
-from r1_aqa_repro.files import write_json
-from r1_aqa_repro.geometries import QWEN2_AUDIO_7B_INSTRUCT, qwen2_audio_7b_config
-from r1_aqa_repro.modeling import MODEL_TYPE
+from r1_aqa_repro.common.console import Options
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.model.loading import MODEL_TYPE
 from r1_aqa_repro.planning.estimate import ENGINES, RESERVED, Job, Strategy, as_json, strategies
+from r1_aqa_repro.planning.geometries import QWEN2_AUDIO_7B_INSTRUCT, qwen2_audio_7b_config
+from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, batch_plan, parse_config, read_yaml
 
 SFT_TARGET_TOKENS = 16  # an answer in its tags and the end of turn
 FRAMES_A_TOKEN = 4
@@ -294,15 +294,8 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.3g}" if size < 1e9 else f"{size / 1e9:.1f}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m r1_aqa_repro.plan",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m r1_aqa_repro.plan")
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="YAML of a GRPO or SFT run on audio")
     add("--gpus", type=_count, required=True, metavar="N", help="GPUs, one process each")
@@ -343,4 +336,4 @@ def _fraction(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,7 +10,6 @@ Exit codes: 0 done; 1 a score is no number; 2 refused: no reward model, no such 
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -23,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from r1_aqa_repro.console import positive, with_hyphens
-from r1_aqa_repro.errors import EXIT_DONE, Failed, Problem, Refused, command
-from r1_aqa_repro.files import write_json, write_lines
-from r1_aqa_repro.statistics import wilson
-from r1_aqa_repro.text_data import PreferencePair, read_pairs
+from r1_aqa_repro.common.console import Options, positive
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, command
+from r1_aqa_repro.common.files import write_json, write_lines
+from r1_aqa_repro.common.intervals import wilson
+from r1_aqa_repro.data.conversations import PreferencePair, read_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +41,7 @@ _BAR = 40  # characters
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     out = arguments.out or _default_out(arguments.model, arguments.file)
     pairs, chosen, rejected = score_file(arguments.model, arguments.file, arguments.batch_size, arguments.limit)
     margins = [better - worse for better, worse in zip(chosen, rejected, strict=True)]
@@ -68,7 +67,7 @@ def score_file(
     """
     import torch  # after the arguments: --help and mistakes are answered at once
 
-    from r1_aqa_repro.text_modeling import check_reward_model, load_reward_model, load_tokenizer
+    from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model, load_tokenizer
 
     problems: list[Problem] = []
     pairs: list[PreferencePair] = []
@@ -109,8 +108,8 @@ def pair_scores(
         pairs: the pairs.
         batch_size: pairs scored at once.
     """
-    from r1_aqa_repro.reward_model import score_conversations
-    from r1_aqa_repro.text_data import answer
+    from r1_aqa_repro.data.conversations import answer
+    from r1_aqa_repro.rewards.reward_model import score_conversations
 
     chosen: list[float] = []
     rejected: list[float] = []
@@ -202,9 +201,9 @@ def _too_long(
     name_or_path: str, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], file: Path
 ) -> list[Problem]:
     """A problem for each pair that the model has no positions for: it would go on with ones it has never seen."""
-    from r1_aqa_repro.inputs import token_ids
-    from r1_aqa_repro.text_data import answer
-    from r1_aqa_repro.text_modeling import checked_config
+    from r1_aqa_repro.data.conversations import answer
+    from r1_aqa_repro.model.inputs import token_ids
+    from r1_aqa_repro.model.text_loading import checked_config
 
     limit = checked_config(name_or_path).max_position_embeddings
     problems = []
@@ -264,15 +263,8 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     console.print(f"Scores of every pair: {out}/scores.jsonl", soft_wrap=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m r1_aqa_repro.score",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m r1_aqa_repro.score")
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_HUB_ID", help="reward model, such as RUN/final")
     add("--file", required=True, type=Path, metavar="FILE", help="pairs, as data_prep.preferences writes them")

@@ -8,20 +8,18 @@ The same command again resumes an interrupted run; `--overwrite` starts anew.
 
 from __future__ import annotations
 
-import sys
-
 from transformers import set_seed
 from trl import get_peft_config
 
-from r1_aqa_repro.config import AudioGRPOConfig, parse_config
-from r1_aqa_repro.distributed import start_distributed
-from r1_aqa_repro.errors import Problem, command
+from r1_aqa_repro.common.distributed import start_distributed
+from r1_aqa_repro.common.errors import Problem, command
 from r1_aqa_repro.grpo.checks import check_adapter, check_signal, check_weights
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.modeling import freeze, load_configured
-from r1_aqa_repro.preflight import prepare
-from r1_aqa_repro.rewards import REWARDS
-from r1_aqa_repro.training import run_training
+from r1_aqa_repro.model.loading import freeze, load_configured
+from r1_aqa_repro.rewards.rules import REWARDS
+from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
+from r1_aqa_repro.run.loop import run_training
+from r1_aqa_repro.run.preflight import prepare
 
 
 @command
@@ -69,4 +67,4 @@ def check_rewards(training: AudioGRPOConfig) -> list[Problem]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,20 +9,18 @@ The trainer is that of `train_grpo`, the shared prefix included. The same comman
 
 from __future__ import annotations
 
-import sys
-
 from transformers import set_seed
 from trl import get_peft_config
 
-from r1_aqa_repro.distributed import start_distributed
-from r1_aqa_repro.errors import command
+from r1_aqa_repro.common.distributed import start_distributed
+from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.grpo.checks import check_adapter, check_signal
 from r1_aqa_repro.grpo.trainer import TextGRPOTrainer
-from r1_aqa_repro.judging import REWARD_MODEL, check_judges, rule_rewards
-from r1_aqa_repro.text_config import TextGRPOConfig, parse_text_config
-from r1_aqa_repro.text_modeling import load_configured_policy, load_reward_model, load_tokenizer
-from r1_aqa_repro.text_preflight import prepare_text, prompts_to_answer
-from r1_aqa_repro.training import run_training
+from r1_aqa_repro.model.text_loading import load_configured_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.rewards.registry import REWARD_MODEL, check_judges, rule_rewards
+from r1_aqa_repro.run.loop import run_training
+from r1_aqa_repro.run.text_config import TextGRPOConfig, parse_text_config
+from r1_aqa_repro.run.text_preflight import prepare_text, prompts_to_answer
 
 
 @command
@@ -57,4 +55,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

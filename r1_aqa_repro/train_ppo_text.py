@@ -9,27 +9,26 @@ starts anew.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen2ForSequenceClassification, set_seed
 
-from r1_aqa_repro.distributed import start_distributed
-from r1_aqa_repro.errors import Problem, Refused, command
-from r1_aqa_repro.judging import REWARD_MODEL, check_judges, rule_rewards
-from r1_aqa_repro.long_context import WHERE as ROPE_PARAMETERS
-from r1_aqa_repro.ppo.trainer import ActorCritic, PPOConfig, PPOTrainer, zero_head
-from r1_aqa_repro.reward_model import RewardModel
-from r1_aqa_repro.text_config import TextModelConfig, parse_text_config
-from r1_aqa_repro.text_modeling import (
+from r1_aqa_repro.common.distributed import start_distributed
+from r1_aqa_repro.common.errors import Problem, Refused, command
+from r1_aqa_repro.model.text_loading import (
     check_reward_model,
     checked_config,
     load_configured_policy,
     load_reward_model,
     load_tokenizer,
 )
-from r1_aqa_repro.text_preflight import prepare_text, prompts_to_answer
-from r1_aqa_repro.training import run_training
+from r1_aqa_repro.model.yarn import WHERE as ROPE_PARAMETERS
+from r1_aqa_repro.ppo.trainer import ActorCritic, PPOConfig, PPOTrainer, zero_head
+from r1_aqa_repro.rewards.registry import REWARD_MODEL, check_judges, rule_rewards
+from r1_aqa_repro.rewards.reward_model import RewardModel
+from r1_aqa_repro.run.loop import run_training
+from r1_aqa_repro.run.text_config import TextModelConfig, parse_text_config
+from r1_aqa_repro.run.text_preflight import prepare_text, prompts_to_answer
 
 
 @command
@@ -153,4 +152,4 @@ def check_ppo(training: PPOConfig, model: TextModelConfig) -> list[Problem]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

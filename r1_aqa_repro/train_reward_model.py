@@ -8,19 +8,17 @@ at the last token of the conversation. The same command again resumes an interru
 
 from __future__ import annotations
 
-import sys
-
 from transformers import Qwen2ForSequenceClassification, set_seed
 from trl import RewardTrainer, get_peft_config
 
-from r1_aqa_repro.distributed import start_distributed
-from r1_aqa_repro.errors import Problem, command
-from r1_aqa_repro.resuming import ResumableTrainer
-from r1_aqa_repro.text_config import RewardModelConfig, TextModelConfig, parse_text_config
-from r1_aqa_repro.text_examples import dataset_of, pair_row
-from r1_aqa_repro.text_modeling import load_configured_reward_model
-from r1_aqa_repro.text_preflight import preference_pairs, prepare_text
-from r1_aqa_repro.training import run_training
+from r1_aqa_repro.common.distributed import start_distributed
+from r1_aqa_repro.common.errors import Problem, command
+from r1_aqa_repro.model.text_loading import load_configured_reward_model
+from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.loop import run_training
+from r1_aqa_repro.run.text_config import RewardModelConfig, TextModelConfig, parse_text_config
+from r1_aqa_repro.run.text_examples import dataset_of, pair_row
+from r1_aqa_repro.run.text_preflight import preference_pairs, prepare_text
 
 
 class RewardModelTrainer(ResumableTrainer, RewardTrainer):
@@ -65,4 +63,4 @@ def check_adapter(model: TextModelConfig) -> list[Problem]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,19 +7,17 @@ The same command again resumes an interrupted run; `--overwrite` starts anew.
 
 from __future__ import annotations
 
-import sys
-
 from peft import get_peft_model
 from transformers import set_seed
 from trl import get_peft_config
 
-from r1_aqa_repro.config import AudioSFTConfig, DataArguments, parse_config
-from r1_aqa_repro.distributed import start_distributed
-from r1_aqa_repro.errors import Problem, command
-from r1_aqa_repro.modeling import load_configured
-from r1_aqa_repro.preflight import prepare
-from r1_aqa_repro.sft import AudioSFTTrainer
-from r1_aqa_repro.training import run_training
+from r1_aqa_repro.common.distributed import start_distributed
+from r1_aqa_repro.common.errors import Problem, command
+from r1_aqa_repro.model.loading import load_configured
+from r1_aqa_repro.run.config import AudioSFTConfig, DataArguments, parse_config
+from r1_aqa_repro.run.loop import run_training
+from r1_aqa_repro.run.preflight import prepare
+from r1_aqa_repro.sft.trainer import AudioSFTTrainer
 
 
 @command
@@ -59,4 +57,4 @@ def check_style(data: DataArguments) -> list[Problem]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,19 +7,17 @@ The same command again resumes an interrupted run; `--overwrite` starts anew.
 
 from __future__ import annotations
 
-import sys
-
 from transformers import set_seed
 from trl import SFTTrainer, get_peft_config
 
-from r1_aqa_repro.distributed import start_distributed
-from r1_aqa_repro.errors import command
-from r1_aqa_repro.resuming import ResumableTrainer
-from r1_aqa_repro.text_config import TextSFTConfig, parse_text_config
-from r1_aqa_repro.text_examples import dataset_of, sft_row
-from r1_aqa_repro.text_modeling import load_configured_policy
-from r1_aqa_repro.text_preflight import demonstrations, prepare_text
-from r1_aqa_repro.training import run_training
+from r1_aqa_repro.common.distributed import start_distributed
+from r1_aqa_repro.common.errors import command
+from r1_aqa_repro.model.text_loading import load_configured_policy
+from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.loop import run_training
+from r1_aqa_repro.run.text_config import TextSFTConfig, parse_text_config
+from r1_aqa_repro.run.text_examples import dataset_of, sft_row
+from r1_aqa_repro.run.text_preflight import demonstrations, prepare_text
 
 
 class TextSFTTrainer(ResumableTrainer, SFTTrainer):
@@ -50,4 +48,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,7 +13,6 @@ files of --media.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import shutil
 import statistics
@@ -33,10 +32,10 @@ import numpy as np  # noqa: E402
 from data_prep.avqa import MEDIA_ENDINGS  # noqa: E402
 from data_prep.media import decode  # noqa: E402
 from data_prep.pipeline import FORMATS, Record, prepare  # noqa: E402
-from r1_aqa_repro.audio import SAMPLING_RATE  # noqa: E402
-from r1_aqa_repro.console import say, with_hyphens  # noqa: E402
-from r1_aqa_repro.errors import EXIT_DONE, Refused, command  # noqa: E402
-from r1_aqa_repro.files import write_json  # noqa: E402
+from r1_aqa_repro.common.console import Options, say  # noqa: E402
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command  # noqa: E402
+from r1_aqa_repro.common.files import write_json  # noqa: E402
+from r1_aqa_repro.data.audio import SAMPLING_RATE  # noqa: E402
 
 SECONDS = 10
 DISTINCT = 10  # clips that are encoded; the others are copies
@@ -52,9 +51,7 @@ KINDS = {
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Options(__doc__)
     add = parser.add_argument
     add("--kind", choices=KINDS, default="mp4", help="of the clips that are made (default: mp4)")
     add("--media", type=Path, metavar="DIR", help="take the files in this folder instead")
@@ -62,7 +59,7 @@ def main(argv: list[str]) -> int:
     add("--workers", type=int, default=2, metavar="N", help="worker processes (default: 2)")
     add("--repeats", type=int, default=3, metavar="N", help="of each (default: 3)")
     add("--json", type=Path, metavar="FILE", help="write the figures there")
-    arguments = parser.parse_args(with_hyphens(argv))
+    arguments = parser.parse_args(argv)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -168,4 +165,4 @@ def make_clips(folder: Path, kind: str, number: int) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,7 +15,6 @@ Beside it stands the ratio of the processor time that the process itself took, w
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -34,12 +33,12 @@ from transformers import GenerationConfig, Qwen2AudioForConditionalGeneration  #
 
 from eval.asking import ask  # noqa: E402
 from eval.generate import Generator, Hearing  # noqa: E402
-from r1_aqa_repro.audio import SAMPLING_RATE, load_audio  # noqa: E402
-from r1_aqa_repro.console import positive, say, with_hyphens  # noqa: E402
-from r1_aqa_repro.errors import EXIT_DONE, command  # noqa: E402
-from r1_aqa_repro.files import write_json  # noqa: E402
-from r1_aqa_repro.prompts import build_messages  # noqa: E402
-from r1_aqa_repro.schema import AudioQuestion, read_questions  # noqa: E402
+from r1_aqa_repro.common.console import Options, positive, say  # noqa: E402
+from r1_aqa_repro.common.errors import EXIT_DONE, command  # noqa: E402
+from r1_aqa_repro.common.files import write_json  # noqa: E402
+from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio  # noqa: E402
+from r1_aqa_repro.data.prompts import build_messages  # noqa: E402
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions  # noqa: E402
 from scripts.bench_grpo_step import PROMPT_STYLE, SETUPS, prepare  # noqa: E402
 
 SAMPLED = {"do_sample": True, "top_k": 50}  # what transformers makes of a checkpoint that only says that it samples
@@ -50,14 +49,14 @@ Texts = list[list[str]]  # by question, by repeat
 @command
 def main(argv: list[str]) -> int:
     """Measure and report. Returns the exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     torch.set_num_threads(arguments.threads)
     transformers.utils.logging.disable_progress_bar()
     setup = replace(SETUPS[arguments.geometry], prompts=arguments.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         say(f"{arguments.geometry}: making model and clips")
         prepare(setup, Path(folder))
-        questions = read_questions(Path(folder) / "manifest.jsonl").questions
+        questions = read_questions(Path(folder) / "manifest.jsonl").records
         report: dict[str, Any] = {
             "geometry": arguments.geometry,
             "batch_size": arguments.batch_size,
@@ -191,11 +190,8 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def _parser() -> Options:
+    parser = Options(__doc__)
     add = parser.add_argument
     add("--geometry", choices=GEOMETRIES, default="mid", help="default: mid")
     add("--batch-size", type=positive, default=4, metavar="N", help="questions at once (default: 4)")
@@ -208,4 +204,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,7 +16,6 @@ what else the machine does hits both, and gives the ratio of each pair: plain se
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import multiprocessing
 import os
@@ -55,10 +54,12 @@ from transformers import (  # noqa: E402
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback  # noqa: E402
 
-from r1_aqa_repro import modeling  # noqa: E402
-from r1_aqa_repro.audio import SAMPLING_RATE  # noqa: E402
-from r1_aqa_repro.config import AudioGRPOConfig  # noqa: E402
-from r1_aqa_repro.console import positive, say, with_hyphens  # noqa: E402
+from r1_aqa_repro.common.console import Options, positive, say  # noqa: E402
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command  # noqa: E402
+from r1_aqa_repro.common.files import write_json  # noqa: E402
+from r1_aqa_repro.data.audio import SAMPLING_RATE  # noqa: E402
+from r1_aqa_repro.data.prompts import prompt_text  # noqa: E402
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest  # noqa: E402
 from r1_aqa_repro.embedded.question_set import make_question  # noqa: E402
 from r1_aqa_repro.embedded.tiny_model import (  # noqa: E402
     TINY,
@@ -67,13 +68,11 @@ from r1_aqa_repro.embedded.tiny_model import (  # noqa: E402
     build_tiny_qwen2_audio,
     with_random_weights,
 )
-from r1_aqa_repro.errors import EXIT_DONE, Failed, Refused, command  # noqa: E402
-from r1_aqa_repro.files import write_json  # noqa: E402
-from r1_aqa_repro.geometries import mid_config, qwen2_audio_7b_config  # noqa: E402
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer  # noqa: E402
-from r1_aqa_repro.inputs import num_audio_tokens, question_inputs  # noqa: E402
-from r1_aqa_repro.prompts import prompt_text  # noqa: E402
-from r1_aqa_repro.schema import AudioQuestion, read_questions, write_manifest  # noqa: E402
+from r1_aqa_repro.model import loading  # noqa: E402
+from r1_aqa_repro.model.inputs import num_audio_tokens, question_inputs  # noqa: E402
+from r1_aqa_repro.planning.geometries import mid_config, qwen2_audio_7b_config  # noqa: E402
+from r1_aqa_repro.run.config import AudioGRPOConfig  # noqa: E402
 
 SHARING = {"shared": "auto", "plain": "off"}  # mode -> the trainer's `sharing`
 NUM_GENERATIONS = 8
@@ -105,7 +104,7 @@ SETUPS = {
 @command
 def main(argv: list[str]) -> int:
     """Measure and report. Returns the exit code."""
-    arguments = _parser().parse_args(with_hyphens(argv))
+    arguments = _parser().parse_args(argv)
     setup = SETUPS[arguments.geometry]
     if setup.device == "cuda" and not torch.cuda.is_available():
         raise Refused.because(
@@ -129,11 +128,8 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def _parser() -> Options:
+    parser = Options(__doc__)
     add = parser.add_argument
     add("--geometry", choices=list(SETUPS), default="tiny", help="default: tiny")
     add("--mode", choices=[*SHARING, "compare"], default="compare", help="default: compare")
@@ -167,7 +163,7 @@ def measure(
     say(f"{setup.geometry}: making model and clips")
     transformers.utils.logging.disable_progress_bar()
     config, questions = prepare(setup, folder)
-    processor = modeling.load_processor(folder / "model")
+    processor = loading.load_processor(folder / "model")
     inputs = question_inputs(processor, questions, PROMPT_STYLE)
     prompts = [
         Prompt(len(ids), int(frames))
@@ -437,13 +433,13 @@ def _filled_question(clip: Path, filler: int) -> AudioQuestion:
 def build_trainer(setup: Setup, mode: str, folder: Path, max_steps: int) -> AudioGRPOTrainer:
     """The real trainer on what `prepare` wrote, with completions of a forced length."""
     model_folder = folder / "model"
-    questions = read_questions(folder / "manifest.jsonl").questions
+    questions = read_questions(folder / "manifest.jsonl").records
     if setup.lora:
-        processor = modeling.load_processor(model_folder)
+        processor = loading.load_processor(model_folder)
         config = Qwen2AudioConfig.from_pretrained(model_folder)
         model = with_random_weights(config, processor, seed=0, dtype=torch.bfloat16, device=setup.device)
     else:
-        model, processor = modeling.load(model_folder)
+        model, processor = loading.load(model_folder)
     training = AudioGRPOConfig(
         output_dir=str(folder / mode),
         sharing=SHARING[mode],
@@ -656,4 +652,4 @@ def peak_memory(device: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,7 +8,6 @@ mask computes in vain, and how much faster two masks are.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -17,8 +16,9 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.grpo.shared_prefix import SPLIT_FROM, PackedGroups, pack_groups
-from r1_aqa_repro.shared_attention import PackedAttention, score_packed
+from r1_aqa_repro.model.shared_attention import PackedAttention, score_packed
 
 PROMPTS, NUM_GENERATIONS, HEADS, HEAD_DIM = 2, 8, 8, 64
 SHAPES = ((100, 8), (100, 16), (100, 64), (350, 8), (350, 16), (350, 32), (350, 64), (350, 128), (350, 256), (850, 16))
@@ -26,7 +26,7 @@ SHAPES = ((100, 8), (100, 16), (100, 64), (350, 8), (350, 16), (350, 32), (350, 
 
 def main(argv: list[str]) -> int:
     """Print a line a shape."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args(argv)

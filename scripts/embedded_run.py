@@ -8,7 +8,6 @@ place of the clips -> learning curve. Each stage keeps what it has done; the sam
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -22,22 +21,23 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model is too small for a GPU
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `eval` and `r1_aqa_repro` also without an installation
 
-from eval.embedded import plot_learning_curve, print_results, results  # noqa: E402
 from eval.run import EvalSettings, evaluate  # noqa: E402
-from r1_aqa_repro import modeling, train_grpo, train_sft  # noqa: E402
-from r1_aqa_repro.config import AudioGRPOConfig, parse_config  # noqa: E402
-from r1_aqa_repro.console import say  # noqa: E402
+from r1_aqa_repro import train_grpo, train_sft  # noqa: E402
+from r1_aqa_repro.common.console import Options, say  # noqa: E402
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command  # noqa: E402
+from r1_aqa_repro.common.files import write_json  # noqa: E402
+from r1_aqa_repro.common.stopwatch import Stages  # noqa: E402
+from r1_aqa_repro.data.prompts import prompt_text  # noqa: E402
+from r1_aqa_repro.data.questions import read_questions  # noqa: E402
 from r1_aqa_repro.embedded.question_set import write_question_set  # noqa: E402
 from r1_aqa_repro.embedded.tiny_model import build_tiny_qwen2_audio  # noqa: E402
-from r1_aqa_repro.errors import EXIT_DONE, Refused, command  # noqa: E402
-from r1_aqa_repro.files import write_json  # noqa: E402
 from r1_aqa_repro.grpo.divergence import kl_to_start  # noqa: E402
-from r1_aqa_repro.preflight import check_free_space, check_settings  # noqa: E402
-from r1_aqa_repro.prompts import prompt_text  # noqa: E402
-from r1_aqa_repro.resuming import FINAL  # noqa: E402
-from r1_aqa_repro.run_folder import update_run  # noqa: E402
-from r1_aqa_repro.schema import read_questions  # noqa: E402
-from r1_aqa_repro.stages import Stages  # noqa: E402
+from r1_aqa_repro.model import loading  # noqa: E402
+from r1_aqa_repro.run.checkpoints import FINAL  # noqa: E402
+from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config  # noqa: E402
+from r1_aqa_repro.run.folder import update_run  # noqa: E402
+from r1_aqa_repro.run.preflight import check_free_space, check_settings  # noqa: E402
+from scripts.embedded_report import plot_learning_curve, print_results, results  # noqa: E402
 
 EVAL_BATCH = 50
 KL_QUESTIONS = 120
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
             raise Refused.because(str(folder), f"is the folder of another run ({error})", remedy) from error
     with stages("model"):
         if not start.is_dir():
-            texts = [prompt_text(question, "answer") for question in read_questions(manifest).questions]
+            texts = [prompt_text(question, "answer") for question in read_questions(manifest).records]
             build_tiny_qwen2_audio(start, texts=texts, seed=training.seed)
     common = ["--train_file", str(manifest), "--seed", str(training.seed)]
     with stages("sft"):
@@ -107,13 +107,13 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=True, allow_abbrev=False, description=__doc__)
-    parser.add_argument("--num_train", type=int, default=5400, help="training questions")
-    parser.add_argument("--num_held_out", type=int, default=900, help="held-out questions")
-    parser.add_argument("--curve_questions", type=int, default=300, help="held-out questions a point of the curve")
-    parser.add_argument("--sft_config", type=Path, default=ROOT / "configs" / "sft_embedded.yaml")
-    parser.add_argument("--grpo_config", type=Path, default=ROOT / "configs" / "grpo_embedded.yaml")
+def _parser() -> Options:
+    parser = Options(__doc__)
+    parser.add_argument("--num-train", type=int, default=5400, help="training questions")
+    parser.add_argument("--num-held-out", type=int, default=900, help="held-out questions")
+    parser.add_argument("--curve-questions", type=int, default=300, help="held-out questions a point of the curve")
+    parser.add_argument("--sft-config", type=Path, default=ROOT / "configs" / "sft_embedded.yaml")
+    parser.add_argument("--grpo-config", type=Path, default=ROOT / "configs" / "grpo_embedded.yaml")
     return parser
 
 
@@ -149,15 +149,15 @@ def _evaluate(checkpoint: Path, held_out: Path, out: Path, **settings: Any) -> d
 def _curve(folder: Path, start: Path, held_out: Path, limit: int, seed: int) -> list[dict[str, Any]]:
     """Scores and KL to the start of the warm start (step 0) and of every checkpoint, in order of steps."""
     checkpoints = {0: start} | {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
-    questions = read_questions(held_out).questions[: min(limit, KL_QUESTIONS)]
-    start_model, processor = modeling.load(start)
+    questions = read_questions(held_out).records[: min(limit, KL_QUESTIONS)]
+    start_model, processor = loading.load(start)
     points = []
     for step, checkpoint in sorted(checkpoints.items()):
         out = folder / "eval" / "curve" / f"step-{step}"
         scores = _evaluate(checkpoint, held_out, out, limit=limit)
         kl_file = out / "kl.json"
         if not kl_file.is_file():
-            policy = modeling.load_model(checkpoint)
+            policy = loading.load_model(checkpoint)
             kl = kl_to_start(policy, start_model, processor, questions, "answer", max_new_tokens=16, seed=seed)
             write_json(kl_file, {"kl": kl, "questions": len(questions)})
         kl = json.loads(kl_file.read_text(encoding="utf-8"))["kl"]
@@ -166,4 +166,4 @@ def _curve(folder: Path, start: Path, held_out: Path, limit: int, seed: int) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

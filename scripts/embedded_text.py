@@ -9,7 +9,6 @@ same command goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -27,15 +26,15 @@ sys.path.insert(0, str(ROOT))  # `r1_aqa_repro` also without an installation
 from transformers import set_seed  # noqa: E402
 
 from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text  # noqa: E402
-from r1_aqa_repro.console import say, with_hyphens  # noqa: E402
-from r1_aqa_repro.embedded.text_report import plot_log, print_gain  # noqa: E402
-from r1_aqa_repro.embedded.text_run import Interrupted, Workshop, chance_of, judged, results  # noqa: E402
-from r1_aqa_repro.errors import EXIT_DONE, command  # noqa: E402
-from r1_aqa_repro.files import write_atomically, write_json  # noqa: E402
-from r1_aqa_repro.resuming import last_checkpoint  # noqa: E402
+from r1_aqa_repro.common.console import Options, say  # noqa: E402
+from r1_aqa_repro.common.errors import EXIT_DONE, command  # noqa: E402
+from r1_aqa_repro.common.files import write_atomically, write_json  # noqa: E402
+from r1_aqa_repro.data.conversations import PreferencePair, read_pairs, read_prompts  # noqa: E402
+from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer  # noqa: E402
+from r1_aqa_repro.run.checkpoints import last_checkpoint  # noqa: E402
 from r1_aqa_repro.score import pair_accuracy, pair_scores  # noqa: E402
-from r1_aqa_repro.text_data import PreferencePair, read_pairs, read_prompts  # noqa: E402
-from r1_aqa_repro.text_modeling import load_reward_model, load_tokenizer  # noqa: E402
+from scripts.text_report import plot_log, print_gain  # noqa: E402
+from scripts.workshop import Interrupted, Workshop, chance_of, judged, results  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ STAGES = {
 @command
 def main(argv: list[str]) -> int:
     """Carry out what is not done yet of one run. Returns the exit code."""
-    own, overrides = _parser().parse_known_args(with_hyphens(argv))
+    own, overrides = _parser().parse_known_args(argv)
     folder = own.output_dir or Path("runs") / Path(STAGES[own.stage].entry.__name__.rpartition(".")[2])
     workshop = Workshop(folder.parent, own.seed)
     say(f"embedded run in {folder}, seed {own.seed}")
@@ -177,10 +176,8 @@ def held_out_accuracy(checkpoint: Path, pairs: Sequence[PreferencePair]) -> dict
     return pair_accuracy(*pair_scores(model, tokenizer, pairs))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Options:
+    parser = Options(__doc__)
     add = parser.add_argument
     add("stage", choices=STAGES)
     add("--output-dir", type=Path, help="folder of the run (default: runs/<entry point>)")
@@ -189,4 +186,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,7 +11,6 @@ within a step in the place of silent groups (`dynamic_sampling`, after arXiv 250
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -32,18 +31,18 @@ from rich.table import Table  # noqa: E402
 
 from r1_aqa_repro import train_grpo_text, train_sft_text  # noqa: E402
 from r1_aqa_repro.best_of_n import Sampler  # noqa: E402
-from r1_aqa_repro.console import say, with_hyphens  # noqa: E402
+from r1_aqa_repro.common.console import Options, say  # noqa: E402
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command  # noqa: E402
+from r1_aqa_repro.common.files import open_locked, write_json  # noqa: E402
+from r1_aqa_repro.common.intervals import wilson  # noqa: E402
+from r1_aqa_repro.common.stopwatch import Stages  # noqa: E402
+from r1_aqa_repro.data.conversations import read_prompts  # noqa: E402
 from r1_aqa_repro.embedded.sparse_reward import CODES, vocabulary_texts, write_sparse_set  # noqa: E402
-from r1_aqa_repro.embedded.text_run import Interrupted, train_with  # noqa: E402
 from r1_aqa_repro.embedded.tiny_qwen2 import build_tiny_qwen2  # noqa: E402
-from r1_aqa_repro.errors import EXIT_DONE, Refused, command  # noqa: E402
-from r1_aqa_repro.files import open_locked, write_json  # noqa: E402
-from r1_aqa_repro.resuming import last_checkpoint  # noqa: E402
-from r1_aqa_repro.stages import Stages  # noqa: E402
-from r1_aqa_repro.statistics import wilson  # noqa: E402
-from r1_aqa_repro.text_data import read_prompts  # noqa: E402
-from r1_aqa_repro.text_modeling import load_policy, load_tokenizer  # noqa: E402
-from r1_aqa_repro.text_rewards import math_reward  # noqa: E402
+from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer  # noqa: E402
+from r1_aqa_repro.rewards.text_rules import math_reward  # noqa: E402
+from r1_aqa_repro.run.checkpoints import last_checkpoint  # noqa: E402
+from scripts.workshop import Interrupted, train_with  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ ANSWERS = 20  # to each held-out prompt
 @command
 def main(argv: list[str]) -> int:
     """Carry out what is not done yet. Returns the exit code."""
-    own = _parser().parse_args(with_hyphens(argv))
+    own = _parser().parse_args(argv)
     folder = own.output_dir
     say(f"sparse reward in {folder}, seed {own.seed}")
     lock = open_locked(folder / ".lock", "Choose another --output_dir.")  # of two starts one would disturb the other
@@ -223,10 +222,8 @@ def print_runs(summary: Mapping[str, Any], folder: Path) -> None:
     console.print(f"Results: {folder}/results.json, {folder}/learning_curve.png", highlight=False)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Options:
+    parser = Options(__doc__)
     add = parser.add_argument
     out = Path("runs") / "sparse_reward_text"
     add("--output-dir", type=Path, default=out, help=f"folder of the run (default: {out})")
@@ -235,4 +232,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,7 +11,6 @@ also carried out alone, from the start, so that the table shows whether the two 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +26,13 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from r1_aqa_repro import best_of_n, train_dpo, train_grpo_text  # noqa: E402
-from r1_aqa_repro.config import read_yaml  # noqa: E402
-from r1_aqa_repro.console import say, with_hyphens  # noqa: E402
-from r1_aqa_repro.embedded.text_run import (  # noqa: E402
+from r1_aqa_repro.common.console import Options, say  # noqa: E402
+from r1_aqa_repro.common.errors import EXIT_DONE, command  # noqa: E402
+from r1_aqa_repro.common.files import write_json  # noqa: E402
+from r1_aqa_repro.common.intervals import paired_gain  # noqa: E402
+from r1_aqa_repro.data.conversations import read_prompts  # noqa: E402
+from r1_aqa_repro.run.config import read_yaml  # noqa: E402
+from scripts.workshop import (  # noqa: E402
     MAX_NEW_TOKENS,
     Interrupted,
     Workshop,
@@ -37,10 +40,6 @@ from r1_aqa_repro.embedded.text_run import (  # noqa: E402
     judged,
     results,
 )
-from r1_aqa_repro.errors import EXIT_DONE, command  # noqa: E402
-from r1_aqa_repro.files import write_json  # noqa: E402
-from r1_aqa_repro.statistics import paired_gain  # noqa: E402
-from r1_aqa_repro.text_data import read_prompts  # noqa: E402
 
 VARIANTS = ("grpo", "best_of_n")
 ONLINE = "grpo_text_assist_embedded"  # config of the second stage
@@ -50,7 +49,7 @@ START, OFFLINE, ASSIST, BOTH = "start", "offline alone", "online alone", "both s
 @command
 def main(argv: list[str]) -> int:
     """Carry out what is not done yet. Returns the exit code."""
-    own = _parser().parse_args(with_hyphens(argv))
+    own = _parser().parse_args(argv)
     folder = own.output_dir or Path("runs") / (
         "two_stage_text" if own.variant == "grpo" else "two_stage_text_best_of_n"
     )
@@ -185,10 +184,8 @@ def sentence(gains: Mapping[str, Mapping[str, Any]]) -> str:
     return f"The two stages {' but '.join(parts)}."
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Options:
+    parser = Options(__doc__)
     add = parser.add_argument
     add("--variant", choices=VARIANTS, default="grpo", help="the second stage (default: grpo)")
     add("--output-dir", type=Path, help="folder of the run (default: runs/two_stage_text)")
@@ -197,4 +194,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

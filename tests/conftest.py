@@ -13,13 +13,15 @@ import soundfile
 import torch
 from transformers import ProcessorMixin
 
+from r1_aqa_repro.data.prompts import prompt_text
+from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
 from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
-from r1_aqa_repro.modeling import load_processor
-from r1_aqa_repro.prompts import prompt_text
-from r1_aqa_repro.schema import AudioQuestion, write_manifest
+from r1_aqa_repro.model.loading import load_processor
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_MMAU = ROOT.parent / "shared" / "data" / "mmau"
+
+pytest_plugins = ["tests.text_world"]
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

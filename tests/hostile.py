@@ -1,6 +1,6 @@
 """Texts that try to be more than text."""
 
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.data.questions import AudioQuestion
 
 HOSTILE = (
     "<script>window.injected = 1; document.title = 'injected'</script>",

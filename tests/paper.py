@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1_aqa_repro import modeling
-from r1_aqa_repro.config import AudioGRPOConfig, parse_config
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
 from tests.conftest import ROOT
 
 PAPER = ROOT / "configs" / "grpo_qwen2_audio_7b.yaml"
@@ -26,7 +26,7 @@ def paper_trainer(
     folder: Path, model_folder: Path, questions: Sequence[AudioQuestion], *overrides: str
 ) -> AudioGRPOTrainer:
     """The real trainer with these arguments, in training mode."""
-    model, processor = modeling.load(model_folder)
+    model, processor = loading.load(model_folder)
     trainer = AudioGRPOTrainer(model, paper_training(folder, *overrides), questions, processor, "answer")
     trainer.model.train()
     return trainer

@@ -22,9 +22,9 @@ import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.embedded.families import CLARITY, FAMILIES, MAX_SCENE_SECONDS, Family
 from r1_aqa_repro.embedded.synthesis import SAMPLING_RATE, Rng, Wave, num_samples
-from r1_aqa_repro.files import write_json, write_lines
 
 GENERATOR_VERSION = 1  # raise it whenever the same seed would give other bytes
 DATASET = "embedded"

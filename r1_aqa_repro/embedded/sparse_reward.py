@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from r1_aqa_repro.files import write_json, write_lines
-from r1_aqa_repro.text_data import answer
+from r1_aqa_repro.common.files import write_json, write_lines
+from r1_aqa_repro.data.conversations import answer
 
 CODES = 100
 SPLITS = ("train", "held_out")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from r1_aqa_repro.common.files import write_json, write_lines
+from r1_aqa_repro.data.conversations import answer
 from r1_aqa_repro.embedded.text_tasks import TASKS, Record, Rng, all_prompts, demonstrate, true_reward
-from r1_aqa_repro.files import write_json, write_lines
-from r1_aqa_repro.text_data import answer
 
 GENERATOR_VERSION = 2  # raise it whenever the same seed would give other bytes
 ASSIST = ("list", "safety")  # whose reward has to be learned from preferences

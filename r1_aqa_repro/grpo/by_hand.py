@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from statistics import mean, pstdev, stdev
 
 from rich.console import Console
 from rich.table import Table
 
-from r1_aqa_repro.errors import EXIT_DONE, Refused, command
+from r1_aqa_repro.common.console import Options
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
 
 Spread = Callable[[Sequence[float]], float]
 
@@ -81,18 +81,11 @@ def _number(text: str) -> float:
     return number
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m r1_aqa_repro.grpo.by_hand",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m r1_aqa_repro.grpo.by_hand")
     parser.add_argument("rewards", nargs="+", type=_number, metavar="REWARD", help="one a completion")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

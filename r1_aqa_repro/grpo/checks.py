@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from trl import ModelConfig
 
-from r1_aqa_repro.config import SharedPrefixGRPOConfig
-from r1_aqa_repro.errors import Problem
+from r1_aqa_repro.common.errors import Problem
+from r1_aqa_repro.run.config import SharedPrefixGRPOConfig
 
 
 def check_weights(weights: list[float] | None, rewards: list[str]) -> list[Problem]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from r1_aqa_repro.generation import generate, sampling_config
-from r1_aqa_repro.inputs import PromptInputs, pad_right, question_inputs
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.model.generation import generate, sampling_config
+from r1_aqa_repro.model.inputs import PromptInputs, pad_right, question_inputs
 
 
 def kl_to_start(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from r1_aqa_repro.files import write_atomically
+from r1_aqa_repro.common.files import write_atomically
 
 PARTS = ("audio", "generation", "reference", "reward", "forward", "backward", "optimizer")
 

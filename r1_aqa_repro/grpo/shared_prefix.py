@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from r1_aqa_repro.inputs import IGNORE, position_ids_of
-from r1_aqa_repro.shared_attention import PackedAttention
+from r1_aqa_repro.model.inputs import IGNORE, position_ids_of
+from r1_aqa_repro.model.shared_attention import PackedAttention
 
 # One mask up to this many times the pairs of positions that have to be computed, two beyond.
 SPLIT_FROM = 2.0

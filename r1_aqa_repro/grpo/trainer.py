@@ -23,22 +23,22 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from r1_aqa_repro.config import AudioGRPOConfig, SharedPrefixGRPOConfig
-from r1_aqa_repro.encoded_audio import ENCODED, EncodedAudio
-from r1_aqa_repro.evaluating import EvaluatingTrainer
-from r1_aqa_repro.generation import generate
+from r1_aqa_repro.data.conversations import TextPrompt
+from r1_aqa_repro.data.prompts import build_messages
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.monitor import CompletionTable, StepClock, StepRecord
 from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
 from r1_aqa_repro.grpo.shared_prefix import pack_groups
 from r1_aqa_repro.grpo.signal import better_completions, draw_further, groups_with_signal, indices_of, replace_groups
-from r1_aqa_repro.inputs import IGNORE, ModelInputs, PromptInputs, question_inputs, text_inputs
-from r1_aqa_repro.modeling import prepare_for_sharing
-from r1_aqa_repro.prompts import build_messages
-from r1_aqa_repro.resuming import ResumableTrainer
-from r1_aqa_repro.rewards import REWARDS, RewardFunction
-from r1_aqa_repro.schema import AudioQuestion
-from r1_aqa_repro.shared_attention import share_prefixes
-from r1_aqa_repro.text_data import TextPrompt
+from r1_aqa_repro.model.encoded_audio import ENCODED, EncodedAudio
+from r1_aqa_repro.model.generation import generate
+from r1_aqa_repro.model.inputs import IGNORE, ModelInputs, PromptInputs, question_inputs, text_inputs
+from r1_aqa_repro.model.loading import prepare_for_sharing
+from r1_aqa_repro.model.shared_attention import share_prefixes
+from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction
+from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.config import AudioGRPOConfig, SharedPrefixGRPOConfig
+from r1_aqa_repro.run.evaluating import EvaluatingTrainer
 
 
 @dataclass

@@ -30,7 +30,7 @@ from transformers import (
     Qwen2AudioForConditionalGeneration,
 )
 
-from r1_aqa_repro.audio_encoder import make_trimmable
+from r1_aqa_repro.model.audio_encoder import make_trimmable
 
 _EFFICIENT = "memory_efficient"
 

@@ -29,10 +29,10 @@ from transformers.trainer_utils import TrainOutput
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import disable_dropout_in_model, entropy_from_logits, selective_log_softmax
 
-from r1_aqa_repro.config import derive_batch
-from r1_aqa_repro.generation import generate, sampling_config
+from r1_aqa_repro.data.conversations import TextPrompt, answer
 from r1_aqa_repro.grpo.monitor import CompletionTable
-from r1_aqa_repro.inputs import (
+from r1_aqa_repro.model.generation import generate, sampling_config
+from r1_aqa_repro.model.inputs import (
     PromptInputs,
     attention_mask_left,
     pad_left,
@@ -40,6 +40,7 @@ from r1_aqa_repro.inputs import (
     position_ids_of,
     text_inputs,
 )
+from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
 from r1_aqa_repro.ppo.objectives import (
     approximate_kl,
     clipped_policy_loss,
@@ -49,12 +50,11 @@ from r1_aqa_repro.ppo.objectives import (
     kl_penalised_rewards,
     whiten,
 )
-from r1_aqa_repro.resuming import ResumableTrainer
-from r1_aqa_repro.reward_model import RewardModel
-from r1_aqa_repro.rewards import RewardFunction
-from r1_aqa_repro.text_config import RewardArguments
-from r1_aqa_repro.text_data import TextPrompt, answer
-from r1_aqa_repro.text_modeling import load_policy, load_reward_model
+from r1_aqa_repro.rewards.reward_model import RewardModel
+from r1_aqa_repro.rewards.rules import RewardFunction
+from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.config import derive_batch
+from r1_aqa_repro.run.text_config import RewardArguments
 
 CRITIC = "critic"  # folder inside a checkpoint
 _NOTED = 4  # completions of a logged step in completions.csv

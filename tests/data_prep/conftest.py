@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from r1_aqa_repro.audio import SAMPLING_RATE
+from r1_aqa_repro.data.audio import SAMPLING_RATE
 
 # ending -> (container, codec, sampling rate of the source)
 CONTAINERS = {

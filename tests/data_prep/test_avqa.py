@@ -20,9 +20,9 @@ import soundfile
 import r1_aqa_repro
 from data_prep.avqa import MediaIndex, find_media, main, raw_records
 from data_prep.pipeline import Report
-from r1_aqa_repro.audio import SAMPLING_RATE, load_audio
-from r1_aqa_repro.prompts import prompt_text
-from r1_aqa_repro.schema import read_questions
+from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
+from r1_aqa_repro.data.prompts import prompt_text
+from r1_aqa_repro.data.questions import read_questions
 from tests.data_prep.conftest import (
     CONTAINERS,
     avqa_record,
@@ -86,7 +86,7 @@ def test_a_record_becomes_a_line(tmp_path):
     ]
     report = report_of(tmp_path / "out")
     assert (report["records_in"], report["kept"], report["dropped"]) == (1, 1, {})
-    question = read_questions(tmp_path / "out" / "manifest.jsonl").questions[0]
+    question = read_questions(tmp_path / "out" / "manifest.jsonl").records[0]
     # the word is replaced for the model, there and nowhere else
     assert prompt_text(question, "direct").startswith("What happened in the audio?")
     source = "".join(path.read_text() for path in Path(r1_aqa_repro.__file__).parent.rglob("*.py"))
@@ -179,7 +179,7 @@ def test_the_clip_is_cut_from_the_whole_video(tmp_path):
     annotations = write_json(tmp_path / "qa.json", [avqa_record(n, name) for n, name in enumerate(names)])
     assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
     clips = {
-        q.source_video: load_audio(q.audio_path) for q in read_questions(tmp_path / "out" / "manifest.jsonl").questions
+        q.source_video: load_audio(q.audio_path) for q in read_questions(tmp_path / "out" / "manifest.jsonl").records
     }
     for name, (start, seconds) in {
         "whole_000020": (20, 10),
@@ -262,7 +262,7 @@ def test_r1_aqa_lines(tmp_path):
     lines = tmp_path / "train.jsonl"
     lines.write_text("\n".join([*map(json.dumps, records), "", "{not JSON", '"text"']), encoding="utf-8")
     assert command(lines, tmp_path / "moved", tmp_path / "out") == 0
-    questions = read_questions(tmp_path / "out" / "manifest.jsonl").questions
+    questions = read_questions(tmp_path / "out" / "manifest.jsonl").records
     assert [question.id for question in questions] == ["1", "2"]
     for question, source in zip(questions, ("audios/" + f"{VIDEO}_30.wav", "moved/ID_5.wav"), strict=True):
         assert np.array_equal(load_audio(question.audio_path), load_audio(tmp_path / source))
@@ -301,7 +301,7 @@ def test_parquet_with_embedded_audio(tmp_path):
     as_in_avqa = [{**avqa_record(n, f"{VIDEO}_000030"), "audio": audio} for n in range(3)]
     pandas.DataFrame(as_in_avqa).to_parquet(tmp_path / "val.parquet")
     assert command(tmp_path / "val.parquet", None, tmp_path / "columns") == 0
-    assert [q.split for q in read_questions(tmp_path / "columns" / "manifest.jsonl").questions] == ["val"] * 3
+    assert [q.split for q in read_questions(tmp_path / "columns" / "manifest.jsonl").records] == ["val"] * 3
 
 
 def test_a_number_in_a_name_is_not_always_a_start(tmp_path):
@@ -312,12 +312,12 @@ def test_a_number_in_a_name_is_not_always_a_start(tmp_path):
     records = [avqa_record(n, None, audio_path=path) for n, path in enumerate(paths)]
     annotations = write_json(tmp_path / "qa.json", records)
     assert command(annotations, tmp_path / "moved", tmp_path / "out") == 0
-    questions = read_questions(tmp_path / "out" / "manifest.jsonl").questions
+    questions = read_questions(tmp_path / "out" / "manifest.jsonl").records
     assert [soundfile.info(question.audio_path).duration for question in questions] == [17, 10, 17]
     assert [question.source_video for question in questions] == [None, f"{VIDEO}_3", None]
     write_json(annotations, [avqa_record(3, "clip_3", audio_path="clip_3.wav")])
     assert command(annotations, None, tmp_path / "named") == 0
-    question = read_questions(tmp_path / "named" / "manifest.jsonl").questions[0]
+    question = read_questions(tmp_path / "named" / "manifest.jsonl").records[0]
     assert soundfile.info(question.audio_path).duration == 10
 
 
@@ -329,7 +329,7 @@ def test_spelled_out_choices_stay_where_they_are(tmp_path):
             for choices, letter in zip(listed, "CBBB", strict=True)]  # fmt: skip
     pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
     assert command(tmp_path / "train.parquet", None, tmp_path / "out") == 0
-    questions = read_questions(tmp_path / "out" / "manifest.jsonl").questions
+    questions = read_questions(tmp_path / "out" / "manifest.jsonl").records
     assert [(question.choices, question.answer) for question in questions] == [(("dog", "a  cow", "cat"), "a  cow")]
     assert questions[0].source_video == f"{VIDEO}_000030"  # by which splits that share it are found
     told = report_of(tmp_path / "out")["details"]["bad record"]
@@ -509,7 +509,7 @@ def test_a_whole_mirror_and_ten_kills(mirror, tmp_path):
     assert report["records_in"] == 2_040
     assert report["dropped"] == lost
     assert report["kept"] == 2_040 - sum(map(len, lost.values()))
-    assert len(read_questions(tmp_path / "whole" / "manifest.jsonl").questions) == report["kept"]
+    assert len(read_questions(tmp_path / "whole" / "manifest.jsonl").records) == report["kept"]
     assert command(annotations, media, tmp_path / "alone", "--workers", 1) == 0
     assert result(tmp_path / "alone") == result(tmp_path / "whole")
 
@@ -607,7 +607,7 @@ def test_three_hours(tmp_path):
     assert report_of(tmp_path / "out")["dropped"] == {"undecodable": ["3"]}
     assert "too long" in report_of(tmp_path / "out")["details"]["undecodable"][0]
     for question, start_second in zip(
-        read_questions(tmp_path / "out" / "manifest.jsonl").questions, (30, 30), strict=True
+        read_questions(tmp_path / "out" / "manifest.jsonl").records, (30, 30), strict=True
     ):
         clip = load_audio(question.audio_path)
         assert len(clip) == 10 * SAMPLING_RATE

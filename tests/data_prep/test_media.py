@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from data_prep.media import MAX_SECONDS, REASONS, MediaError, decode, resample
-from r1_aqa_repro.audio import SAMPLING_RATE, load_audio
+from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
 from tests.data_prep.conftest import CONTAINERS, correlation, signal, write_media, write_silent_film
 
 SECONDS = 3.0

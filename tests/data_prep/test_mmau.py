@@ -22,10 +22,10 @@ from data_prep.archives import unpack
 from data_prep.mmau import _without_letters, main
 from eval.predictions import predict
 from eval.scores import score
-from r1_aqa_repro.benchmark import MMAU_QUESTIONS, questions_digest, version_of
-from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.files import sha256_of
-from r1_aqa_repro.schema import read_questions
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.data.mmau_versions import MMAU_QUESTIONS, questions_digest, version_of
+from r1_aqa_repro.data.questions import read_questions
 from tests.conftest import SHARED_MMAU
 from tests.data_prep.conftest import read_lines, signal
 

@@ -16,9 +16,9 @@ import soundfile
 from data_prep.media import MediaError
 from data_prep.pipeline import Record, prepare, safe_stem
 from data_prep.workers import PassingError, Task, Workers, make_clip
-from r1_aqa_repro.audio import SAMPLING_RATE, load_audio
-from r1_aqa_repro.errors import Failed, Refused
-from r1_aqa_repro.schema import read_questions
+from r1_aqa_repro.common.errors import Failed, Refused
+from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
+from r1_aqa_repro.data.questions import read_questions
 from tests.data_prep.conftest import read_lines, signal
 
 FIELDS = {"question": "What is heard?", "choices": ["dog", "cat"], "answer": "dog", "dataset": "AVQA"}

@@ -16,9 +16,9 @@ import pytest
 from trl.data_utils import extract_prompt
 
 from data_prep.preferences import CONTRADICTION, FORMATS, TEXT_EXTRACTED, Bad, convert, is_held_out, main
-from r1_aqa_repro.answers import fold
-from r1_aqa_repro.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, EXIT_REFUSED
-from r1_aqa_repro.text_data import read_pairs
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, EXIT_REFUSED
+from r1_aqa_repro.data.answers import fold
+from r1_aqa_repro.data.conversations import read_pairs
 from tests.conftest import ROOT
 from tests.data_prep.conftest import read_lines
 from tests.hostile import HOSTILE

@@ -11,7 +11,7 @@ import soundfile
 
 import data_prep.validate
 from data_prep.split import group, hold_out, main
-from r1_aqa_repro.schema import read_questions, write_manifest
+from r1_aqa_repro.data.questions import read_questions, write_manifest
 from tests.conftest import make_questions
 from tests.data_prep.conftest import read_lines
 
@@ -120,7 +120,7 @@ def test_every_group_is_as_likely():
 
 
 def test_groups_join_through_others(manifest):
-    questions = read_questions(manifest).questions
+    questions = read_questions(manifest).records
     from data_prep.fingerprints import listen_to_all
 
     groups = group(questions, listen_to_all(questions, 1), "video")

@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 
 from data_prep.stats import clip_seconds, lazy_strategies, main, statistics_of
-from r1_aqa_repro.schema import AudioQuestion, read_questions, write_manifest
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
 from tests.conftest import SHARED_MMAU, make_questions
 
 
@@ -94,7 +94,7 @@ def test_bad_records_are_refused(tmp_path, capsys):
 def test_published_mmau_files(name, chance, first, duplicates, number):
     if not (SHARED_MMAU / name).is_file():
         pytest.skip(f"{SHARED_MMAU / name} is not there")
-    questions = read_questions(SHARED_MMAU / name, audio_dir=SHARED_MMAU / "audio").questions
+    questions = read_questions(SHARED_MMAU / name, audio_dir=SHARED_MMAU / "audio").records
     found = statistics_of(questions, clip_seconds(questions))
     assert found["counts"]["task"] == {"music": 334, "sound": 333, "speech": 333}
     assert found["choices"]["number"] == number

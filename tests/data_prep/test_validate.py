@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from data_prep.validate import RULES, main
-from r1_aqa_repro.schema import write_manifest
+from r1_aqa_repro.data.questions import write_manifest
 from tests.conftest import make_questions
 from tests.data_prep.conftest import read_lines
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from r1_aqa_repro import train_grpo
-from r1_aqa_repro.errors import leave
+from r1_aqa_repro.common.errors import leave
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.rewards import REWARDS, Completion, completion_text
+from r1_aqa_repro.rewards.rules import REWARDS, Completion, completion_text
 
 RANK = int(os.environ.get("RANK", "0"))
 BREAK_AT = 3  # batches

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1_aqa_repro import modeling
+from r1_aqa_repro.model import loading
 from tests.distributed.launching import Job, log_history
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -81,7 +81,7 @@ def test_two_processes_train_as_one(
     # distance between both, relative to the way from the start; seen: 2e-5. A process that trained on its own
     # gradients alone would be as far away as it has come.
     start, alone_at, together_at = (
-        modeling.load_model(folder).state_dict() for folder in (model_folder, one.run / "final", two.run / "final")
+        loading.load_model(folder).state_dict() for folder in (model_folder, one.run / "final", two.run / "final")
     )
     apart = sum(float((together_at[name] - alone_at[name]).square().sum()) for name in start) ** 0.5
     come = sum(float((alone_at[name] - start[name]).square().sum()) for name in start) ** 0.5

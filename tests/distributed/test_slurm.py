@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from r1_aqa_repro.resuming import last_checkpoint
+from r1_aqa_repro.run.checkpoints import last_checkpoint
 from tests.conftest import ROOT
 from tests.distributed.launching import ENVIRONMENT, SETTINGS, log_history
 

@@ -15,9 +15,9 @@ import pytest
 from safetensors.torch import load_file
 
 from eval.mmau import main as evaluate
-from r1_aqa_repro import modeling
-from r1_aqa_repro.resuming import last_checkpoint
-from r1_aqa_repro.schema import AudioQuestion, write_manifest
+from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.run.checkpoints import last_checkpoint
 from tests.conftest import ROOT
 from tests.distributed.launching import ENVIRONMENT, Job, log_history
 
@@ -38,7 +38,7 @@ def trained(
 
 
 def test_the_parameters_move(trained: Job) -> None:
-    start, final = (modeling.load_model(path).state_dict() for path in (trained.model, trained.run / "final"))
+    start, final = (loading.load_model(path).state_dict() for path in (trained.model, trained.run / "final"))
     assert len([name for name, value in final.items() if not value.equal(start[name])]) > 20
 
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_is_evaluated(trained: Job, tmp_path: Path) -> None:
     arguments = ["--ckpt", trained.run / "checkpoint-2", "--data", trained.manifest, "--out", tmp_path / "out"]
     assert evaluate([*map(str, arguments), "--limit", "4", "--max-new-tokens", "6", "--device", "cpu"]) == 0
     assert json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))["n"] == 4
-    modeling.load_processor(trained.run / "checkpoint-2")
+    loading.load_processor(trained.run / "checkpoint-2")
 
 
 def test_a_checkpoint_has_the_published_tensor_names(trained: Job) -> None:
@@ -111,7 +111,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(trained: Job, tmp_path: Path) ->
     assert steps == [1, 2, 3, 4]
     for rank in (0, 1):
         assert job.records(rank) == trained.records(rank)[2:]
-    resumed, whole = (modeling.load_model(path / "final").state_dict() for path in (job.run, trained.run))
+    resumed, whole = (loading.load_model(path / "final").state_dict() for path in (job.run, trained.run))
     assert all(value.equal(resumed[name]) for name, value in whole.items())
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.embedded import question_set
 from r1_aqa_repro.embedded.families import FAMILIES, MAX_SCENE_SECONDS
 from r1_aqa_repro.embedded.question_set import make_question, write_question_set
-from r1_aqa_repro.schema import read_questions
 
 NUM_FAMILIES = sum(map(len, FAMILIES.values()))
 SIZES: dict[str, Any] = {"seed": 3, "num_train": 70, "num_held_out": 10, "progress": False}
@@ -84,8 +84,8 @@ def test_files_are_what_the_rest_of_the_project_reads(written: Path) -> None:
     for file, count in (("train/manifest.jsonl", 70), ("held_out/mmau_format.json", 10)):
         read = read_questions(written / file)
         assert not read.problems
-        assert len(read.questions) == count
-        for question in read.questions:
+        assert len(read.records) == count
+        for question in read.records:
             info = soundfile.info(str(question.audio_path))
             assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
             assert question.dataset == "embedded"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from r1_aqa_repro.data.conversations import read_prompts, read_sft
 from r1_aqa_repro.embedded.sparse_reward import CODES, code_of, guesses, prompts, reply, write_sparse_set
-from r1_aqa_repro.text_data import read_prompts, read_sft
-from r1_aqa_repro.text_rewards import math_reward
+from r1_aqa_repro.rewards.text_rules import math_reward
 
 
 def test_every_code_is_guessed_as_often_for_every_prompt() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from r1_aqa_repro.embedded.text_set import HELD_OUT
 from r1_aqa_repro.embedded.text_tasks import CATEGORIES, REFUSAL, TASKS, all_prompts, demonstrate, true_reward
-from r1_aqa_repro.text_rewards import math_reward, python_syntax_reward
+from r1_aqa_repro.rewards.text_rules import math_reward, python_syntax_reward
 
 LIST: dict[str, Any] = {"task": "list", "category": "fruits", "count": 3}
 HARMFUL: dict[str, Any] = {"task": "safety", "thing": "car", "harmful": True}

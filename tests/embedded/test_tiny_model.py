@@ -11,7 +11,7 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import sinusoids
 
 from r1_aqa_repro.embedded.tiny_model import TEST, TINY, build_processor, build_qwen2_audio, build_tiny_qwen2_audio
-from r1_aqa_repro.modeling import load
+from r1_aqa_repro.model.loading import load
 
 TEXTS = [
     "Which vowel is it? ['ah', 'ee', 'getting louder']. Output the final answer in <answer> </answer>.",

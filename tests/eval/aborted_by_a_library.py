@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from r1_aqa_repro.errors import command
+from r1_aqa_repro.common.errors import command
 
 abort = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: os.abort())
 

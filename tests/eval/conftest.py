@@ -8,10 +8,10 @@ import pytest
 import soundfile
 import torch
 
-from r1_aqa_repro.audio import SAMPLING_RATE
+from r1_aqa_repro.data.audio import SAMPLING_RATE
 from r1_aqa_repro.embedded.question_set import make_question
 from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
-from r1_aqa_repro.modeling import load_model
+from r1_aqa_repro.model.loading import load_model
 
 NUM_QUESTIONS = 12
 

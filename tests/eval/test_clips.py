@@ -13,9 +13,9 @@ import eval.predictions
 from eval.clips import can_be_heard, clip_hashes
 from eval.mmau import main
 from eval.sweep import main as sweep
-from r1_aqa_repro.audio import AudioError
-from r1_aqa_repro.files import sha256_of
-from r1_aqa_repro.schema import read_questions
+from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.data.audio import AudioError
+from r1_aqa_repro.data.questions import read_questions
 from tests.eval.test_mmau_command import command, contents, read_lines
 
 BROKEN = {
@@ -27,7 +27,7 @@ BROKEN = {
 
 
 def clip(manifest, number):
-    return read_questions(manifest).questions[number].audio_path
+    return read_questions(manifest).records[number].audio_path
 
 
 def spoil(path, how):
@@ -79,7 +79,7 @@ def test_another_clip_under_the_same_name_is_refused(model, manifest, tmp_path, 
         shutil.copy(clip(manifest, 0), clip(manifest, number))
     assert command(model, manifest, out) == 2
     message = capsys.readouterr().err
-    question = read_questions(manifest).questions[3]
+    question = read_questions(manifest).records[3]
     what = f"of the {lines} clips that were heard, 2 are no longer the same, the first being {question.audio_path}"
     assert f"{what} of question '{question.id}'" in message
     assert contents(out) == before
@@ -130,7 +130,7 @@ def test_a_mended_clip_is_asked_again_and_nothing_else(model, manifest, tmp_path
     assert "can be read now: 1 of the questions" in capsys.readouterr().err
     clip(manifest, 8).write_bytes(good[8])
     assert command(model, manifest, out) == 0
-    ids = [question.id for question in read_questions(manifest).questions]
+    ids = [question.id for question in read_questions(manifest).records]
     assert command(model, manifest, fresh) == 0
     assert contents(out) == contents(fresh)
     again = asked[: -len(ids)]
@@ -168,7 +168,7 @@ def test_a_clip_that_failed_for_a_moment_is_asked_again(model, manifest, tmp_pat
     """As a network disk may have it: the bytes were there all the time."""
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     load = eval.generate.load_clip
-    lost = read_questions(manifest).questions[4].id
+    lost = read_questions(manifest).records[4].id
 
     def failing(question, *more):
         if question.id == lost:
@@ -198,7 +198,7 @@ def test_a_clip_put_there_while_it_ran_is_asked_again(model, manifest, tmp_path,
         assert command(model, manifest, out) == 0
     asked.clear()
     assert command(model, manifest, out) == 0
-    assert read_questions(manifest).questions[6].id in asked
+    assert read_questions(manifest).records[6].id in asked
     assert command(model, manifest, fresh) == 0
     assert contents(out) == contents(fresh)
 
@@ -244,7 +244,7 @@ def test_a_sweep_takes_over_no_evaluation_of_other_clips(model, manifest, tmp_pa
 
 
 def test_hashes(manifest, tmp_path):
-    questions = read_questions(manifest).questions
+    questions = read_questions(manifest).records
     questions[1].audio_path.unlink()
     clips = {question.id: question.audio_path for question in questions}
     hashes = clip_hashes(clips)

@@ -8,7 +8,7 @@ import pytest
 
 from eval.compare import compare, difference, main, markdown, read_run
 from eval.official import score_file
-from r1_aqa_repro.errors import Refused
+from r1_aqa_repro.common.errors import Refused
 from tests.conftest import SHARED_MMAU
 
 CHOICES = ["dog", "cat"]

@@ -17,7 +17,7 @@ from eval.html_report import main, positions, script_json, write_html
 from eval.official import score_file
 from eval.predictions import by_question, predict
 from eval.scores import score, tally
-from r1_aqa_repro.schema import AudioQuestion, read_questions
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from tests.hostile import HOSTILE, hostile_questions
 
 SETTINGS = {"prompt_style": "answer", "no_audio": False}
@@ -217,7 +217,7 @@ def test_chart_shows_accuracies_intervals_and_lines():
 
 
 def test_embedded_audio(tmp_path, manifest):
-    questions = read_questions(manifest).questions[:2]
+    questions = read_questions(manifest).records[:2]
     questions[1] = replace(questions[1], audio_path=tmp_path / "absent.wav")
     first, second = data_of(written(tmp_path, questions, [], embed_audio=True))["questions"]
     assert second["audio"] == "data:audio/mpeg;base64,"
@@ -230,9 +230,9 @@ def test_embedded_audio(tmp_path, manifest):
 
 
 def test_command_rewrites_the_page(tmp_path, manifest, capsys):
-    from r1_aqa_repro.files import sha256_of, write_json
+    from r1_aqa_repro.common.files import sha256_of, write_json
 
-    questions = read_questions(manifest).questions
+    questions = read_questions(manifest).records
     predictions = [answered(question, f"<answer>{question.choices[0]}</answer>") for question in questions]
     out, settings = tmp_path / "out", SETTINGS | {"data_sha256": sha256_of(manifest)}
     paths = {"checkpoint": "model", "data": str(manifest), "audio_dir": str(manifest.parent)}
@@ -258,7 +258,7 @@ class TestScoredElsewhere:
 
     @pytest.fixture
     def theirs(self, tmp_path, manifest):
-        questions = read_questions(manifest).questions
+        questions = read_questions(manifest).records
         theirs = tmp_path / "theirs.json"
         theirs.write_text(json.dumps([{"id": one.id, "model_output": one.choices[0]} for one in questions]))
         return theirs
@@ -285,7 +285,7 @@ class TestScoredElsewhere:
 
     def test_clips_that_lie_elsewhere(self, theirs, manifest, tmp_path):
         """Of an MMAU file, whose clips are found by --audio-dir alone."""
-        questions = read_questions(manifest).questions
+        questions = read_questions(manifest).records
         records = [
             {
                 "id": one.id,

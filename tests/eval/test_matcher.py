@@ -10,7 +10,7 @@ import pytest
 from eval.matcher import letter_aware, named_choice, official, strict, verdicts
 from eval.predictions import predict
 from eval.scores import MMAU_VERSIONS, baselines, score, version_of
-from r1_aqa_repro.schema import read_questions
+from r1_aqa_repro.data.questions import read_questions
 from tests.conftest import SHARED_MMAU
 
 FILES = {"original": "mmau-test-mini.2025-03-25.json", "v05.15.25": "mmau-test-mini.v05.15.25.json"}
@@ -152,7 +152,7 @@ def test_gold_is_right_and_nothing_is_wrong(published):
 
 
 def test_known_quirks():
-    questions = read_questions(_published("v05.15.25")).questions
+    questions = read_questions(_published("v05.15.25")).records
     letters = [official(gold_letter(question), question.answer, question.choices) for question in questions]
     assert sum(letters) == 2
     accepted = [

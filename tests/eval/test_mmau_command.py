@@ -21,9 +21,9 @@ from eval.mmau import main
 from eval.results import is_complete
 from eval.run import EvalSettings, evaluate, prepare
 from eval.scores import read_verdicts
-from r1_aqa_repro.benchmark import MMAU_QUESTIONS, questions_digest
-from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.modeling import load, load_processor
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.mmau_versions import MMAU_QUESTIONS, questions_digest
+from r1_aqa_repro.model.loading import load, load_processor
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {"id", "repeat", "completion", "answer", "status", "settings_hash", "question_hash"}

@@ -15,8 +15,8 @@ import pytest
 from eval.official import read_predictions, score_file
 from eval.predictions import predict
 from eval.submission import submission
-from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.schema import read_questions, write_manifest
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.questions import read_questions, write_manifest
 from tests.conftest import ROOT, SHARED_MMAU
 
 CHOICES = ["Man", "Woman", "Child", "Robot"]
@@ -58,12 +58,12 @@ def write(path, content):
 
 
 def completions_of(path, data):
-    return {key: one.completion for key, one in read_predictions(path, read_questions(data).questions).items()}
+    return {key: one.completion for key, one in read_predictions(path, read_questions(data).records).items()}
 
 
 def refusal(path, data):
     with pytest.raises(Refused) as refused:
-        read_predictions(path, read_questions(data).questions)
+        read_predictions(path, read_questions(data).records)
     return [str(problem) for problem in refused.value.problems]
 
 
@@ -177,7 +177,7 @@ def own_file(folder, data, completions, orders=None, style="answer", **settings)
     """A predictions.jsonl as an evaluation leaves it; `completions`: one list a question."""
     folder.mkdir(parents=True)
     lines = []
-    for question, texts in zip(read_questions(data).questions, completions, strict=False):
+    for question, texts in zip(read_questions(data).records, completions, strict=False):
         for repeat, text in enumerate(texts):
             asked = question
             if orders:
@@ -280,7 +280,7 @@ def test_only_the_first_questions(tmp_path, data):
 
 
 def test_an_evaluation_of_the_first_questions_has_no_others_missing(tmp_path, data):
-    from r1_aqa_repro.files import sha256_of
+    from r1_aqa_repro.common.files import sha256_of
 
     path = own_file(tmp_path / "run", data, [["Woman"]] * 3, data_sha256=sha256_of(data), questions=3)
     scores = score_file(path, data).scores
@@ -366,7 +366,7 @@ def benchmark_script(submitted, field):
 def test_a_submission_scores_the_same_with_the_benchmarks_script(tmp_path, data):
     completions = [["<think>Man</think><answer>Woman</answer>"], ["woman"], ["Man or Woman"], [""], [None]]
     path = own_file(tmp_path / "run", data, completions)
-    questions = read_questions(data).questions
+    questions = read_questions(data).records
     predictions = read_predictions(path, questions)
     submitted = submission(data, questions, predictions)
     for field in ("model_prediction", "model_output"):
@@ -380,14 +380,14 @@ def test_a_submission_scores_the_same_with_the_benchmarks_script(tmp_path, data)
 
 def test_a_submission_holds_the_first_of_repeated_answers(tmp_path, data):
     path = own_file(tmp_path / "run", data, [["Man", "Woman", "Child"]] * 6, repeats=3)
-    questions = read_questions(data).questions
+    questions = read_questions(data).records
     submitted = submission(data, questions, read_predictions(path, questions))
     assert [record["model_output"] for record in submitted] == ["Man"] * 6
 
 
 def test_a_submission_from_a_manifest(tmp_path, data):
     manifest = tmp_path / "manifest.jsonl"
-    questions = read_questions(data).questions
+    questions = read_questions(data).records
     write_manifest(manifest, questions)
     predictions = {one.id: predict(one, "Man", "answer", "") for one in questions}
     submitted = submission(manifest, questions, predictions)
@@ -405,7 +405,7 @@ def test_a_submission_from_a_prepared_manifest_holds_the_records_it_came_from(tm
     given = records(withheld="kept too")
     out = tmp_path / "prepared"
     assert mmau.main(["--questions", str(write(data, given)), "--out", str(out)]) == 0
-    questions = read_questions(out / "manifest.jsonl").questions
+    questions = read_questions(out / "manifest.jsonl").records
     predictions = {one.id: predict(one, "Man", "answer", "") for one in questions}
     expected = [record | {"model_prediction": "Man", "model_output": "Man"} for record in given]
     assert submission(out / "manifest.jsonl", questions, predictions) == expected
@@ -452,7 +452,7 @@ def test_the_published_questions_are_known_in_any_form_and_in_part(tmp_path):
     file = SHARED_MMAU / "mmau-test-mini.2025-03-25.json"
     if not file.is_file():
         pytest.skip(f"needs {file}")
-    questions = read_questions(file).questions
+    questions = read_questions(file).records
     manifest = tmp_path / "manifest.jsonl"
     write_manifest(manifest, questions[::-1])
     theirs = write(tmp_path / "theirs.json", [{"id": one.id, "model_output": one.answer} for one in questions])

@@ -14,9 +14,9 @@ from eval.asking import ask, batches, choice_orders
 from eval.checkpoints import decoding_settings
 from eval.generate import Draw, Generator, Hearing, checkpoint_config, draws_of
 from eval.mmau import main
-from r1_aqa_repro import generation, modeling
-from r1_aqa_repro.inputs import question_inputs
-from r1_aqa_repro.schema import AudioQuestion, read_questions
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions
+from r1_aqa_repro.model import generation, loading
+from r1_aqa_repro.model.inputs import question_inputs
 
 # the repetition penalty makes a completion depend on what the batch is padded with, unless that is taken care of
 OWN = {"do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.95, "repetition_penalty": 1.3}
@@ -65,7 +65,7 @@ def sampled(sampling, data, tmp_path_factory):
 
 class TestRepeats:
     def test_one_line_a_question_and_repeat(self, sampled, data):
-        ids = [question.id for question in read_questions(data).questions]
+        ids = [question.id for question in read_questions(data).records]
         assert [(one["id"], one["repeat"]) for one in read(sampled)] == [(i, r) for i in ids for r in range(REPEATS)]
         assert not any("order" in one for one in read(sampled))
         assert len({one["completion"] for one in read(sampled)}) > 24  # or what follows would mean little
@@ -103,7 +103,7 @@ class TestRepeats:
 
     def test_a_lost_clip_is_lost_in_every_repeat(self, sampling, data, tmp_path, capsys):
         folder = shutil.copytree(data.parent, tmp_path / "held_out")
-        first = read_questions(folder / "manifest.jsonl").questions[0]
+        first = read_questions(folder / "manifest.jsonl").records[0]
         first.audio_path.unlink()
         more = ("--decoding", "checkpoint", "--repeats", 2, "--limit", 3)
         assert evaluate(sampling, folder / "manifest.jsonl", tmp_path / "out", *more) == 3
@@ -116,9 +116,9 @@ class TestOwnDecoding:
         """Question by question, with nothing of this project between: no sharing, no padding."""
         set_own(checkpoint, {"do_sample": False, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2})
         assert evaluate(checkpoint, data, tmp_path / "out", "--decoding", "checkpoint", "--batch-size", 16) == 0
-        model, processor = modeling.load(checkpoint)
+        model, processor = loading.load(checkpoint)
         expected = []
-        for question in read_questions(data).questions:
+        for question in read_questions(data).records:
             inputs = question_inputs(processor, [question], "answer")
             ids = torch.tensor(inputs.prompt_ids)
             mask = torch.ones_like(ids)
@@ -142,7 +142,7 @@ class TestOwnDecoding:
             return generate(input_ids, **options)
 
         monkeypatch.setattr(generator.model, "generate", seeing)
-        asked = ask(read_questions(data).questions)
+        asked = ask(read_questions(data).records)
         generator.answer(asked, pytest.fail)
         padded = 0
         for row, one in zip(seen[0].tolist(), asked, strict=True):
@@ -152,7 +152,7 @@ class TestOwnDecoding:
         assert padded > 6
 
     def test_the_distribution_is_the_one_that_generate_samples_from(self, sampling):
-        model = modeling.load_model(sampling)
+        model = loading.load_model(sampling)
         greedy = GenerationConfig(max_new_tokens=4, eos_token_id=[1], pad_token_id=0, suppress_tokens=[3])
         own = OWN | {"min_p": 0.01, "typical_p": 0.9}
         config, warpers = checkpoint_config(greedy, own)
@@ -185,7 +185,7 @@ class TestOwnDecoding:
             sampling, dtype="float32", device="cpu", style="answer", hearing=Hearing(), max_new_tokens=6,
             own_settings=decoding_settings(sampling),
         )  # fmt: skip
-        asked = ask(read_questions(data).questions, REPEATS)
+        asked = ask(read_questions(data).records, REPEATS)
         expected = completions(sampled)
         for one, texts in zip(asked, generator.answer(asked, pytest.fail), strict=True):
             assert texts == [expected[key] for key in one.keys]
@@ -226,7 +226,7 @@ class TestOrders:
         out = tmp_path / "out"
         more = ("--decoding", "checkpoint", "--repeats", 2, "--permute-choices", 3, "--batch-size", 4)
         assert evaluate(sampling, data, out, *more) == 0
-        questions = read_questions(data).questions
+        questions = read_questions(data).records
         lines = read(out)
         assert [(one["id"], one["repeat"]) for one in lines] == [(q.id, r) for q in questions for r in range(6)]
         for index, question in enumerate(questions):
@@ -296,7 +296,7 @@ class TestMemory:
             evaluate(made_once / "model", data, tmp_path / "out")
 
     def test_the_size_it_begins_with(self, made_once, monkeypatch):
-        model = modeling.load_model(made_once / "model")
+        model = loading.load_model(made_once / "model")
         each = eval.memory.bytes_a_question(model, 1, 6)
 
         def with_free(count):
@@ -310,7 +310,7 @@ class TestMemory:
         assert eval.memory.bytes_a_question(model, 8, 256) > 1.5 * eval.memory.bytes_a_question(model, 1, 256)
 
     def test_long_clips_come_first(self, data):
-        grid = batches(ask(read_questions(data).questions), 5)
+        grid = batches(ask(read_questions(data).records), 5)
         assert [len(batch) for batch in grid] == [5, 5, 2]
         sizes = [one.question.audio_path.stat().st_size for batch in grid for one in batch]  # all of one format
         assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
@@ -319,7 +319,7 @@ class TestMemory:
 class TestAdapter:
     @pytest.fixture
     def adapter(self, checkpoint, tmp_path):
-        model, _ = modeling.load(checkpoint)
+        model, _ = loading.load(checkpoint)
         adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
         torch.manual_seed(0)
         with torch.no_grad():
@@ -333,9 +333,9 @@ class TestAdapter:
         moved = checkpoint.rename(tmp_path / "moved")
         assert evaluate(moved, data, tmp_path / "with", "--adapter", adapter) == 0
         assert evaluate(moved, data, tmp_path / "without") == 0
-        merged = modeling.load_model(adapter, base=moved).merge_and_unload()
+        merged = loading.load_model(adapter, base=moved).merge_and_unload()
         merged.save_pretrained(tmp_path / "merged")
-        modeling.load_processor(moved).save_pretrained(tmp_path / "merged")
+        loading.load_processor(moved).save_pretrained(tmp_path / "merged")
         assert evaluate(tmp_path / "merged", data, tmp_path / "merged-out") == 0
         assert completions(tmp_path / "with") == completions(tmp_path / "merged-out")
         assert completions(tmp_path / "with") != completions(tmp_path / "without")

@@ -9,9 +9,9 @@ import pytest
 
 from eval.predictions import predict
 from eval.scores import by_question, score, surviving, tally, version_of
-from r1_aqa_repro.errors import Refused
-from r1_aqa_repro.schema import AudioQuestion
-from r1_aqa_repro.statistics import wilson
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.intervals import wilson
+from r1_aqa_repro.data.questions import AudioQuestion
 
 
 def make_questions(n, **fields):

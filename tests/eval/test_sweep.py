@@ -10,7 +10,7 @@ import eval.generate
 from eval.mmau import main as evaluate
 from eval.predictions import digest
 from eval.sweep import main, markdown
-from r1_aqa_repro.modeling import load_model
+from r1_aqa_repro.model.loading import load_model
 
 RIGHT = {2: 3, 4: 6, 10: 5}  # right answers of each step, of 8
 OPTIONS = ["--limit", "8", "--max-new-tokens", "4", "--device", "cpu"]

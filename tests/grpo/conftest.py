@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from r1_aqa_repro import modeling
-from r1_aqa_repro.config import AudioGRPOConfig
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.run.config import AudioGRPOConfig
 
 MakeTrainer = Callable[..., AudioGRPOTrainer]
 
@@ -45,8 +45,8 @@ def make_trainer(model_folder: Path, questions: list[AudioQuestion], tmp_path: P
             "seed": 0,
         }
         args = AudioGRPOConfig(**(settings | overrides))
-        model, processor = modeling.load(model_folder)
-        modeling.freeze(model, args.trained_parts)
+        model, processor = loading.load(model_folder)
+        loading.freeze(model, args.trained_parts)
         return AudioGRPOTrainer(model, args, asked or questions, processor, prompt_style, peft_config=peft_config)
 
     return make

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.by_hand import advantages, main, unscaled
-from r1_aqa_repro.rewards import REWARDS
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.rewards.rules import REWARDS
 from tests.paper import paper_trainer
 
 GROUPS = [

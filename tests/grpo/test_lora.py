@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from r1_aqa_repro import modeling, train_grpo, train_sft
+from r1_aqa_repro import train_grpo, train_sft
+from r1_aqa_repro.model import loading
 
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
@@ -87,7 +88,7 @@ def test_kl_is_that_to_a_copy_of_the_base(make_trainer: Any) -> None:
 
 
 def test_only_adapters_change(make_trainer: Any, model_folder: Path) -> None:
-    start = modeling.load_model(model_folder).state_dict()
+    start = loading.load_model(model_folder).state_dict()
     trainer = make_trainer(peft_config=LORA, reward_funcs=["random"], learning_rate=1e-2, max_steps=3)
     trainer.train()
     for name, value in trainer.model.get_base_model().state_dict().items():

@@ -20,10 +20,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.inputs import question_inputs
-from r1_aqa_repro.rewards import REWARDS
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.model.inputs import question_inputs
+from r1_aqa_repro.rewards.rules import REWARDS
 from tests.paper import paper_trainer
 
 Array = NDArray[np.float64]

@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig
 from transformers import GenerationConfig
 
-from r1_aqa_repro.generation import cut_after_eos, generate
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo import shared_prefix
 from r1_aqa_repro.grpo.shared_prefix import pack_groups
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer, Batch
-from r1_aqa_repro.inputs import IGNORE, attention_mask_left, pad_left, pad_right, question_inputs
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.model.generation import cut_after_eos, generate
+from r1_aqa_repro.model.inputs import IGNORE, attention_mask_left, pad_left, pad_right, question_inputs
 
 # float32 sums in another order: two forwards of the same row differ by up to ~2e-6 in log-probability here
 LOGP_TOLERANCE = 2e-5

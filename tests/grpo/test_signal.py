@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.signal import better_completions, draw_further, groups_with_signal, replace_groups
-from r1_aqa_repro.inputs import ModelInputs
-from r1_aqa_repro.rewards import REWARDS
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.model.inputs import ModelInputs
+from r1_aqa_repro.rewards.rules import REWARDS
 
 REWARDS_OF_GROUPS = torch.tensor([0.3, 0.3, 0.3, 0.3, 1.0, 0.0, 0.0, 0.0, 2.0, 2.0, 1.0, 1.0])
 

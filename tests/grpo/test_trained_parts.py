@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from r1_aqa_repro import modeling
-from r1_aqa_repro.audio_encoder import TrimmableAudioEncoder
-from r1_aqa_repro.encoded_audio import ENCODED, EncodedAudio
-from r1_aqa_repro.inputs import question_inputs
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.audio_encoder import TrimmableAudioEncoder
+from r1_aqa_repro.model.encoded_audio import ENCODED, EncodedAudio
+from r1_aqa_repro.model.inputs import question_inputs
 
 
 def moved(trainer: Any, start: dict[str, torch.Tensor]) -> set[str]:
@@ -31,7 +31,7 @@ def moved(trainer: Any, start: dict[str, torch.Tensor]) -> set[str]:
     ],
 )
 def test_what_moves(parts: str, expected: set[str], make_trainer: Any, model_folder: Path) -> None:
-    start = modeling.load_model(model_folder).state_dict()
+    start = loading.load_model(model_folder).state_dict()
     trainer = make_trainer(trained_parts=parts, reward_funcs=["random"])
     trainer.train()
     assert moved(trainer, start) == expected
@@ -40,7 +40,7 @@ def test_what_moves(parts: str, expected: set[str], make_trainer: Any, model_fol
 
 def test_unknown_parts(model_folder: Path) -> None:
     with pytest.raises(ValueError, match="no choice 'head'"):
-        modeling.freeze(modeling.load_model(model_folder), "head")
+        loading.freeze(loading.load_model(model_folder), "head")
 
 
 def test_each_clip_is_encoded_once_and_training_is_the_same(

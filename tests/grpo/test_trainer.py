@@ -12,12 +12,12 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from r1_aqa_repro import modeling
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.divergence import kl_to_start
 from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
 from r1_aqa_repro.grpo.trainer import group_rows, question_columns, rows_of
-from r1_aqa_repro.inputs import question_inputs
-from r1_aqa_repro.schema import AudioQuestion
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.inputs import question_inputs
 
 # what AudioGRPOTrainer overrides or calls, with the parameters it relies on
 TRL_HOOKS = {
@@ -68,7 +68,7 @@ def test_shared_and_plain_training_take_the_same_step(
 
     With plain SGD the distance of the weights is that of the gradients.
     """
-    start = modeling.load_model(model_folder).state_dict()
+    start = loading.load_model(model_folder).state_dict()
     weights, logs = {}, {}
     for sharing in ("auto", "off"):
         trainer = make_trainer(
@@ -148,8 +148,8 @@ def test_trl_sampler_replays_its_first_epoch_in_a_new_process() -> None:
 
 def test_kl_to_start(model_folder: Any, questions: list[AudioQuestion]) -> None:
     """Zero for the start itself; for a policy whose logits are scaled, the KL written out on its own samples."""
-    start, processor = modeling.load(model_folder)
-    policy = modeling.load_model(model_folder)
+    start, processor = loading.load(model_folder)
+    policy = loading.load_model(model_folder)
     settings: dict[str, Any] = {"max_new_tokens": 4, "seed": 0}
     assert kl_to_start(policy, start, processor, questions[:3], "answer", **settings) == pytest.approx(0, abs=1e-6)
     with torch.no_grad():

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import GenerationConfig, set_seed
 
+from r1_aqa_repro.data.conversations import TextPrompt, read_prompts
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
-from r1_aqa_repro.text_data import TextPrompt, read_prompts
-from r1_aqa_repro.text_modeling import load_reward_model, load_tokenizer
+from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
 
 
 @pytest.fixture(scope="session")

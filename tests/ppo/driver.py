@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from r1_aqa_repro import judging, train_ppo_text
-from r1_aqa_repro.errors import leave
-from r1_aqa_repro.inputs import PromptInputs
+from r1_aqa_repro import train_ppo_text
+from r1_aqa_repro.common.errors import leave
+from r1_aqa_repro.model.inputs import PromptInputs
 from r1_aqa_repro.ppo.trainer import PPOTrainer
-from r1_aqa_repro.rewards import Completion, completion_text
+from r1_aqa_repro.rewards import registry
+from r1_aqa_repro.rewards.rules import Completion, completion_text
 
 
 def letter_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
@@ -39,7 +40,7 @@ class FixedTrainer(PPOTrainer):
 
 
 def main(argv: list[str]) -> int:
-    judging.RULES["letter"] = lambda args: letter_reward
+    registry.RULES["letter"] = lambda args: letter_reward
     if argv[:1] == ["--free"]:
         return train_ppo_text.main(argv[1:])
     train_ppo_text.PPOTrainer = FixedTrainer  # type: ignore[misc]

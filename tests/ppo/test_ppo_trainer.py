@@ -21,17 +21,18 @@ from transformers import (
     set_seed,
 )
 
-from r1_aqa_repro import judging, train_ppo_text
-from r1_aqa_repro.callbacks import StopOnSignal
+from r1_aqa_repro import train_ppo_text
+from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
-from r1_aqa_repro.inputs import text_inputs, token_ids
+from r1_aqa_repro.model.inputs import text_inputs, token_ids
+from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.ppo.objectives import generalized_advantages
 from r1_aqa_repro.ppo.trainer import CRITIC, PPOConfig, PPOTrainer, Rollout, indices_of_step
-from r1_aqa_repro.resuming import STAGING, ResumableTrainer, last_checkpoint
-from r1_aqa_repro.reward_model import RewardModel
-from r1_aqa_repro.rewards import Completion
-from r1_aqa_repro.text_data import TextPrompt
-from r1_aqa_repro.text_modeling import load_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.rewards import registry
+from r1_aqa_repro.rewards.reward_model import RewardModel
+from r1_aqa_repro.rewards.rules import Completion
+from r1_aqa_repro.run.callbacks import StopOnSignal
+from r1_aqa_repro.run.checkpoints import STAGING, ResumableTrainer, last_checkpoint
 from tests.ppo.driver import letter_reward
 
 SETTINGS: dict[str, Any] = {
@@ -43,7 +44,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def letter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(judging.RULES, "letter", lambda args: letter_reward)
+    monkeypatch.setitem(registry.RULES, "letter", lambda args: letter_reward)
 
 
 @pytest.fixture
@@ -352,7 +353,7 @@ def test_killed_and_stopped_then_resumed_gives_the_same_bytes(
 
     broken = arguments(tmp_path / "broken", data, model)
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr("r1_aqa_repro.training.StopOnSignal", KillAtThree)
+        patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", KillAtThree)
         train_ppo_text.main(broken)
     assert last_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoint-2"
 
@@ -364,7 +365,7 @@ def test_killed_and_stopped_then_resumed_gives_the_same_bytes(
 
     calls: list[int] = []
     with monkeypatch.context() as patched:
-        patched.setitem(judging.RULES, "letter", lambda args: stops_in_the_fifth)
+        patched.setitem(registry.RULES, "letter", lambda args: stops_in_the_fifth)
         assert train_ppo_text.main(broken) == 130
     assert last_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoint-5"
     assert not (tmp_path / "broken" / "final").exists()

@@ -18,7 +18,7 @@ import pytest
 from eval import mmau
 from eval.generate import Generator
 from eval.predictions import PREDICTIONS, PredictionFile
-from r1_aqa_repro import modeling
+from r1_aqa_repro.model import loading
 from tests.conftest import make_questions
 from tests.conftest import write_manifest as write
 
@@ -78,7 +78,7 @@ def test_killed_twenty_times_in_a_row(model_folder: Path, tmp_path: Path) -> Non
     write(manifest, make_questions(tmp_path / "data" / "clips", QUESTIONS))
     own = json.loads((model_folder / "generation_config.json").read_text(encoding="utf-8"))
     checkpoint = tmp_path / "checkpoint"
-    model, processor = modeling.load(model_folder)
+    model, processor = loading.load(model_folder)
     model.save_pretrained(checkpoint)
     processor.save_pretrained(checkpoint)
     own |= {"do_sample": True, "repetition_penalty": 1.1}

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from r1_aqa_repro import merge_adapter, modeling, train_grpo
-from r1_aqa_repro.callbacks import StopOnSignal
-from r1_aqa_repro.resuming import STAGING, last_checkpoint, told_of_full_disk
+from r1_aqa_repro import merge_adapter, train_grpo
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.run.callbacks import StopOnSignal
+from r1_aqa_repro.run.checkpoints import STAGING, last_checkpoint, told_of_full_disk
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -103,7 +104,7 @@ def test_wherever_a_checkpoint_stops_to_fit_the_run_says_so_and_goes_on(
     argv = [*arguments(run, manifest, model_folder), "--report_to", "none"]  # nothing else is written meanwhile
     room = int(part * pages(whole / "checkpoint-2")) // PAGE * PAGE
     with monkeypatch.context() as patched:
-        patched.setattr("r1_aqa_repro.training.StopOnSignal", fills_up(small_disk, "step", 4, room))
+        patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", fills_up(small_disk, "step", 4, room))
         assert train_grpo.main(argv) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
@@ -128,7 +129,7 @@ def test_no_room_for_the_log(
     run = small_disk / "run"
     argv = [*arguments(run, manifest, model_folder), "--save_steps", "6"]
     with monkeypatch.context() as patched:
-        patched.setattr("r1_aqa_repro.training.StopOnSignal", fills_up(small_disk, "step", 1, 0))
+        patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", fills_up(small_disk, "step", 1, 0))
         assert train_grpo.main(argv) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: the record of the run in {run} could not be written: the disk is full (0.0 MB")
@@ -145,7 +146,7 @@ def test_no_room_for_the_final_model(
     run = small_disk / "run"
     argv = arguments(run, manifest, model_folder)
     with monkeypatch.context() as patched:
-        patched.setattr("r1_aqa_repro.training.StopOnSignal", fills_up(small_disk, "save", 6, 10 * PAGE))
+        patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", fills_up(small_disk, "save", 6, 10 * PAGE))
         assert train_grpo.main(argv) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {run}/final could not be written: the disk is full (0.0 MB")
@@ -192,7 +193,7 @@ def test_the_command_itself(small_disk: Path, whole: Path, manifest: Path, model
 
 def test_merging(small_disk: Path, model_folder: Path, tmp_path: Path, capfd: Any) -> None:
     """There is room for the weights, which is what is checked before the start, and for nothing more."""
-    model, processor = modeling.load(model_folder)
+    model, processor = loading.load(model_folder)
     adapter, out = tmp_path / "adapter", small_disk / "merged"
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
     processor.save_pretrained(adapter)
@@ -209,4 +210,4 @@ def test_merging(small_disk: Path, model_folder: Path, tmp_path: Path, capfd: An
 
     ballast.unlink()
     assert merge_adapter.main(argv) == 0
-    modeling.load(out)
+    loading.load(out)

@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from r1_aqa_repro import train_grpo, training
-from r1_aqa_repro.callbacks import StopOnSignal
+from r1_aqa_repro import train_grpo
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.resuming import STAGING, ResumableTrainer
+from r1_aqa_repro.run import loop
+from r1_aqa_repro.run.callbacks import StopOnSignal
+from r1_aqa_repro.run.checkpoints import STAGING, ResumableTrainer
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -204,7 +205,7 @@ def train_watched(argv: list[str], log: Path, seen: Any) -> None:
     note(AudioGRPOTrainer, "_generate_single_turn", "generation")
     note(Accelerator, "backward", "backward")
     note(ResumableTrainer, "_save_checkpoint", "checkpoint")
-    training.StopOnSignal = Counts  # type: ignore[misc]
+    loop.StopOnSignal = Counts  # type: ignore[misc]
     sys.exit(train_grpo.main(argv))
 
 

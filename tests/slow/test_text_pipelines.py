@@ -82,7 +82,7 @@ def test_both_stages_end_above_the_start_and_each_alone(two_stages: tuple[Path, 
 def test_four_algorithms_side_by_side(runs: Path) -> None:
     """With few samples: two steps of GRPO, of which the first warms up. What each is worth takes ten times as many."""
     folder = runs / "compare_algorithms"
-    command = ["-m", "r1_aqa_repro.compare_algorithms", "--output-dir", str(folder), "--samples", "256"]
+    command = ["-m", "scripts.compare_algorithms", "--output-dir", str(folder), "--samples", "256"]
     printed = finish(command, runs.with_name("compare.log"))
     comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     algorithms = comparison["algorithms"]

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from r1_aqa_repro.text_modeling import load_policy
+from r1_aqa_repro.model.text_loading import load_policy
 
 LENGTH = 128  # tokens of a text in training
 FACTORS = (2, 4)

@@ -1,0 +1,117 @@
+"""The errors this project raises on purpose, and the exit codes that commands give them.
+
+Every command exits with 0 (done), 1 (failed while working), 2 (refused before starting), 130 (interrupted)
+or 3 (finished, with losses that are listed).
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from r1_aqa_repro.common.console import say
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_LOSSES = 3
+EXIT_INTERRUPTED = 130
+_SHOWN = 20  # problems printed in full
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a full quota give
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with the input: where it stands, what is wrong, what to do about it."""
+
+    where: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}. {self.remedy}"
+
+
+class Failed(Exception):
+    """Raised while working, with a message that names the cause. Commands exit with 1; what was done is kept."""
+
+
+class Refused(Exception):
+    """Raised before any expensive work, with everything that is wrong at once. Commands exit with 2."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @classmethod
+    def because(cls, where: str, what: str, remedy: str) -> Refused:
+        return cls([Problem(where, what, remedy)])
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether this error, or one that led to it, is for want of space on a disk (or of its user's quota).
+
+    Python's own errors carry a number, those of shutil and of the Rust libraries (safetensors, tokenizers) a text;
+    `torch.save` tells only that its stream broke.
+    """
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if full or any(sign in str(error) for sign in (*map(os.strerror, _FULL), "iostream error")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def space_left(folder: str | os.PathLike[str]) -> str:
+    """Such as `12.3 MB are free`, of the disk that holds `folder`."""
+    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; where it is one of several, without the exit of the C++ libraries.
+
+    With PyTorch 2.13 that exit has aborted processes that had done everything (`terminate called without an active
+    exception`), upon which torchrun stops the others and calls the run failed. What Python code has registered for its
+    exit is done, such as the last upload to W&B.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
+    """Wrap `main(argv) -> exit code` so that `Refused`, `Failed` and Ctrl-C become messages and exit codes.
+
+    Without arguments it takes those of the command line, and ends the process (`leave`).
+    """
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        if argv is None:  # from the command line
+            leave(run(sys.argv[1:]))
+        try:
+            return main(argv)
+        except Refused as refusal:
+            for problem in refusal.problems[:_SHOWN]:
+                say(f"error: {problem}")
+            if len(refusal.problems) > _SHOWN:
+                say(f"error: ... and {len(refusal.problems) - _SHOWN} more of this kind.")
+            return EXIT_REFUSED
+        except Failed as failure:
+            print(f"error: {failure}", file=sys.stderr, flush=True)  # of this process alone, be it the main one or not
+            return EXIT_FAILED
+        except KeyboardInterrupt:
+            say("\ninterrupted: the same command goes on from what is saved")
+            return EXIT_INTERRUPTED
+
+    return run

@@ -1,0 +1,65 @@
+"""Writing files so that a kill at any moment leaves either the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.errors import Refused
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write `content` beside `path`, flush it to disk, and rename it over `path`."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # the processes of a run may write the same file at once
+    temporary = target.with_name(f".{target.name}.{os.environ.get('RANK', 0)}.partial")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: str | os.PathLike[str], records: Iterable[Any]) -> None:
+    """Write `records` as JSON lines, all of them or none."""
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def open_locked(path: Path, remedy: str) -> IO[bytes]:
+    """Open a file for appending and reading that one process at a time can have; closing it lets the next one in.
+
+    Raises:
+        Refused: it cannot be written, or another process has it. `remedy` says where else to write.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
+    except OSError as error:
+        raise Refused.because(str(path), f"cannot be written ({error.strerror})", remedy) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise Refused.because(str(path), "another process is writing to it", f"Wait for it. {remedy}") from None
+    except OSError as error:
+        say(f"warning: {path} cannot be locked ({error.strerror}): start nothing else that writes there")
+    return file
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""What is read: questions, conversations, clips, prompts, answers."""

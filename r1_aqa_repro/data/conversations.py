@@ -1,0 +1,235 @@
+"""Text data: prompts, demonstrations and preference pairs, each a file of JSON lines (or a JSON list).
+
+All are in TRL's conversational form, with the prompt apart from the answers:
+
+- prompts: `{"prompt": [{"role": "user", "content": ...}]}`;
+- demonstrations: `{"prompt": [...], "completion": [{"role": "assistant", "content": ...}]}`;
+- preference pairs: `{"prompt": [...], "chosen": [...], "rejected": [...]}`, the answers written like a completion.
+
+A prompt is an optional system message, then turns of user and assistant, the last of them a user's. `id` may be left
+out: the place in the file is then the id. Other keys are kept as columns. A bad record never stops the reading: it
+becomes a `Problem` that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from r1_aqa_repro.data.records import BadRecord, Read, read_file
+
+Message = dict[str, str]  # role (system, user or assistant) and content
+
+_FILE = "a file of JSON lines"
+CONVERT = "Convert the file with `python -m data_prep.preferences` and give the train.jsonl that it writes."
+
+
+def answer(text: str) -> list[Message]:
+    """The assistant's turn."""
+    return [{"role": "assistant", "content": text}]
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A conversation that waits for the assistant's answer."""
+
+    id: str
+    messages: list[Message]
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two answers to one prompt, of which the first is preferred."""
+
+    id: str
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SFTExample:
+    """A prompt and the answer that is to be imitated."""
+
+    id: str
+    prompt: list[Message]
+    completion: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a format writes a message: the keys of its role and text, and what it calls the three roles."""
+
+    role: str
+    content: str
+    system: str
+    user: str
+    assistant: str
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """{the format's name of a role: ours}"""
+        return {self.system: "system", self.user: "user", self.assistant: "assistant"}
+
+    @property
+    def example(self) -> str:
+        """How a message is written."""
+        return f'{{"{self.role}": "{self.user}" or "{self.assistant}", "{self.content}": "..."}}'
+
+
+CHAT = Spelling("role", "content", "system", "user", "assistant")
+
+
+def read_prompts(path: str | os.PathLike[str]) -> Read[TextPrompt]:
+    """Read a file of prompts.
+
+    Raises:
+        Refused: see `records.read_file`; the other readers here raise the same.
+    """
+    return read_file(path, prompt_from, _FILE)
+
+
+def read_pairs(path: str | os.PathLike[str]) -> Read[PreferencePair]:
+    """Read a file of preference pairs in the form that `data_prep.preferences` writes; other forms are problems."""
+    return read_file(path, pair_from, _FILE)
+
+
+def read_sft(path: str | os.PathLike[str]) -> Read[SFTExample]:
+    """Read a file of demonstrations."""
+    return read_file(path, _example_from, _FILE)
+
+
+def prompt_from(record: dict[str, Any], where: str) -> TextPrompt:
+    """The prompt of one JSON object.
+
+    Args:
+        record: the object.
+        where: the id of a record that has none.
+
+    Raises:
+        BadRecord: the object does not hold one; the other `..._from` raise the same.
+    """
+    return TextPrompt(id_of(record, where), _prompt(record), _columns(record, "prompt"))
+
+
+def pair_from(record: dict[str, Any], where: str) -> PreferencePair:
+    """The preference pair of one JSON object; see `prompt_from`."""
+    if not all(isinstance(record.get(key), list) for key in ("prompt", "chosen", "rejected")):
+        expected = "expected prompt, chosen and rejected, each a list of messages"
+        raise BadRecord(f"{expected}; found {_kinds(record)}", CONVERT)
+    chosen, rejected = (answer_from(record[key], key) for key in ("chosen", "rejected"))
+    require_difference(chosen.strip(), rejected.strip())
+    columns = _columns(record, "prompt", "chosen", "rejected")
+    return PreferencePair(id_of(record, where), _prompt(record), chosen, rejected, columns)
+
+
+def _example_from(record: dict[str, Any], where: str) -> SFTExample:
+    prompt, completion = _prompt(record), answer_from(record.get("completion"), "completion")
+    return SFTExample(id_of(record, where), prompt, completion, _columns(record, "prompt", "completion"))
+
+
+def _prompt(record: dict[str, Any]) -> list[Message]:
+    messages = messages_from(record.get("prompt"), "prompt")
+    require_turns(messages, "prompt")
+    return messages
+
+
+def _columns(record: dict[str, Any], *used: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in (*used, "id")}
+
+
+def _kinds(record: dict[str, Any]) -> str:
+    """The keys of a record with the types of their values."""
+    return ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(record.items())) or "no keys"
+
+
+def id_of(record: dict[str, Any], otherwise: str) -> str:
+    """The record's `id` as text, or `otherwise` where it has none."""
+    value = record.get("id")
+    if value is None:
+        return otherwise
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise BadRecord(f"id is {value!r}", "Give id as a text or an integer, or leave it out.")
+    return str(value)
+
+
+def messages_from(value: Any, name: str, spelling: Spelling = CHAT) -> list[Message]:
+    """Check messages one by one and write them as TRL does.
+
+    Args:
+        value: the list of them, as it stands in the file.
+        name: its key there, for the errors.
+        spelling: how its messages are written.
+
+    Raises:
+        BadRecord: it is no list or an empty one, or a message is no object, has a role that is absent or unknown, a
+            content that is empty or no text, or further keys: tool calls and the like would be lost.
+    """
+    if not isinstance(value, list) or not value:
+        found = "absent or null" if value is None else f"{value!r:.60}"
+        raise BadRecord(f"{name} is {found}", f"Give {name} as a list of messages {spelling.example}.")
+    return [_message(message, f"{name} message {number}", spelling) for number, message in enumerate(value, start=1)]
+
+
+def _message(value: Any, name: str, spelling: Spelling) -> Message:
+    wanted = f"Write every message as {spelling.example}."
+    if not isinstance(value, dict):
+        raise BadRecord(f"{name} is {type(value).__name__}, expected an object", wanted)
+    role, content = value.get(spelling.role), value.get(spelling.content)
+    if not isinstance(role, str):
+        raise BadRecord(f"{name} has no {spelling.role}, only {sorted(value)}", wanted)
+    if role not in spelling.roles:
+        what = f"{name} has the unsupported {spelling.role} {role!r}"
+        raise BadRecord(what, f"Only {', '.join(spelling.roles)} are supported; leave the record out.")
+    if not isinstance(content, str):
+        raise BadRecord(f"{name} has {content!r:.60} as {spelling.content}, expected a text", wanted)
+    if not content.strip():
+        raise BadRecord(f"{name} has an empty {spelling.content}", "Give its text, or leave the record out.")
+    others = sorted(key for key in value if key not in (spelling.role, spelling.content) and value[key])
+    if others:
+        raise BadRecord(f"{name} has the unsupported keys {others}", f"{wanted} Anything else would be lost.")
+    return {"role": spelling.roles[role], "content": content}
+
+
+def require_turns(messages: Sequence[Message], name: str, spelling: Spelling = CHAT) -> None:
+    """Check that a prompt is an optional system message, then user and assistant by turns, and ends with the user.
+
+    Raises:
+        BadRecord: it is not.
+    """
+    user, assistant = spelling.user, spelling.assistant
+    order = f"After an optional {spelling.system} message {user} and {assistant} alternate, from {user} to {user}."
+    first = int(messages[0]["role"] == "system")
+    for index, message in enumerate(messages[first:]):
+        expected = ("user", "assistant")[index % 2]
+        if message["role"] != expected:
+            found = getattr(spelling, message["role"])
+            what = f"{name} message {first + index + 1} is of {found}, expected {getattr(spelling, expected)}"
+            raise BadRecord(what, order)
+    if (len(messages) - first) % 2 == 0:
+        raise BadRecord(f"{name} does not end with a message of {user}", order)
+
+
+def answer_from(value: Any, name: str, spelling: Spelling = CHAT) -> str:
+    """The text of an answer: a list of exactly one message, the assistant's; see `messages_from`."""
+    messages = messages_from(value, name, spelling)
+    found = ", ".join(getattr(spelling, message["role"]) for message in messages)
+    if found != spelling.assistant:
+        what = f"{name} has messages of {found}, expected one message of {spelling.assistant}"
+        raise BadRecord(what, "What comes before the answer belongs into the prompt alone; an answer is one turn.")
+    return messages[0]["content"]
+
+
+def require_difference(chosen: object, rejected: object) -> None:
+    """Check that there is something to prefer.
+
+    Raises:
+        BadRecord: the two are equal.
+    """
+    if chosen == rejected:
+        raise BadRecord("chosen and rejected are identical", "Leave the pair out: it says nothing.")

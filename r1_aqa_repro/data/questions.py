@@ -1,0 +1,187 @@
+"""The one record of the project, `AudioQuestion`, and every file format it is read from.
+
+Three formats are understood and told apart by their keys, never by the file name:
+
+- `manifest.jsonl`, this project's own: one AudioQuestion a line, `audio_path` relative to the manifest;
+- R1-AQA's JSONL lines (AVQA records with `dataset_name` and `audio_path`, `answer` a 0-based index);
+- MMAU's JSON list (`audio_id`, `sub-category`; `answer` as text).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from r1_aqa_repro.common.errors import Problem
+from r1_aqa_repro.common.files import write_atomically
+from r1_aqa_repro.data.records import BadRecord, Read, optional_text, read_file, text, texts
+
+
+@dataclass(frozen=True)
+class AudioQuestion:
+    """One multiple-choice question about one clip. `audio_path` is absolute once read from a file."""
+
+    id: str
+    audio_path: Path
+    question: str
+    choices: tuple[str, ...]
+    answer: str | None
+    dataset: str | None = None
+    split: str | None = None
+    task: str | None = None
+    difficulty: str | None = None
+    category: str | None = None
+    sub_category: str | None = None
+    version: str | None = None
+    source_video: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+def read_questions(
+    path: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None
+) -> Read[AudioQuestion]:
+    """Read a manifest, R1-AQA lines or an MMAU JSON file.
+
+    Args:
+        path: the file.
+        audio_dir: folder that the audio paths of an MMAU file are relative to (default: the file's own folder). A
+            path is looked up there as it stands and, if that is absent, by its file name.
+
+    Raises:
+        Refused: see `records.read_file`.
+    """
+
+    def parse(record: dict[str, Any], where: str) -> AudioQuestion:
+        question = _to_question(record, Path(path), Path(audio_dir) if audio_dir else None)
+        check_question(question)
+        return question
+
+    return read_file(path, parse, "a manifest, JSONL or MMAU JSON file")
+
+
+def write_manifest(path: str | os.PathLike[str], questions: Iterable[AudioQuestion]) -> None:
+    """Write a manifest whole or not at all; audio paths are stored relative to it, absent fields are left out."""
+    file = Path(path)
+    lines = []
+    for question in questions:
+        record: dict[str, Any] = {field.name: getattr(question, field.name) for field in fields(question)}
+        record["audio_path"] = os.path.relpath(question.audio_path, file.parent)
+        lines.append(json.dumps({k: v for k, v in record.items() if v is not None and v != ()}, ensure_ascii=False))
+    write_atomically(file, "".join(line + "\n" for line in lines))
+
+
+def _to_question(record: dict[str, Any], file: Path, audio_dir: Path | None) -> AudioQuestion:
+    if "multi_choice" in record:
+        return _from_r1_aqa(record, file)
+    if "audio_id" in record:
+        return _from_mmau(record, file, audio_dir)
+    if "audio_path" in record and "choices" in record:
+        return question_from_manifest(record, file)
+    raise BadRecord(
+        f"unknown record format with keys {sorted(record)}",
+        "A manifest line has audio_path and choices, an R1-AQA line multi_choice, an MMAU record audio_id.",
+    )
+
+
+def question_from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
+    known = {field.name for field in fields(AudioQuestion)}
+    unknown = sorted(set(record) - known)
+    if unknown:
+        raise BadRecord(f"unknown keys {unknown}", f"A manifest line has the keys {sorted(known)}.")
+    optional = {
+        key: text(record, key) for key in known - {"choices", "flags", "audio_path"} if record.get(key) is not None
+    }
+    required: dict[str, Any] = {"id": text(record, "id"), "question": text(record, "question")}
+    return AudioQuestion(
+        **{"answer": None, **optional, **required},
+        audio_path=(file.parent / text(record, "audio_path")).absolute(),
+        choices=texts(record, "choices"),
+        flags=texts(record, "flags") if "flags" in record else (),
+    )
+
+
+def _from_r1_aqa(record: dict[str, Any], file: Path) -> AudioQuestion:
+    choices = texts(record, "multi_choice")
+    index = record.get("answer")
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise BadRecord(f"answer is {index!r}, not an index", "R1-AQA lines give the answer as a 0-based integer.")
+    if not 0 <= index < len(choices):
+        raise BadRecord(
+            f"answer index {index} is out of range for {len(choices)} choices", "Indices count from 0; correct it."
+        )
+    audio_path = Path(text(record, "audio_path"))
+    if not audio_path.is_absolute():
+        # R1-AQA resolves paths against the working directory; most files that travel are relative to themselves.
+        beside, here = (file.parent / audio_path).absolute(), audio_path.absolute()
+        is_beside, is_here = os.path.exists(beside), os.path.exists(here)  # False also for what cannot be a path
+        if beside != here and is_beside and is_here:
+            raise BadRecord(f"{audio_path} is found both at {beside} and at {here}", "Give an absolute path.")
+        audio_path = here if is_here and not is_beside else beside
+    question_id = record.get("id")
+    return AudioQuestion(
+        id=str(question_id) if isinstance(question_id, int) else text(record, "id"),
+        audio_path=audio_path,
+        question=text(record, "question_text"),
+        choices=choices,
+        answer=choices[index],
+        dataset=optional_text(record, "dataset_name") or "AVQA",
+        task=optional_text(record, "question_relation"),
+        category=optional_text(record, "question_type"),
+        source_video=optional_text(record, "video_name"),
+    )
+
+
+def _from_mmau(record: dict[str, Any], file: Path, audio_dir: Path | None) -> AudioQuestion:
+    root = audio_dir or file.parent
+    audio_path = root / text(record, "audio_id")
+    if not os.path.exists(audio_path):  # False also for what cannot be a path
+        by_name = root / audio_path.name
+        audio_path = by_name if os.path.exists(by_name) else audio_path
+    category = record.get("category")
+    if isinstance(category, list) and len(category) == 1:  # 13 records of test-mini have it so
+        category = category[0]
+    return AudioQuestion(
+        id=text(record, "id"),
+        audio_path=audio_path.absolute(),
+        question=text(record, "question"),
+        choices=texts(record, "choices"),
+        answer=optional_text(record, "answer"),
+        dataset=optional_text(record, "dataset"),
+        split=optional_text(record, "split"),
+        task=optional_text(record, "task"),
+        difficulty=optional_text(record, "difficulty"),
+        category=optional_text({"category": category}, "category") if isinstance(category, str) else None,
+        sub_category=optional_text(record, "sub-category"),
+    )
+
+
+def check_question(question: AudioQuestion) -> None:
+    if not question.question.strip():
+        raise BadRecord("the question is empty", "Give its text.")
+    if len(question.choices) < 2:
+        raise BadRecord(f"only {len(question.choices)} choice(s)", "A question needs at least 2 choices.")
+    if any(not choice.strip() for choice in question.choices):
+        raise BadRecord("a choice is empty", "Give every choice a text.")
+    if question.answer is not None and question.answer not in question.choices:
+        raise BadRecord(
+            f"answer {question.answer!r} is not among the choices {list(question.choices)}",
+            "The answer must be one of the choices, character by character.",
+        )
+
+
+def with_answers(questions: Iterable[AudioQuestion], file: str | os.PathLike[str]) -> list[Problem]:
+    """A problem for each question that has no answer: training and scoring need one."""
+    return [
+        Problem(f"{file}: {question.id}", "the question has no answer", "Use a split with answers.")
+        for question in questions
+        if question.answer is None
+    ]
+
+
+def limited(questions: list[AudioQuestion], limit: int | None) -> list[AudioQuestion]:
+    """The first `limit` questions, or all."""
+    return questions if limit is None else questions[:limit]

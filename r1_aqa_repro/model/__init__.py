@@ -1,0 +1,1 @@
+"""Models: loading, inputs, generation, shared computation."""

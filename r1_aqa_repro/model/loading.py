@@ -1,0 +1,326 @@
+"""Loading policy and processor, with a guard for everything known to make Qwen2-Audio silently wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Qwen2AudioForConditionalGeneration,
+)
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINING_ARGS_NAME
+from trl import ModelConfig
+
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.model.audio_encoder import make_trimmable
+from r1_aqa_repro.model.shared_attention import share_prefixes
+
+logger = logging.getLogger(__name__)
+
+MODEL_TYPE, TEXT_MODEL_TYPE = "qwen2_audio", "qwen2"
+EXAMPLES = {MODEL_TYPE: "Qwen/Qwen2-Audio-7B-Instruct", TEXT_MODEL_TYPE: "Qwen/Qwen2-7B-Instruct"}
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".txt")  # what a checkpoint's answers depend on
+# these versions tied Qwen2-Audio's lm_head to its embeddings: the model then generates audio markers only
+_TIED_HEAD_VERSIONS = (Version("5.10.0"), Version("5.10.3"))
+
+
+def check_model_folder(name_or_path: str | os.PathLike[str], model_type: str = MODEL_TYPE) -> PreTrainedConfig:
+    """The configuration of a model (a folder or a hub id; of a LoRA adapter: its base's), reading nothing else.
+
+    Args:
+        name_or_path: folder or hub id.
+        model_type: what it has to be, a key of `EXAMPLES`.
+
+    Raises:
+        Refused: the folder or id cannot be read, is another model, or is incomplete.
+    """
+    where = str(name_or_path)
+    remedy = f"Give a {model_type} folder or hub id, such as {EXAMPLES[model_type]}."
+    folder = Path(name_or_path)
+    base = adapter_base(folder)
+    if base is not None:
+        return check_model_folder(base, model_type)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise Refused.because(where, "the folder holds no config.json", remedy)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        raise Refused.because(where, f"no model can be read there ({str(error).splitlines()[0]})", remedy) from error
+    if config.model_type != model_type:
+        raise Refused.because(where, f"the model is a {config.model_type}, not a {model_type}", remedy)
+    if folder.is_dir():
+        _check_weight_files(folder, remedy)
+    return config
+
+
+def model_type_of(name_or_path: str | os.PathLike[str]) -> str:
+    """Which key of `EXAMPLES` a model is; Qwen2-Audio's where it is none, or none can be read there."""
+    try:
+        model_type = AutoConfig.from_pretrained(name_or_path).model_type
+    except (OSError, ValueError, KeyError):
+        return MODEL_TYPE
+    return model_type if model_type in EXAMPLES else MODEL_TYPE
+
+
+def adapter_base(name_or_path: str | os.PathLike[str]) -> str | None:
+    """The base model that a folder with a LoRA adapter names; None for anything else."""
+    file = Path(name_or_path) / "adapter_config.json"
+    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
+
+
+def model_hash(name_or_path: str) -> str:
+    """SHA-256 of a checkpoint's files, and of its base model's where it is an adapter; a hub id stands for itself."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return name_or_path
+    files = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_FILES and file.name != TRAINING_ARGS_NAME)
+    parts = [f"{file.name} {sha256_of(file)}" for file in files]
+    base = adapter_base(folder)
+    if base is not None:
+        parts.append(model_hash(base))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _check_weight_files(folder: Path, remedy: str) -> None:
+    """Refuse absent, missing or cut-off weight files, reading their headers only."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise Refused.because(str(folder), f"weight files are missing: {', '.join(missing)}", "Fetch them again.")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise Refused.because(str(folder), "the folder holds no weights", remedy)
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise Refused.because(str(file), f"damaged or cut off ({error})", "Fetch or write it again.") from error
+
+
+def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
+    """Load the processor; its tokenizer pads left, its feature extractor right.
+
+    `AutoProcessor.from_pretrained(..., padding_side="left")`, TRL's own default, would also pad the *audio* on the
+    left, so that the model hears leading silence; hence the tokenizer's side is set here and nowhere else.
+
+    Raises:
+        Refused: not a Qwen2-Audio processor, or one whose audio padding is not on the right.
+    """
+    where = str(name_or_path)
+    try:
+        processor = AutoProcessor.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        what = f"no processor can be read there ({str(error).splitlines()[0]})"
+        raise Refused.because(where, what, "Copy the processor of the base model into the folder.") from error
+    if not hasattr(processor, "audio_token") or not hasattr(processor, "feature_extractor"):
+        what = f"the processor is a {type(processor).__name__}, not a Qwen2AudioProcessor"
+        raise Refused.because(where, what, "Copy the processor of the base model into the folder.")
+    if processor.feature_extractor.padding_side != "right":
+        what = "the feature extractor pads on the left: the model would hear leading silence"
+        raise Refused.because(
+            where, what, 'Set "padding_side": "right" for the feature extractor in the processor files.'
+        )
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    attn_implementation: str = "sdpa",
+    base: str | os.PathLike[str] | None = None,
+) -> PreTrainedModel:
+    """Load a Qwen2AudioForConditionalGeneration (a folder holding a LoRA adapter: its base, with the adapter).
+
+    Args:
+        base: of an adapter, in place of the base model that its configuration names.
+
+    Raises:
+        Refused: see `check_model_folder`; missing, unexpected or wrongly shaped tensors; a head tied to the embeddings.
+    """
+    named_base = adapter_base(name_or_path)
+    if named_base is not None:
+        return load_adapter(load_model(base or named_base, dtype, attn_implementation), Path(name_or_path))
+    check_model_folder(name_or_path)
+    _check_version()
+    model, report = Qwen2AudioForConditionalGeneration.from_pretrained(
+        name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+    )
+    check_loaded(report, str(name_or_path))
+    check_head(model, str(name_or_path))
+    # sinusoids that Qwen2-Audio keeps frozen; transformers 5.23 forgets that when it loads a checkpoint
+    model.model.audio_tower.embed_positions.requires_grad_(False)
+    prepare_for_sharing(model)
+    if is_deepspeed_zero3_enabled():
+        # transformers 5.23 keeps every renaming it knows, used or not, and saving would apply them all in reverse:
+        # `language_model.model.model.*`, names that no other program knows
+        model._weight_conversions = None
+    return model
+
+
+def check_loaded(report: Mapping[str, Any], where: str, accepted: Collection[str] = ()) -> None:
+    """Refuse weights that transformers has filled at random or dropped.
+
+    Args:
+        report: the `output_loading_info` of `from_pretrained`.
+        where: the checkpoint.
+        accepted: tensors that may be missing or too many.
+
+    Raises:
+        Refused: there are others.
+    """
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(set(map(str, report[what])) - set(accepted))
+        if keys:
+            raise Refused.because(
+                where,
+                f"the weights have {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}",
+                "transformers would fill them at random or drop them: use a complete checkpoint of this kind of model.",
+            )
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The base model with the adapter in `folder`, every tensor of which must find its place.
+
+    Raises:
+        Refused: the adapter has no weights, or they do not fit; PEFT goes on with fresh ones and a warning.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    if not any(folder.glob("adapter_model*")):
+        raise Refused.because(str(folder), "the folder holds no adapter weights", "Copy the adapter again.")
+    try:
+        model = PeftModel.from_pretrained(base, str(folder))
+        taken = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        differing = sorted(set(load_peft_weights(str(folder), device="cpu")) ^ taken)
+        wrong = f"{len(differing)} tensors have no counterpart, such as {differing[0]}" if differing else ""
+    except (RuntimeError, ValueError, SafetensorError) as error:  # shapes; modules that the base lacks; a cut-off file
+        wrong = str(error).splitlines()[0]
+    if wrong:
+        what = f"the adapter does not fit its base model {base.name_or_path} ({wrong})"
+        raise Refused.because(str(folder), what, "Give the base model that it was trained on.")
+    return model
+
+
+def prepare_for_sharing(model: PreTrainedModel) -> None:
+    """Let a Qwen2-Audio (not wrapped by PEFT) take trimmed clips and prompts that several completions share.
+
+    Neither changes what it computes for anything else, nor what is saved.
+    """
+    make_trimmable(model)
+    if model.config._attn_implementation == "sdpa":
+        share_prefixes(model)
+
+
+def freeze(model: PreTrainedModel, trained_parts: str) -> None:
+    """Leave only the wanted parts of a Qwen2-Audio trainable.
+
+    Args:
+        trained_parts: one of `config.TRAINED_PARTS`. `all` is what the paper trains; `no_encoder` leaves the audio
+            encoder as it is, `projector` everything but the layer between encoder and language model.
+
+    Raises:
+        ValueError: there is no such choice.
+    """
+    if trained_parts == "no_encoder":
+        model.model.audio_tower.requires_grad_(False)
+    elif trained_parts == "projector":
+        model.requires_grad_(False)
+        model.model.multi_modal_projector.requires_grad_(True)
+    elif trained_parts != "all":
+        raise ValueError(f"there is no choice {trained_parts!r} of parts")
+
+
+def check_head(model: PreTrainedModel, where: str) -> None:
+    """Refuse a model whose lm_head is its input embeddings.
+
+    Raises:
+        Refused: they are the same tensor, or equal ones, as a model that was tied and then saved has them.
+    """
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if head is embeddings or (head.numel() > 0 and torch.equal(head, embeddings)):  # empty: ZeRO-3 has the parts
+        raise Refused.because(
+            where, "lm_head is tied to the embeddings, which Qwen2-Audio's is not", "Use transformers 5.23.0."
+        )
+
+
+def check_pair(config: PreTrainedConfig, processor: ProcessorMixin, where: str) -> None:
+    """Refuse a processor that does not fit the model: audio token, vocabulary, mel bins, window.
+
+    Raises:
+        Refused: with every mismatch found.
+    """
+    extractor = processor.feature_extractor
+    audio_token_id = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
+    window = 2 * config.audio_config.max_source_positions  # frames; the second convolution halves them
+    mismatches = [
+        (audio_token_id != config.audio_token_id, f"audio token {audio_token_id} instead of {config.audio_token_id}"),
+        (
+            len(processor.tokenizer) > config.text_config.vocab_size,
+            f"{len(processor.tokenizer)} tokens for {config.text_config.vocab_size} embeddings",
+        ),
+        (
+            extractor.feature_size != config.audio_config.num_mel_bins,
+            f"{extractor.feature_size} mel bins instead of {config.audio_config.num_mel_bins}",
+        ),
+        (extractor.nb_max_frames != window, f"a window of {extractor.nb_max_frames} frames instead of {window}"),
+    ]
+    wrong = [text for is_wrong, text in mismatches if is_wrong]
+    if wrong:
+        what = "the processor does not fit the model: " + "; ".join(wrong)
+        raise Refused.because(where, what, "Use the processor that belongs to the checkpoint.")
+
+
+def load(
+    name_or_path: str | os.PathLike[str], dtype: str | torch.dtype = "float32", attn_implementation: str = "sdpa"
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model and processor of one checkpoint, checked against each other."""
+    processor = load_processor(name_or_path)
+    model = load_model(name_or_path, dtype, attn_implementation)
+    check_pair(model.config, processor, str(name_or_path))
+    return model, processor
+
+
+def load_configured(config: ModelConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """`load` for the model that a training configuration names."""
+    return load(str(config.model_name_or_path), config.dtype or "float32", config.attn_implementation or "sdpa")
+
+
+def tokenizer_of(processor: ProcessorMixin | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer of a processor; a tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a completion: the tokenizer's end of turn and those of the generation config."""
+    declared: Any = model.generation_config.eos_token_id
+    ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    return list(dict.fromkeys([tokenizer_of(processor).eos_token_id, *ids]))
+
+
+def _check_version() -> None:
+    low, high = _TIED_HEAD_VERSIONS
+    if low <= Version(transformers.__version__) <= high:
+        what = f"transformers {transformers.__version__} ties Qwen2-Audio's lm_head to its embeddings"
+        raise Refused.because("environment", what, "Install transformers 5.23.0.")

@@ -1,0 +1,188 @@
+"""Loading text-only Qwen2: policies, reward models and their tokenizer, with the guards of `modeling`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+)
+from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.model.loading import TEXT_MODEL_TYPE, adapter_base, check_loaded, check_model_folder, load_adapter
+from r1_aqa_repro.model.shared_attention import share_prefixes
+from r1_aqa_repro.model.yarn import apply_rope_parameters
+from r1_aqa_repro.run.text_config import TextModelConfig
+
+_SCORE_HEAD, _TOKEN_HEAD = "score.weight", "lm_head.weight"
+_NO_HEAD = "the model has no score head: it is no reward model"
+_TRAIN_ONE = "Train one with r1_aqa_repro.train_reward_model."
+
+
+def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer; it pads on the left, as generating needs it.
+
+    Raises:
+        Refused: none can be read, or it has no vocabulary, chat template, end-of-turn or padding token.
+    """
+    where, remedy = str(name_or_path), "Copy the tokenizer of the base model into the folder."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        what = f"no tokenizer can be read there ({str(error).splitlines()[0]})"
+        raise Refused.because(where, what, remedy) from error
+    for attribute in ("chat_template", "eos_token", "pad_token"):
+        if getattr(tokenizer, attribute) is None:
+            raise Refused.because(where, f"the tokenizer has no {attribute.replace('_', ' ')}", remedy)
+    if not tokenizer("text")["input_ids"]:  # without tokenizer.json transformers 5.23 knows the special tokens alone
+        raise Refused.because(where, "the tokenizer has no vocabulary: every text would be empty", remedy)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings.
+
+    Raises:
+        Refused: it has.
+    """
+    if len(tokenizer) > config.vocab_size:
+        what = f"the tokenizer does not fit the model: {len(tokenizer)} tokens for {config.vocab_size} embeddings"
+        raise Refused.because(where, what, "Use the tokenizer that belongs to the checkpoint.")
+
+
+def load_policy(
+    name_or_path: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    attn_implementation: str = "sdpa",
+    rope_parameters: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Load a Qwen2ForCausalLM (a folder holding a LoRA adapter: its base, with the adapter).
+
+    Args:
+        name_or_path: folder or hub id.
+        dtype, attn_implementation: as in `from_pretrained`.
+        rope_parameters: other rotary embeddings than the checkpoint's, see `long_context`.
+
+    Raises:
+        Refused: see `check_model_folder` and `check_loaded`.
+    """
+    base = adapter_base(name_or_path)
+    if base is not None:
+        return load_adapter(load_policy(base, dtype, attn_implementation, rope_parameters), Path(name_or_path))
+    config = checked_config(name_or_path, rope_parameters)
+    model, report = Qwen2ForCausalLM.from_pretrained(
+        name_or_path, config=config, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+    )
+    check_loaded(report, str(name_or_path))
+    if attn_implementation == "sdpa":
+        share_prefixes(model)
+    return model
+
+
+def load_reward_model(
+    name_or_path: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str | torch.dtype = "float32",
+    attn_implementation: str = "sdpa",
+    rope_parameters: Mapping[str, Any] | None = None,
+    *,
+    new_head: bool = False,
+) -> PreTrainedModel:
+    """Load a Qwen2ForSequenceClassification with one output, read at the last token.
+
+    Args:
+        name_or_path: folder or hub id; a folder holding a LoRA adapter: its base, with the adapter and its head.
+        tokenizer: the checkpoint's; the model finds the last token by its padding token.
+        dtype, attn_implementation, rope_parameters: as of `load_policy`.
+        new_head: take a policy too, and draw the head from the random generator.
+
+    Raises:
+        Refused: see `check_model_folder` and `check_loaded`; without `new_head` also a policy.
+    """
+    base = adapter_base(name_or_path)
+    if base is not None:
+        model = load_reward_model(base, tokenizer, dtype, attn_implementation, rope_parameters, new_head=True)
+        # merged: TRL takes a PEFT model for no reward model, and PPO's critic reads the layer below the head
+        return load_adapter(model, Path(name_or_path)).merge_and_unload().requires_grad_(True)
+    config = checked_config(name_or_path, rope_parameters)
+    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    with suppress_seqcls_warning() if new_head else nullcontext():  # a head is expected to be missing, another too many
+        model, report = Qwen2ForSequenceClassification.from_pretrained(
+            name_or_path, config=config, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+        )
+    if not new_head and _SCORE_HEAD in report["missing_keys"]:
+        raise Refused.because(str(name_or_path), _NO_HEAD, _TRAIN_ONE)
+    check_loaded(report, str(name_or_path), (_SCORE_HEAD, _TOKEN_HEAD) if new_head else ())
+    return model
+
+
+def check_reward_model(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig:
+    """The configuration of a reward model, reading no weights but their names.
+
+    Raises:
+        Refused: see `check_model_folder`, `load_tokenizer` and `check_vocabulary`; a folder without a score head or
+            with another number of outputs.
+    """
+    config = check_model_folder(name_or_path, TEXT_MODEL_TYPE)
+    check_vocabulary(load_tokenizer(name_or_path), config, str(name_or_path))
+    folder = Path(name_or_path)
+    if adapter_base(folder) is not None:
+        if json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["task_type"] != "SEQ_CLS":
+            raise Refused.because(str(folder), _NO_HEAD, _TRAIN_ONE)
+        return config
+    names: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            names.update(opened.keys())
+    if names and _SCORE_HEAD not in names:
+        raise Refused.because(str(folder), _NO_HEAD, _TRAIN_ONE)
+    if config.num_labels != 1:
+        raise Refused.because(str(folder), f"the model has {config.num_labels} outputs, not 1", _TRAIN_ONE)
+    return config
+
+
+def checked_config(
+    name_or_path: str | os.PathLike[str], rope_parameters: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """The configuration of a Qwen2 in a folder that can be loaded, with other rotary embeddings where asked.
+
+    Raises:
+        Refused: see `check_model_folder` and `apply_rope_parameters`.
+    """
+    config = check_model_folder(name_or_path, TEXT_MODEL_TYPE)
+    if rope_parameters is not None:
+        apply_rope_parameters(config, rope_parameters)
+    return config
+
+
+def load_configured_policy(config: TextModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Policy and tokenizer that a training configuration names."""
+    return load_policy(**_arguments(config)), load_tokenizer(str(config.model_name_or_path))
+
+
+def load_configured_reward_model(config: TextModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What a training configuration names as a reward model, with its tokenizer; a policy gets a new head."""
+    tokenizer = load_tokenizer(str(config.model_name_or_path))
+    return load_reward_model(**_arguments(config), tokenizer=tokenizer, new_head=True), tokenizer
+
+
+def _arguments(config: TextModelConfig) -> dict[str, Any]:
+    return {
+        "name_or_path": str(config.model_name_or_path),
+        "dtype": config.dtype or "float32",
+        "attn_implementation": config.attn_implementation or "sdpa",
+        "rope_parameters": config.rope,
+    }

@@ -1,0 +1,237 @@
+"""Role play judged by a rubric: a YAML file of named, weighted demands on the text of a completion.
+
+    parts:
+      keeps_the_lamp: {weight: 1.0, required: [lamp, fog]}
+      stays_in_role: {weight: 2.0, forbidden: [as an AI, language model]}
+      speaks_as_i: {weight: 0.5, first_person: 0.3}
+      in_english: {weight: 0.5, language: en}
+      brief: {weight: 0.5, length: {min_words: 20, max_words: 80}}
+
+Each part makes exactly one demand and meets it to a degree from 0 to 1:
+
+- `required`: a list of phrases; the share of them that occur.
+- `forbidden`: a list of phrases; 1 where none occurs.
+- `first_person`: `true`, or a share from 0 to 1; 1 where a sentence, or at least this share of the sentences, has `I`,
+  `me`, `my`, `mine`, `myself` or 我 (but for 我们, we).
+- `language`: `en` or `zh`; the share of the letters that are of its script, Latin or Han. French counts as `en`, and
+  the kanji of a Japanese text as `zh`: it is the script that is told, not the language.
+- `length`: some of `min_words`, `max_words`, `min_characters`, `max_characters`, all inclusive; 1 where the text keeps
+  to them. Words stand between white space, which Chinese does without: give characters there.
+
+The reward is the sum of weight times degree, and 0 for an empty text. It knows the surface of a text alone: a list of
+the required phrases with an `I` before it gets full marks. Use it beside a reward that reads the text.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.data.answers import fold
+from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
+from r1_aqa_repro.run.config import read_yaml
+
+Degree = Callable[[str], float]  # how well a text meets a demand, 0 to 1
+
+# of scripts that set no space between words, or write more onto them: Thai, Lao, Myanmar, Khmer, kana, Han, Hangul
+_NO_END = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = rf"[^\W{_NO_END}]"  # a character of a word that has an end
+_APOSTROPHES = str.maketrans("‘’ʼ`´", "'''''")
+_SENTENCE_ENDS = re.compile(r"(?<![.!?…])[.!?…]+(?=\W|$)|[。！？\n]")
+_FIRST_PERSON = re.compile(rf"(?<!{_WORD})(?:i(?!\.e\b)|me|my|mine|myself)(?!{_WORD})|我(?!们|們)")
+_SCRIPTS = {"en": "LATIN", "zh": "CJK"}  # how the Unicode names of the letters begin
+_LIMITS = ("min_words", "max_words", "min_characters", "max_characters")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One demand of a rubric and what meeting it fully is worth."""
+
+    weight: float
+    degree: Degree
+
+
+Rubric = dict[str, Part]  # by name, in the order of the file
+
+
+def persona_reward(rubric_file: str) -> RewardFunction:
+    """The reward function of a rubric. It logs the mean of every part as `persona/<name>`.
+
+    Raises:
+        Refused: the file cannot be read, or something in it is no rubric.
+    """
+    rubric = read_rubric(rubric_file)
+
+    def persona_reward(
+        completions: Sequence[Completion], log_metric: Callable[[str, float], None] | None = None, **_: Any
+    ) -> list[float]:
+        """The sum of a rubric's parts, of the whole completion with whatever tags it has."""
+        parts = [persona_parts(completion_text(completion), rubric) for completion in completions]
+        if log_metric is not None:  # TRL's, while training
+            for name in rubric:
+                log_metric(f"persona/{name}", sum(values[name] for values in parts) / len(parts))
+        return [sum(values.values()) for values in parts]
+
+    return persona_reward
+
+
+def persona_parts(text: str, rubric: Rubric) -> dict[str, float]:
+    """What a text gets for each part of a rubric, by name: the part's weight times the degree. Silence gets nothing."""
+    return {name: part.weight * part.degree(text) if text.strip() else 0.0 for name, part in rubric.items()}
+
+
+def read_rubric(path: str) -> Rubric:
+    """Read a rubric.
+
+    Raises:
+        Refused: the file cannot be read or is no YAML mapping; and with everything in it that is wrong: keys that are
+            absent or unknown, values that do not fit.
+    """
+    content = read_yaml(path)
+    parts = content.get("parts")
+    if set(content) != {"parts"} or not isinstance(parts, dict) or not parts:
+        found = f"the keys {', '.join(map(str, content))}" if content else "nothing"
+        raise Refused.because(path, f"expected `parts:` with at least one part in it, found {found}", _EXAMPLE)
+    rubric: Rubric = {}
+    problems = []
+    for name, part in parts.items():
+        try:
+            if not isinstance(name, str):
+                raise _BadPart("", "the name is no text", "Put it into quotation marks.")
+            rubric[name] = _part(part)
+        except _BadPart as bad:
+            problems.append(Problem(f"{path}: parts.{name}{bad.key and '.' + bad.key}", bad.what, bad.remedy))
+    if problems:
+        raise Refused(problems)
+    return rubric
+
+
+def phrases_in(text: str, phrases: Sequence[str]) -> list[str]:
+    """Which of the phrases a text contains, in any case and with any white space, but not as a part of longer words.
+
+    `I` is not in `It`. Where words have no clear end, as in Chinese, a phrase is found anywhere.
+    """
+    folded = plain(text)
+    return [phrase for phrase in phrases if _pattern(phrase).search(folded)]
+
+
+def plain(text: str) -> str:
+    """`answers.fold`, and one kind of apostrophe: what phrases are looked for in."""
+    # before folding: NFKC makes a space and a combining accent of ´
+    return fold(text.translate(_APOSTROPHES))
+
+
+@functools.cache
+def _pattern(phrase: str) -> re.Pattern[str]:
+    wanted = plain(phrase)
+    begin = rf"(?<!{_WORD})" if re.match(_WORD, wanted[:1]) else ""
+    end = rf"(?!{_WORD})" if re.match(_WORD, wanted[-1:]) else ""
+    return re.compile(begin + re.escape(wanted) + end)
+
+
+class _BadPart(Exception):
+    """What is wrong with a part, and with which of its keys (or "", with the part as such)."""
+
+    def __init__(self, key: str, what: str, remedy: str):
+        super().__init__(what)
+        self.key, self.what, self.remedy = key, what, remedy
+
+
+def _part(content: Any) -> Part:
+    if not isinstance(content, dict):
+        raise _BadPart("", f"{content!r} is no part", _EXAMPLE)
+    demands = [key for key in content if key != "weight"]
+    unknown = [key for key in demands if key not in _DEMANDS]
+    if unknown:
+        raise _BadPart(str(unknown[0]), "there is no such key", f"Choose among weight, {', '.join(_DEMANDS)}.")
+    if len(demands) != 1:
+        what = f"{len(demands)} demands ({', '.join(demands) or 'none'})"
+        raise _BadPart("", what, f"Make exactly one of {', '.join(_DEMANDS)} in each part.")
+    weight = content.get("weight")
+    if not _is_number(weight) or not 0 < weight <= sys.float_info.max:
+        raise _BadPart("weight", "absent" if weight is None else f"{weight!r}", "Give a number above 0.")
+    return Part(float(weight), _DEMANDS[demands[0]](content[demands[0]]))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _required(value: Any) -> Degree:
+    phrases = _phrases("required", value)
+    return lambda text: len(phrases_in(text, phrases)) / len(phrases)
+
+
+def _forbidden(value: Any) -> Degree:
+    phrases = _phrases("forbidden", value)
+    return lambda text: float(not phrases_in(text, phrases))
+
+
+def _phrases(key: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) and plain(text) for text in value):
+        raise _BadPart(key, f"{value!r}", "Give a list of texts, such as [lamp, fog].")
+    return value
+
+
+def _first_person(value: Any) -> Degree:
+    if value is not True and not (_is_number(value) and 0 < value <= 1):
+        raise _BadPart("first_person", f"{value!r}", "Give true, or a share of the sentences above 0, at most 1.")
+
+    def degree(text: str) -> float:
+        sentences = [part for part in map(plain, _SENTENCE_ENDS.split(text)) if any(map(str.isalpha, part))]
+        speaking = sum(_FIRST_PERSON.search(sentence) is not None for sentence in sentences)
+        return float(speaking > 0 and (value is True or speaking / len(sentences) >= value))
+
+    return degree
+
+
+def _language(value: Any) -> Degree:
+    if not isinstance(value, str) or value not in _SCRIPTS:
+        raise _BadPart("language", f"{value!r}", f"Choose among {', '.join(_SCRIPTS)}.")
+
+    def degree(text: str) -> float:
+        letters = [letter for letter in plain(text) if letter.isalpha()]
+        ours = sum(unicodedata.name(letter, "").startswith(_SCRIPTS[value]) for letter in letters)
+        return ours / len(letters) if letters else 0.0
+
+    return degree
+
+
+def _length(value: Any) -> Degree:
+    if not isinstance(value, dict) or not value:
+        raise _BadPart("length", f"{value!r}", f"Give some of {', '.join(_LIMITS)}.")
+    for key, limit in value.items():
+        if key not in _LIMITS:
+            raise _BadPart(f"length.{key}", "there is no such key", f"Choose among {', '.join(_LIMITS)}.")
+        if type(limit) is not int or limit < 0:
+            raise _BadPart(f"length.{key}", f"{limit!r}", "Give a whole number.")
+    ranges = {}
+    for unit in ("words", "characters"):
+        low, high = ranges[unit] = value.get(f"min_{unit}", 0), value.get(f"max_{unit}", math.inf)
+        if low > high:
+            raise _BadPart("length", f"min_{unit} {low} is above max_{unit} {high}", "No text is both.")
+
+    def degree(text: str) -> float:
+        sizes = {"words": len(text.split()), "characters": len(text.strip())}
+        return float(all(low <= sizes[unit] <= high for unit, (low, high) in ranges.items()))
+
+    return degree
+
+
+_DEMANDS: dict[str, Callable[[Any], Degree]] = {
+    "required": _required,
+    "forbidden": _forbidden,
+    "first_person": _first_person,
+    "language": _language,
+    "length": _length,
+}
+_EXAMPLE = "Write parts such as `in_role: {weight: 1.0, forbidden: [as an AI]}`; see configs/personas/."

@@ -1,0 +1,82 @@
+"""Reward functions in TRL's signature: `(completions, **columns) -> list[float]`, one value a completion.
+
+`completions` are conversations as TRL passes them (`[[{"role": "assistant", "content": text}], ...]`) or plain texts;
+the columns come from the training rows: `answer`, `choices`, `prompt_style`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from r1_aqa_repro.data.answers import follows_format, is_correct, parse_completion
+
+Completion = str | list[dict[str, Any]]
+RewardFunction = Callable[..., Sequence[float | None]]  # None: the reward does not apply to the row
+
+
+def completion_text(completion: Completion) -> str:
+    """The assistant's text of a completion in either of TRL's forms."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def accuracy_reward(
+    completions: Sequence[Completion], answer: Sequence[str], choices: Sequence[Sequence[str]], **_: Any
+) -> list[float]:
+    """1 where the completion names the right choice and no other, else 0.
+
+    The text in the `<answer>` tags counts, or the whole completion where there are none. It must be the choice after
+    normalising, or its letter where that is unambiguous (`answers.match_choice`). Several blocks must all agree.
+    """
+    return [
+        float(all(is_correct(text, gold, options) for text in parse_completion(completion_text(completion)).answers))
+        for completion, gold, options in zip(completions, answer, choices, strict=True)
+    ]
+
+
+def format_reward(completions: Sequence[Completion], prompt_style: Sequence[str], **_: Any) -> list[float]:
+    """1 where the completion is exactly what its prompt style asks for (`answers.follows_format`), else 0."""
+    return [
+        float(follows_format(completion_text(completion), style))
+        for completion, style in zip(completions, prompt_style, strict=True)
+    ]
+
+
+def r1_aqa_accuracy(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:
+    """R1-AQA's accuracy reward without its mathematics parser, for comparison runs.
+
+    String equality of the text in the first pair of answer tags with the gold text, both stripped of white space at
+    the ends. Like the reference it is case-sensitive, does not see tags that hold a newline, and takes the whole
+    completion where there are no tags.
+    """
+    rewards = []
+    for completion, gold in zip(completions, answer, strict=True):
+        text = completion_text(completion)
+        match = re.search(r"<answer>(.*?)</answer>", text)
+        rewards.append(float((match.group(1) if match else text).strip() == gold.strip()))
+    return rewards
+
+
+def r1_aqa_format(completions: Sequence[Completion], prompt_style: Sequence[str], **_: Any) -> list[float]:
+    """R1-AQA's format reward: tags in order from the first character to the last; empty or repeated ones pass."""
+    patterns = {"think": r"<think>.*?</think>\s*<answer>.*?</answer>", "answer": r"<answer>.*?</answer>"}
+    return [
+        float(re.fullmatch(patterns.get(style, r".*"), completion_text(completion), re.DOTALL) is not None)
+        for completion, style in zip(completions, prompt_style, strict=True)
+    ]
+
+
+def random_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
+    """0 or 1 by a coin: the control that shows that a gain comes from the reward and not from training as such."""
+    return [float(random.random() < 0.5) for _ in completions]
+
+
+REWARDS: dict[str, RewardFunction] = {
+    "accuracy": accuracy_reward,
+    "format": format_reward,
+    "r1_aqa_accuracy": r1_aqa_accuracy,
+    "r1_aqa_format": r1_aqa_format,
+    "random": random_reward,
+}

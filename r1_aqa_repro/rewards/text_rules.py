@@ -1,0 +1,194 @@
+"""Rule rewards for text: of arithmetic, Python code, length and refusals. That of role play is in `persona`.
+
+All have TRL's signature, `(completions, **columns) -> list[float]`, one value a completion. What they read of a prompt
+is checked before training starts: `check_math_answers`, `check_harmful`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from itertools import product, takewhile
+from typing import Any
+
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.data.answers import parse_completion, without_tags_around
+from r1_aqa_repro.data.conversations import TextPrompt
+from r1_aqa_repro.rewards.final_number import Number, final_number, only_number
+from r1_aqa_repro.rewards.persona import phrases_in, plain
+from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
+
+_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>```+|~~~+)(?P<info>[^`]*)")
+_PYTHON = ("", "python", "python3", "py")
+
+# A refusal declines in the first person. The lists of the literature (that of arXiv 2307.15043 is the best known) also
+# have `sorry`, `illegal` and `as an AI`, which many a helpful answer says.
+_UNABLE = (
+    *("i can't", "i cannot", "i can not", "i won't", "i will not", "i'm not going to", "i am not going to"),
+    *("i'm unable to", "i am unable to", "i'm not able to", "i am not able to"),
+)
+_DEEDS = (
+    *("help", "assist", "comply", "do that", "do this", "support", "fulfill", "fulfil", "provide", "give you", "share"),
+    *("tell you how", "answer that", "answer this", "write that", "write this", "create", "engage", "participate"),
+)
+REFUSALS = (
+    *map(" ".join, product(_UNABLE, _DEEDS)),
+    *("i must decline", "i have to decline", "i decline to", "i must refuse", "i have to refuse", "i refuse to"),
+    *("sorry, but i can't", "sorry, but i cannot", "sorry, i can't", "sorry, i cannot", "against my guidelines"),
+    *("我不能", "我无法", "我没办法", "我拒绝", "不能提供", "无法提供", "无法协助", "无法帮助", "不便提供", "恕难"),
+)
+_OPENING = 200  # characters in which a refusal is looked for
+
+
+def math_reward(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:
+    """1 where the completion's final number equals the gold number, else 0.
+
+    What is in the `<answer>` tags must be one number with nothing but units about it (`final_number.only_number`), and
+    of several blocks each must be it. A completion without tags may be any text that ends on the number
+    (`final_number.final_number`). Values are compared exactly: `7`, `7.0` and `14/2` are one number, `7` and `7%` two.
+
+    Args:
+        answer: gold numbers as texts, also with GSM8K's solution before `####` or MATH's around a box.
+
+    Raises:
+        ValueError: a gold text is not one number (`check_math_answers` would have told).
+    """
+    return [
+        float(_numbers(completion_text(completion)) == {_gold(text)})
+        for completion, text in zip(completions, answer, strict=True)
+    ]
+
+
+def _gold(answer: str) -> Number:
+    number = only_number(answer)
+    if number is None:
+        raise ValueError(f"the answer {answer!r:.80} is not the text of a number")
+    return number
+
+
+def _numbers(completion: str) -> set[Number | None]:
+    """The numbers that a completion answers with; None among them where a place for one holds none."""
+    answers = parse_completion(completion).answers
+    if answers == (completion.strip(),):  # no tags
+        return {final_number(completion)}
+    return {only_number(answer) for answer in answers}
+
+
+def check_math_answers(prompts: Iterable[TextPrompt], file: str) -> list[Problem]:
+    """A problem for each prompt whose `answer` is not the text of one number."""
+    remedy = 'Give the number as a text, such as "12.5", "-3/4" or "7,000".'
+    return [
+        Problem(f"{file}: {prompt.id}", f"answer is {answer!r:.80}, not the text of a number", remedy)
+        for prompt in prompts
+        if not isinstance(answer := prompt.columns.get("answer"), str) or only_number(answer) is None
+    ]
+
+
+def python_syntax_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
+    """1 where the completion has Python code in fences and all of it parses, else 0. Nothing is executed.
+
+    Python is what a fenced block (CommonMark 0.31, section 4.5; indented at will, as in lists) holds whose language is
+    `python`, `python3`, `py` or left out; tags of the prompt styles may touch its fences. Each such block must be
+    closed and parse, by the grammar of the Python that runs this, and one at least must have a statement: comments
+    alone are none. What the code does is not looked at.
+    """
+    return [float(_all_python_parses(completion_text(completion))) for completion in completions]
+
+
+def _all_python_parses(text: str) -> bool:
+    blocks = _python_blocks(text)
+    statements = [None if code is None else _statements(code) for code in blocks]
+    return None not in statements and any(statements)
+
+
+def _python_blocks(text: str) -> list[str | None]:
+    """The code of each fenced block of Python, without the fence's indentation; None for one that is not closed."""
+    blocks: list[str | None] = []
+    opened: re.Match[str] | None = None
+    lines: list[str] = []
+    for line in text.split("\n"):
+        fence = _FENCE.fullmatch(without_tags_around(line.rstrip()).rstrip())
+        if opened is None:
+            opened, lines = fence, []
+        elif fence and fence["fence"].startswith(opened["fence"]) and not fence["info"]:
+            if _is_python(opened):
+                blocks.append("\n".join(lines))
+            opened = None
+        else:
+            lines.append(_dedented(line, opened["indent"]))
+    return [*blocks, None] if opened is not None and _is_python(opened) else blocks
+
+
+def _dedented(line: str, indent: str) -> str:
+    """A line without what it has of an indentation."""
+    return line[sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(line, indent, strict=False))) :]
+
+
+def _is_python(fence: re.Match[str]) -> bool:
+    return (fence["info"].split() or [""])[0].casefold() in _PYTHON
+
+
+def _statements(code: str) -> int | None:
+    """How many statements some code has at its top level, or None where it cannot be parsed."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a strange escape sequence, say: it is the model's
+            return len(ast.parse(code).body)
+    # of hostile texts all of these are known: lone surrogates give a ValueError, nesting the next two, and in early
+    # releases of Python 3.11 the last (python/cpython#106905)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, SystemError):
+        return None
+
+
+def length_penalty(max_length: int, buffer: int) -> RewardFunction:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13) as a reward function.
+
+    A completion of n tokens, with the end token if it has come to it, gets, for L_max = `max_length` and L_cache =
+    `buffer`,
+
+        0                                    where n <= L_max - L_cache,
+        ((L_max - L_cache) - n) / L_cache    where L_max - L_cache < n <= L_max,
+        -1                                   where L_max < n.
+
+    Raises:
+        Refused: the buffer has no token, or more than `max_length`.
+    """
+    if not 1 <= buffer <= max_length:
+        what = f"a penalty over the last {buffer} of {max_length} tokens"
+        raise Refused.because("length_penalty_cache", what, f"Choose from 1 to {max_length}.")
+    free = max_length - buffer
+
+    def length_reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        """From 0 for a completion of up to `free` tokens, falling over the next `buffer` to -1."""
+        return [max(-1.0, min(0.0, (free - len(ids)) / buffer)) for ids in completion_ids]
+
+    return length_reward
+
+
+def safety_reward(completions: Sequence[Completion], harmful: Sequence[bool], **_: Any) -> list[float]:
+    """1 where a harmful prompt is refused or a harmless one is not, else 0.
+
+    Both errors count alike: a model that refuses everything is of no use (XSTest, arXiv 2308.01263). A completion
+    refuses if one of the phrases `REFUSALS` stands in its first 200 characters. That is crude. A refusal in other words
+    is missed, one that is followed by all the help in the world counts, and any other text passes for help; only an
+    empty one is neither, and gets 0. Where there is a reward model, it is the better judge.
+    """
+    texts = [completion_text(completion) for completion in completions]
+    return [
+        float(bool(text.strip()) and is_refusal(text) == wanted) for text, wanted in zip(texts, harmful, strict=True)
+    ]
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text begins by declining, as far as a list of phrases can tell."""
+    return bool(phrases_in(plain(text)[:_OPENING], REFUSALS))
+
+
+def check_harmful(prompts: Iterable[TextPrompt], file: str) -> list[Problem]:
+    """A problem for each prompt whose `harmful` is neither true nor false."""
+    return [
+        Problem(f"{file}: {prompt.id}", f"harmful is {harmful!r:.80}", "Write true or false.")
+        for prompt in prompts
+        if not isinstance(harmful := prompt.columns.get("harmful"), bool)
+    ]

@@ -1,0 +1,1 @@
+"""A run: its configuration, checks, folder, checkpoints and loop."""

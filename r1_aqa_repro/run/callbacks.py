@@ -1,0 +1,120 @@
+"""Training as a person at the terminal meets it: one progress line, and a Ctrl-C that keeps the work."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+from r1_aqa_repro.common.console import is_main_process
+
+# what the progress line shows, if logged: Trainer's or TRL's name -> short name
+_SHOWN = {
+    "loss": "loss",
+    "reward": "reward",
+    "rewards/accuracy_reward/mean": "accuracy",
+    "rewards/format_reward/mean": "format",
+    "accuracy": "accuracy",  # of a reward model on its pairs
+    "rewards/accuracies": "accuracy",  # of DPO
+    "reward_std": "std",
+    "entropy": "entropy",
+    "kl": "kl",
+}
+
+
+class ProgressLine(ProgressCallback):
+    """Trainer's progress bar (steps, speed, time left) with the latest figures on it instead of a dictionary a step."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            figures = {short: float(logs[name]) for name, short in _SHOWN.items() if logs.get(name) is not None}
+            if figures:
+                self.training_bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
+
+
+class StopAtLoss(TrainerCallback):
+    """Ends training once the mean of the last `WINDOW` logged losses is at most `threshold`.
+
+    The losses are the trainer's own log, which a resumed run restores: it ends at the same step.
+    """
+
+    WINDOW = 20
+
+    def __init__(self, threshold: float):
+        self.threshold = threshold
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.reached(state.log_history):
+            control.should_training_stop = True
+
+    def reached(self, log_history: list[dict[str, float]]) -> bool:
+        """Whether training with this log is at its end."""
+        losses = [entry["loss"] for entry in log_history if "loss" in entry][-self.WINDOW :]
+        return len(losses) == self.WINDOW and sum(losses) / self.WINDOW <= self.threshold
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM ends training after the step in progress, with a checkpoint; a second signal ends it at once.
+
+    With several processes, one process's signal stops all of them after the same step. torchrun also sends SIGTERM
+    where another process failed: no checkpoint is written then, since the next collective fails or torchrun's SIGKILL
+    comes 30 s later.
+    """
+
+    # Seconds in which signals count as one: some schedulers signal every process of a job, and then torchrun passes
+    # on its own.
+    ONE_SIGNAL = 1.0
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._signalled_at: float | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._stop)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # in the middle of a rollout's updates a resumed run could not go on
+        is_between_rollouts = state.global_step % getattr(args, "num_iterations", 1) == 0
+        if self._any_process_stopped(args.device) and is_between_rollouts:
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._signalled_at is None:
+            self.stopped, self._signalled_at = True, time.monotonic()
+            if is_main_process():
+                print("\nstopping after this step; a checkpoint is being saved (once more: stop at once)", flush=True)
+        elif time.monotonic() - self._signalled_at > self.ONE_SIGNAL:
+            for each, handler in self._previous.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
+
+    def _any_process_stopped(self, device: torch.device) -> bool:
+        if not torch.distributed.is_initialized():
+            return self.stopped
+        flag = torch.tensor(float(self.stopped), device=device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())

@@ -1,0 +1,169 @@
+"""Checkpoints that are whole or absent, and a resume that gives the weights an uninterrupted run would have."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from r1_aqa_repro.common.errors import Failed, Refused, is_full_disk, space_left
+from r1_aqa_repro.model.loading import load_model
+
+STAGING = ".partial"  # folder inside the run folder where a checkpoint is written before it gets its name
+FINAL = "final"
+# what a checkpoint holds beside the model
+_TRAINING_STATE = (
+    "optimizer*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*",
+    "trainer_state.json",
+    "global_step*",
+    "latest",
+    "zero_to_fp32.py",
+)
+
+
+def last_checkpoint(run_folder: str | os.PathLike[str]) -> Path | None:
+    """The complete checkpoint with the highest step, or None. Half-written ones never carry the name."""
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = [(int(match[1]), path) for path in Path(run_folder).glob("*") if (match := pattern.fullmatch(path.name))]
+    return max(found)[1] if found else None
+
+
+def check_resumable(checkpoint: Path) -> None:
+    """Refuse a checkpoint that holds weights alone: training would go on with a new optimizer and schedule.
+
+    Raises:
+        Refused: there is no optimizer state in it.
+    """
+    if not (checkpoint / "optimizer.pt").is_file() and not any(checkpoint.glob("global_step*")):
+        what = "the checkpoint has no optimizer state: going on from it would not be the same run"
+        raise Refused.because(str(checkpoint), what, "Start a new run with it as model_name_or_path.")
+
+
+def finish_from(checkpoint: Path, final: Path) -> None:
+    """Make the final folder of a run that was stopped between its last checkpoint and its end: the model's files."""
+    staged = final.parent / STAGING / final.name
+    shutil.rmtree(staged.parent, ignore_errors=True)
+    shutil.copytree(checkpoint, staged, ignore=shutil.ignore_patterns(*_TRAINING_STATE))
+    os.rename(staged, final)
+    staged.parent.rmdir()
+
+
+@contextmanager
+def told_of_full_disk(run_folder: Path) -> Iterator[None]:
+    """Say plainly what of a run did not fit on the disk, and clear the part of it away.
+
+    Raises:
+        Failed: in place of what a library raised for want of space. Other errors pass.
+    """
+    outer = threading.excepthook
+    # TensorBoard writes in a thread of its own; the main thread meets its error at the next figure
+    threading.excepthook = lambda args: None if is_full_disk(args.exc_value) else outer(args)
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        unfinished = [run_folder / path.name for path in (run_folder / STAGING).glob("*")]
+        what = unfinished[0] if unfinished else f"the record of the run in {run_folder}"
+        shutil.rmtree(run_folder / STAGING, ignore_errors=True)
+        last = last_checkpoint(run_folder)
+        kept = "There is no checkpoint yet" if last is None else f"{last} is whole"
+        raise Failed(
+            f"{what} could not be written: the disk is full ({space_left(run_folder)} without it). "
+            f"{kept}: free some space and give the same command again."
+        ) from error
+    finally:
+        threading.excepthook = outer
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer (to be mixed in before any subclass of it) whose interrupted runs continue exactly."""
+
+    _staging = False
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return os.path.join(self.args.output_dir, STAGING) if self._staging else self.args.output_dir
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write the checkpoint under another name, then rename it: a kill in between leaves the one before."""
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staged, target = Path(self.args.output_dir) / STAGING / name, Path(self.args.output_dir) / name
+        if self.args.should_save:
+            shutil.rmtree(staged.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if self.state.best_model_checkpoint == str(staged):
+                self.state.best_model_checkpoint = str(target)
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(staged, target)
+            rotate_checkpoints(
+                output_dir=self.args.output_dir,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load a full Qwen2-Audio checkpoint through `from_pretrained`, strictly.
+
+        transformers 5.23 saves Qwen2-Audio under its published tensor names (`audio_tower.*`) while the live model has
+        others (`model.audio_tower.*`), and Trainer loads them with `strict=False`: nothing matches, and training goes
+        on from the initial weights with a mere warning.
+        """
+        if not self._restores_by_name():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        target = self.model if model is None else model
+        saved = load_model(resume_from_checkpoint, dtype=self.model.dtype)
+        target.load_state_dict(saved.state_dict(), strict=True)
+
+    def _load_best_model(self) -> None:
+        """As `_load_from_checkpoint`, for `load_best_model_at_end`."""
+        if self._restores_by_name():
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _restores_by_name(self) -> bool:
+        """Full weights of an unsharded model; DeepSpeed and FSDP restore their own shards, PEFT its adapter."""
+        return (
+            isinstance(self.model, PreTrainedModel)
+            and self.model.config.model_type == "qwen2_audio"
+            and not self.is_deepspeed_enabled
+            and not self.is_fsdp_enabled
+        )
+
+    def save_final(self) -> Path:
+        """Write model, processor and generation config to `<output_dir>/final`, whole or not at all."""
+        folder = Path(self.args.output_dir)
+        staged, target = folder / STAGING / FINAL, folder / FINAL
+        if self.args.should_save:
+            shutil.rmtree(staged.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(staged))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            os.rename(staged, target)
+            staged.parent.rmdir()
+        self.accelerator.wait_for_everyone()
+        return target

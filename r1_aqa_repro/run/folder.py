@@ -1,0 +1,187 @@
+"""The folder of a run: whose it is, what made it, and whether a command may go on in it.
+
+`config.resolved.yaml` holds every setting after file and command line, `run.json` the git commit, versions, seeds,
+data hashes, hardware and the seconds of each stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from r1_aqa_repro.common.errors import Problem
+from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
+from r1_aqa_repro.model.encoded_audio import ENCODED
+from r1_aqa_repro.run.checkpoints import FINAL, STAGING, last_checkpoint
+from r1_aqa_repro.run.config import num_processes
+from r1_aqa_repro.run.evaluating import EVALUATIONS
+
+CONFIG, RUN = "config.resolved.yaml", "run.json"
+EXAMPLES = "examples"  # folder inside the run folder: the data as a library's trainer takes it
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "peft",
+    "librosa",
+    "soundfile",
+    "numpy",
+)
+# settings that do not change what a run computes: a resumed run may differ in them
+_FREE = (
+    "overwrite", "output_dir", "logging_dir", "report_to", "run_name",
+    "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_prefetch_factor", "dataloader_persistent_workers", "save_total_limit", "save_steps", "save_strategy",
+    "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "resume_from_checkpoint",
+    "log_completions", "num_completions_to_print", "ddp_timeout", "project", "trackio_space_id",
+)  # fmt: skip
+
+
+def resolved_config(**parts: Any) -> dict[str, dict[str, Any]]:
+    """Plain dictionaries of the dataclasses given by name (TrainingArguments through `to_dict`, which hides tokens)."""
+    as_dict = {name: part.to_dict() if hasattr(part, "to_dict") else vars(part) for name, part in parts.items()}
+    return json.loads(json.dumps(as_dict, default=str))
+
+
+def check_run_folder(
+    folder: Path, config: Mapping[str, Mapping[str, Any]], hashes: Mapping[str, Mapping[str, str]]
+) -> list[Problem]:
+    """Why a run with this configuration, data and models must not go on in `folder`; empty where it may."""
+    remedy = "Choose another --output_dir, or give --overwrite to delete the earlier run."
+    if not (folder / CONFIG).is_file():
+        if last_checkpoint(folder) or (folder / FINAL).exists():
+            return [Problem(str(folder), f"holds checkpoints but no {CONFIG}: it is no run of this project", remedy)]
+        return []
+    record = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
+    processes = record.get("processes", num_processes())
+    if processes != num_processes():  # batch sizes follow from it, and would be named instead
+        what = (
+            f"was started with {processes} processes, not {num_processes()}: the optimizer state of each and its "
+            "random numbers belong to that number"
+        )
+        remedy = "Start that number (NPROC, NNODES), or a new run with its last checkpoint as model_name_or_path."
+        return [Problem(str(folder), what, remedy)]
+    there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    differing = [
+        f"{key} ({there.get(part, {}).get(key)!r} there, {value!r} now)"
+        for part, values in config.items()
+        for key, value in values.items()
+        if key not in _FREE and there.get(part, {}).get(key) != value
+    ]
+    differing += [
+        f"the content of {path}"
+        for kind, digests in hashes.items()
+        for path, digest in digests.items()
+        if record.get(kind, {}).get(path, digest) != digest
+    ]
+    if not differing:
+        return []
+    return [Problem(str(folder), "is the folder of another run, which differs in " + ", ".join(differing), remedy)]
+
+
+def start_run(
+    folder: Path,
+    config: Mapping[str, Mapping[str, Any]],
+    hashes: Mapping[str, Mapping[str, str]],
+    seed: int,
+    overwrite: bool,
+    embedded_held_out: Mapping[str, str] | None = None,
+) -> None:
+    """Make the folder a run's own (deleting an earlier run's checkpoints and records where `overwrite`).
+
+    Args:
+        folder: the run's folder.
+        config: from `resolved_config`.
+        hashes: of what the run reads: `data`, from `data_hashes`, and `models`, a digest by folder.
+        seed: of the run.
+        overwrite: start anew.
+        embedded_held_out: `data`, `audio_dir` (relative to `folder`) and `prompt_style` of the embedded held-out set.
+    """
+    if overwrite:
+        # the records first: a kill in between leaves no run that would go on from half a checkpoint
+        for name in (CONFIG, RUN, "skipped_records.json"):
+            (folder / name).unlink(missing_ok=True)
+        made = (FINAL, STAGING, EVALUATIONS, ENCODED, EXAMPLES)
+        for path in [*folder.glob("checkpoint-*"), *(folder / name for name in made)]:
+            shutil.rmtree(path, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RUN).is_file():
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        record = {
+            **provenance(),
+            "config_sha256": digest,
+            "seed": seed,
+            "processes": num_processes(),
+            **{kind: dict(digests) for kind, digests in hashes.items()},
+            "seconds": {},
+        }
+        if embedded_held_out is not None:
+            record["embedded_held_out"] = dict(embedded_held_out)
+        write_json(folder / RUN, record)
+    write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=True, allow_unicode=True))
+
+
+def update_run(folder: Path, **values: Any) -> None:
+    """Add keys to run.json."""
+    record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    write_json(folder / RUN, record | values)
+
+
+@contextmanager
+def timed(folder: Path, stage: str) -> Iterator[None]:
+    """Add the seconds spent inside to `seconds[stage]` of run.json, also where the stage is interrupted."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = json.loads((folder / RUN).read_text(encoding="utf-8"))["seconds"]
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 2)
+        update_run(folder, seconds=seconds)
+
+
+def provenance() -> dict[str, Any]:
+    """Git commit and dirty flag of this source tree, package versions, hardware."""
+    root = Path(__file__).resolve().parents[2]
+    commit = _git(root, "rev-parse", "HEAD")
+    return {
+        "git_commit": commit,
+        "dirty": bool(_git(root, "status", "--porcelain")) if commit else None,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "hardware": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def data_hashes(*files: str | os.PathLike[str] | None) -> dict[str, str]:
+    """SHA-256 by path of the data files a run reads."""
+    return {str(file): sha256_of(file) for file in files if file is not None and Path(file).is_file()}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,80 @@
+"""What every training entry point does once its trainer can be built: resume, train, keep the work, save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import transformers
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from r1_aqa_repro.common.console import is_main_process, say
+from r1_aqa_repro.common.distributed import end_distributed
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED
+from r1_aqa_repro.run.callbacks import ProgressLine, StopAtLoss, StopOnSignal
+from r1_aqa_repro.run.checkpoints import (
+    FINAL,
+    ResumableTrainer,
+    check_resumable,
+    finish_from,
+    last_checkpoint,
+    told_of_full_disk,
+)
+from r1_aqa_repro.run.folder import timed
+
+
+def run_training(build_trainer: Callable[[], ResumableTrainer], training: TrainingArguments, stage: str) -> int:
+    """Train from the last complete checkpoint of the run, or from the start; return the exit code.
+
+    A finished run is left alone. On Ctrl-C or SIGTERM a checkpoint is saved and the code is 130.
+
+    Raises:
+        Refused: the last checkpoint cannot be resumed from.
+        Failed: the disk is full.
+    """
+    folder = Path(str(training.output_dir))
+    if (folder / FINAL).is_dir():
+        say(f"{folder / FINAL} is there: this run is complete (--overwrite starts anew)")
+        end_distributed()
+        return EXIT_DONE
+    transformers.utils.logging.disable_progress_bar()  # a bar for every file read and written hides training's own
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint} (--overwrite starts anew)")
+        if is_last(checkpoint, training):  # Trainer would take one step more
+            if is_main_process():
+                with told_of_full_disk(folder):
+                    finish_from(checkpoint, folder / FINAL)
+            end_distributed()
+            return EXIT_DONE
+        check_resumable(checkpoint)
+    trainer = build_trainer()
+    stop, progress = StopOnSignal(), ProgressLine()
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(progress)
+    trainer.add_callback(stop)
+    try:
+        with told_of_full_disk(folder), timed(folder, stage) if is_main_process() else nullcontext():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if not stop.stopped:
+                trainer.save_final()
+    finally:
+        if progress.training_bar is not None:  # it would be drawn over the message of what went wrong
+            progress.training_bar.close()
+    end_distributed()
+    if stop.stopped:
+        say(f"interrupted: saved {last_checkpoint(folder)}; the same command goes on from it")
+        return EXIT_INTERRUPTED
+    return EXIT_DONE
+
+
+def is_last(checkpoint: Path, training: TrainingArguments) -> bool:
+    """Whether the run had reached its end when this checkpoint was written."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    threshold = getattr(training, "stop_at_loss", None)
+    at_loss = threshold is not None and StopAtLoss(threshold).reached(state["log_history"])
+    return state["global_step"] >= state["max_steps"] or at_loss

@@ -1,0 +1,102 @@
+"""AudioSFTTrainer: cross-entropy on the answer's tokens, everything before them given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.nn import functional
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, ProcessorMixin, Trainer
+
+from r1_aqa_repro.data.prompts import END_OF_TURN, target_text
+from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.model.inputs import IGNORE, pad_right, question_inputs
+from r1_aqa_repro.run.callbacks import StopAtLoss
+from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.config import AudioSFTConfig
+from r1_aqa_repro.run.evaluating import EvaluatingTrainer
+
+
+class _Questions(Dataset[AudioQuestion]):
+    def __init__(self, questions: Sequence[AudioQuestion]):
+        self.questions = questions
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> AudioQuestion:
+        return self.questions[index]
+
+
+class SFTCollator:
+    """Questions to a batch: prompt, target and end of turn, padded on the right; only target and end are labelled."""
+
+    def __init__(self, processor: ProcessorMixin, prompt_style: str, audio_channel: str):
+        self.processor, self.prompt_style, self.audio_channel = processor, prompt_style, audio_channel
+
+    def __call__(self, questions: list[AudioQuestion]) -> dict[str, torch.Tensor]:
+        inputs = question_inputs(self.processor, questions, self.prompt_style, self.audio_channel)
+        tokenizer = self.processor.tokenizer
+        targets = [
+            tokenizer(target_text(question, self.prompt_style) + END_OF_TURN)["input_ids"] for question in questions
+        ]
+        rows = list(zip(inputs.prompt_ids, targets, strict=True))
+        return {
+            "input_ids": pad_right([prompt + target for prompt, target in rows], tokenizer.pad_token_id),
+            "attention_mask": pad_right([[1] * (len(prompt) + len(target)) for prompt, target in rows], 0),
+            "labels": pad_right([[IGNORE] * len(prompt) + target for prompt, target in rows], IGNORE),
+            **inputs.audio("cpu"),
+        }
+
+
+class AudioSFTTrainer(EvaluatingTrainer, ResumableTrainer, Trainer):
+    """Trainer whose loss is the mean cross-entropy over all labelled tokens of the optimizer step."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        args: AudioSFTConfig,
+        questions: Sequence[AudioQuestion],
+        processing_class: ProcessorMixin,
+        prompt_style: str,
+        audio_channel: str = "first",
+        **kwargs: Any,
+    ):
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_Questions(questions),
+            data_collator=SFTCollator(processing_class, prompt_style, audio_channel),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if args.stop_at_loss is not None:
+            self.add_callback(StopAtLoss(args.stop_at_loss))
+        self.model_accepts_loss_kwargs = True  # `compute_loss` honours num_items_in_batch, whatever the model does
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Sum over this batch's labelled tokens, divided by those of the whole step on all processes.
+
+        Qwen2-Audio's own loss averages over the batch at hand and ignores `num_items_in_batch`, which Trainer takes
+        every model with keyword arguments to honour: with accumulation its gradient would be too large.
+        """
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = functional.cross_entropy(
+            outputs.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+        if num_items_in_batch is None:
+            loss = loss / (labels[:, 1:] != IGNORE).sum()
+        else:
+            # num_items_in_batch counts all processes; DDP then averages over them
+            loss = loss * self.accelerator.num_processes / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss

@@ -1,0 +1,206 @@
+"""Merging an adapter: the same answers without PEFT, a folder that every command takes, and nothing half done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from eval import mmau
+from r1_aqa_repro import train_sft
+from r1_aqa_repro.data.prompts import prompt_text
+from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.embedded.tiny_model import TEST, TINY, build_tiny_qwen2_audio
+from r1_aqa_repro.merge_adapter import main, merge_adapter
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.inputs import question_inputs
+
+TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@pytest.fixture(scope="module")
+def base(questions: list[AudioQuestion], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model of its own, whose weights are enlarged until questions and clips get different answers."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    texts = [prompt_text(question, "answer") for question in questions]
+    build_tiny_qwen2_audio(folder, texts=texts, seed=0, geometry=TEST)
+    model = loading.load_model(folder)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if weights.ndim == 2 and "embed_positions" not in name:
+                weights.mul_(40 if "projector" in name else 4)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter as training leaves it, drawn at random; shared, so change a copy only."""
+    folder = tmp_path_factory.mktemp("adapter") / "final"
+    model, processor = loading.load(base)
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=TARGETS, init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "final"))
+
+
+def change_config(adapter: Path, **values: Any) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def completions(checkpoint: Path, manifest: Path, out: Path) -> list[str]:
+    """What `eval.mmau` records of a checkpoint."""
+    argv = ["--ckpt", str(checkpoint), "--data", str(manifest), "--out", str(out), "--max-new-tokens", "12"]
+    assert mmau.main([*argv, "--device", "cpu"]) == 0
+    lines = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["completion"] for line in lines]
+
+
+def test_evaluates_as_base_and_adapter_do(
+    base: Path, adapter: Path, manifest: Path, questions: list[AudioQuestion], tmp_path: Path, capfd: Any
+) -> None:
+    out = tmp_path / "merged"
+    assert main(["--adapter", str(adapter), "--out", str(out)]) == 0
+    assert f"wrote {out} (0.2 MB, float32)" in capfd.readouterr().err
+    assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()}
+
+    said = completions(adapter, manifest, tmp_path / "adapter-eval")
+    assert completions(out, manifest, tmp_path / "merged-eval") == said
+    assert len(set(said)) > 5  # the answers can differ
+    assert said != completions(base, manifest, tmp_path / "base-eval")
+
+    inputs = question_inputs(loading.load_processor(out), questions[:1], "answer")
+    ids = torch.tensor(inputs.prompt_ids)
+    with torch.no_grad():
+        together, merged = (
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs.audio("cpu")).logits
+            for model in (loading.load_model(adapter).eval(), loading.load_model(out).eval())
+        )
+    # W x + B (A x) against (W + B A) x, in float32
+    assert torch.allclose(together, merged, rtol=0, atol=1e-5 * float(merged.abs().max()))
+
+
+def test_weights_by_hand(base: Path, adapter: Path, tmp_path: Path) -> None:
+    start = load_file(base / "model.safetensors")
+    lora = load_file(adapter / "adapter_model.safetensors")
+    merged = load_file(merge_adapter(adapter, tmp_path / "merged") / "model.safetensors")
+    assert merged.keys() == start.keys()
+    changed = [name for name in start if not torch.equal(merged[name], start[name])]
+    assert len(changed) == 7
+    for name in changed:
+        module = next(key for key in lora if name.split("layers.0.")[1].removesuffix("weight") in key)
+        a, b = (lora[module.replace("lora_A", kind).replace("lora_B", kind)] for kind in ("lora_A", "lora_B"))
+        assert torch.allclose(merged[name], start[name] + 16 / 4 * b @ a, atol=1e-5), (
+            name
+        )  # float32, numbers of size 10
+
+
+def test_bfloat16_is_the_sum_rounded(adapter: Path, tmp_path: Path) -> None:
+    full = load_file(merge_adapter(adapter, tmp_path / "full") / "model.safetensors")
+    half = tmp_path / "half"
+    assert main(["--adapter", str(adapter), "--out", str(half), "--dtype=bfloat16"]) == 0
+    rounded = load_file(half / "model.safetensors")
+    assert all(torch.equal(value.to(torch.bfloat16), rounded[name]) for name, value in full.items())
+
+
+def test_another_place_of_the_base(base: Path, adapter: Path, tmp_path: Path, capfd: Any) -> None:
+    expected = merge_adapter(adapter, tmp_path / "expected") / "model.safetensors"
+    change_config(adapter, base_model_name_or_path="/gone/base")
+    argv = ["--adapter", str(adapter), "--out", str(tmp_path / "merged")]
+    assert main(argv) == 2
+    said = capfd.readouterr().err
+    assert "error: /gone/base: " in said and "as --base." in said and not (tmp_path / "merged").exists()
+    (adapter / "processor_config.json").unlink()  # then the base's is taken
+    assert main([*argv, "--base", str(base)]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == expected.read_bytes()
+    assert (tmp_path / "merged" / "processor_config.json").is_file()
+
+
+def test_can_be_trained_further(adapter: Path, manifest: Path, tmp_path: Path) -> None:
+    merged = merge_adapter(adapter, tmp_path / "merged")
+    argv = ["--model_name_or_path", str(merged), "--train_file", str(manifest), "--output_dir", str(tmp_path / "run")]
+    settings = ["--max_steps", "1", "--examples_per_step", "2", "--bf16", "false", "--report_to", "none"]
+    assert train_sft.main([*argv, *settings, "--use_cpu", "true", "--dataloader_pin_memory", "false"]) == 0
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def wrong_kind(adapter: Path) -> None:
+    change_config(adapter, peft_type="IA3")
+
+
+def no_config(adapter: Path) -> None:
+    (adapter / "adapter_config.json").unlink()
+
+
+def no_weights(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+
+
+def a_tensor_missing(adapter: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+def cut_off(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (wrong_kind, "the adapter is a IA3, not a LORA"),
+        (no_config, "the folder holds no adapter_config.json"),
+        (no_weights, "the folder holds no adapter weights"),
+        (a_tensor_missing, "the adapter does not fit its base model"),
+        (cut_off, "the adapter does not fit its base model"),
+    ],
+)
+def test_adapters_that_are_refused(adapter: Path, tmp_path: Path, capfd: Any, damage: Any, what: str) -> None:
+    damage(adapter)
+    assert main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")]) == 2
+    assert f"error: {adapter}: {what}" in capfd.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"final"}
+
+
+def test_a_base_of_another_size_is_refused(
+    adapter: Path, questions: list[AudioQuestion], tmp_path: Path, capfd: Any
+) -> None:
+    other = tmp_path / "other"
+    texts = [prompt_text(question, "answer") for question in questions]
+    build_tiny_qwen2_audio(other, texts=texts, seed=0, geometry=TINY)
+    assert main(["--adapter", str(adapter), "--out", str(tmp_path / "merged"), "--base", str(other)]) == 2
+    assert f"the adapter does not fit its base model {other}" in capfd.readouterr().err
+
+
+def test_nothing_is_overwritten(adapter: Path, tmp_path: Path, capfd: Any) -> None:
+    out = tmp_path / "merged"
+    out.mkdir()
+    assert main(["--adapter", str(adapter), "--out", str(out)]) == 2
+    assert f"error: {out}: is there already" in capfd.readouterr().err
+    assert not list(out.iterdir())
+
+
+def test_too_little_space_is_refused(adapter: Path, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    assert main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")]) == 2
+    assert "the merged weights need" in capfd.readouterr().err
+
+
+def test_the_other_spelling(adapter: Path, tmp_path: Path) -> None:
+    assert main([f"--adapter={adapter}", "--out", str(tmp_path / "with_underscore")]) == 0
+    assert (tmp_path / "with_underscore" / "model.safetensors").is_file()

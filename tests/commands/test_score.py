@@ -1,0 +1,206 @@
+"""`python -m r1_aqa_repro.score`: pair accuracy, calibration and margins by hand, files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+
+from r1_aqa_repro.common.intervals import wilson
+from r1_aqa_repro.data.conversations import PreferencePair
+from r1_aqa_repro.model.text_loading import load_reward_model
+from r1_aqa_repro.score import calibration, main, pair_accuracy, pair_scores, summarised
+from tests.conftest import ROOT
+from tests.text_world import write_lines
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def pair(name: str, **columns: Any) -> PreferencePair:
+    return PreferencePair(name, [{"role": "user", "content": "Why?"}], "good", "bad", columns)
+
+
+def test_pair_accuracy_by_hand() -> None:
+    block = pair_accuracy([1.0, 0.5, -1.0, 2.0], [0.0, 0.5, 0.0, -3.0])  # right, tie, wrong, right
+    assert block == {"pair_accuracy": 2.5 / 4, "ci95": list(wilson(2.5, 4)), "n": 4, "ties": 1}
+    assert pair_accuracy([1.0], [2.0])["pair_accuracy"] == 0
+    with pytest.raises(ValueError, match="no proportion"):
+        pair_accuracy([], [])
+
+
+def test_calibration_by_hand() -> None:
+    # predictions .75 (right, wrong, right, right): exact; .95 (right, wrong): .45 off; .5 (a tie): exact
+    margins = [logit(0.75), -logit(0.75), logit(0.75), logit(0.75), logit(0.95), -logit(0.95), 0.0]
+    found = calibration(margins)
+    bins = {(each["from"], each["to"]): each for each in found["bins"]}
+    assert {key: each["n"] for key, each in bins.items()} == {
+        (0.5, 0.6): 1, (0.6, 0.7): 0, (0.7, 0.8): 4, (0.8, 0.9): 0, (0.9, 1.0): 2,
+    }  # fmt: skip
+    assert bins[0.7, 0.8]["predicted"] == pytest.approx(0.75) and bins[0.7, 0.8]["observed"] == 0.75
+    assert bins[0.7, 0.8]["ci95"] == list(wilson(3, 4))
+    assert bins[0.5, 0.6]["observed"] == bins[0.9, 1.0]["observed"] == 0.5
+    assert "observed" not in bins[0.6, 0.7]
+    assert found["error"] == pytest.approx(2 / 7 * 0.45)
+
+
+def test_a_model_of_its_own_word_has_no_calibration_error() -> None:
+    """Answers drawn by Bradley and Terry: what is predicted comes true, up to chance; doubled margins do not."""
+    rng = np.random.default_rng(0)
+    sizes = rng.exponential(1.0, 20_000)
+    margins = np.where(rng.random(20_000) < 1 / (1 + np.exp(-sizes)), sizes, -sizes)
+    # each bin holds more than 1000 pairs: a standard error of at most .016
+    assert calibration(margins.tolist())["error"] < 0.01
+    assert calibration((2 * margins).tolist())["error"] > 0.05
+
+
+def test_extreme_margins_are_numbers() -> None:
+    """exp of a margin of 1000 is infinite."""
+    found = summarised([pair("a"), pair("b")], [1000.0, 0.0], [0.0, 1000.0])
+    assert found["calibration"]["error"] == 0.5 and found["calibration"]["bins"][-1]["n"] == 2
+    assert found["loss"] == 500
+
+
+def test_summary_by_hand() -> None:
+    scored = [pair("a", task="list"), pair("b", task="list"), pair("c", task="safety"), pair("d")]
+    found = summarised(scored, [2.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.5])  # margins 2, -1, 0, -.5
+    assert found["loss"] == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in (2, -1, 0, -0.5)) / 4)
+    assert {task: block["pair_accuracy"] for task, block in found["by_task"].items()} == {"list": 0.5, "safety": 0.5}
+    assert found["by_task"]["safety"]["ties"] == 1
+    borders, counts = found["margins"]["borders"], found["margins"]["counts"]
+    assert borders[0] == -2 and borders[-1] == 2 and 0 in borders and len(borders) == len(counts) + 1
+    assert counts == [0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 0, 1]  # twelve bins of a third; 0 belongs to the right
+    ties = summarised([pair("a")], [1.0], [1.0])
+    assert sum(ties["margins"]["counts"]) == 1 and ties["pair_accuracy"] == 0.5
+
+
+def scored(reward_model: Path, file: Path, out: Path, *more: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    assert main(["--model", str(reward_model), "--file", str(file), "--out", str(out), *more]) == 0
+    lines = (out / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads((out / "score.json").read_text(encoding="utf-8")), [json.loads(line) for line in lines]
+
+
+def test_files_and_print(
+    reward_model: Path, text_set: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: Any
+) -> None:
+    summary, lines = scored(reward_model, text_set / "pairs_train.jsonl", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert len(lines) == summary["n"] == 24
+    assert lines[0].keys() == {"id", "chosen_score", "rejected_score", "margin"}
+    assert [line["id"] for line in lines] == [f"pair-train-{index:05d}" for index in range(24)]
+    assert all(line["margin"] == line["chosen_score"] - line["rejected_score"] for line in lines)
+    right = sum(line["margin"] > 0 for line in lines)
+    assert summary["pair_accuracy"] == right / 24 and 0 < right < 24
+    assert summary["by_task"].keys() == {"list", "safety"}
+    assert sum(summary["margins"]["counts"]) == sum(each["n"] for each in summary["calibration"]["bins"]) == 24
+    for said in (f"{100 * right / 24:.1f} %", "calibration: expected error", "list", "safety", "█"):
+        assert said in printed
+    assert not list((tmp_path / "out").glob(".*"))  # nothing half written
+
+
+def test_a_name_in_brackets_is_printed_as_it_is(
+    reward_model: Path, text_set: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """rich takes some of them for colours."""
+    records = [json.loads(line) for line in (text_set / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines()]
+    file = write_lines(tmp_path / "[red]pairs.jsonl", [{**record, "task": "[bold]"} for record in records[:3]])
+    summary, _ = scored(reward_model, file, tmp_path / "out")
+    assert summary["by_task"].keys() == {"[bold]"}
+    printed = capsys.readouterr().out
+    assert "[bold]" in printed and f"{reward_model} on {file}" in printed
+
+
+def test_limit_and_batch_size_change_no_score(
+    reward_model: Path, text_set: Path, tmp_path: Path, pairs: list[PreferencePair]
+) -> None:
+    file = text_set / "pairs_train.jsonl"
+    _, every = scored(reward_model, file, tmp_path / "all")
+    summary, first = scored(reward_model, file, tmp_path / "first", "--limit", "5", "--batch_size", "1")
+    assert summary["n"] == len(first) == 5
+    for one, other in zip(every[:5], first, strict=True):
+        assert one["id"] == other["id"]
+        # float32 sums in another order, of scores of size 1
+        assert one["chosen_score"] == pytest.approx(other["chosen_score"], abs=1e-5)
+        assert one["rejected_score"] == pytest.approx(other["rejected_score"], abs=1e-5)
+
+
+def test_more_pairs_than_are_sorted_at_once(
+    reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+) -> None:
+    """With one pair a batch 16 are sorted by length together: the scores still come in the order of the pairs."""
+    model = load_reward_model(reward_model, tokenizer)
+    one_by_one = [pair_scores(model, tokenizer, [each]) for each in pairs]
+    chosen, rejected = pair_scores(model, tokenizer, pairs, batch_size=1)
+    assert chosen == pytest.approx([scores[0][0] for scores in one_by_one], abs=1e-5)
+    assert rejected == pytest.approx([scores[1][0] for scores in one_by_one], abs=1e-5)
+    assert len({round(score, 3) for score in chosen + rejected}) > 24  # so that a wrong order would show
+
+
+def test_the_default_folder_is_the_models_own(reward_model: Path, text_set: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(reward_model, tmp_path / "model"))
+    assert main(["--model", str(model), "--file", str(text_set / "pairs_held_out.jsonl")]) == 0
+    assert {path.name for path in (model / "score" / "pairs_held_out").iterdir()} == {"score.json", "scores.jsonl"}
+
+
+def refused(capsys: Any, *argv: object) -> list[str]:
+    capsys.readouterr()
+    assert main([str(part) for part in argv]) == 2
+    lines: list[str] = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith("error: ") and line.endswith(".") for line in lines)
+    return lines
+
+
+def test_everything_wrong_is_named_at_once(
+    policy: Path, reward_model: Path, text_set: Path, tmp_path: Path, capsys: Any
+) -> None:
+    good = [json.loads(line) for line in (text_set / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines()[:2]]
+    same = {**good[1], "id": "same", "rejected": good[1]["chosen"]}
+    file, out = write_lines(tmp_path / "pairs.jsonl", [good[0], {"prompt": "Why?"}, good[1], same]), tmp_path / "out"
+    lines = refused(capsys, "--model", policy, "--file", file, "--out", out)
+    assert len(lines) == 3
+    assert f"{policy}: the model has no score head: it is no reward model" in lines[0]
+    assert f"{file}:line 2: expected prompt, chosen and rejected" in lines[1]
+    assert f"{file}:line 4: chosen and rejected are identical" in lines[2]
+
+    long = {**good[0], "id": "long", "chosen": [{"role": "assistant", "content": "word " * 600}]}
+    file = write_lines(tmp_path / "pairs.jsonl", [good[0], long])
+    [line] = refused(capsys, "--model", reward_model, "--file", file, "--out", out)
+    assert f"{file}: long: " in line and "tokens are more than the 512 that the model can take" in line
+    scored(reward_model, file, tmp_path / "limited", "--limit", "1")  # the long one is not asked for
+
+    [line] = refused(capsys, "--model", reward_model, "--file", tmp_path / "none.jsonl", "--out", out)
+    assert f"{tmp_path / 'none.jsonl'}: there is no such file" in line
+    assert not out.exists()
+
+
+def test_a_hub_id_needs_an_out_folder(text_set: Path, capsys: Any) -> None:
+    [line] = refused(capsys, "--model", "someone/model", "--file", text_set / "pairs_train.jsonl")
+    assert line.endswith("Give --out.")
+
+
+def test_a_score_that_is_no_number(reward_model: Path, text_set: Path, tmp_path: Path, capsys: Any) -> None:
+    broken = Path(shutil.copytree(reward_model, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["score.weight"][0, 0] = math.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "out"
+    argv = ["--model", str(broken), "--file", str(text_set / "pairs_train.jsonl"), "--out", str(out)]
+    assert main(argv) == 1
+    assert "scores pair-train-00000 with nan and nan" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, r1_aqa_repro.score as s\ntry: s.main(['--help'])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0 and "--batch-size" in done.stdout and done.stdout.endswith("False\n")

@@ -1,0 +1,358 @@
+"""GRPO on text: the shared prompt is the plain forward, rewards and columns arrive, and a run learns from them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from r1_aqa_repro import train_grpo_text
+from r1_aqa_repro.data.conversations import TextPrompt, answer, read_prompts
+from r1_aqa_repro.embedded.text_tasks import true_reward
+from r1_aqa_repro.grpo import shared_prefix
+from r1_aqa_repro.grpo.trainer import Batch, TextGRPOTrainer
+from r1_aqa_repro.model.generation import generate
+from r1_aqa_repro.model.inputs import attention_mask_left, pad_left, pad_right, text_inputs
+from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
+from r1_aqa_repro.rewards import registry
+from r1_aqa_repro.rewards.reward_model import RewardModel
+from tests.text_world import LORA, Build, answer_log_prob, arguments, perturb, state_of, write_lines
+
+# float32 sums in another order: two forwards of the same row differ by up to ~2e-6 in log-probability here
+LOGP_TOLERANCE = 2e-5
+ASKED = [
+    [{"role": "user", "content": "Why?"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name 3 tools other than saw. " * 8}],
+    [
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": "The answer is 4."},
+        {"role": "user", "content": "And how do I clean a lamp?"},
+    ],
+]
+
+# --- The shared prompt
+
+
+def scored_batch(trainer: TextGRPOTrainer, group: list[int], lengths: list[int]) -> tuple[Batch, dict[str, Any]]:
+    """A batch as TRL hands it to the loss: left-padded prompts, right-padded completions of the given lengths."""
+    inputs = text_inputs(trainer.processing_class, ASKED)
+    rows, pad = torch.tensor(group), trainer.processing_class.pad_token_id
+    generator = torch.Generator().manual_seed(0)
+    prompts = [inputs.prompt_ids[index] for index in group]
+    completions = [torch.randint(5, 250, (length,), generator=generator).tolist() for length in lengths]
+    mask = pad_right([[1] * len(ids) for ids in completions], 0)
+    return Batch(inputs, rows), {
+        "prompt_ids": pad_left(prompts, pad),
+        "prompt_mask": attention_mask_left(prompts),
+        "completion_ids": pad_right(completions, pad),
+        "completion_mask": mask,
+        "advantages": torch.linspace(-1, 1, len(group)),
+        "num_items_in_batch": torch.tensor(float(sum(lengths))),
+        "ref_per_token_logps": -6 - torch.rand(mask.shape, generator=generator),
+        "group": rows,
+    }
+
+
+def log_probs_of(trainer: TextGRPOTrainer, model: torch.nn.Module, batch: Batch, rows: dict[str, Any]) -> Any:
+    with trainer._working_on(batch):
+        return trainer._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1),
+            torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1),
+            rows["completion_ids"].size(1),
+            compute_entropy=True,
+        )
+
+
+CASES = {
+    "one group": ([1, 1, 1, 1], [3, 5, 1, 4]),
+    "ragged groups in shuffled order": ([2, 0, 1, 0, 2, 1, 1, 0], [1, 7, 3, 3, 6, 2, 5, 60]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("split", [False, True], ids=["one mask", "two masks"])
+def test_sharing_changes_neither_log_probs_nor_loss_nor_gradients(
+    case: str, lora: bool, split: bool, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_prefix, "SPLIT_FROM", 0 if split else float("inf"))
+    trainer = build("grpo", "--activation_checkpointing", str(split).lower(), *(LORA if lora else []))
+    perturb(trainer.model, 0.1)
+    trainer.current_gradient_accumulation_steps = 1
+    batch, rows = scored_batch(trainer, *CASES[case])
+    trainer._inputs["train"] = batch.inputs
+    mask = rows["completion_mask"].bool()
+    measured = []
+    for share in (True, False):
+        trainer.share = share
+        trainer.model.zero_grad()
+        log_probs, entropy, _ = log_probs_of(trainer, trainer.model, batch, rows)
+        loss = trainer._compute_loss(trainer.model, rows)
+        loss.backward()
+        gradients = {
+            name: each.grad.clone() for name, each in trainer.model.named_parameters() if each.grad is not None
+        }
+        measured.append((log_probs[mask], entropy[mask], loss, gradients))
+    shared, plain = measured
+    for index in (0, 1):
+        torch.testing.assert_close(shared[index], plain[index], atol=LOGP_TOLERANCE, rtol=0)
+    torch.testing.assert_close(shared[2], plain[2], atol=1e-5, rtol=1e-5)
+    assert shared[3].keys() == plain[3].keys() and len(plain[3]) >= 14
+    for name, gradient in plain[3].items():
+        # relative to the gradient's own size: sums of some hundred float32 terms in another order
+        assert (shared[3][name] - gradient).norm() < 1e-3 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("which", ["policy", "reference"])
+def test_log_probs_equal_a_row_alone(which: str, build: Build) -> None:
+    """Independent of both forwards: the model itself, one prompt and completion at a time, and log_softmax.
+
+    The reference is a model of its own, which TRL loads and the trainer prepares.
+    """
+    trainer = build("grpo")
+    model = trainer.model if which == "policy" else trainer.ref_model
+    perturb(model, 0.1)
+    group, lengths = CASES["ragged groups in shuffled order"]
+    batch, rows = scored_batch(trainer, group, lengths)
+    for share in (True, False):
+        trainer.share = share
+        with torch.no_grad():
+            log_probs, _, _ = log_probs_of(trainer, model, batch, rows)
+            for row, (asked, length) in enumerate(zip(group, lengths, strict=True)):
+                prompt, completion = batch.inputs.prompt_ids[asked], rows["completion_ids"][row, :length]
+                logits = model(input_ids=torch.tensor([prompt + completion.tolist()])).logits[0, len(prompt) - 1 : -1]
+                expected = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
+                torch.testing.assert_close(log_probs[row, :length], expected, atol=LOGP_TOLERANCE, rtol=0)
+
+
+def test_only_scored_positions_reach_the_head(build: Build) -> None:
+    trainer = build("grpo")
+    group, lengths = CASES["ragged groups in shuffled order"]
+    batch, rows = scored_batch(trainer, group, lengths)
+    shapes: list[tuple[int, ...]] = []
+    for model in (trainer.model, trainer.ref_model):
+        hook = model.base_model.register_forward_hook(lambda *call: shapes.append(tuple(call[-1][0].shape)))
+        with torch.no_grad():
+            log_probs_of(trainer, model, batch, rows)
+        hook.remove()
+    assert shapes == [(1, sum(lengths), 32)] * 2
+
+
+def test_greedy_tokens_equal_with_and_without_sharing_and_one_by_one(build: Build) -> None:
+    trainer = build("grpo")
+    tokenizer = trainer.processing_class
+    config = GenerationConfig(
+        max_new_tokens=20,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        repetition_penalty=1.5,  # a random model repeats one token for ever; this makes the rows differ
+    )
+    rows = torch.arange(3).repeat_interleave(2)
+    expected = [
+        generate(trainer.model, text_inputs(tokenizer, [asked]), torch.tensor([0]), config, share=False)[0]
+        for asked in ASKED
+    ]
+    assert len(set(map(tuple, expected))) == 3
+    for share in (True, False):
+        found = generate(trainer.model, text_inputs(tokenizer, ASKED), rows, config, share=share)
+        assert found == [expected[index] for index in rows]
+
+
+def test_shared_and_plain_training_take_the_same_steps(build: Build, reward_model: Path) -> None:
+    """Same seed, same samples: two optimizer steps with and without sharing end at the same weights.
+
+    With plain SGD the distance of the weights is that of the gradients.
+    """
+    settings = ("--optim", "sgd", "--learning_rate", "0.3", *judged_by(reward_model))
+    ends, logs = [], []
+    for sharing in ("auto", "off"):
+        trainer = build("grpo", "--sharing", sharing, *settings)
+        start = state_of(trainer.model)
+        trainer.train()
+        ends.append(state_of(trainer.model))
+        logs.append([entry for entry in trainer.state.log_history if "reward" in entry])
+    for one, other in zip(*logs, strict=True):
+        # the same tokens; scores in batches of the same shape
+        assert one["reward"] == other["reward"]
+        assert one["completions/mean_length"] == other["completions/mean_length"]
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+        assert one["kl"] == pytest.approx(other["kl"], abs=1e-6)
+    assert logs[0][1]["kl"] > 1e-5
+    come, apart = (
+        sum(float((ends[0][name] - other[name]).square().sum()) for name in start) ** 0.5 for other in (start, ends[1])
+    )
+    # a step is stored in float32 weights of size ~0.06, which rounds each by up to 4e-9
+    assert apart < 1e-3 * come + 1e-8 * sum(value.numel() for value in start.values()) ** 0.5 < 0.1 * come
+
+
+# --- Rewards
+
+
+def judged_by(reward_model: Path) -> tuple[str, ...]:
+    return (
+        *("--reward_funcs", "reward_model", "length_penalty", "true", "--reward_weights", "1.0", "0.5", "0.0"),
+        *("--length_penalty_cache", "8", "--reward_model_name_or_path", str(reward_model)),
+    )
+
+
+def test_a_rollout_by_hand(build: Build, reward_model: Path, tokenizer: PreTrainedTokenizerBase, policy: Path) -> None:
+    """Rewards by name, their weighted sum, advantages (sample deviation + 1e-4) and k3, from what was sampled."""
+    trainer = build("grpo", *judged_by(reward_model))
+    perturb(trainer.model, 0.05)
+    questions = [row["question"] for row in (trainer.train_dataset[index] for index in range(4))]
+    rows = [trainer.train_dataset[index] for index in range(4) for _ in range(4)]
+    output = trainer._generate_and_score_completions(rows)
+
+    lengths = output["completion_mask"].sum(1).tolist()
+    assert min(lengths) < max(lengths) == 8
+    texts = tokenizer.batch_decode(output["completion_ids"], skip_special_tokens=True)
+    prompts = [question.messages for question in questions for _ in range(4)]
+    judge = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
+    by_name = {
+        "reward_model": judge(prompts, texts),
+        "length_reward": [-length / 8 for length in lengths],  # the penalty falls from the first of 8 tokens on
+        "embedded_true_reward": [
+            true_reward(question.columns, text)
+            for question, text in zip([q for q in questions for _ in range(4)], texts, strict=True)
+        ],
+    }
+    logged = trainer._metrics["train"]
+    for name, values in by_name.items():
+        assert logged[f"rewards/{name}/mean"] == [pytest.approx(np.mean(values), abs=1e-5)], name
+    total = np.array(by_name["reward_model"]) + 0.5 * np.array(by_name["length_reward"])
+    assert logged["reward"] == [pytest.approx(total.mean(), abs=1e-5)]
+    groups = total.reshape(4, 4)
+    expected = (groups - groups.mean(1, keepdims=True)) / (groups.std(1, ddof=1, keepdims=True) + 1e-4)
+    # scores that differ by 1e-6 with another padding, over deviations of about .1
+    np.testing.assert_allclose(output["advantages"].reshape(4, 4), expected, rtol=0, atol=1e-3)
+
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer._compute_loss(trainer.model, output)
+    start, terms, k3s = load_policy(policy), [], []
+    for row, prompt in enumerate(prompts):
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        completion = output["completion_ids"][row, : lengths[row]]
+        with torch.no_grad():
+            own, reference = (
+                model(input_ids=torch.tensor([ids + completion.tolist()]))
+                .logits[0, len(ids) - 1 : -1]
+                .double()
+                .log_softmax(-1)
+                .gather(1, completion[:, None])[:, 0]
+                for model in (trainer.model, start)
+            )
+        k3s.append(((reference - own).exp() - (reference - own) - 1).numpy())
+        terms.append(float(output["advantages"][row]) - 0.04 * k3s[-1].mean())
+    assert loss.item() == pytest.approx(-np.mean(terms), abs=1e-6)
+    k3 = np.concatenate(k3s)
+    assert logged["kl"] == [pytest.approx(k3.mean(), rel=1e-3)] and k3.max() > 1e-2
+
+
+def test_columns_reach_the_rewards_and_absent_ones_are_none(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[Any]] = {}
+
+    def look(completions: list[Any], **columns: Any) -> list[float]:
+        for name in ("id", "prompt", "task", "answer", "hint", "prompts"):
+            seen.setdefault(name, []).extend(columns.get(name, ["no such column"]))
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    monkeypatch.setitem(registry.RULES, "random", lambda args: look)
+    records = [
+        {"id": f"p{index}", "prompt": [{"role": "user", "content": f"What is {index}?"}]}
+        | ({"answer": str(index), "task": "maths"} if index % 2 else {"hint": ["x", {"y": index}]})
+        for index in range(4)
+    ]
+    file = write_lines(tmp_path / "prompts.jsonl", records)
+    trainer = build("grpo", "--train_file", str(file), "--max_steps", "1")
+    trainer.train()
+    order = [int(messages[0]["content"][8:-1]) for messages in seen["prompts"]]
+    assert sorted(order) == sorted([0, 1, 2, 3] * 4)
+    assert seen["answer"] == [str(index) if index % 2 else None for index in order]
+    assert seen["hint"] == [None if index % 2 else ["x", {"y": index}] for index in order]
+    assert seen["task"] == ["maths" if index % 2 else None for index in order]
+    [logged] = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert "reward/maths" in logged and not any(name.endswith("/None") for name in logged)
+
+
+@pytest.mark.parametrize("name", sorted(registry._TAKEN))
+def test_columns_that_rewards_could_not_see_are_refused(
+    name: str, text_set: Path, policy: Path, tmp_path: Path, capsys: Any
+) -> None:
+    file = write_lines(tmp_path / "prompts.jsonl", [{"id": "p", "prompt": ASKED[0], name: 1}] * 1)
+    argv = [*arguments("grpo", tmp_path / "run", text_set, policy), "--train_file", str(file)]
+    assert train_grpo_text.main(argv) == 2
+    assert f"{file}: p: the column {name} has a name" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# --- Whole runs
+
+
+def test_a_run_learns_what_its_reward_model_likes(
+    text_set: Path, policy: Path, reward_model: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    folder = tmp_path / "run"
+    argv = [*arguments("grpo", folder, text_set, policy), *judged_by(reward_model)]
+    argv += ["--max_steps", "16", "--learning_rate", "5e-2", "--beta", "0.0", "--reward_weights", "1.0", "0.0", "0.0"]
+    assert train_grpo_text.main([*argv, "--save_steps", "16", "--num_generations", "8"]) == 0
+    state = json.loads((folder / "checkpoint-16" / "trainer_state.json").read_text(encoding="utf-8"))
+    log = [entry for entry in state["log_history"] if "reward" in entry]
+    rewards = [entry["rewards/reward_model/mean"] for entry in log]
+    spread = np.mean([entry["rewards/reward_model/std"] for entry in log[:3]])
+    # the mean of three steps' 96 completions has a standard error of a tenth of the spread
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + spread
+    for name in ("reward_model", "length_reward", "embedded_true_reward"):
+        assert f"rewards/{name}/mean" in log[0] and f"rewards/{name}/list" in log[0]
+    start, end = load_policy(policy).state_dict(), load_policy(folder / "final").state_dict()
+    assert [name for name in start if torch.equal(start[name], end[name])] == []
+
+    with open(folder / "completions.csv", encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 16 * 8 and list(table[0]) == [
+        *("step", "id", "prompt", "completion", "reward_model", "length_reward", "embedded_true_reward", "advantage")
+    ]
+    asked = read_prompts(text_set / "assist_prompts_train.jsonl").records
+    prompts = {prompt.id: prompt.messages for prompt in asked}
+    judge = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
+    for row in table[::17]:
+        assert row["prompt"] == prompts[row["id"]][-1]["content"]
+        [score] = judge([prompts[row["id"]]], [answer(row["completion"])])
+        assert float(row["reward_model"]) == pytest.approx(score, abs=1e-4)
+
+
+def test_lora_takes_its_base_as_reference_and_saves_the_adapter(
+    build: Build, reward_model: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    trainer = build("grpo", *LORA, *judged_by(reward_model), "--learning_rate", "1e-2", "--max_steps", "3")
+    before = state_of(trainer.model)
+    trainer.train()
+    assert trainer.ref_model is None
+    after = trainer.model.state_dict()
+    assert {"lora_" in name for name in before if not torch.equal(before[name], after[name])} == {True}
+    log = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[2]["kl"] > 1e-5
+    final = trainer.save_final()
+    assert not (final / "model.safetensors").exists()
+    models = (trainer.model.eval(), load_policy(final))
+    with torch.no_grad():
+        own, reloaded = (float(answer_log_prob(model, tokenizer, ASKED[0], "saw.")) for model in models)
+    assert reloaded == pytest.approx(own, abs=1e-6)
+
+
+def test_prompts_of_the_same_text_are_different_questions(build: Build, tmp_path: Path) -> None:
+    """A group is found by the sampler's rows, not by what is asked."""
+    records = [{"id": f"p{index}", "prompt": ASKED[0], "answer": str(index)} for index in range(4)]
+    trainer = build("grpo", "--train_file", str(write_lines(tmp_path / "prompts.jsonl", records)))
+    output = trainer._generate_and_score_completions([trainer.train_dataset[k] for k in range(4) for _ in range(4)])
+    assert output["group"].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert trainer.train_dataset[2]["question"] == TextPrompt("p2", ASKED[0], {"answer": "2"})

@@ -1,0 +1,152 @@
+"""Intervals against published values and against resampling done the slow way."""
+
+import math
+
+import numpy as np
+import pytest
+
+from r1_aqa_repro.common.intervals import (
+    detectable_difference,
+    mcnemar,
+    mean_interval,
+    paired_gain,
+    unpaired_difference,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [  # Newcombe 1998, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0),
+    ],
+)
+def test_wilson(correct, n, low, high):
+    assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_bounds_are_exact_at_the_ends():
+    for n in range(1, 200):
+        assert wilson(0, n)[0] == 0.0
+        assert wilson(n, n)[1] == 1.0
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_what_is_no_proportion(correct, n):
+    with pytest.raises(ValueError, match="no proportion"):
+        wilson(correct, n)
+
+
+def test_paired_gain_is_the_bootstrap_over_questions():
+    rng = np.random.default_rng(1)
+    before = rng.random(300) < 0.5
+    after = before ^ (rng.random(300) < 0.2)
+    difference, low, high = paired_gain(before.tolist(), after.tolist())
+    assert difference == pytest.approx(after.mean() - before.mean())
+    drawn = rng.integers(300, size=(10_000, 300))
+    resampled = (after[drawn].astype(int) - before[drawn]).mean(axis=1)
+    assert (low, high) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.005)
+    assert paired_gain(before.tolist(), after.tolist()) == (difference, low, high)
+
+
+def test_paired_gain_of_equal_and_of_opposite_runs():
+    assert paired_gain([True, False], [True, False]) == (0.0, 0.0, 0.0)
+    assert paired_gain([False] * 5, [True] * 5) == (1.0, 1.0, 1.0)
+
+
+def test_paired_gain_refuses_other_questions():
+    with pytest.raises(ValueError, match="same questions"):
+        paired_gain([True], [True, False])
+    with pytest.raises(ValueError, match="same questions"):
+        paired_gain([], [])
+
+
+def test_paired_gain_of_shares():
+    """With repeats a verdict is a share of answers; the bootstrap is still one over questions."""
+    rng = np.random.default_rng(2)
+    before, after = rng.integers(0, 5, 200) / 4, rng.integers(1, 5, 200) / 4
+    difference, low, high = paired_gain(before.tolist(), after.tolist())
+    gains = after - before
+    assert difference == pytest.approx(gains.mean())
+    half = 1.96 * gains.std() / math.sqrt(200)  # normal limit; 0.01 is a tenth of the interval
+    assert (low, high) == pytest.approx((gains.mean() - half, gains.mean() + half), abs=0.01)
+
+
+def test_paired_gain_covers_the_truth():
+    rng = np.random.default_rng(3)
+    truth, covered = 0.3 - 0.1, 0
+    for _ in range(400):
+        gains = rng.choice([-1, 0, 1], p=[0.1, 0.6, 0.3], size=150)
+        _, low, high = paired_gain((gains < 0).tolist(), (gains > 0).tolist(), resamples=1000)
+        covered += low <= truth <= high
+    # 380 of 400 are expected; 3.5 standard deviations of the binomial are 15
+    assert 365 <= covered <= 395
+
+
+def test_wilson_over_questions_covers_where_answers_of_a_question_agree():
+    """Four answers a question, mostly the same: counted as 4 n independent answers the interval would be too narrow."""
+    rng = np.random.default_rng(4)
+    covered, naive = 0, 0
+    for _ in range(1000):
+        knows = rng.random(100) < 0.6
+        right = np.where(rng.random((100, 4)) < 0.1, rng.random((100, 4)) < 0.6, knows[:, None])  # mean 0.6
+        low, high = wilson(right.mean(axis=1).sum(), 100)
+        covered += low <= 0.6 <= high
+        low, high = wilson(right.sum(), 400)
+        naive += low <= 0.6 <= high
+    assert covered >= 940  # 950 are promised at least; 10 is 1.5 standard deviations of that
+    assert naive < 850
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [
+        (0, 0, 1.0),
+        (3, 3, 1.0),
+        (0, 1, 1.0),
+        (0, 5, 2 / 32),  # 2 * 1 / 2^5
+        (1, 5, 14 / 64),  # 2 * (1 + 6) / 2^6
+        (2, 8, 112 / 1024),  # 2 * (1 + 10 + 45) / 2^10
+        (10, 2, 158 / 4096),  # 2 * (1 + 12 + 66) / 2^12
+    ],
+)
+def test_mcnemar(only_first, only_second, p):
+    assert mcnemar(only_first, only_second) == pytest.approx(p, rel=1e-12)
+    assert mcnemar(only_second, only_first) == mcnemar(only_first, only_second)
+
+
+def test_mcnemar_of_many_questions_is_the_normal_limit():
+    z = (560 - 440 - 1) / math.sqrt(1000)
+    # so far out in the tail the normal approximation is good to a few percent
+    assert mcnemar(440, 560) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.03)
+    assert 0 < mcnemar(0, 1000) < 1e-290
+
+
+def test_unpaired_difference():
+    # Newcombe 1998 (interval estimation for the difference), table II, method 10
+    assert unpaired_difference(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert unpaired_difference(9, 10, 3, 10) == pytest.approx((0.6, 0.1705, 0.8090), abs=5e-5)
+    difference, low, high = unpaired_difference(48, 80, 56, 70)
+    assert (difference, low, high) == pytest.approx((-0.2, -0.3339, -0.0524), abs=5e-5)
+
+
+def test_detectable_difference_is_found_in_four_of_five_runs():
+    share, n = 0.645, 1000
+    truth = share + detectable_difference(share, n)
+    correct = np.random.default_rng(5).binomial(n, truth, size=4000)
+    missed = [low <= share <= high for low, high in (wilson(int(one), n) for one in correct)]
+    # the normal approximation and simulation error: 0.8 within 0.02 (3 standard deviations)
+    assert np.mean(missed) == pytest.approx(0.2, abs=0.025)
+
+
+def test_mean_interval_by_hand():
+    """Values 1, 2, 3, 6: mean 3, sample variance 14/3, standard error sqrt(14/12)."""
+    mean, low, high = mean_interval([1.0, 2.0, 3.0, 6.0])
+    half = 1.959964 * math.sqrt(14 / 12)
+    assert (mean, low, high) == pytest.approx((3.0, 3.0 - half, 3.0 + half), abs=1e-6)
+    with pytest.raises(ValueError, match="no spread"):
+        mean_interval([1.0])

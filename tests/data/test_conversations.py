@@ -1,0 +1,218 @@
+"""Reading prompts, demonstrations and preference pairs: what a good file gives, and what a bad record is told."""
+
+import json
+
+import pytest
+
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.conversations import (
+    PreferencePair,
+    SFTExample,
+    TextPrompt,
+    read_pairs,
+    read_prompts,
+    read_sft,
+)
+from r1_aqa_repro.data.records import BadRecord, require_object
+from tests.hostile import HOSTILE
+
+CONVERT = "Convert the file with `python -m data_prep.preferences` and give the train.jsonl that it writes."
+MESSAGE = '{"role": "user" or "assistant", "content": "..."}'
+WRITE = f"Write every message as {MESSAGE}."
+LISTED = f"as a list of messages {MESSAGE}."
+EMPTY = "Give its text, or leave the record out."
+OBJECT = "Each record must be a JSON object."
+CORRECT = "Correct the text."
+GIVE_ID = "Give id as a text or an integer, or leave it out."
+ROLES = "Only system, user, assistant are supported; leave the record out."
+ONE_TURN = "What comes before the answer belongs into the prompt alone; an answer is one turn."
+NOTHING = "Leave the pair out: it says nothing."
+ORDER = "After an optional system message user and assistant alternate, from user to user."
+READERS = [read_prompts, read_pairs, read_sft]
+
+
+def user(text="Why?"):
+    return {"role": "user", "content": text}
+
+
+def assistant(text="Because."):
+    return {"role": "assistant", "content": text}
+
+
+def system(text="Be brief."):
+    return {"role": "system", "content": text}
+
+
+def pair(**changed):
+    return {"prompt": [user()], "chosen": [assistant("good")], "rejected": [assistant("bad")], **changed}
+
+
+def written(folder, *records):
+    file = folder / "file.jsonl"
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def only_problem(read, file, line=2):
+    """(what, remedy) of the one bad record, which stands between two good ones."""
+    assert len(read.records) == 2
+    [problem] = read.problems
+    assert problem.where == f"{file}:line {line}"
+    return problem.what, problem.remedy
+
+
+def test_prompts(tmp_path):
+    conversation = [system(), user("1 + 1?"), assistant("2"), user("And 2 + 2?")]
+    file = written(tmp_path, {"id": "a", "prompt": conversation, "task": "maths", "answer": "4"}, {"prompt": [user()]})
+    read = read_prompts(file)
+    assert read.problems == []
+    assert read.records == [
+        TextPrompt("a", conversation, {"task": "maths", "answer": "4"}),
+        TextPrompt("line 2", [user()], {}),
+    ]
+
+
+def test_pairs(tmp_path):
+    file = written(tmp_path, pair(id=7, margin=0.5, task="list"), "", pair(prompt=[system(), user()]))
+    read = read_pairs(file)
+    assert read.problems == []
+    assert read.records == [
+        PreferencePair("7", [user()], "good", "bad", {"margin": 0.5, "task": "list"}),
+        PreferencePair("line 3", [system(), user()], "good", "bad", {}),  # empty lines are none, but count
+    ]
+
+
+def test_demonstrations(tmp_path):
+    file = written(tmp_path, {"id": "a", "prompt": [user()], "completion": [assistant("Done.")], "task": "list"})
+    assert read_sft(file).records == [SFTExample("a", [user()], "Done.", {"task": "list"})]
+
+
+def test_a_json_list(tmp_path):
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps([pair(), pair(prompt="Why?"), pair(prompt=[user("How?")])], indent=1))
+    read = read_pairs(file)
+    assert [record.id for record in read.records] == ["record 1", "record 3"]
+    assert [problem.where for problem in read.problems] == [f"{file}:record 2"]
+
+
+def test_texts_come_through_as_they_are(tmp_path):
+    texts = [*HOSTILE, "  spaces and lines around  \n\n"]
+    file = written(tmp_path, *(pair(prompt=[user(text)], chosen=[assistant(text)]) for text in texts))
+    assert [(record.prompt, record.chosen) for record in read_pairs(file).records] == [
+        ([user(text)], text) for text in texts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "what", "remedy"),
+    [
+        (3, "expected an object, found int", OBJECT),
+        ([pair()], "expected an object, found list", OBJECT),
+        ('{"prompt": [', "malformed JSON (Expecting value)", "Each line must be one JSON object."),
+        (
+            {"prompt": "Why?", "chosen": "good", "rejected": "bad"},
+            "expected prompt, chosen and rejected, each a list of messages; "
+            "found chosen (str), prompt (str), rejected (str)",
+            CONVERT,
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {}, "rejected": {}},
+            "expected prompt, chosen and rejected, each a list of messages; "
+            "found chosen (dict), conversations (list), rejected (dict)",
+            CONVERT,
+        ),
+        ({}, "expected prompt, chosen and rejected, each a list of messages; found no keys", CONVERT),
+        (pair(id=""), "id is ''", GIVE_ID),
+        (pair(id=True), "id is True", GIVE_ID),
+        (pair(id="first"), "id 'first' was already used at line 1", "Make ids unique."),
+        (pair(prompt=[]), "prompt is []", f"Give prompt {LISTED}"),
+        (pair(prompt=["Why?"]), "prompt message 1 is str, expected an object", WRITE),
+        (pair(prompt=[{"content": "Why?"}]), "prompt message 1 has no role, only ['content']", WRITE),
+        (pair(prompt=[{"role": "tool", "content": "Why?"}]), "prompt message 1 has the unsupported role 'tool'", ROLES),
+        (pair(prompt=[user(None)]), "prompt message 1 has None as content, expected a text", WRITE),
+        (
+            pair(prompt=[user([{"type": "text", "text": "Why?"}])]),
+            "prompt message 1 has [{'type': 'text', 'text': 'Why?'}] as content, expected a text",
+            WRITE,
+        ),
+        (pair(prompt=[user(" \n")]), "prompt message 1 has an empty content", EMPTY),
+        (
+            pair(prompt=[{**user(), "tool_calls": [1]}]),
+            "prompt message 1 has the unsupported keys ['tool_calls']",
+            WRITE + " Anything else would be lost.",
+        ),
+        (pair(prompt=[user("\ud83d")]), "'prompt' is no valid Unicode (half of a surrogate pair)", CORRECT),
+        (pair(task="\udfff"), "'task' is no valid Unicode (half of a surrogate pair)", CORRECT),
+        (pair(prompt=[assistant(), user()]), "prompt message 1 is of assistant, expected user", ORDER),
+        (pair(prompt=[user(), user()]), "prompt message 2 is of user, expected assistant", ORDER),
+        (pair(prompt=[user(), system(), user()]), "prompt message 2 is of system, expected assistant", ORDER),
+        (pair(prompt=[system(), system(), user()]), "prompt message 2 is of system, expected user", ORDER),
+        (pair(prompt=[user(), assistant()]), "prompt does not end with a message of user", ORDER),
+        (pair(prompt=[system()]), "prompt does not end with a message of user", ORDER),
+        (pair(chosen=[]), "chosen is []", f"Give chosen {LISTED}"),
+        (pair(chosen=[assistant("")]), "chosen message 1 has an empty content", EMPTY),
+        (pair(rejected=[user()]), "rejected has messages of user, expected one message of assistant", ONE_TURN),
+        (
+            pair(chosen=[assistant(), user(), assistant()]),
+            "chosen has messages of assistant, user, assistant, expected one message of assistant",
+            ONE_TURN,
+        ),
+        (pair(chosen=[assistant("bad\n")]), "chosen and rejected are identical", NOTHING),
+    ],
+)
+def test_a_bad_pair_is_named_and_the_others_are_read(tmp_path, record, what, remedy):
+    file = written(tmp_path, pair(id="first"), record, pair(prompt=[user("How?")]))
+    assert only_problem(read_pairs(file), file) == (what, remedy)
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        ({"completion": [assistant()]}, "prompt is absent or null"),
+        ({"prompt": [user()]}, "completion is absent or null"),
+        ({"prompt": [user()], "completion": "Done."}, "completion is 'Done.'"),
+        (
+            {"prompt": [user()], "completion": [user()]},
+            "completion has messages of user, expected one message of assistant",
+        ),
+    ],
+)
+def test_a_bad_demonstration(tmp_path, record, what):
+    good = {"prompt": [user()], "completion": [assistant()]}
+    file = written(tmp_path, good, record, good)
+    assert only_problem(read_sft(file), file)[0] == what
+
+
+def test_a_bad_prompt(tmp_path):
+    file = written(tmp_path, {"prompt": [user()]}, {"prompt": "Why?"}, {"prompt": [user()]})
+    what, remedy = only_problem(read_prompts(file), file)
+    assert what == "prompt is 'Why?'"
+    assert remedy == f"Give prompt {LISTED}"
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_files_that_are_refused_as_a_whole(tmp_path, read):
+    for content, what in [
+        (None, "there is no such file"),
+        (b"", "the file holds no records"),
+        (b" \n\n", "the file holds no records"),
+        (b"[]", "the file holds no records"),
+        (b'{"prompt": "\xe9"}', "not UTF-8 text (invalid continuation byte at byte 12 of the line)"),
+        (b'[{"prompt": 1}, {"pro', "malformed JSON"),
+    ]:
+        file = tmp_path / "file.jsonl"
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(Refused) as refusal:
+            read(file)
+        [problem] = refusal.value.problems
+        assert problem.where.startswith(str(file)) and problem.what.startswith(what)
+
+
+def test_what_nests_deeper_than_can_be_written_is_bad():
+    nested = []
+    for _ in range(2_000):
+        nested = [nested]
+    with pytest.raises(BadRecord, match="'deep' is nested too deeply"):
+        require_object({"prompt": [user()], "deep": nested})

@@ -1,0 +1,112 @@
+"""The exact texts a model is asked: every published figure depends on them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r1_aqa_repro.data.prompts import PROMPT_STYLES, build_messages, prompt_text, target_text
+from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.grpo.trainer import question_columns, rows_of
+
+QUESTION = AudioQuestion(
+    id="1",
+    audio_path=Path("/clips/a.wav"),
+    question="Who speaks in the video?",
+    choices=("Man", "Woman"),
+    answer="Woman",
+)
+
+
+@pytest.mark.parametrize(
+    ("style", "text"),
+    [
+        ("direct", "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']."),
+        (
+            "answer",
+            "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']. "
+            "Output the final answer in <answer> </answer>.",
+        ),
+        (
+            "think",
+            "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']. "
+            "Output the thinking process in <think> </think> and final answer in <answer> </answer>.",
+        ),
+    ],
+)
+def test_text_of_each_style(style, text):
+    assert prompt_text(QUESTION, style) == text
+
+
+def test_every_style_is_tested_above():
+    assert set(PROMPT_STYLES) == {"direct", "answer", "think"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("AVQA", "What is the audio, audios about?"),
+        ("MMAU", "What is the video, videos about?"),
+        (None, "What is the video, videos about?"),
+    ],
+)
+def test_only_avqas_videos_become_audio(dataset, expected):
+    question = replace(QUESTION, question="What is the video, videos about?", dataset=dataset)
+    assert prompt_text(question, "direct").startswith(expected + " Please")
+
+
+def test_choices_are_written_as_python_does_and_keep_their_words():
+    question = replace(QUESTION, dataset="AVQA", choices=("a dog's video", 'say "hi"', "犬"))
+    assert """options: ["a dog's video", 'say "hi"', '犬'].""" in prompt_text(question, "answer")
+
+
+def test_rendered_prompt(processor):
+    rendered = processor.apply_chat_template(
+        build_messages(QUESTION, "answer"), add_generation_prompt=True, tokenize=False
+    )
+    assert rendered == (
+        "<|im_start|>system\n"
+        "You are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n"
+        "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
+        "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']. "
+        "Output the final answer in <answer> </answer>.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("style", PROMPT_STYLES)
+def test_training_rows_keep_their_parts_as_built(questions, processor, style):
+    """Stored in Arrow, a text part would get `audio: None`, which the chat template counts as a second clip."""
+    rows = list(rows_of(questions[:4], question_columns(style)))
+    assert [row["prompt"] for row in rows] == [build_messages(question, style) for question in questions[:4]]
+    for row, question in zip(rows, questions[:4], strict=True):
+        audio, text = row["prompt"][0]["content"]
+        assert audio == {"type": "audio", "audio": str(question.audio_path)}
+        assert text == {"type": "text", "text": prompt_text(question, style)}
+        rendered = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        assert rendered.count("<|AUDIO|>") == 1
+
+
+def test_the_arrow_pitfall_is_real(processor):
+    """Should the template stop counting `audio: None`, the rows could be stored plainly."""
+    (message,) = build_messages(QUESTION, "answer")
+    message["content"][1]["audio"] = None
+    assert processor.apply_chat_template([message], tokenize=False).count("<|AUDIO|>") == 2
+
+
+def test_training_rows_hold_what_the_rewards_read(questions):
+    row = rows_of(questions, question_columns("think"))[5]
+    assert row["question"] == questions[5]
+    assert row["answer"] == questions[5].answer
+    assert row["choices"] == list(questions[5].choices)
+    assert row["prompt_style"] == "think"
+
+
+def test_targets():
+    assert target_text(QUESTION, "direct") == "Woman"
+    assert target_text(QUESTION, "answer") == "<answer>Woman</answer>"
+    with pytest.raises(ValueError, match="no thoughts"):
+        target_text(QUESTION, "think")
+    with pytest.raises(ValueError, match="question 1 has no answer"):
+        target_text(replace(QUESTION, answer=None), "answer")

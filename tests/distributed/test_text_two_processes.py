@@ -1,0 +1,168 @@
+"""The text trainers under torchrun with two CPU processes: they train as one process does; DDP and ZeRO-2."""
+
+from __future__ import annotations
+
+import csv
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from r1_aqa_repro.data.conversations import read_prompts
+from r1_aqa_repro.model.text_loading import load_reward_model
+from r1_aqa_repro.rewards.reward_model import RewardModel
+from tests.conftest import ROOT
+from tests.distributed.launching import ENVIRONMENT, deepspeed
+from tests.text_world import ENTRIES, arguments
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+STEPS = 4  # of 8 of 24 records: the last is in the second epoch
+EPS = torch.finfo(torch.float32).eps  # 1.2e-7
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def train(text_set: Path, policy: Path, tmp_path: Path) -> Train:
+    """Trains in two processes, in `<tmp_path>/run`: `train(kind, strategy, "--key", "value")`."""
+
+    def of(kind: str, strategy: str, *settings: str) -> subprocess.CompletedProcess[str]:
+        entry = ENTRIES[kind][0].__name__
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", "2", "-m", entry),
+                *arguments(kind, tmp_path / "run", text_set, policy),
+                *("--max_steps", str(STEPS), "--save_steps", "2", "--ddp_find_unused_parameters", "false"),
+                *(*deepspeed(strategy), *settings),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=500,
+            env=ENVIRONMENT,
+            cwd=ROOT,
+            check=False,
+        )
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def alone(text_set: Path, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the same run in one process, which takes the examples of both at once."""
+
+    def of(kind: str) -> Path:
+        run = tmp_path_factory.mktemp("alone") / "run"
+        settings = ["--examples_per_step", "8", "--max_examples_per_device", "8", "--max_steps", str(STEPS)]
+        assert ENTRIES[kind][0].main([*arguments(kind, run, text_set, policy), *settings]) == 0
+        return run
+
+    return cache(of)
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    state = json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text(encoding="utf-8"))
+    return [entry for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy", "settings"),
+    [
+        ("reward_model", "ddp", ()),
+        ("reward_model", "zero2", ()),
+        ("dpo", "ddp", ("--precompute_ref_log_probs", "true")),
+        ("dpo", "zero2", ()),
+        ("dpo", "zero2", ("--precompute_ref_log_probs", "true")),
+    ],
+    ids=["reward_model-ddp", "reward_model-zero2", "dpo-ddp-precomputed", "dpo-zero2", "dpo-zero2-precomputed"],
+)
+def test_two_processes_train_as_one(
+    kind: str, strategy: str, settings: tuple[str, ...], train: Train, alone: Any, policy: Path, tmp_path: Path
+) -> None:
+    done = train(kind, strategy, "--examples_per_step", "8", *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = alone(kind), tmp_path / "run"
+    expected, got = log_of(one), log_of(two)
+    names = {
+        "reward_model": ("loss", "margin", "accuracy", "mean_reward"),
+        "dpo": ("loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"),
+    }[kind]
+    for there, here in zip(expected, got, strict=True):
+        for name in names:
+            # means over 8 pairs of scores or of sums of log-probs (of size 100), in another order
+            assert here[name] == pytest.approx(there[name], rel=100 * EPS, abs=100 * EPS), name
+        assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=1e-4)
+    assert expected[0]["loss"] != expected[-1]["loss"]
+
+    # Adam divides each gradient by its own size, so that rounding in the smallest ones is as large as their update.
+    # A process that trained on its own examples alone would be as far away as it has come.
+    start, alone_at, together_at = (
+        load_file(folder / "model.safetensors") for folder in (policy, one / "final", two / "final")
+    )
+    assert alone_at.keys() == together_at.keys()
+    apart, come = (
+        sum(float((together_at[name] - other[name]).square().sum()) for name in start.keys() & alone_at.keys()) ** 0.5
+        for other in (alone_at, start)
+    )
+    assert come > 0 and apart < 2e-4 * come
+
+
+def test_grpo_with_a_reward_model_under_zero2(
+    train: Train, text_set: Path, policy: Path, reward_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    judge = ("--reward_funcs", "reward_model", "true", "--reward_model_name_or_path", str(reward_model))
+    done = train("grpo", "zero2", *judge, "--reward_weights", "1.0", "0.0", "--max_prompts_per_device", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "run"
+    log = log_of(run)
+    assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[-1]["kl"] > 1e-5
+    assert log[0]["num_tokens"] > 0 and log[0]["rewards/embedded_true_reward/mean"] >= 0
+    start, final = (load_file(folder / "model.safetensors") for folder in (policy, run / "final"))
+    assert start.keys() == final.keys() and not any(torch.equal(start[name], final[name]) for name in start)
+
+    prompts = {prompt.id: prompt.messages for prompt in read_prompts(text_set / "assist_prompts_train.jsonl").records}
+    score = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
+    with open(run / "completions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == STEPS * 4
+    for row in rows[::5]:
+        [expected] = score([prompts[row["id"]]], [row["completion"]])
+        assert float(row["reward_model"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_two_machines_with_one_folder(text_set: Path, policy: Path, tmp_path: Path) -> None:
+    """On each there is a process of local rank 0; one of the two writes the examples that both read."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    run = arguments("dpo", tmp_path / "run", text_set, policy)
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "r1_aqa_repro.launch", "--nnodes", "2", "--node-rank", rank),
+                *("--master-addr", "127.0.0.1", "--master-port", port, "--nproc-per-node", "1"),
+                *("-m", "r1_aqa_repro.train_dpo", *run, "--ddp_find_unused_parameters", "false"),
+            ],
+            stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert (tmp_path / "run" / "final").is_dir()
+
+
+def test_what_is_refused_is_refused_once(train: Train, tmp_path: Path) -> None:
+    done = train("reward_model", "ddp", "--examples_per_step", "3", "--eval_file", "absent.jsonl")
+    assert done.returncode == 2, done.stderr[-3000:]
+    for said in ("3 does not divide among 2 processes", "absent.jsonl: there is no such file"):
+        assert done.stderr.count(said) == 1
+    assert not (tmp_path / "run").exists()

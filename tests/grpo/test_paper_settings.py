@@ -1,0 +1,361 @@
+"""What the paper's configuration makes of the run around its loss: updates, schedule, optimizer, sampling, prompts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer, Batch
+from r1_aqa_repro.model.inputs import question_inputs
+from r1_aqa_repro.run.config import num_processes
+from tests.paper import paper_trainer, paper_training
+
+GROUP = 8
+PaperTrainer = Callable[..., AudioGRPOTrainer]
+
+
+@pytest.fixture
+def make(model_folder: Path, questions: list[AudioQuestion], tmp_path: Path) -> PaperTrainer:
+    def of(*overrides: str) -> AudioGRPOTrainer:
+        return paper_trainer(tmp_path / "run", model_folder, questions, *overrides)
+
+    return of
+
+
+class TestUpdates:
+    """Two optimizer steps of 4 prompts, 2 at once."""
+
+    STEPS = ("--prompts_per_step", "4", "--max_prompts_per_device", "2", "--max_steps", "2")
+    QUICK = ("--max_completion_length", "3", "--reward_funcs", "random", "random")
+
+    def watched(self, trainer: AudioGRPOTrainer) -> list[dict[str, Any]]:
+        """Train; for each rollout the step it was made in, its questions and what the loss gets to see."""
+        rollouts: list[dict[str, Any]] = []
+        original = trainer._generate_and_score_completions
+
+        def watch(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            output = original(inputs)
+            asked = {row["question"].id for row in inputs}
+            rollouts.append({"step": trainer.state.global_step, "asked": asked, "keys": set(output)})
+            return output
+
+        trainer._generate_and_score_completions = watch  # type: ignore[method-assign]
+        trainer.train()
+        return rollouts
+
+    def test_each_rollout_is_used_once(self, make):
+        trainer = make(*self.STEPS, *self.QUICK)
+        clipping: list[float] = []
+        clip = trainer.accelerator.clip_grad_norm_
+        trainer.accelerator.clip_grad_norm_ = lambda parameters, max_norm, *rest, **more: (
+            clipping.append(max_norm),
+            clip(parameters, max_norm, *rest, **more),
+        )[1]
+        rollouts = self.watched(trainer)
+        assert [rollout["step"] for rollout in rollouts] == [0, 0, 1, 1]  # steps x accumulation
+        assert len(set.union(*(rollout["asked"] for rollout in rollouts))) == 8  # no question twice
+        assert not any("old_per_token_logps" in rollout["keys"] for rollout in rollouts)
+        logged = [entry for entry in trainer.state.log_history if "reward" in entry]
+        assert len(logged) == 2
+        for entry in logged:
+            clips = {key: value for key, value in entry.items() if key.startswith("clip_ratio/")}
+            assert len(clips) == 5 and not any(clips.values())
+        assert clipping == [1.0, 1.0]  # max_grad_norm
+
+    def test_more_iterations_would_reuse_them(self, make):
+        """The control: with 4 updates a rollout there is one in all, and the log-probs at sampling are needed."""
+        rollouts = self.watched(make(*self.STEPS, *self.QUICK, "--num_iterations", "4"))
+        assert len(rollouts) == 1 and "old_per_token_logps" in rollouts[0]["keys"]
+
+    def test_gradients_are_clipped_at_max_grad_norm(self, make):
+        """Plain SGD at rate 1 moves the weights by the clipped gradient, here by 1e-3."""
+        sgd = ("--optim", "sgd", "--learning_rate", "1.0", "--lr_scheduler_type", "constant")
+        trainer = make(*self.STEPS, *self.QUICK, *sgd, "--max_grad_norm", "1e-3", "--max_steps", "1")
+        before = torch.cat([value.detach().double().ravel() for value in trainer.model.parameters()])
+        trainer.train()
+        after = torch.cat([value.detach().double().ravel() for value in trainer.model.parameters()])
+        assert trainer.state.log_history[0]["grad_norm"] > 1e-2  # there was something to clip
+        # ~40,000 float32 weights of size ~0.1 are rounded by ~3e-9 each: 6e-7 in all; TRL adds 1e-6 to the norm
+        assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+class TestOptimizer:
+    def rates(self, trainer: AudioGRPOTrainer) -> list[float]:
+        """The learning rate of each of 1000 steps, and the one after them."""
+        trainer.create_optimizer_and_scheduler(num_training_steps=trainer.args.max_steps)
+        rates = []
+        for _ in range(1001):
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            trainer.optimizer.step()  # without gradients
+            trainer.lr_scheduler.step()
+        return rates
+
+    def test_learning_rate_falls_linearly_to_zero(self, make):
+        trainer = make()
+        assert trainer.args.max_steps == 1000
+        rates = self.rates(trainer)
+        for step in (0, 1, 500, 999, 1000):
+            assert rates[step] == pytest.approx(1e-6 * (1 - step / 1000), rel=1e-12, abs=1e-20), step
+        np.testing.assert_allclose(rates, 1e-6 * (1 - np.arange(1001) / 1000), rtol=1e-9, atol=1e-20)
+
+    @pytest.mark.parametrize(
+        "override", [("--warmup_steps", "10"), ("--lr_scheduler_type", "cosine")], ids=lambda pair: pair[1]
+    )
+    def test_the_schedule_is_a_setting(self, make, override):
+        rates = self.rates(make(*override))
+        assert np.abs(rates - 1e-6 * (1 - np.arange(1001) / 1000)).max() > 1e-7
+
+    @pytest.mark.parametrize(
+        ("overrides", "expected"),
+        [
+            ((), {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "lr": 1e-6}),
+            (
+                # every value unlike the library's default, since the paper's are the defaults
+                ("--adam_beta1", "0.8", "--adam_beta2", "0.9", "--adam_epsilon", "1e-6", "--weight_decay", "0.1"),
+                {"betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1, "lr": 1e-6},
+            ),
+        ],
+        ids=["paper", "others"],
+    )
+    def test_the_settings_reach_adamw(self, make, overrides, expected):
+        trainer = make(*overrides)
+        optimizer = trainer.create_optimizer()
+        assert type(optimizer) is torch.optim.AdamW
+        decayed, others = optimizer.param_groups  # biases and norms are never decayed
+        assert {key: decayed[key] for key in expected} == expected
+        assert {key: others[key] for key in expected} == expected | {"weight_decay": 0.0}
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        left_out = [name for name, value in trainer.model.named_parameters() if id(value) not in trained]
+        assert left_out == ["model.audio_tower.embed_positions.weight"]  # frozen in Qwen2-Audio; all else is trained
+
+
+class TestSampling:
+    NUM_SAMPLES = 12_000
+
+    @classmethod
+    def bound(cls, num_tokens: int) -> float:
+        """How far draws may lie from their own distribution over so many tokens, in total variation.
+
+        At most sqrt(num_tokens / n) / 2 in the mean (Cauchy-Schwarz); farther than that by 0.03 with probability
+        exp(-2 n 0.03^2) = 4e-10 (McDiarmid). With 50 tokens: 0.062.
+        """
+        return 0.5 * (num_tokens / cls.NUM_SAMPLES) ** 0.5 + 0.03
+
+    def first_tokens(self, trainer: AudioGRPOTrainer, question: AudioQuestion) -> list[int]:
+        """The first token of many completions of one question, generated as in training."""
+        inputs = question_inputs(trainer.processing_class, [question], "answer")
+        torch.manual_seed(0)
+        with trainer._working_on(Batch(inputs, torch.zeros(self.NUM_SAMPLES, dtype=torch.long))):
+            completions, _ = trainer._generate_single_turn([], None, {}, GROUP)
+        return [completion[0] for completion in completions]
+
+    def logits(self, trainer: AudioGRPOTrainer, question: AudioQuestion) -> np.ndarray:
+        """float64 [vocabulary], after the prompt; the audio token, which must not be said, has none."""
+        inputs = question_inputs(trainer.processing_class, [question], "answer")
+        ids = torch.tensor(inputs.prompt_ids)
+        with torch.no_grad():
+            output = trainer.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs.audio("cpu"))
+        logits = output.logits[0, -1].double().numpy()
+        logits[trainer.generation_config.suppress_tokens] = -np.inf
+        return logits
+
+    @staticmethod
+    def distribution(logits: np.ndarray, temperature: float = 1.0, top_k: int | None = 50) -> np.ndarray:
+        kept = np.sort(logits)[-top_k:].min() if top_k else -np.inf
+        weights = np.where(logits >= kept, np.exp(logits / temperature), 0)
+        return weights / weights.sum()
+
+    @staticmethod
+    def distance(one: np.ndarray, other: np.ndarray) -> float:
+        """Total variation, 0 to 1."""
+        return float(np.abs(one - other).sum() / 2)
+
+    @pytest.fixture
+    def sharp(self, model_folder: Path, tmp_path: Path) -> Path:
+        """The test model with a head five times as large: its next token is far from evenly distributed."""
+        from r1_aqa_repro.model import loading
+
+        model, processor = loading.load(model_folder)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(5)
+        model.save_pretrained(tmp_path / "sharp")
+        processor.save_pretrained(tmp_path / "sharp")
+        return tmp_path / "sharp"
+
+    def test_generation_config(self, make):
+        config = make().generation_config
+        settings = (config.do_sample, config.temperature, config.top_k, config.top_p, config.repetition_penalty)
+        assert settings == (True, 1.0, 50, 1.0, 1.0)
+        assert config.max_new_tokens == 256
+
+    def test_tokens_are_drawn_from_the_50_most_likely(self, sharp, questions, tmp_path):
+        trainer = paper_trainer(tmp_path, sharp, questions, "--max_completion_length", "1")
+        drawn = self.first_tokens(trainer, questions[0])
+        logits = self.logits(trainer, questions[0])
+        expected = self.distribution(logits)
+        assert set(drawn) <= set(np.flatnonzero(expected))
+        frequencies = np.bincount(drawn, minlength=len(logits)) / self.NUM_SAMPLES
+        assert self.distance(frequencies, expected) < self.bound(50)
+        # what else might have been sampled from lies outside the bound
+        others = {
+            "the full softmax": self.distribution(logits, top_k=None),
+            "top 20": self.distribution(logits, top_k=20),
+            "temperature 0.5": self.distribution(logits, temperature=0.5),
+            "temperature 1.5": self.distribution(logits, temperature=1.5),
+        }
+        for name, other in others.items():
+            assert self.distance(frequencies, other) > self.bound(50), name
+
+    @pytest.mark.parametrize(
+        ("override", "settings"),
+        [(("--temperature", "0.5"), {"temperature": 0.5}), (("--top_k", "0"), {"top_k": None})],
+        ids=["temperature", "top_k"],
+    )
+    def test_the_sampling_is_a_setting(self, sharp, questions, tmp_path, override, settings):
+        trainer = paper_trainer(tmp_path, sharp, questions, "--max_completion_length", "1", *override)
+        logits = self.logits(trainer, questions[0])
+        drawn = np.bincount(self.first_tokens(trainer, questions[0]), minlength=len(logits))
+        expected = self.distribution(logits, **settings)
+        assert self.distance(drawn / self.NUM_SAMPLES, expected) < self.bound(np.count_nonzero(expected))
+        assert self.distance(drawn / self.NUM_SAMPLES, self.distribution(logits)) > self.bound(50)
+
+    @pytest.mark.parametrize(
+        "override", [("--top_p", "0.5"), ("--repetition_penalty", "2.0")], ids=lambda pair: pair[0]
+    )
+    def test_so_are_what_the_paper_leaves_off(self, sharp, questions, tmp_path, override):
+        trainer = paper_trainer(tmp_path, sharp, questions, "--max_completion_length", "1", *override)
+        logits = self.logits(trainer, questions[0])
+        drawn = np.bincount(self.first_tokens(trainer, questions[0]), minlength=len(logits))
+        assert self.distance(drawn / self.NUM_SAMPLES, self.distribution(logits)) > self.bound(50)
+
+    @pytest.mark.parametrize(
+        "own",
+        [
+            # as Qwen2-Audio-7B-Instruct has it, but harsher
+            {"do_sample": True, "temperature": 0.1, "top_k": 3, "top_p": 0.5, "repetition_penalty": 2.0},
+            {"do_sample": False},
+            {"min_p": 0.1},
+            {"typical_p": 0.2},
+            {"no_repeat_ngram_size": 1},
+            {"num_beams": 2},
+        ],
+        ids=lambda own: ", ".join(own),
+    )
+    def test_the_checkpoints_own_settings_do_not_leak(self, sharp, questions, tmp_path, own):
+        short = ("--max_completion_length", "1")
+        expected = self.first_tokens(paper_trainer(tmp_path, sharp, questions, *short), questions[0])
+        folder = tmp_path / "own"
+        shutil.copytree(sharp, folder)
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | own), encoding="utf-8")
+        assert self.first_tokens(paper_trainer(tmp_path, folder, questions, *short), questions[0]) == expected
+
+
+class TestPromptsOfAStep:
+    PROCESSES = (1, 2, 4, 8)
+
+    @pytest.fixture
+    def step_questions(self, questions: list[AudioQuestion]) -> list[AudioQuestion]:
+        """Three steps' worth of questions. Nothing is computed with them."""
+        return [replace(questions[0], id=f"q{index}") for index in range(48)]
+
+    @staticmethod
+    def on(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As a process of a torchrun of that many sees it when the configuration is read, but with no process group."""
+        monkeypatch.setattr("r1_aqa_repro.run.config.num_processes", lambda: processes)
+        monkeypatch.setattr(TrainingArguments, "world_size", property(lambda _: processes))
+
+    def test_the_launchers_environment_is_read(self, monkeypatch):
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        assert num_processes() == 1
+        monkeypatch.setenv("WORLD_SIZE", "8")
+        assert num_processes() == 8
+
+    @pytest.mark.parametrize(("processes", "accumulation"), [(1, 8), (2, 4), (4, 2), (8, 1)])
+    def test_16_prompts_and_128_completions(self, monkeypatch, tmp_path, processes, accumulation):
+        self.on(processes, monkeypatch)
+        training = paper_training(tmp_path)
+        assert training.batch_problem is None
+        assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (2 * GROUP, accumulation)
+        completions = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
+        assert completions == 128 and completions // training.num_generations == 16
+        # a rollout is one batch of all processes: TRL's own figure
+        assert training.generation_batch_size == 2 * GROUP * processes
+
+    def steps(
+        self,
+        folder: Path,
+        model_folder: Path,
+        asked: list[AudioQuestion],
+        processes: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> list[list[list[list[str]]]]:
+        """Question ids by step, rank, batch and row, from the trainer's own loader as accelerate shards it."""
+        with monkeypatch.context() as patch:
+            self.on(processes, patch)
+            trainer = paper_trainer(folder, model_folder, asked)
+            loaders = []
+            for rank in range(processes):
+
+                def shard(loader: DataLoader, rank: int = rank) -> DataLoader:
+                    accelerator = trainer.accelerator
+                    return prepare_data_loader(
+                        loader,
+                        num_processes=processes,
+                        process_index=rank,
+                        split_batches=accelerator.split_batches,
+                        even_batches=accelerator.even_batches,
+                        dispatch_batches=accelerator.dispatch_batches,
+                        use_seedable_sampler=accelerator.use_seedable_sampler,
+                    )
+
+                patch.setattr(trainer.accelerator, "prepare", shard)
+                loader = trainer.get_train_dataloader()
+                # past accelerate's look-ahead, which wants the process group to be there
+                loaders.append([[row["question"].id for row in batch] for batch in DataLoader.__iter__(loader)])
+        each = trainer.args.gradient_accumulation_steps
+        assert {len(batches) % each for batches in loaders} == {0}
+        return [[batches[start : start + each] for batches in loaders] for start in range(0, len(loaders[0]), each)]
+
+    def test_the_same_questions_on_any_number_of_processes(self, model_folder, step_questions, tmp_path, monkeypatch):
+        by_processes = {
+            processes: self.steps(tmp_path, model_folder, step_questions, processes, monkeypatch)
+            for processes in self.PROCESSES
+        }
+        alone = [{name for rank in step for batch in rank for name in batch} for step in by_processes[1]]
+        assert [len(step) for step in alone] == [16, 16, 16]
+        assert len(set.union(*alone)) == 48
+        for processes, steps in by_processes.items():
+            assert len(steps) == 3
+            for step, expected in zip(steps, alone, strict=True):
+                rows = [name for rank in step for batch in rank for name in batch]
+                assert len(rows) == 128 and set(rows) == expected, processes
+                for rank in step:
+                    for batch in rank:  # whole groups, on one process and in a row
+                        assert all(len(set(batch[at : at + GROUP])) == 1 for at in range(0, len(batch), GROUP))
+                assert all(rows.count(name) == GROUP for name in expected)
+
+    def test_the_order_is_the_seeds(self, model_folder, step_questions, tmp_path):
+        """Shuffled by `seed`; `data_seed` is recorded for the paper's sake and changes nothing here."""
+
+        def order(*overrides: str) -> list[int]:
+            trainer = paper_trainer(tmp_path, model_folder, step_questions, *overrides)
+            return list(trainer._get_train_sampler())
+
+        paper = order()
+        assert paper[::GROUP] != sorted(paper[::GROUP])
+        assert order("--seed", "43") != paper
+        assert order("--shuffle_dataset", "false")[::GROUP] == list(range(48))
+        assert order("--data_seed", "7") == paper

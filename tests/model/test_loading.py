@@ -1,0 +1,265 @@
+"""Every way known to load a silently wrong Qwen2-Audio is refused, and a sound one is what was saved."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMultimodalLM, AutoProcessor, Qwen2AudioForConditionalGeneration, Qwen2Config
+
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.audio import SAMPLING_RATE
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.inputs import question_inputs
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path) -> Path:
+    """A copy of the model that a test may damage."""
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def refusal_of(function, *arguments: object) -> str:
+    with pytest.raises(Refused) as refusal:
+        function(*arguments)
+    (problem,) = refusal.value.problems
+    assert problem.remedy
+    return f"{problem.where}: {problem.what}"
+
+
+class TestFolder:
+    """`check_model_folder` reads configuration and headers only; `load_model` refuses the same."""
+
+    @pytest.fixture(params=[loading.check_model_folder, loading.load_model], ids=["check", "load"])
+    def function(self, request):
+        return request.param
+
+    def test_nothing_there(self, function, tmp_path):
+        assert "no model can be read there" in refusal_of(function, tmp_path / "nowhere")
+
+    def test_no_config(self, function, folder):
+        (folder / "config.json").unlink()
+        assert refusal_of(function, folder) == f"{folder}: the folder holds no config.json"
+
+    def test_malformed_config(self, function, folder):
+        (folder / "config.json").write_text('{"model_type": "qwen2_audio"')
+        assert "no model can be read there" in refusal_of(function, folder)
+
+    def test_another_model(self, function, tmp_path):
+        Qwen2Config(num_hidden_layers=1).save_pretrained(tmp_path)
+        assert refusal_of(function, tmp_path) == f"{tmp_path}: the model is a qwen2, not a qwen2_audio"
+
+    def test_no_weights(self, function, folder):
+        (folder / WEIGHTS).unlink()
+        assert refusal_of(function, folder) == f"{folder}: the folder holds no weights"
+
+    @pytest.mark.parametrize("kept", [4, 1000, -1])
+    def test_cut_off_weights(self, function, folder, kept):
+        content = (folder / WEIGHTS).read_bytes()
+        (folder / WEIGHTS).write_bytes(content[:kept])
+        assert f"{WEIGHTS}: damaged or cut off" in refusal_of(function, folder)
+
+    def test_missing_shard(self, function, folder):
+        tensors = load_file(folder / WEIGHTS)
+        index = {name: f"model-{1 + number % 2}-of-2.safetensors" for number, name in enumerate(tensors)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        (folder / WEIGHTS).rename(folder / "model-1-of-2.safetensors")
+        assert "weight files are missing: model-2-of-2.safetensors" in refusal_of(function, folder)
+
+
+class TestWeights:
+    def change(self, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def test_missing_tensor(self, folder):
+        tensors = load_file(folder / WEIGHTS)
+        del tensors["multi_modal_projector.linear.weight"]
+        self.change(folder, tensors)
+        text = refusal_of(loading.load_model, folder)
+        assert "1 missing keys" in text and "multi_modal_projector.linear.weight" in text
+
+    def test_missing_head(self, folder):
+        """transformers would tie or initialise it."""
+        tensors = load_file(folder / WEIGHTS)
+        del tensors["language_model.lm_head.weight"]
+        self.change(folder, tensors)
+        assert "lm_head" in refusal_of(loading.load_model, folder)
+
+    def test_extra_tensor(self, folder):
+        self.change(folder, load_file(folder / WEIGHTS) | {"audio_tower.extra.weight": torch.zeros(2)})
+        text = refusal_of(loading.load_model, folder)
+        assert "1 unexpected keys" in text and "audio_tower.extra.weight" in text
+
+    def test_tied_head(self, folder):
+        model = loading.load_model(folder)
+        loading.check_head(model, "here")
+        model.set_output_embeddings(model.get_input_embeddings())
+        assert refusal_of(loading.check_head, model, "here").startswith("here: lm_head is tied to the embeddings")
+
+    def test_a_head_tied_in_loading_is_refused(self, folder, monkeypatch):
+        original = Qwen2AudioForConditionalGeneration.from_pretrained
+
+        def tying(*args, **kwargs):
+            model, report = original(*args, **kwargs)
+            model.set_output_embeddings(model.get_input_embeddings())
+            return model, report
+
+        monkeypatch.setattr(Qwen2AudioForConditionalGeneration, "from_pretrained", tying)
+        assert "lm_head is tied" in refusal_of(loading.load_model, folder)
+
+    @pytest.mark.parametrize(
+        ("version", "fine"),
+        [("5.9.9", True), ("5.10.0", False), ("5.10.2", False), ("5.10.3", False), ("5.10.4", True), ("5.23.0", True)],
+    )
+    def test_versions_that_tie_the_head(self, model_folder, monkeypatch, version, fine):
+        monkeypatch.setattr("transformers.__version__", version)
+        if fine:
+            loading.load_model(model_folder)
+        else:
+            assert f"transformers {version} ties" in refusal_of(loading.load_model, model_folder)
+
+    def test_round_trip(self, model_folder, tmp_path):
+        """What is saved loads as the same weights under the published names, also through the Auto class."""
+        model = loading.load_model(model_folder)
+        assert isinstance(model, Qwen2AudioForConditionalGeneration)
+        assert model.dtype == torch.float32
+        model.save_pretrained(tmp_path)
+        saved, original = load_file(tmp_path / WEIGHTS), load_file(model_folder / WEIGHTS)
+        assert {name.split(".")[0] for name in saved} == {"audio_tower", "language_model", "multi_modal_projector"}
+        assert saved.keys() == original.keys()
+        assert all(torch.equal(saved[name], original[name]) for name in original)
+        through_auto = AutoModelForMultimodalLM.from_pretrained(tmp_path).state_dict()
+        assert all(torch.equal(tensor, through_auto[name]) for name, tensor in model.state_dict().items())
+
+    def test_dtype(self, model_folder):
+        assert loading.load_model(model_folder, "bfloat16").dtype == torch.bfloat16
+
+    def test_positions_are_whispers_sinusoids(self, model_folder):
+        """Built from a configuration they would be random, and they are never trained."""
+        positions = loading.load_model(model_folder).model.audio_tower.embed_positions.weight
+        width = positions.size(1)
+        assert torch.equal(positions[0], torch.tensor([0.0] * (width // 2) + [1.0] * (width // 2)))  # sin 0, cos 0
+        torch.testing.assert_close(positions[3, 0], torch.tensor(3.0).sin())
+
+
+class TestAdapter:
+    @pytest.fixture
+    def adapter(self, model_folder, tmp_path) -> Path:
+        """An adapter that changes the model: LoRA's second factor is not zero."""
+        config = LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+        get_peft_model(loading.load_model(model_folder), config).save_pretrained(tmp_path / "adapter")
+        loading.load_processor(model_folder).save_pretrained(tmp_path / "adapter")
+        return tmp_path / "adapter"
+
+    def test_it_is_loaded_on_its_base(self, adapter, model_folder):
+        assert loading.check_model_folder(adapter).model_type == "qwen2_audio"
+        model, _ = loading.load(adapter)
+        base = loading.load_model(model_folder)
+        merged = model.merge_and_unload().state_dict()
+        changed = {name for name, tensor in base.state_dict().items() if not torch.equal(tensor, merged[name])}
+        assert changed == {"model.language_model.layers.0.self_attn.q_proj.weight"}
+
+    def test_a_base_that_is_gone_is_refused(self, adapter):
+        edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(adapter / "gone"))
+        assert f"{adapter / 'gone'}: no model can be read there" in refusal_of(loading.check_model_folder, adapter)
+
+
+class TestProcessor:
+    def test_text_is_padded_left_and_audio_right(self, model_folder):
+        processor = loading.load_processor(model_folder)
+        assert processor.tokenizer.padding_side == "left"
+        assert processor.feature_extractor.padding_side == "right"
+
+    def test_trls_default_pads_the_audio_left(self, model_folder, questions):
+        """The pitfall: with this argument the model hears leading silence, without an error."""
+        pitfall = AutoProcessor.from_pretrained(model_folder, padding_side="left")
+        assert question_inputs(pitfall, questions[:1], "answer").feature_attention_mask[0, :100].sum() == 0
+        ours = loading.load_processor(model_folder)
+        assert question_inputs(ours, questions[:1], "answer").feature_attention_mask[0, :25].all()
+
+    def test_left_padding_left_behind_in_the_files_is_refused(self, model_folder, tmp_path):
+        AutoProcessor.from_pretrained(model_folder, padding_side="left").save_pretrained(tmp_path)
+        assert "the feature extractor pads on the left" in refusal_of(loading.load_processor, tmp_path)
+
+    def test_no_processor(self, folder):
+        (folder / "processor_config.json").unlink()
+        assert "no processor can be read there" in refusal_of(loading.load_processor, folder)
+
+    def test_a_tokenizer_alone_is_refused(self, processor, tmp_path):
+        processor.tokenizer.save_pretrained(tmp_path)
+        Qwen2Config().save_pretrained(tmp_path)
+        assert "no processor can be read there" in refusal_of(loading.load_processor, tmp_path)
+
+    def test_what_autoprocessor_falls_back_to_is_refused(self, processor, monkeypatch):
+        """For a folder without an audio processor it may give the tokenizer alone."""
+        monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_: processor.tokenizer)
+        text = refusal_of(loading.load_processor, "here")
+        assert text == "here: the processor is a Qwen2Tokenizer, not a Qwen2AudioProcessor"
+
+    def test_sampling_rate_is_the_decoders(self, processor):
+        assert processor.feature_extractor.sampling_rate == SAMPLING_RATE
+
+
+class TestPair:
+    @pytest.fixture
+    def pair(self, model_folder):
+        model, processor = loading.load(model_folder)
+        return model.config, processor
+
+    def test_a_fitting_pair(self, pair):
+        loading.check_pair(*pair, "here")
+
+    @pytest.mark.parametrize(
+        ("attribute", "value", "what"),
+        [
+            ("feature_size", 128, "128 mel bins instead of 80"),
+            ("nb_max_frames", 3000, "a window of 3000 frames instead of 150"),
+        ],
+    )
+    def test_another_feature_extractor(self, pair, attribute, value, what):
+        config, processor = pair
+        setattr(processor.feature_extractor, attribute, value)
+        text = refusal_of(loading.check_pair, config, processor, "here")
+        assert text == f"here: the processor does not fit the model: {what}"
+
+    def test_another_audio_token(self, pair):
+        config, processor = copy.deepcopy(pair)
+        right = config.audio_token_id
+        config.audio_token_id = 7
+        assert f"audio token {right} instead of 7" in refusal_of(loading.check_pair, config, processor, "here")
+
+    def test_more_tokens_than_embeddings(self, pair):
+        config, processor = pair
+        size = config.text_config.vocab_size
+        processor.tokenizer.add_tokens(["<new>"])
+        text = refusal_of(loading.check_pair, config, processor, "here")
+        assert f"{size + 1} tokens for {size} embeddings" in text
+
+    def test_every_mismatch_is_named_when_loading(self, folder):
+        path = folder / "processor_config.json"
+        content = json.loads(path.read_text())
+        content["feature_extractor"] |= {"feature_size": 128, "chunk_length": 30}
+        path.write_text(json.dumps(content))
+        text = refusal_of(loading.load, folder)
+        assert "128 mel bins instead of 80; a window of 1500 frames instead of 150" in text
+
+
+@pytest.mark.parametrize(
+    ("declared", "others"), [(None, []), (5, [5]), ([5, 6], [5, 6]), ([6, "own", 6], [6]), ("own", [])]
+)
+def test_end_tokens(model_folder, declared, others):
+    model, processor = loading.load(model_folder)
+    own = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    declared = [own if token == "own" else token for token in declared] if isinstance(declared, list) else declared
+    model.generation_config.eos_token_id = own if declared == "own" else declared
+    assert loading.eos_token_ids(model, processor) == [own, *others]

@@ -1,0 +1,213 @@
+"""Loading text-only Qwen2: what is loaded is complete and the right kind, and what is not is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, set_seed
+
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.model.text_loading import check_reward_model, load_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.rewards.reward_model import score_conversations
+from tests.text_world import answer_log_prob
+
+Change = Callable[[Path], Any]
+PROMPT = [{"role": "user", "content": "Name a tool."}]
+SAID = [*PROMPT, {"role": "assistant", "content": "saw."}]
+
+
+def refusal_of(load: Callable[..., Any], *arguments: Any, **settings: Any) -> str:
+    with pytest.raises(Refused) as refusal:
+        load(*arguments, **settings)
+    [problem] = refusal.value.problems
+    assert problem.remedy.endswith(".")
+    return str(problem)
+
+
+def edit(name: str, **values: Any) -> Change:
+    """Change keys of a JSON file of the folder; None removes one."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text(encoding="utf-8")) | values
+        kept = {key: value for key, value in content.items() if value is not None}
+        (folder / name).write_text(json.dumps(kept), encoding="utf-8")
+
+    return change
+
+
+def remove(name: str) -> Change:
+    return lambda folder: (folder / name).unlink()
+
+
+def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
+    def apply(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+def cut_off(name: str) -> Change:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:5000])
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[Path], Path]:
+    return lambda folder: Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+# --- Tokenizer
+
+
+def test_the_tokenizer_pads_on_the_left(policy: Path) -> None:
+    assert load_tokenizer(policy).padding_side == "left"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (remove("chat_template.jinja"), "the tokenizer has no chat template"),
+        # transformers goes on with one that knows its special tokens alone: every text would be empty
+        (remove("tokenizer.json"), "the tokenizer has no vocabulary"),
+        (cut_off("tokenizer.json"), "no tokenizer can be read there"),
+    ],
+)
+def test_tokenizers_that_are_refused(change: Change, what: str, policy: Path, copy: Callable[[Path], Path]) -> None:
+    folder = copy(policy)
+    change(folder)
+    assert refusal_of(load_tokenizer, folder).startswith(f"{folder}: {what}")
+
+
+# --- Policy
+
+DAMAGES: dict[str, tuple[Change, str]] = {
+    "a tensor is missing": (
+        edit_weights(lambda weights: weights.pop("model.norm.weight")),
+        "the weights have 1 missing keys, such as model.norm.weight",
+    ),
+    "a tensor too many": (
+        edit_weights(lambda weights: weights.update(extra=torch.zeros(1))),
+        "the weights have 1 unexpected keys, such as extra",
+    ),
+    "cut off": (cut_off("model.safetensors"), "damaged or cut off"),
+    "no weights": (remove("model.safetensors"), "the folder holds no weights"),
+    "no configuration": (remove("config.json"), "the folder holds no config.json"),
+    "another model": (edit("config.json", model_type="llama"), "the model is a llama, not a qwen2"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_policies_that_are_refused(damage: str, policy: Path, copy: Callable[[Path], Path]) -> None:
+    folder = copy(policy)
+    change, what = DAMAGES[damage]
+    change(folder)
+    said = refusal_of(load_policy, folder)
+    assert said.startswith(str(folder)) and what in said
+
+
+def test_an_audio_model_is_refused(model_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    for load in (load_policy, check_reward_model, lambda folder: load_reward_model(folder, tokenizer, new_head=True)):
+        assert "the model is a qwen2_audio, not a qwen2" in refusal_of(load, model_folder)
+
+
+def test_a_policy_with_tied_embeddings(policy: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """As the small models of Qwen2 have them: no head of its own in the file, neither missing nor at random."""
+    config = Qwen2Config.from_pretrained(policy)
+    config.tie_word_embeddings = True
+    tied = Qwen2ForCausalLM(config)
+    tied.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = load_policy(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    with torch.no_grad():
+        own, again = (float(answer_log_prob(model.eval(), tokenizer, PROMPT, "saw.")) for model in (tied, loaded))
+    assert own == pytest.approx(again, abs=1e-6)
+    judge = load_reward_model(tmp_path, tokenizer, new_head=True)
+    assert torch.equal(judge.model.embed_tokens.weight, tied.model.embed_tokens.weight)
+
+
+def test_an_adapter_is_its_base_with_it(policy: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    base = load_policy(policy)
+    with torch.no_grad():
+        without = float(answer_log_prob(base, tokenizer, PROMPT, "saw."))
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    wrapped = get_peft_model(base, config).eval()
+    wrapped.save_pretrained(tmp_path)
+    models = (wrapped, load_policy(tmp_path).eval())
+    with torch.no_grad():
+        own, again = (float(answer_log_prob(model, tokenizer, PROMPT, "saw.")) for model in models)
+    assert own == again != without
+    edit("adapter_config.json", base_model_name_or_path="/gone/base")(tmp_path)
+    assert refusal_of(load_policy, tmp_path).startswith("/gone/base: no model can be read there")
+
+
+def test_rope_parameters_reach_the_model(policy: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    plain = load_policy(policy)
+    for model in (
+        load_policy(policy, rope_parameters=yarn),
+        load_reward_model(policy, tokenizer, rope_parameters=yarn, new_head=True),
+    ):
+        assert model.config.max_position_embeddings == 4 * plain.config.max_position_embeddings
+        assert not torch.equal(model.model.rotary_emb.inv_freq, plain.model.rotary_emb.inv_freq)
+
+
+# --- Reward model
+
+
+def test_a_new_head_is_drawn_from_the_random_generator(policy: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    heads = []
+    for seed in (0, 0, 1):
+        set_seed(seed)
+        model = load_reward_model(policy, tokenizer, new_head=True)
+        heads.append(model.score.weight.detach())
+        assert model.config.pad_token_id == tokenizer.pad_token_id and model.score.out_features == 1
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    body = load_policy(policy).model.state_dict()
+    assert all(torch.equal(value, body[name]) for name, value in model.model.state_dict().items())
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "another model"])
+def test_reward_models_that_are_refused(
+    damage: str, reward_model: Path, tokenizer: PreTrainedTokenizerBase, copy: Callable[[Path], Path]
+) -> None:
+    folder = copy(reward_model)
+    change, what = DAMAGES[damage]
+    change(folder)
+    for new_head in (False, True):  # no excuse for any other tensor
+        assert what in refusal_of(load_reward_model, folder, tokenizer, new_head=new_head)
+
+
+def test_without_its_head_it_is_none(
+    reward_model: Path, tokenizer: PreTrainedTokenizerBase, copy: Callable[[Path], Path]
+) -> None:
+    folder = copy(reward_model)
+    edit_weights(lambda weights: weights.pop("score.weight"))(folder)
+    for load in (check_reward_model, lambda where: load_reward_model(where, tokenizer)):
+        assert f"{folder}: the model has no score head: it is no reward model" in refusal_of(load, folder)
+
+
+def test_weights_in_several_files(reward_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """As large models are published: the head is in the last of them."""
+    whole = load_reward_model(reward_model, tokenizer)
+    whole.save_pretrained(tmp_path, max_shard_size="100KB")
+    tokenizer.save_pretrained(tmp_path)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1 and "score.weight" not in load_file(shards[0])
+    check_reward_model(tmp_path)
+    [scores, again] = (
+        score_conversations(model, tokenizer, [SAID]) for model in (whole, load_reward_model(tmp_path, tokenizer))
+    )
+    assert scores == pytest.approx(again, abs=1e-6)  # memory that lies otherwise is summed in another order
+    shards[0].unlink()
+    assert f"weight files are missing: {shards[0].name}" in refusal_of(check_reward_model, tmp_path)

@@ -1,0 +1,296 @@
+"""YaRN: what it computes, against formulas written out here; what users may ask for; that every entry point has it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
+from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.model.yarn import apply_rope_parameters, attention_scaling
+from r1_aqa_repro.run.text_config import TextSFTConfig, parse_text_config
+
+TRAINED = 128  # positions of the small model
+YARN = {"rope_type": "yarn", "factor": 2.0}
+# head size, rope_theta and trained length: Qwen2-7B-Instruct and -0.5B-Instruct, and a small one
+SIZES = {"7b": (128, 1e6, 32768), "0.5b": (64, 1e6, 32768), "small": (32, 300.0, 128)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    # large weights: attention then depends on positions enough to show in every log-prob
+    geometry = replace(TEST_TEXT, max_positions=TRAINED, initializer_range=0.3)
+    build_tiny_qwen2(out, texts=["Say it: aardvark."], seed=0, geometry=geometry)
+    return out
+
+
+def configuration(head: int = 32, theta: float = 1e6, length: int = 32768, **more: Any) -> Qwen2Config:
+    rope = {"rope_type": "default", "rope_theta": theta}
+    return Qwen2Config(
+        hidden_size=2 * head, num_attention_heads=2, max_position_embeddings=length, rope_parameters=rope | more
+    )
+
+
+def logits(model: torch.nn.Module, length: int) -> torch.Tensor:
+    ids = torch.randint(5, 200, (2, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(ids).logits
+
+
+class TestFormulas:
+    def test_attention_scaling_by_hand(self):
+        assert attention_scaling(1) == 1
+        assert attention_scaling(4) == pytest.approx(1.13863, abs=5e-6)  # ln 4 = 1.38629
+        assert attention_scaling(np.e**10) == pytest.approx(2)
+
+    @pytest.mark.parametrize("factor", [1.5, 2.0, 4.0, 32.0])
+    def test_queries_and_keys_are_scaled_by_it_at_every_position(self, factor):
+        config = configuration()
+        apply_rope_parameters(config, {"rope_type": "yarn", "factor": factor})
+        cos, sin = Qwen2RotaryEmbedding(config)(torch.zeros(1), torch.arange(0, 50_000, 777)[None])
+        # cos² + sin² of an angle is 1; float32
+        torch.testing.assert_close(cos**2 + sin**2, torch.full_like(cos, attention_scaling(factor) ** 2))
+
+    @pytest.mark.parametrize("factor", [2.0, 4.0])
+    @pytest.mark.parametrize("size", SIZES)
+    def test_inverse_frequencies(self, size, factor):
+        """NTK-by-parts, with pairs of dimensions told apart by their turns within the trained length.
+
+        From 32 turns a pair is left alone, up to 1 turn it is slowed down by the factor. Between, the authors' code,
+        and transformers with it, goes linearly by the pair's index; the paper's formula by its turns.
+        """
+        head, theta, length = SIZES[size]
+        speeds = theta ** (-np.arange(0, head, 2) / head)
+        turns = length * speeds / (2 * np.pi)
+        last_fast = max(0, int((turns >= 32).sum()) - 1)
+        first_slow = int((turns > 1).sum())
+        slowed = np.clip((np.arange(head // 2) - last_fast) / (first_slow - last_fast), 0, 1)
+        expected = speeds * (1 - slowed) + speeds / factor * slowed
+
+        config = configuration(head, theta, length)
+        plain = Qwen2RotaryEmbedding(config).inv_freq.numpy()
+        apply_rope_parameters(config, {"rope_type": "yarn", "factor": factor})
+        actual = Qwen2RotaryEmbedding(config).inv_freq.numpy()
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)  # powers in float32
+        np.testing.assert_allclose(plain, speeds, rtol=1e-5)
+
+        by_turns = np.clip((turns - 1) / (32 - 1), 0, 1)
+        paper = speeds * by_turns + speeds / factor * (1 - by_turns)
+        certain = (np.arange(head // 2) <= last_fast) & (turns >= 32) | (turns <= 1)
+        assert 0 < certain.sum() < head // 2
+        np.testing.assert_allclose(actual[certain], paper[certain], rtol=1e-5)
+        assert ((actual >= speeds / factor * (1 - 1e-5)) & (actual <= speeds * (1 + 1e-5))).all()
+
+
+class TestCheckpoint:
+    def test_a_saved_model_is_the_same_wherever_it_is_loaded(self, folder, tmp_path):
+        model = load_policy(folder, rope_parameters=YARN)
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert torch.equal(logits(model, 2 * TRAINED), logits(loaded, 2 * TRAINED))
+        plain = logits(load_policy(folder), 2 * TRAINED)
+        assert not torch.allclose(logits(loaded, 2 * TRAINED), plain, atol=1e-3)
+        state, weights = loaded.state_dict(), load_policy(folder).state_dict()
+        assert list(state) == list(weights)
+        assert all(torch.equal(value, weights[name]) for name, value in state.items())
+
+    def test_its_config_is_as_inference_engines_read_it(self, folder, tmp_path):
+        load_policy(folder, rope_parameters=YARN).save_pretrained(tmp_path)
+        content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+        theta = json.loads((folder / "config.json").read_text(encoding="utf-8"))["rope_parameters"]["rope_theta"]
+        assert content["rope_parameters"] == YARN | {
+            "original_max_position_embeddings": TRAINED,
+            "rope_theta": theta,
+        }
+        assert content["max_position_embeddings"] == 2 * TRAINED
+        assert not {"rope_scaling", "rope_theta"} & set(content)
+
+    def test_a_reward_model(self, folder, tmp_path):
+        tokenizer = load_tokenizer(folder)
+        model = load_reward_model(folder, tokenizer, rope_parameters=YARN, new_head=True)
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        assert torch.equal(logits(model, 2 * TRAINED), logits(loaded, 2 * TRAINED))
+        assert loaded.config.rope_parameters["rope_type"] == "yarn"
+
+    def test_qwens_older_form_means_the_same(self, folder, tmp_path):
+        """Qwen2's model cards have people write `rope_scaling` with `type` into config.json."""
+        load_policy(folder).save_pretrained(tmp_path)
+        file = tmp_path / "config.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["rope_theta"] = content.pop("rope_parameters")["rope_theta"]
+        content["rope_scaling"] = {"factor": 2.0, "original_max_position_embeddings": TRAINED, "type": "yarn"}
+        file.write_text(json.dumps(content), encoding="utf-8")
+        expected = logits(load_policy(folder, rope_parameters=YARN), 2 * TRAINED)
+        assert torch.equal(logits(load_policy(tmp_path), 2 * TRAINED), expected)
+        assert torch.equal(logits(load_policy(tmp_path, rope_parameters=YARN), 2 * TRAINED), expected)
+
+
+class TestApplying:
+    def test_what_is_absent_is_the_checkpoints(self):
+        config = configuration()
+        given = {"rope_type": "yarn", "factor": 4.0}
+        apply_rope_parameters(config, given)
+        assert config.rope_parameters == given | {"original_max_position_embeddings": 32768, "rope_theta": 1e6}
+        assert config.max_position_embeddings == 131072
+        assert given == {"rope_type": "yarn", "factor": 4.0}
+
+    def test_everything_written_out(self):
+        config = configuration()
+        full = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32768, "rope_theta": 1_000_000}
+        apply_rope_parameters(config, full)
+        assert (config.rope_parameters, config.max_position_embeddings) == (full, 131072)
+
+    def test_a_base_model_declares_more_positions_than_it_was_trained_at(self):
+        config = configuration(length=131072)
+        apply_rope_parameters(config, {**YARN, "original_max_position_embeddings": 32768})
+        assert config.max_position_embeddings == 65536
+
+    def test_a_checkpoint_with_yarn_keeps_its_trained_length(self):
+        config = configuration()
+        for factor, positions in ((4.0, 131072), (4.0, 131072), (2.0, 65536)):
+            apply_rope_parameters(config, {"rope_type": "yarn", "factor": factor})
+            assert config.rope_parameters["original_max_position_embeddings"] == 32768
+            assert config.max_position_embeddings == positions
+
+    def test_default_makes_the_model_what_it_was(self, folder, tmp_path):
+        load_policy(folder, rope_parameters=YARN).save_pretrained(tmp_path)
+        model = load_policy(tmp_path, rope_parameters={"rope_type": "default"})
+        assert torch.equal(logits(model, TRAINED), logits(load_policy(folder), TRAINED))
+        assert model.config.to_dict()["rope_parameters"] == load_policy(folder).config.rope_parameters
+        assert model.config.max_position_embeddings == TRAINED
+
+    def test_transformers_finds_nothing_to_warn_of(self, capfd):
+        config = configuration()
+        apply_rope_parameters(config, {"rope_type": "yarn", "factor": 4.0})
+        config.validate_rope()
+        assert capfd.readouterr().err == ""
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "what"),
+        [
+            ({"rope_type": None, "type": "yarn"}, "the key type is that of older configurations. Call it rope_type."),
+            ({"rope_type": "linear"}, "rope_type is 'linear'. Choose among yarn, default."),
+            ({"rope_type": None}, "rope_type is None."),
+            ({"rope_type": ["yarn"]}, "rope_type is ['yarn']."),
+            ({"rope_type": "default"}, "factor is no key of rope_type default."),
+            ({"beta_quick": 32}, "beta_quick is no key of rope_type yarn."),
+            ({"factor": None}, "factor is None. Give a number above 1"),
+            ({"factor": 1}, "factor is 1."),
+            ({"factor": 0.5}, "factor is 0.5."),
+            ({"factor": True}, "factor is True."),
+            ({"factor": "4"}, "factor is '4'."),
+            ({"factor": float("nan")}, "factor is nan."),
+            ({"factor": float("inf")}, "factor is inf."),
+            ({"factor": 1.3}, "1.3 times 32768 positions is no whole number."),
+            ({"rope_theta": 10000.0}, "rope_theta is 10000.0, the checkpoint's is 1e+06."),
+            ({"original_max_position_embeddings": 65536}, "is 65536, the checkpoint's trained length 32768."),
+            ({"original_max_position_embeddings": 0}, "is 0, the checkpoint's trained length 32768."),
+            ({"original_max_position_embeddings": 32768.0}, "is 32768.0, the checkpoint's"),
+        ],
+    )
+    def test_by_name(self, changes, what):
+        given = {key: value for key, value in ({**YARN} | changes).items() if key not in changes or value is not None}
+        config = configuration()
+        before = config.to_dict()
+        with pytest.raises(Refused) as refusal:
+            apply_rope_parameters(config, given)
+        assert what in str(refusal.value)
+        assert str(refusal.value).startswith("rope_parameters: ")
+        assert config.to_dict() == before
+
+    def test_everything_at_once(self):
+        with pytest.raises(Refused) as refusal:
+            apply_rope_parameters(configuration(), {**YARN, "factor": 1, "rope_theta": 1.0, "beta": 2})
+        assert len(refusal.value.problems) == 3
+
+    def test_another_trained_length_than_that_of_a_checkpoint_with_yarn(self):
+        config = configuration()
+        apply_rope_parameters(config, YARN)
+        with pytest.raises(Refused, match="is 16384, the checkpoint's trained length 32768"):
+            apply_rope_parameters(config, {**YARN, "original_max_position_embeddings": 16384})
+
+    def test_a_checkpoint_of_another_kind(self):
+        config = configuration(rope_type="linear", factor=2.0)
+        with pytest.raises(Refused, match="the checkpoint has rope_type linear"):
+            apply_rope_parameters(config, YARN)
+
+    @pytest.mark.parametrize("value", [[1], 3, "yarn"])
+    def test_what_is_no_mapping(self, value):
+        with pytest.raises(Refused, match="is no mapping"):
+            apply_rope_parameters(configuration(), value)
+
+
+class TestConfig:
+    ON_CPU = ("--bf16", "false", "--use_cpu", "true")
+
+    def test_in_a_file(self, tmp_path):
+        file = tmp_path / "run.yaml"
+        file.write_text("rope_parameters:\n  rope_type: yarn\n  factor: 4.0\n", encoding="utf-8")
+        assert self.rope("--config", str(file)) == {"rope_type": "yarn", "factor": 4.0}
+        overridden = self.rope("--config", str(file), "--rope_parameters", '{"rope_type": "default"}')
+        assert overridden == {"rope_type": "default"}
+
+    def test_on_the_command_line(self):
+        given = self.rope("--rope_parameters", '{"rope_type": "yarn", "factor": 4.0}')
+        assert given == {"rope_type": "yarn", "factor": 4.0}
+
+    def rope(self, *argv: str) -> Any:
+        return parse_text_config(TextSFTConfig, [*argv, *self.ON_CPU])[2].rope
+
+
+# --- Entry points: all five, from the command line to a checkpoint
+
+COMMON = {
+    "max_steps": 1, "save_steps": 1, "logging_steps": 1, "report_to": "none", "use_cpu": True, "bf16": False,
+    "activation_checkpointing": False, "dataloader_pin_memory": False, "seed": 1,
+}  # fmt: skip
+EXAMPLES = {"examples_per_step": 2, "max_examples_per_device": 2}
+PROMPTS = {"prompts_per_step": 2, "max_prompts_per_device": 2, "max_completion_length": 8, "reward_funcs": "random"}
+QUESTION = [{"role": "user", "content": "aardvark " * 28}]  # about 200 tokens with what the chat template adds
+GOOD, BAD = ([{"role": "assistant", "content": text}] for text in ("Say it.", "aardvark"))
+# by entry point: a record, its settings, what the log of the first step must hold if the reference has YaRN too
+ENTRIES: dict[Callable[..., int], tuple[dict[str, Any], dict[str, Any], dict[str, float]]] = {
+    train_sft_text.main: ({"prompt": QUESTION, "completion": GOOD}, EXAMPLES, {}),
+    train_reward_model.main: ({"prompt": QUESTION, "chosen": GOOD, "rejected": BAD}, EXAMPLES, {}),
+    train_dpo.main: ({"prompt": QUESTION, "chosen": GOOD, "rejected": BAD}, EXAMPLES, {"loss": np.log(2)}),
+    train_grpo_text.main: ({"prompt": QUESTION}, PROMPTS | {"num_generations": 2, "beta": 0.04}, {"kl": 0.0}),
+    train_ppo_text.main: ({"prompt": QUESTION}, PROMPTS, {"kl": 0.0}),
+}
+
+
+@pytest.mark.parametrize("main", ENTRIES, ids=lambda main: main.__wrapped__.__module__.split(".")[-1])
+def test_every_entry_point_trains_beyond_the_trained_length(main, folder, tmp_path, capfd):
+    record, settings, expected = ENTRIES[main]
+    data, run = tmp_path / "data.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps({"id": str(index), **record}) + "\n" for index in range(4)), encoding="utf-8")
+    where = {"model_name_or_path": folder, "train_file": data, "output_dir": run}
+    argv = [part for key, value in (COMMON | settings | where).items() for part in (f"--{key}", str(value))]
+    assert main(argv) == 2
+    assert "tokens are more than the 1" in capfd.readouterr().err  # 128 or, with room for a completion, 120
+
+    assert main([*argv, "--rope_parameters", json.dumps(YARN)]) == 0
+    log = json.loads((run / "checkpoint-1" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"][0]
+    for name, value in expected.items():
+        # float32 log-probs of the same weights, in batches of other shapes
+        assert log[name] == pytest.approx(value, abs=1e-5)
+    config = json.loads((run / "final" / "config.json").read_text(encoding="utf-8"))
+    assert config["rope_parameters"] | YARN == config["rope_parameters"]
+    assert config["max_position_embeddings"] == 2 * TRAINED
+    load = load_reward_model if main is train_reward_model.main else load_policy
+    tokenizer = [load_tokenizer(run / "final")] if load is load_reward_model else []
+    assert logits(load(run / "final", *tokenizer), 2 * TRAINED).isfinite().all()

@@ -1,0 +1,150 @@
+"""Rewards by name: each is what it is called, judges what it can, and has what it needs before a run starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1_aqa_repro.data.conversations import TextPrompt
+from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
+from r1_aqa_repro.rewards.registry import RULES, check_judges, check_prompts, check_uses, rule_rewards
+from r1_aqa_repro.run.text_config import TextGRPOConfig
+from tests.conftest import ROOT
+
+RUBRIC = str(sorted((ROOT / "configs" / "personas").glob("*.yaml"))[0])
+
+
+def config(**settings: Any) -> TextGRPOConfig:
+    given: dict[str, Any] = {"reward_funcs": ["random"], "max_completion_length": 64, "bf16": False}
+    return TextGRPOConfig(**(given | settings))
+
+
+def prompt(name: str = "p", **columns: Any) -> TextPrompt:
+    return TextPrompt(name, [{"role": "user", "content": "Why?"}], columns)
+
+
+def embedded(task: str, index: int = 0) -> TextPrompt:
+    record = all_prompts(task)[index]
+    columns = {key: value for key, value in record.items() if key not in ("id", "prompt")}
+    return TextPrompt(record["id"], record["prompt"], columns)
+
+
+def said(problems: list[Any]) -> list[str]:
+    assert all(problem.remedy.endswith(".") for problem in problems)
+    return [f"{problem.where}: {problem.what}" for problem in problems]
+
+
+def test_every_rule_judges_a_completion_it_was_made_for() -> None:
+    args = config(reward_funcs=list(RULES), persona_rubric=RUBRIC, length_penalty_cache=32)
+    assert check_judges(args) == []
+    columns: dict[str, list[Any]] = {
+        "completion_ids": [[1] * 48],  # halfway between 32, where the penalty begins, and 64
+        "answer": ["4"],
+        "harmful": [False],
+        "prompt_style": ["answer"],
+        **{key: [value] for key, value in embedded("maths").columns.items() if key != "answer"},
+    }
+    completion = [[{"role": "assistant", "content": "<answer>4</answer>"}]]
+    rewards = {name: rule(completions=completion, **columns) for name, rule in rule_rewards(args).items()}
+    assert rewards.keys() == RULES.keys() and all(len(values) == 1 for values in rewards.values())
+    expected = {"math": 1, "length_penalty": -0.5, "safety": 1, "format": 1, "python_syntax": 0}
+    assert {name: rewards[name] for name in expected} == {name: [value] for name, value in expected.items()}
+    assert rewards["random"][0] in (0, 1)
+
+
+def test_a_rule_leaves_out_the_prompts_that_are_not_its_own() -> None:
+    rule = rule_rewards(config(reward_funcs=["math"]))["math"]
+    assert rule(["4", "4", "5"], answer=["4", None, "4"], task=["maths", "list", "maths"]) == [1, None, 0]
+    assert rule(["4"], task=["list"]) == [None]
+
+
+def test_the_true_reward_is_that_of_the_embedded_tasks() -> None:
+    prompts = [embedded(task) for task in TASKS]
+    names = {name for each in prompts for name in each.columns}
+    columns = {name: [each.columns.get(name) for each in prompts] for name in names}
+    rule = rule_rewards(config(reward_funcs=["true"]))["true"]
+    texts = ["apple, pear.", "I can't help with that.", "The answer is 2.", "```python\nx\n```"]
+    found = rule(texts, question=prompts, completion_ids=[[1]] * 4, **columns)
+    assert found == [true_reward(each.columns, text) for each, text in zip(prompts, texts, strict=True)]
+    assert sum(found) > 0
+    assert rule.__name__ == "embedded_true_reward"  # as it is logged
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"reward_funcs": ["maths"]}, ["reward_funcs: there is no reward 'maths'"]),
+        # what a bare `true` in YAML is
+        ({"reward_funcs": [True]}, ["reward_funcs: there is no reward True"]),
+        ({"reward_funcs": ["math", "math"]}, ["reward_funcs: ['math', 'math'] has a reward twice"]),
+        ({"reward_weights": [1.0, 0.5]}, ["reward_weights: 2 weights for 1 rewards"]),
+        ({"reward_funcs": ["reward_model"]}, ["reward_model_name_or_path: the reward reward_model needs it"]),
+        ({"reward_model_name_or_path": "x"}, ["reward_model_name_or_path: no reward uses it"]),
+        ({"reward_funcs": ["persona"]}, ["persona_rubric: the reward persona needs it"]),
+        ({"persona_rubric": RUBRIC}, ["persona_rubric: no reward uses it"]),
+        (
+            {"reward_funcs": ["length_penalty"], "length_penalty_cache": 65},
+            ["length_penalty_cache: a penalty over the last 65 of 64 tokens"],
+        ),
+        (
+            {"reward_funcs": ["persona", "nice"], "reward_weights": [1.0], "reward_model_name_or_path": "x"},
+            [
+                "reward_funcs: there is no reward 'nice'",
+                "reward_weights: 1 weights for 2 rewards",
+                "reward_model_name_or_path: no reward uses it",
+                "persona_rubric: the reward persona needs it",
+            ],
+        ),
+    ],
+)
+def test_rewards_that_cannot_be(settings: dict[str, Any], expected: list[str]) -> None:
+    assert said(check_judges(config(**settings))) == expected
+
+
+def test_files_that_rewards_cannot_read(tmp_path: Path, policy: Path, reward_model: Path) -> None:
+    absent = str(tmp_path / "absent")
+    [problem] = check_judges(config(reward_funcs=["persona"], persona_rubric=absent))
+    assert absent in problem.where
+    for folder, what in ((absent, "no model can be read there"), (str(policy), "the model has no score head")):
+        [problem] = check_judges(config(reward_funcs=["reward_model"], reward_model_name_or_path=folder))
+        assert problem.where == folder and problem.what.startswith(what)
+    assert check_judges(config(reward_funcs=["reward_model"], reward_model_name_or_path=str(reward_model))) == []
+
+
+@pytest.mark.parametrize(
+    ("rewards", "bad", "what"),
+    [
+        (["random"], prompt(trainer_state=1), "the column trainer_state has a name that rewards get something else by"),
+        (["random"], prompt(task=["a", "b"]), "task is ['a', 'b']"),
+        (["math"], prompt(answer="four"), "answer is 'four', not the text of a number"),
+        (["math"], prompt(), "no reward judges it"),
+        (["math", "safety"], prompt(hint=1), "no reward judges it"),
+        (["safety"], prompt(harmful="yes"), "harmful is 'yes'"),
+        (["format"], prompt(prompt_style="loud"), "prompt_style is 'loud'"),
+        (["true"], prompt(task="list"), "task and columns are none of the embedded text set's"),
+        (["true"], prompt(task="chess"), "task and columns are none of the embedded text set's"),
+        (["true"], prompt(task="maths", answer="many"), "task and columns are none of the embedded text set's"),
+        (["true", "random"], prompt(task="code"), "task and columns are none of the embedded text set's"),
+    ],
+)
+def test_prompts_that_a_reward_cannot_judge(rewards: list[str], bad: TextPrompt, what: str) -> None:
+    good = prompt("good", answer="4", harmful=True, prompt_style="think") if "true" not in rewards else embedded("code")
+    assert said(check_prompts(config(reward_funcs=rewards), [good, bad], "file")) == [f"file: p: {what}"]
+
+
+def test_prompts_of_other_tasks_may_stand_beside() -> None:
+    mixed = [*map(embedded, TASKS), prompt(harmful=False)]
+    judges = config(reward_funcs=["true", "math", "safety", "random"])
+    assert check_prompts(judges, mixed, "file") == check_uses(judges, mixed, "file") == []
+
+
+def test_a_reward_that_would_judge_nothing_is_named() -> None:
+    """Its column is misspelt: another reward alone would shape the run."""
+    judges = config(reward_funcs=["safety", "math", "random"])
+    misspelt = [prompt(harmfull=True, answer="4"), prompt(harmfull=False)]
+    assert check_prompts(judges, misspelt, "file") == []
+    assert said(check_uses(judges, misspelt, "file")) == [
+        "file: no prompt has 'harmful', without which the reward safety judges nothing"
+    ]

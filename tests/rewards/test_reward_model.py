@@ -1,0 +1,280 @@
+"""Reward models: the Bradley-Terry loss and its gradient, learning, saving, and scoring that is the same everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from r1_aqa_repro import train_grpo_text, train_reward_model
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.conversations import PreferencePair, answer, read_pairs
+from r1_aqa_repro.model.inputs import token_ids
+from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model
+from r1_aqa_repro.rewards.reward_model import RewardModel, score_conversations
+from r1_aqa_repro.score import pair_accuracy, pair_scores
+from tests.text_world import LORA, Build, arguments, first_batch, perturb, state_of, write_lines
+
+# float32: a score is a sum of 32 products of size 1 after one layer; other paddings and batches sum in another order
+SCORE_TOLERANCE = 1e-5
+
+
+def test_a_score_is_the_head_on_the_last_token(
+    reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+) -> None:
+    model = load_reward_model(reward_model, tokenizer)
+    conversation = [*pairs[0].prompt, *answer(pairs[0].chosen)]
+    text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        expected = model.score.weight[0] @ model.model(input_ids=ids).last_hidden_state[0, -1]
+    assert score_conversations(model, tokenizer, [conversation]) == [pytest.approx(float(expected), abs=1e-6)]
+
+
+def test_padding_and_batches_change_no_score(
+    reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+) -> None:
+    model = load_reward_model(reward_model, tokenizer).train()
+    long = [{"role": "user", "content": "Name 2 tools. " * 30}, *answer("saw, drill.")]
+    conversations = [long, *([*pair.prompt, *answer(pair.chosen)] for pair in pairs)]
+    alone = [score_conversations(model, tokenizer, [each])[0] for each in conversations]
+    for batch_size in (2, 7, 64):
+        scores = score_conversations(model, tokenizer, conversations, batch_size)
+        np.testing.assert_allclose(scores, alone, rtol=0, atol=SCORE_TOLERANCE)
+    assert np.std(alone) > 1000 * SCORE_TOLERANCE
+    assert model.training  # as it was
+
+
+def test_an_answer_of_special_tokens_keeps_the_last_token(
+    reward_model: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The model finds a conversation's end by its padding token, which an answer may spell out."""
+    model = load_reward_model(reward_model, tokenizer)
+    odd = [{"role": "user", "content": "Why?"}, *answer(tokenizer.pad_token * 3)]
+    other = [{"role": "user", "content": "Why? " * 20}, *answer("Because.")]
+    together = score_conversations(model, tokenizer, [odd, other])
+    assert together[0] == pytest.approx(score_conversations(model, tokenizer, [odd])[0], abs=SCORE_TOLERANCE)
+
+
+# --- Loss
+
+
+def bradley_terry(chosen: list[float], rejected: list[float]) -> float:
+    """Mean of -log sigmoid(chosen - rejected) (arXiv 2203.02155, equation 1) in float64."""
+    return float(np.mean([np.log1p(np.exp(worse - better)) for better, worse in zip(chosen, rejected, strict=True)]))
+
+
+def test_the_loss_is_that_of_the_scores(
+    build: Build, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+) -> None:
+    trainer = build("reward_model")
+    perturb(trainer.model, 0.1)
+    chosen, rejected = pair_scores(trainer.model, tokenizer, pairs[:8])
+    expected = bradley_terry(chosen, rejected)
+    loss = trainer.compute_loss(trainer.model, first_batch(trainer))
+    assert loss.item() == pytest.approx(expected, abs=SCORE_TOLERANCE)
+    # a hundred times the tolerance: the scores do tell the answers apart
+    assert abs(expected - np.log(2)) > 1e-3 and abs(bradley_terry(rejected, chosen) - expected) > 1e-3
+    logged = {name: values[0] for name, values in trainer._metrics["train"].items()}
+    assert logged["accuracy"] == np.mean(np.greater(chosen, rejected))
+    assert logged["margin"] == pytest.approx(np.mean(np.subtract(chosen, rejected)), abs=SCORE_TOLERANCE)
+
+
+def test_the_gradient_is_the_slope_of_the_formula(
+    build: Build, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+) -> None:
+    """In float64: the loss along the gradient by differences, and the head's gradient written out.
+
+    d loss / d w = -mean sigmoid(-margin) (h_chosen - h_rejected), h being the last token's hidden state.
+    """
+    trainer = build("reward_model")
+    model = trainer.model.double()
+    perturb(model, 0.1)
+    trainer.compute_loss(model, first_batch(trainer)).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+
+    rows = token_ids(
+        tokenizer, [[*pair.prompt, *answer(text)] for pair in pairs[:8] for text in (pair.chosen, pair.rejected)], True
+    )
+
+    def scores() -> torch.Tensor:  # [8, 2], one conversation after the other
+        return torch.stack([model(input_ids=torch.tensor([ids])).logits[0, 0] for ids in rows]).view(8, 2)
+
+    with torch.no_grad():
+        hidden = torch.stack([model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1] for ids in rows])
+        margins = scores() @ torch.tensor([1.0, -1.0], dtype=torch.float64)
+        by_hand = -(torch.sigmoid(-margins)[:, None] * (hidden[0::2] - hidden[1::2])).mean(0)
+        torch.testing.assert_close(gradients["score.weight"][0], by_hand, rtol=1e-9, atol=1e-12)
+
+        slope = sum(float(gradient.square().sum()) for gradient in gradients.values()) ** 0.5
+        h, losses = 1e-3, []
+        for step in (h, -2 * h):  # to h, then to -h
+            for name, parameter in model.named_parameters():
+                parameter.add_(gradients[name], alpha=step / slope)
+            losses.append(bradley_terry(*scores().T.tolist()))
+    # Qwen2 normalises in float32 whatever the weights are: losses are off by up to 1e-7, differences over 2 h by 1e-4
+    assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(slope, abs=2e-4)
+    assert slope > 0.1
+
+
+# --- Training
+
+
+def easy_pairs(count: int, first: int) -> list[dict[str, Any]]:
+    """An answer that says apple is better than one that says hammer, whatever was asked."""
+    return [
+        {
+            "id": f"easy-{number}",
+            "prompt": [{"role": "user", "content": f"Name {number % 9} things of {number}."}],
+            "chosen": [{"role": "assistant", "content": f"{number % 7} apple."}],
+            "rejected": [{"role": "assistant", "content": f"{number % 5} hammer."}],
+        }
+        for number in range(first, first + count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("easy")
+    return write_lines(folder / "train.jsonl", easy_pairs(32, 0)), write_lines(
+        folder / "test.jsonl", easy_pairs(40, 32)
+    )
+
+
+def test_training_learns_and_what_is_saved_scores_the_same_everywhere(
+    easy: tuple[Path, Path], text_set: Path, policy: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    argv = [*arguments("reward_model", tmp_path / "run", text_set, policy), "--train_file", str(easy[0])]
+    argv += ["--max_steps", "12", "--learning_rate", "1e-2", "--eval_file", str(easy[1]), "--eval_steps", "6"]
+    assert train_reward_model.main(argv) == 0
+    trained = load_reward_model(tmp_path / "run" / "final", tokenizer)
+    held_out = read_pairs(easy[1]).records
+    scores = pair_scores(trained, tokenizer, held_out)
+    after = pair_accuracy(*scores)
+    # a head at random is as good as a coin on average, but gives all of these pairs much the same verdict
+    assert after["pair_accuracy"] == 1.0, after
+    state = json.loads((tmp_path / "run" / "checkpoint-12" / "trainer_state.json").read_text(encoding="utf-8"))
+    log = state["log_history"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[0] == pytest.approx(np.log(2), abs=0.1) and losses[-1] < 0.1
+    [first, last] = [entry for entry in log if "eval_loss" in entry]
+    assert first["step"] == 6 and last["step"] == 12
+    assert last["eval_accuracy"] == 1.0 and last["eval_loss"] == pytest.approx(bradley_terry(*scores), abs=1e-4)
+
+    other = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "final").eval()
+    assert pair_scores(other, tokenizer, held_out) == scores  # the same numbers and operations
+    check_reward_model(tmp_path / "run" / "final")
+
+
+def test_every_parameter_is_trained(build: Build) -> None:
+    trainer = build("reward_model")
+    before = state_of(trainer.model)
+    trainer.train()
+    after = trainer.model.state_dict()
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    assert "score.weight" in before
+
+
+def test_the_new_head_is_drawn_from_the_seed(build: Build) -> None:
+    heads = [build("reward_model", "--seed", seed).model.score.weight for seed in ("1", "1", "2")]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_a_reward_model_is_trained_further_with_its_own_head(build: Build, reward_model: Path) -> None:
+    trainer = build("reward_model", "--model_name_or_path", str(reward_model))
+    assert torch.equal(
+        trainer.model.score.weight, load_reward_model(reward_model, trainer.processing_class).score.weight
+    )
+
+
+# --- LoRA
+
+
+def test_lora_trains_the_head_and_reloads_with_the_same_scores(
+    build: Build, policy: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    trainer = build("reward_model", *LORA, "--lora_task_type", "SEQ_CLS", "--learning_rate", "1e-2")
+    before = state_of(trainer.model)
+    trainer.train()
+    after = trainer.model.state_dict()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert any("score.modules_to_save" in name for name in moved)
+    assert all("lora_" in name or "score.modules_to_save" in name for name in moved)
+    expected = pair_scores(trainer.model, tokenizer, pairs)
+    final = trainer.save_final()
+    assert not (final / "model.safetensors").exists()  # the adapter alone
+    check_reward_model(final)
+    torch.manual_seed(99)  # the base gets a head from here, which the adapter's must replace
+    scores = pair_scores(load_reward_model(final, tokenizer), tokenizer, pairs)
+    # the same adapter on the same base: the same operations
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    assert np.std(scores) > 1e-3
+
+
+def test_an_adapter_that_would_leave_the_head_is_refused(
+    text_set: Path, policy: Path, tmp_path: Path, capsys: Any
+) -> None:
+    argv = [*arguments("reward_model", tmp_path / "run", text_set, policy), *LORA]
+    assert train_reward_model.main(argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: lora_task_type: CAUSAL_LM: the adapter would leave the reward head as it was drawn")
+    assert not (tmp_path / "run").exists()
+
+
+# --- As a reward
+
+
+def test_trl_scores_in_grpo_as_the_reward_function_does(
+    build: Build, reward_model: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    trainer = build("grpo", "--reward_funcs", "reward_model", "--reward_model_name_or_path", str(reward_model))
+    rows = [trainer.train_dataset[index] for index in range(6)]
+    texts = ["apple, plum.", "", "I can't help with that.", "x " * 40, "```python\n1\n```", tokenizer.pad_token]
+    prompts, completions = [row["prompt"] for row in rows], [answer(text) for text in texts]
+    by_trl = trainer._calculate_rewards(rows, prompts, completions, [[1]] * 6)[:, 0]
+    own = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
+    np.testing.assert_allclose(own(prompts, completions), by_trl.tolist(), rtol=0, atol=SCORE_TOLERANCE)
+    assert own(prompts, texts) == own(prompts, completions)  # a completion in either form
+    assert by_trl.std() > 1000 * SCORE_TOLERANCE
+
+
+def test_an_adapter_is_a_reward_too(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
+    judge = build("reward_model", *LORA, "--lora_task_type", "SEQ_CLS").save_final()
+    settings = ("--reward_funcs", "reward_model", "--reward_model_name_or_path", str(judge))
+    trainer = build("grpo", *settings)
+    row = trainer.train_dataset[0]
+    by_trl = trainer._calculate_rewards([row], [row["prompt"]], [answer("apple.")], [[1]])
+    model = load_reward_model(judge, tokenizer)
+    expected = score_conversations(model, tokenizer, [[*row["prompt"], *answer("apple.")]])
+    assert by_trl[0].tolist() == pytest.approx(expected, abs=SCORE_TOLERANCE)
+    assert trainer.reward_func_names == ["reward_model"]
+
+
+def several_outputs(model: PreTrainedModel) -> None:
+    model.score = torch.nn.Linear(model.config.hidden_size, 3, bias=False)
+    model.config.num_labels = 3
+
+
+def test_what_is_no_reward_model_is_refused(
+    policy: Path, reward_model: Path, tokenizer: PreTrainedTokenizerBase, text_set: Path, tmp_path: Path, capsys: Any
+) -> None:
+    for check in (check_reward_model, lambda folder: load_reward_model(folder, tokenizer)):
+        with pytest.raises(Refused, match="the model has no score head: it is no reward model"):
+            check(policy)
+    argv = [*arguments("grpo", tmp_path / "run", text_set, policy), "--reward_funcs", "reward_model"]
+    assert train_grpo_text.main([*argv, "--reward_model_name_or_path", str(policy)]) == 2
+    assert f"error: {policy}: the model has no score head" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+    model = load_reward_model(reward_model, tokenizer)
+    several_outputs(model)
+    model.save_pretrained(tmp_path / "three")
+    tokenizer.save_pretrained(tmp_path / "three")
+    with pytest.raises(Refused, match="the model has 3 outputs, not 1"):
+        check_reward_model(tmp_path / "three")

@@ -1,0 +1,147 @@
+"""Rewards of completions, with every case that R1-AQA's own reward gets wrong."""
+
+import random
+
+import pytest
+
+from r1_aqa_repro.rewards.rules import (
+    REWARDS,
+    accuracy_reward,
+    completion_text,
+    format_reward,
+    r1_aqa_accuracy,
+    r1_aqa_format,
+    random_reward,
+)
+
+CHOICES = ["Speaker 1", "Speaker 2", "Both"]
+
+
+# gold is `Speaker 1`; `reference` is what R1-AQA's string comparison gives
+@pytest.mark.parametrize(
+    ("completion", "accuracy", "reference"),
+    [
+        ("<answer>Speaker 1</answer>", 1, 1),
+        ("<answer> Speaker 1 </answer>", 1, 1),
+        ("Speaker 1", 1, 1),  # no tags: the whole completion
+        ("<think>Both?</think><answer>Speaker 1</answer>", 1, 1),
+        ("I hear <answer>Speaker 1</answer> clearly", 1, 1),
+        # right, and worth nothing to a comparison of strings
+        ("<answer>speaker 1</answer>", 1, 0),
+        ("<answer>Speaker 1.</answer>", 1, 0),
+        ('<answer>"Speaker 1"</answer>', 1, 0),
+        ("<answer>'Speaker 1'</answer>", 1, 0),
+        ("<answer>\nSpeaker 1\n</answer>", 1, 0),
+        ("<answer>A. Speaker 1</answer>", 1, 0),
+        ("<answer>(A) Speaker 1</answer>", 1, 0),
+        ("<answer>A</answer>", 1, 0),
+        # wrong
+        ("<answer>Speaker 2</answer>", 0, 0),
+        ("<answer>dog 1</answer>", 0, 0),  # a mathematics parser takes these two for the number 1
+        ("<answer>not Speaker 1</answer>", 0, 0),
+        ("<answer>1</answer>", 0, 0),
+        ("<answer>B. Speaker 1</answer>", 0, 0),
+        ("<answer>Speaker 1, Speaker 2</answer>", 0, 0),
+        ("<answer>Speaker 1 or Speaker 2</answer>", 0, 0),
+        ("<answer></answer>", 0, 0),
+        ("", 0, 0),
+        ("<answer>Speaker 1", 0, 0),
+        # several tags: the right answer in one of them is no right answer, and no fishing for it either
+        ("<answer>Speaker 2</answer><answer>Speaker 1</answer>", 0, 0),
+        ("<answer>Speaker 1</answer><answer>Speaker 2</answer>", 0, 1),
+        ("<answer>Speaker 1</answer><answer></answer>", 0, 1),
+        ("<answer>Speaker 1</answer><answer>speaker 1</answer>", 1, 1),
+    ],
+)
+def test_accuracy(completion, accuracy, reference):
+    columns = {"answer": ["Speaker 1"], "choices": [CHOICES]}
+    assert accuracy_reward([completion], **columns) == [accuracy]
+    assert r1_aqa_accuracy([completion], **columns) == [reference]
+
+
+@pytest.mark.timeout(10)  # R1-AQA's parser computes the power
+@pytest.mark.parametrize("function", [accuracy_reward, r1_aqa_accuracy])
+def test_a_tower_of_powers_is_a_text(function):
+    assert function(["<answer> 9^9^9^9 </answer>"] * 100, answer=["9"] * 100, choices=[["9", "8"]] * 100) == [0.0] * 100
+
+
+@pytest.mark.parametrize(
+    ("completion", "style", "strict", "reference"),
+    [
+        ("<answer>Man</answer>", "answer", 1, 1),
+        ("<answer>a\nb</answer>", "answer", 1, 1),
+        (" <answer>Man</answer>\n", "answer", 1, 0),  # white space around it
+        ("<answer></answer>", "answer", 0, 1),
+        ("<answer>Man</answer><answer>Woman</answer>", "answer", 0, 1),
+        ("<answer>Man</answer> indeed", "answer", 0, 0),
+        ("<answer>Man", "answer", 0, 0),
+        ("Man", "answer", 0, 0),
+        ("<think>Hm.</think><answer>Man</answer>", "answer", 0, 0),
+        ("<think>Hm.</think><answer>Man</answer>", "think", 1, 1),
+        ("<think>Hm.\n</think>\n\n<answer>Man</answer>", "think", 1, 1),
+        ("<think></think><answer></answer>", "think", 0, 1),
+        ("<answer>Man</answer>", "think", 0, 0),
+        ("<answer>Man</answer><think>Hm.</think>", "think", 0, 0),
+        ("Man", "direct", 1, 1),
+        ("<answer>Man</answer>", "direct", 0, 1),
+    ],
+)
+def test_format(completion, style, strict, reference):
+    assert format_reward([completion], prompt_style=[style]) == [strict]
+    assert r1_aqa_format([completion], prompt_style=[style]) == [reference]
+
+
+def test_each_completion_is_judged_by_its_own_columns():
+    rewards = accuracy_reward(
+        ["<answer>a</answer>", "<answer>a</answer>", "<answer>b</answer>"],
+        answer=["a", "b", "b"],
+        choices=[["a", "b"], ["a", "b"], ["b", "c"]],
+    )
+    assert rewards == [1.0, 0.0, 1.0]
+    assert format_reward(["a", "a"], prompt_style=["direct", "answer"]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("function", [accuracy_reward, format_reward, r1_aqa_accuracy, r1_aqa_format])
+def test_conversations_and_plain_texts_are_judged_alike(function):
+    """TRL passes conversations where the prompt is one, with the other columns and its own as keywords."""
+    texts = ["<answer>Both</answer>", "<answer>Speaker 2</answer>", "Both!"]
+    conversations = [[{"role": "assistant", "content": text}] for text in texts]
+    columns = {
+        "answer": ["Both"] * 3,
+        "choices": [CHOICES] * 3,
+        "prompt_style": ["answer"] * 3,
+        "prompts": ["?"] * 3,
+        "completion_ids": [[1]] * 3,
+        "task": [None] * 3,
+        "trainer_state": None,
+    }
+    rewards = function(completions=texts, **columns)
+    assert function(completions=conversations, **columns) == rewards
+    assert rewards[0] == 1.0 and all(isinstance(reward, float) for reward in rewards)
+
+
+def test_only_the_last_message_counts():
+    assert completion_text([{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]) == "b"
+
+
+def test_columns_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        accuracy_reward(["a", "b"], answer=["a"], choices=[["a", "b"]])
+
+
+def test_random_reward_is_a_fair_coin_that_does_not_listen():
+    random.seed(0)
+    rewards = random_reward(["<answer>right</answer>"] * 4000, answer=["right"] * 4000)
+    assert set(rewards) == {0.0, 1.0}
+    assert abs(sum(rewards) / 4000 - 0.5) < 0.03  # about four standard errors
+
+
+def test_names_in_configurations():
+    by_name = {
+        "accuracy": accuracy_reward,
+        "format": format_reward,
+        "r1_aqa_accuracy": r1_aqa_accuracy,
+        "r1_aqa_format": r1_aqa_format,
+        "random": random_reward,
+    }
+    assert by_name == REWARDS

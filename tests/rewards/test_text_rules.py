@@ -1,0 +1,359 @@
+"""Rule rewards of text completions: right ones, wrong ones, and those that only look right."""
+
+import time
+import warnings
+
+import pytest
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import get_soft_overlong_punishment
+from trl.trainer.utils import get_callable_name
+
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.conversations import TextPrompt
+from r1_aqa_repro.embedded.text_tasks import REFUSAL
+from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_qwen2, build_text_tokenizer
+from r1_aqa_repro.rewards.persona import persona_reward
+from r1_aqa_repro.rewards.rules import format_reward
+from r1_aqa_repro.rewards.text_rules import (
+    REFUSALS,
+    check_harmful,
+    check_math_answers,
+    is_refusal,
+    length_penalty,
+    math_reward,
+    python_syntax_reward,
+    safety_reward,
+)
+from tests.hostile import HOSTILE
+
+
+def conversation(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def test_conversations_and_plain_texts_are_judged_alike():
+    """TRL passes conversations where the prompt is one, with all the columns and its own keywords."""
+    texts = ["<answer>7</answer>", "```python\nx = 1\n```", "I can't help with that."]
+    columns = {
+        "answer": ["7"] * 3,
+        "harmful": [True] * 3,
+        "prompt_style": ["answer"] * 3,
+        "task": ["maths", None, "safety"],
+        "prompts": [[{"role": "user", "content": "?"}]] * 3,
+        "completion_ids": [[1]] * 3,
+        "trainer_state": None,
+        "log_extra": None,
+        "log_metric": None,
+    }
+    for place, function in enumerate((math_reward, python_syntax_reward, safety_reward)):
+        expected = [float(index == place) for index in range(3)]
+        assert function(completions=texts, **columns) == expected
+        assert function(completions=[conversation(text) for text in texts], **columns) == expected
+    assert format_reward([conversation(text) for text in texts], **columns) == [1.0, 0.0, 0.0]
+
+
+class TestMath:
+    @pytest.mark.parametrize(
+        ("completion", "answer", "reward"),
+        [
+            ("The answer is 7.", "7", 1),
+            ("The answer is 7.", "7.0", 1),
+            ("The answer is $7,000.00.", "7000", 1),
+            ("The answer is −7.", "-7", 1),
+            ("The answer is 7.", "-7", 0),
+            ("0.5", "1/2", 1),
+            ("0.333", "1/3", 0),
+            ("50%", "50%", 1),
+            ("50%", "50", 0),
+            ("50%", "0.5", 0),
+            ("50", "50%", 0),
+            ("3 + 4 = 7", "7", 1),
+            ("3 + 4", "7", 0),
+            ("9^9^9^9", "9", 0),
+            ("17", "7", 0),
+            ("7.5", "7", 0),
+            ("Speaker 7", "7", 0),
+            ("seven", "7", 0),
+            ("", "0", 0),
+            # in tags nothing but the number counts
+            ("<answer>7</answer>", "7", 1),
+            ("I think of 8. <answer> 7 </answer> And of 9.", "7", 1),
+            ("<answer>It is 7 apples.</answer>", "7", 1),
+            (r"<answer>\boxed{7}</answer>", "7", 1),
+            ("<think>8</think><answer>7</answer>", "7", 1),
+            ("<think>7</think><answer>8</answer>", "7", 0),
+            ("<think>7</think><answer></answer>", "7", 0),
+            ("<answer>6 or 7</answer>", "7", 0),
+            ("<answer>dog 7</answer>", "7", 0),
+            ("<answer>7, 8</answer>", "7", 0),
+            # several blocks all have to agree
+            ("<answer>7</answer><answer>7.0</answer>", "7", 1),
+            ("<answer>7</answer><answer>8</answer>", "7", 0),
+            ("<answer>8</answer><answer>7</answer>", "7", 0),
+            ("<answer>7</answer><answer>none</answer>", "7", 0),
+            # an unclosed tag is none: the whole completion counts
+            ("<answer>7", "7", 1),
+            ("<answer>6 or 7", "7", 1),
+            # the data sets' own golds
+            ("She sold 72 clips.", "48/2 = <<48/2=24>>24\n48+24 = <<48+24=72>>72\n#### 72", 1),
+            ("#### 72", "#### 72", 1),
+            (r"so \boxed{\frac{3}{4}}", r"We get $\boxed{0.75}$.", 1),
+        ],
+    )
+    def test_cases(self, completion, answer, reward):
+        assert math_reward([completion], answer=[answer]) == [reward]
+
+    def test_each_completion_is_judged_by_its_own_answer(self):
+        assert math_reward(["1", "1", "2"], answer=["1", "2", "2"]) == [1.0, 0.0, 1.0]
+        with pytest.raises(ValueError, match="zip"):
+            math_reward(["1", "2"], answer=["1"])
+
+    def test_what_is_no_number_never_equals_a_gold_that_is_none_either(self):
+        with pytest.raises(ValueError, match="'Speaker 1' is not the text of a number"):
+            math_reward(["Speaker 1"], answer=["Speaker 1"])
+
+    @pytest.mark.timeout(20)
+    def test_towers_and_endless_digits_take_no_time(self):
+        texts = ["<answer> 9^9^9^9 </answer>", "9" * 100_000, "1e999999999", "1/" + "0" * 100_000]
+        assert math_reward(texts, answer=["9"] * 4) == [0.0] * 4
+
+    @pytest.mark.parametrize("gold", ["Speaker 1", "dog 1", "seven", "", "1 or 2", "3x", "1/0", 7, 0.5, None, ["7"]])
+    def test_a_gold_that_is_no_number_is_found_beforehand(self, gold):
+        prompts = [TextPrompt("first", [], {"answer": "7"}), TextPrompt("second", [], {"answer": gold})]
+        (problem,) = check_math_answers(prompts, "prompts.jsonl")
+        assert problem.where == "prompts.jsonl: second"
+        assert repr(gold) in problem.what and problem.remedy
+
+    def test_an_absent_gold_is_found_beforehand(self):
+        (problem,) = check_math_answers([TextPrompt("p", [])], "f")
+        assert str(problem).startswith("f: p: answer is None, not the text of a number. Give the number as a text")
+
+    def test_golds_that_are_numbers_pass(self):
+        golds = ["7", "-7", "7,000", "1/2", "50%", "$7", "7 apples", r"\boxed{7}", "a\n#### 7", "x = 7"]
+        assert check_math_answers([TextPrompt(gold, [], {"answer": gold}) for gold in golds], "f") == []
+
+
+def fenced(code, language="python", fence="```"):
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+class TestPythonSyntax:
+    @pytest.mark.parametrize(
+        ("completion", "reward"),
+        [
+            (fenced("def add(a, b):\n    return a + b"), 1),
+            (fenced("x = 1", language=""), 1),
+            (fenced("x = 1", language="Python"), 1),
+            (fenced("x = 1", language="py"), 1),
+            (fenced("x = 1", language="python3"), 1),
+            (fenced("x = 1", language=" python title=a.py"), 1),
+            (fenced("x = 1", fence="~~~"), 1),
+            (fenced(fenced("not: code"), language="text", fence="````") + "\n" + fenced("x = 1"), 1),
+            (f"Here it is:\n\n{fenced('x = 1')}\n\nAnything else?", 1),
+            (f"First:\n{fenced('x = 1')}\nthen:\n{fenced('y = 2')}", 1),
+            (f"{fenced('# nothing yet')}\n{fenced('y = 2')}", 1),
+            (f"{fenced('{', language='json')}\n{fenced('y = 2')}", 1),
+            ("```python\r\ndef f():\r\n    return 1\r\n```\r\n", 1),
+            ("1. first\n   ```python\n   def f():\n       return 1\n   ```", 1),  # as in lists
+            ("```python\nif x:\n\ty = 1\n```", 1),
+            ("- first\n\t```python\n\tif x:\n\t\ty = 1\n\t```", 1),
+            ("<think>Add them.</think>\n<answer>```python\nprint('<answer>')\n```</answer>", 1),
+            ("<answer>```python\nx =\n```</answer>", 0),
+            ("<answer> ```python\nif x:\n\ty = 1\n ``` </answer>", 1),
+            ("  ```python\nif x:\n\ty = 1\n  ```", 1),
+            ("x = 1", 0),  # no fences
+            ("`x = 1`", 0),
+            ("```python x = 1```", 0),  # no block: all on a line
+            ("", 0),
+            ("```python\n```", 0),
+            (fenced("# a comment alone"), 0),
+            (fenced(" "), 0),
+            ("```python\nx = 1", 0),  # cut off
+            (f"{fenced('x = 1')}\n```python\ny = 2", 0),
+            (fenced("def add(a, b)\n    return a + b"), 0),
+            (fenced("return a +"), 0),
+            (fenced("  x = 1\ny = 2"), 0),
+            (f"{fenced('x = 1')}\n{fenced('y =')}", 0),
+            (f"{fenced('y =')}\n{fenced('x = 1')}", 0),
+            (fenced("{}", language="json"), 0),
+            (fenced("print('a')", language="pythonic"), 0),
+            (fenced("print 'a'"), 0),  # the grammar of Python 2
+            ("```python\nx = 1\n~~~", 0),
+            (fenced("x = '\0'"), 0),
+            (fenced("x = '\ud800'"), 0),
+        ],
+    )
+    def test_cases(self, completion, reward):
+        assert python_syntax_reward([completion]) == [reward]
+
+    @pytest.mark.timeout(60)
+    @pytest.mark.parametrize(
+        "code",
+        [
+            *(
+                "(" * 200_000,
+                "[" * 90 + "]" * 90 + ")",
+                "-" * 200_000 + "1",
+                "not " * 50_000 + "1",
+                "lambda:" * 20_000 + "1",
+            ),
+            *(
+                "a" + ".b" * 100_000,
+                "f" + "()" * 100_000,
+                "1" + "+1" * 100_000,
+                "if 1: pass\n" + "elif 1: pass\n" * 20_000,
+            ),
+            *("f'{" * 10_000, "9" * 5_000, "".join(" " * depth + "if 1:\n" for depth in range(500)) + " " * 500 + "1"),
+        ],
+        ids=lambda code: code[:8],
+    )
+    def test_nesting_without_end_is_no_code(self, code):
+        """Python's parser gives them up with one of four kinds of error."""
+        assert python_syntax_reward([fenced(code)]) == [0.0]
+
+    def test_nothing_is_executed(self, tmp_path):
+        file = tmp_path / "made"
+        assert python_syntax_reward([fenced(f"open({str(file)!r}, 'w')\n9**9**9**9")]) == [1.0]
+        assert not file.exists()
+
+    def test_warnings_about_the_code_are_not_shown(self):
+        with warnings.catch_warnings(action="error"):
+            assert python_syntax_reward([fenced(r"x = '\d' is 1")]) == [1.0]
+
+    @pytest.mark.timeout(60)
+    def test_long_texts_take_linear_time(self):
+        for text in ("`" * 200_000, "```\n" * 50_000, " " * 200_000 + "x", "~~~" * 60_000, fenced("x = 1\n" * 30_000)):
+            started = time.process_time()
+            python_syntax_reward([text])
+            assert time.process_time() - started < 5  # 0.4 s at most; in quadratic time it would be minutes
+
+    @pytest.mark.parametrize("text", HOSTILE)
+    def test_hostile_texts_are_texts(self, text):
+        assert python_syntax_reward([text, f"{text}\n{fenced('x = 1')}"]) == [0.0, 1.0]
+
+
+class TestLength:
+    def test_equation_13_by_hand(self):
+        reward = length_penalty(max_length=10, buffer=4)
+        lengths = [0, 1, 6, 7, 8, 9, 10, 11, 1000]
+        assert reward(completion_ids=[[5] * length for length in lengths], completions=["x"] * len(lengths)) == [
+            *(0, 0, 0),  # up to 10 - 4
+            *(-0.25, -0.5, -0.75, -1),
+            *(-1, -1),
+        ]
+
+    @pytest.mark.parametrize(("max_length", "buffer"), [(10, 1), (10, 10), (256, 64), (100, 7)])
+    def test_as_trl_computes_it(self, max_length, buffer):
+        rows = [[0] * length for length in range(max_length + 5)]
+        ours = length_penalty(max_length, buffer)(completion_ids=rows)
+        assert ours == get_soft_overlong_punishment(max_length, buffer)(completion_ids=rows)
+        assert min(ours) == -1.0 and max(ours) == 0.0
+
+    def test_only_the_tokens_count(self):
+        assert length_penalty(4, 2)(completion_ids=[[1] * 3], completions=["a long text " * 100]) == [-0.5]
+
+    @pytest.mark.parametrize(("max_length", "buffer"), [(10, 0), (10, -1), (10, 11), (0, 0)])
+    def test_limits_that_do_not_fit_are_refused(self, max_length, buffer):
+        with pytest.raises(Refused, match="length_penalty_cache") as refusal:
+            length_penalty(max_length, buffer)
+        assert f"last {buffer} of {max_length} tokens" in str(refusal.value)
+
+
+class TestSafety:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            REFUSAL,
+            "I can't help with that.",
+            "I can’t help with that.",
+            "I CANNOT  ASSIST\nwith this request.",
+            "I'm sorry, but I can't do that.",
+            "Sorry, but I cannot say.",
+            "As an AI, I am unable to provide instructions for that.",
+            "I won't tell you how to do that.",
+            "I must decline.",
+            "抱歉，我不能帮助你。",
+            "我无法提供这些信息。",
+        ],
+    )
+    def test_refusals(self, text):
+        assert is_refusal(text)
+        assert safety_reward([text, conversation(text)], harmful=[True, False]) == [1.0, 0.0]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "To repair a lamp, ask a friend.",
+            "I'm sorry to hear that. Try turning it off and on.",
+            "I can help with that.",
+            "I can't wait to tell you!",
+            "I cannot recommend this cake enough.",
+            "As an AI, I know this well: cut the red wire.",
+            "Stealing is illegal, but here is how.",
+            "Hawaii can't help it.",  # ends in i
+            "你能做到。",
+            "First, find the window. " * 20 + "I can't help with more.",
+        ],
+    )
+    def test_what_is_none(self, text):
+        assert not is_refusal(text)
+        assert safety_reward([text, conversation(text)], harmful=[True, False]) == [0.0, 1.0]
+
+    def test_silence_neither_refuses_nor_helps(self):
+        assert safety_reward(["", " \n"] * 2, harmful=[True, True, False, False]) == [0.0] * 4
+
+    def test_every_phrase_is_recognised_in_a_sentence_and_none_twice(self):
+        assert all(is_refusal(f"Well, {phrase.capitalize()}, friend.") for phrase in REFUSALS)
+        assert len(set(REFUSALS)) == len(REFUSALS)
+
+    @pytest.mark.parametrize("harmful", ["true", "false", 1, 0, None, []])
+    def test_a_column_that_is_not_true_or_false_is_found_beforehand(self, harmful):
+        prompts = [TextPrompt("a", [], {"harmful": True}), TextPrompt("b", [], {"harmful": harmful})]
+        (problem,) = check_harmful([*prompts, TextPrompt("c", [], {"harmful": False})], "prompts.jsonl")
+        assert str(problem) == f"prompts.jsonl: b: harmful is {harmful!r}. Write true or false."
+
+
+def test_names_in_logs():
+    """TRL logs `rewards/<name>/mean`."""
+    functions = [math_reward, python_syntax_reward, length_penalty(10, 5), safety_reward]
+    names = ["math_reward", "python_syntax_reward", "length_reward", "safety_reward"]
+    assert [get_callable_name(function) for function in functions] == names
+
+
+def test_trl_gives_them_what_they_read_and_logs_their_parts(tmp_path):
+    """One step of TRL's own trainer: every completion has all its 8 tokens, so that its penalty is known."""
+    prompts = [[{"role": "user", "content": f"What is {number} + 1?"}] for number in range(4)]
+    tokenizer = build_text_tokenizer(TEST_TEXT, [prompt[0]["content"] for prompt in prompts])
+    rubric = tmp_path / "rubric.yaml"
+    rubric.write_text("parts: {silent: {weight: 2, forbidden: [as an AI]}}", encoding="utf-8")
+    names = {"answer": ["1", "2", "3", "4"], "harmful": [False] * 4, "prompt_style": ["answer"] * 4}
+    trainer = GRPOTrainer(
+        model=build_qwen2(tokenizer, TEST_TEXT, seed=0),
+        reward_funcs=[
+            *(math_reward, python_syntax_reward, safety_reward, format_reward),
+            *(length_penalty(8, 4), persona_reward(str(rubric))),
+        ],
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=4,
+            num_generations=2,
+            max_completion_length=8,
+            generation_kwargs={"min_new_tokens": 8},
+            max_steps=1,
+            logging_steps=1,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": prompts, **names}),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["completions/min_length"] == 8
+    assert logged["rewards/length_reward/mean"] == -1
+    assert logged["rewards/persona_reward/mean"] == logged["persona/silent"] == 2
+    assert logged["rewards/safety_reward/mean"] == 1
+    assert logged["rewards/format_reward/mean"] == logged["rewards/python_syntax_reward/mean"] == 0
+    assert 0 <= logged["rewards/math_reward/mean"] < 1

@@ -1,0 +1,272 @@
+"""Configurations: every published file is understood, nothing is ignored, and a step is the same everywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+from transformers.integrations import HfDeepSpeedConfig
+from trl import ModelConfig
+
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.ppo.trainer import PPOConfig
+from r1_aqa_repro.run.config import (
+    AudioGRPOConfig,
+    AudioSFTConfig,
+    DataArguments,
+    RunArguments,
+    SharedPrefixGRPOConfig,
+    batch_plan,
+    parse_as,
+    parse_config,
+)
+from r1_aqa_repro.run.text_config import (
+    PairDPOConfig,
+    RewardModelConfig,
+    TextGRPOConfig,
+    TextModelConfig,
+    TextSFTConfig,
+)
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+# by how a file's name begins; the longest counts
+KINDS: dict[str, tuple[type, type[TrainingArguments], type]] = {
+    "grpo": (DataArguments, AudioGRPOConfig, ModelConfig),
+    "sft": (DataArguments, AudioSFTConfig, ModelConfig),
+    "sft_text": (RunArguments, TextSFTConfig, TextModelConfig),
+    "reward_model": (RunArguments, RewardModelConfig, TextModelConfig),
+    "dpo": (RunArguments, PairDPOConfig, TextModelConfig),
+    "grpo_text": (RunArguments, TextGRPOConfig, TextModelConfig),
+    "ppo_text": (RunArguments, PPOConfig, TextModelConfig),
+}
+ON_CPU = ["--bf16", "false"]  # without a GPU TrainingArguments refuses bf16
+
+
+def kind_of(path: Path) -> str:
+    return max((kind for kind in KINDS if path.name.startswith(f"{kind}_")), key=len)
+
+
+def parsed(path: Path) -> tuple[Any, Any, Any]:
+    data, training, model = parse_as(KINDS[kind_of(path)], ["--config", str(path), *ON_CPU])
+    return data, training, model
+
+
+def refusal_of(*argv: str, kind: type[TrainingArguments] = AudioGRPOConfig) -> str:
+    with pytest.raises(Refused) as refusal:
+        parse_config(kind, [*ON_CPU, *argv])
+    assert all(problem.remedy for problem in refusal.value.problems)
+    return str(refusal.value)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+class TestPublishedFiles:
+    def test_they_are_found(self):
+        assert set(KINDS) == set(map(kind_of, CONFIGS))
+
+    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+    def test_every_key_arrives(self, path, monkeypatch):
+        monkeypatch.chdir(ROOT)
+        data, training, model = parsed(path)
+        assert training.batch_problem is None
+        arrived = vars(data) | vars(model) | training.to_dict()
+        for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            if key not in ("bf16", "lora_target_modules", "report_to"):
+                assert arrived[key] == value, key
+        if training.deepspeed:
+            assert Path(training.deepspeed).is_file()
+
+    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+    @pytest.mark.parametrize("processes", [1, 2, 4, 8])
+    def test_a_step_is_the_same_on_any_number_of_devices(self, path, processes, monkeypatch):
+        monkeypatch.setattr("r1_aqa_repro.run.config.num_processes", lambda: processes)
+        training = parsed(path)[1]
+        if path.stem == "grpo_text_sparse_embedded" and processes > 1:  # one prompt a step
+            assert training.batch_problem == f"prompts_per_step: 1 does not divide among {processes} processes"
+            return
+        assert training.batch_problem is None
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
+        if isinstance(training, SharedPrefixGRPOConfig):
+            assert rows == training.prompts_per_step * training.num_generations
+            assert training.per_device_train_batch_size % training.num_generations == 0
+            assert training.steps_per_generation == 1
+            if isinstance(training, AudioGRPOConfig):
+                assert rows == 16 * 8  # the paper's
+        elif isinstance(training, PPOConfig):
+            assert rows * training.num_mini_batches == training.prompts_per_step
+        else:
+            assert rows == training.examples_per_step
+
+    def test_the_papers_settings(self):
+        path = ROOT / "configs" / "grpo_qwen2_audio_7b.yaml"
+        data, training, model = parse_config(AudioGRPOConfig, ["--config", str(path), *ON_CPU])
+        assert (training.learning_rate, training.beta, training.num_generations) == (1e-6, 0.04, 8)
+        assert (training.temperature, training.top_k, training.top_p) == (1.0, 50, 1.0)
+        assert (training.loss_type, training.scale_rewards, training.max_completion_length) == ("grpo", "group", 256)
+        assert (training.max_steps, training.save_steps, training.seed) == (1000, 100, 42)
+        assert (data.prompt_style, data.audio_channel, model.dtype) == ("answer", "first", "float32")
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.json")), ids=lambda path: path.stem)
+    def test_deepspeed(self, path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stage = int(path.stem[4])  # zero2, zero3, ...
+        assert content["zero_optimization"]["stage"] == stage
+        # derived by TrainingArguments: a number here would contradict `prompts_per_step`
+        assert content["train_batch_size"] == content["train_micro_batch_size_per_gpu"] == "auto"
+        assert content["gradient_accumulation_steps"] == content["gradient_clipping"] == "auto"
+        # without it a ZeRO-3 checkpoint holds no weights that can be evaluated
+        assert content["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save", False) == (stage == 3)
+        parsed = HfDeepSpeedConfig(str(path))
+        assert parsed.is_offload() == ("offload" in path.stem)
+
+
+class TestPrecedence:
+    def test_the_command_line_overrides_the_file(self, config_file):
+        file = config_file("learning_rate: 1.0e-4\nbeta: 0.5\nprompt_style: think\n")
+        argv = ["--config", file, "--learning_rate", "3e-4", "--prompt_style", "direct", *ON_CPU]
+        data, training, _ = parse_config(AudioGRPOConfig, argv)
+        assert (training.learning_rate, training.beta, data.prompt_style) == (3e-4, 0.5, "direct")
+
+    def test_it_does_so_before_the_file_is_named_too(self, config_file):
+        argv = ["--beta", "0.1", "--config", config_file("beta: 0.5\n"), *ON_CPU]
+        assert parse_config(AudioGRPOConfig, argv)[1].beta == 0.1
+
+    def test_the_file_with_an_equals_sign(self, config_file):
+        assert parse_config(AudioGRPOConfig, [f"--config={config_file('beta: 0.5')}", *ON_CPU])[1].beta == 0.5
+
+    def test_without_a_file(self):
+        assert parse_config(AudioSFTConfig, ["--learning_rate", "0.1", *ON_CPU])[1].learning_rate == 0.1
+
+    def test_numbers_yaml_takes_for_texts(self, config_file):
+        """YAML 1.1 needs a point in 1.0e-4 to see a number."""
+        assert parse_config(AudioGRPOConfig, ["--config", config_file("beta: 1e-4"), *ON_CPU])[1].beta == 1e-4
+
+    @pytest.mark.parametrize("text", ["sharing: off", "sharing: 'off'"])
+    def test_off_is_a_word_though_yaml_reads_false(self, config_file, text):
+        assert parse_config(AudioGRPOConfig, ["--config", config_file(text), *ON_CPU])[1].sharing == "off"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("text", "what"),
+        [
+            ("beta: 0.1\nbeta: 0.2", "the key 'beta' stands twice"),
+            ("learning_rat: 1.0", "learning_rat"),  # a misspelling, an abbreviation
+            ("nope: 1", "nope"),
+            ("per_device_train_batch_size: 8", "per_device_train_batch_size cannot be set: it is derived"),
+            ("gradient_accumulation_steps: 2", "gradient_accumulation_steps cannot be set: it is derived"),
+            ("steps_per_generation: 2", "steps_per_generation cannot be set: it is derived"),
+            ("prompt_style: poem", "prompt_style is 'poem'. Choose among direct, answer, think"),
+            ("audio_channel: left", "audio_channel is 'left'"),
+            ("sharing: maybe", "sharing is 'maybe'"),
+            ("num_generations: eight", "invalid int value: 'eight'"),
+            ("num_generations: 1", "at least 2 generations"),
+            ("prompts_per_step: 2.5", "prompts_per_step is 2.5. Give an integer"),
+            ("prompts_per_step: true", "prompts_per_step is True"),
+            ("learning_rate: null", "learning_rate is None. Give a number"),
+            ("skip_bad_records: 1", "skip_bad_records is 1. Give true or false"),
+            ("reward_funcs: accuracy", "reward_funcs is 'accuracy'. Give a list"),
+            ("learning_rate: [", "the config cannot be read"),
+            ("- beta", "the config is no mapping"),
+            ("", "the config is no mapping"),
+        ],
+    )
+    def test_file(self, config_file, text, what):
+        file = config_file(text)
+        refusal = refusal_of("--config", file)
+        assert what in refusal
+        assert refusal.startswith(file)
+
+    def test_every_wrong_value_of_a_file_is_named(self, config_file):
+        refusal = refusal_of("--config", config_file("prompt_style: poem\nprompts_per_step: 0.5\n"))
+        assert "prompt_style is 'poem'" in refusal and "prompts_per_step is 0.5" in refusal
+
+    @pytest.mark.parametrize(
+        ("argv", "what"),
+        [
+            (["--nope", "1"], "--nope"),
+            (["--learning_rat", "1"], "--learning_rat"),
+            (["stray"], "stray"),
+            (["--num_generations", "eight"], "invalid int value: 'eight'"),
+            (["--prompt_style", "poem"], "invalid choice: 'poem'"),
+            (["--per_device_train_batch_size", "8"], "it is derived"),
+            (["--per-device-train-batch-size", "8"], "it is derived"),
+            (["--gradient_accumulation_steps=2"], "it is derived"),
+            (["--config"], "command line: --config has no value"),
+            (["--config", "nowhere.yaml"], "nowhere.yaml: the config cannot be read"),
+        ],
+    )
+    def test_command_line(self, argv, what, capsys):
+        assert what in refusal_of(*argv)
+        assert capsys.readouterr().err == ""  # one message, not pages of usage
+
+    def test_grpo_keys_are_no_sft_keys(self):
+        assert "--prompts_per_step" in refusal_of("--prompts_per_step", "16", kind=AudioSFTConfig)
+
+
+class TestBatchPlan:
+    @pytest.mark.parametrize(
+        ("per_step", "max_per_device", "processes", "plan"),
+        [
+            # 16 prompts, at most 2 a device: R1-AQA's step on 1, 2, 4 and 8 devices
+            (16, 2, 1, (2, 8)),
+            (16, 2, 2, (2, 4)),
+            (16, 2, 4, (2, 2)),
+            (16, 2, 8, (2, 1)),
+            (16, 2, 16, (1, 1)),
+            (16, 16, 1, (16, 1)),
+            (16, 16, 4, (4, 1)),
+            (16, 5, 1, (4, 4)),  # the largest size up to 5 that divides 16
+            (15, 4, 1, (3, 5)),
+            (7, 4, 1, (1, 7)),
+            (1, 8, 1, (1, 1)),
+        ],
+    )
+    def test_by_hand(self, per_step, max_per_device, processes, plan):
+        assert batch_plan(per_step, max_per_device, processes) == plan
+
+    @pytest.mark.parametrize("processes", [3, 5, 32])
+    def test_what_does_not_divide(self, processes):
+        with pytest.raises(ValueError, match=f"16 does not divide among {processes} processes"):
+            batch_plan(16, 2, processes)
+
+    @pytest.mark.parametrize("sizes", [(0, 2, 1), (16, 0, 1), (16, 2, 0), (-16, 2, 1)])
+    def test_sizes_below_one(self, sizes):
+        with pytest.raises(ValueError, match="at least 1"):
+            batch_plan(*sizes)
+
+    def test_invariants(self):
+        for per_step in range(1, 25):
+            for limit in range(1, 9):
+                for processes in (size for size in range(1, 9) if per_step % size == 0):
+                    at_once, accumulation = batch_plan(per_step, limit, processes)
+                    assert at_once * accumulation * processes == per_step
+                    assert 1 <= at_once <= limit
+
+    def test_grpo_rows(self, monkeypatch):
+        monkeypatch.setattr("r1_aqa_repro.run.config.num_processes", lambda: 4)
+        training = AudioGRPOConfig(prompts_per_step=8, max_prompts_per_device=1, num_generations=6, bf16=False)
+        assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (6, 2)
+
+    @pytest.mark.parametrize(
+        ("kind", "settings", "key"),
+        [
+            (AudioGRPOConfig, {"prompts_per_step": 16}, "prompts_per_step"),
+            (AudioSFTConfig, {"examples_per_step": 32}, "examples_per_step"),
+        ],
+    )
+    def test_what_does_not_divide_is_kept_for_the_preflight(self, monkeypatch, kind, settings, key):
+        """Raised here it would hide everything else that is wrong."""
+        monkeypatch.setattr("r1_aqa_repro.run.config.num_processes", lambda: 3)
+        assert kind(**settings, bf16=False).batch_problem == f"{key}: {settings[key]} does not divide among 3 processes"

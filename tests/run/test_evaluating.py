@@ -1,0 +1,406 @@
+"""Evaluation while training: the harness's own figures, no trace in the training, the best checkpoint kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import GenerationConfig
+
+from eval import mmau
+from eval.during_training import HarnessEvaluator
+from eval.generate import Generator, Hearing, greedy_config
+from r1_aqa_repro import train_grpo, train_sft
+from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.run.callbacks import StopOnSignal
+from tests.conftest import ROOT, make_questions
+
+COMMON = [
+    "--report_to", "none", "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false",
+    "--use_cpu", "true", "--seed", "1", "--max_completion_length", "10", "--per_device_eval_batch_size", "3",
+]  # fmt: skip
+SFT = [*COMMON, "--examples_per_step", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
+# figures are logged at steps 3 and 6, between them there is an evaluation at step 2 and one at step 4
+GRPO = [
+    *COMMON, "--prompts_per_step", "2", "--num_generations", "2", "--reward_funcs", "random", "--beta", "0.04",
+    "--loss_type", "grpo", "--learning_rate", "1e-3", "--max_steps", "6", "--logging_steps", "3",
+]  # fmt: skip
+ENTRIES: dict[str, tuple[Callable[..., int], list[str]]] = {
+    "grpo": (train_grpo.main, GRPO),
+    "grpo in mixed precision": (train_grpo.main, [*GRPO, "--bf16", "true"]),
+    "sft": (train_sft.main, [*SFT, "--max_steps", "6"]),
+}
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 13 questions about clips of their own."""
+    folder = tmp_path_factory.mktemp("held_out")
+    write_manifest(folder / "manifest.jsonl", make_questions(folder / "clips", 13))
+    return folder / "manifest.jsonl"
+
+
+@pytest.fixture(scope="module")
+def warm(manifest: Path, held_out: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SFT run, evaluated every 20 steps, that learns to answer differently to different clips."""
+    folder = tmp_path_factory.mktemp("warm")
+    learning = ["--learning_rate", "1e-2", "--examples_per_step", "12", "--max_steps", "60"]
+    evaluation = ["--eval_file", str(held_out), "--save_steps", "20", "--eval_on_start", "true"]
+    assert train_sft.main([*SFT, *where(folder, manifest, model_folder), *learning, *evaluation]) == 0
+    return folder
+
+
+def where(folder: Path | str, manifest: Path, model: Path) -> list[str]:
+    return ["--output_dir", str(folder), "--train_file", str(manifest), "--model_name_or_path", str(model)]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """The trainer's state in the last checkpoint of a run."""
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return read_json(last / "trainer_state.json")
+
+
+def checkpoints(folder: Path) -> set[int]:
+    return {int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")}
+
+
+def assert_as_the_command_says(run: Path, step: int, held_out: Path, out: Path, *more: str, code: int = 0) -> None:
+    """Compare the evaluation of a step with `python -m eval.mmau` on its checkpoint, question by question."""
+    checkpoint = ["--ckpt", str(run / f"checkpoint-{step}"), "--data", str(held_out), "--out", str(out)]
+    assert mmau.main([*checkpoint, "--batch-size", "3", "--max-new-tokens", "10", "--device", "cpu", *more]) == code
+    during = run / "eval" / f"step-{step}"
+    said, recorded = (read_lines(folder / "predictions.jsonl") for folder in (out, during))
+    for prediction in said + recorded:
+        del prediction["settings_hash"]  # of the checkpoint's bytes here, of the step there
+    assert recorded == said
+    scores = read_json(out / "scores.json")
+    assert read_json(during / "scores.json") == scores
+    for name in ("verdicts.jsonl", "clips.json"):
+        assert (during / name).read_bytes() == (out / name).read_bytes()
+    [logged] = [entry for entry in state_of(run)["log_history"] if entry["step"] == step and "eval_accuracy" in entry]
+    assert logged["eval_accuracy"] == scores["total"]["correct"] / scores["n"]
+    for task, tally in scores["task"].items():
+        assert logged[f"eval_accuracy_{task}"] == tally["correct"] / tally["n"]
+    assert (logged["eval_format_rate"], logged["eval_unparsed"]) == (scores["format_rate"], scores["unparsed"])
+
+
+class TestFigures:
+    @pytest.mark.parametrize("step", [20, 40, 60])
+    def test_of_sft_are_the_commands(self, warm: Path, held_out: Path, tmp_path: Path, step: int) -> None:
+        assert_as_the_command_says(warm, step, held_out, tmp_path / "out")
+
+    def test_the_comparison_has_something_to_compare(self, warm: Path) -> None:
+        """Answers that differ between questions and between steps, some right and some wrong."""
+        first, last = (
+            [line["completion"] for line in read_lines(warm / "eval" / f"step-{step}" / "predictions.jsonl")]
+            for step in (0, 60)
+        )
+        assert len(set(first)) > 3 and len(set(last)) > 1 and first != last
+        accuracies = [entry["eval_accuracy"] for entry in state_of(warm)["log_history"] if "eval_accuracy" in entry]
+        assert len(accuracies) == 4 and any(0 < accuracy < 1 for accuracy in accuracies)
+
+    def test_of_grpo_are_the_commands_with_a_limit_a_channel_and_a_style(
+        self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        asked = ["--eval_limit", "8", "--audio_channel", "mean", "--prompt_style", "think", "--save_steps", "3"]
+        argv = [*GRPO, *where(run, manifest, warm / "final"), "--eval_file", str(held_out), *asked]
+        assert train_grpo.main(argv) == 0
+        same = ["--limit", "8", "--audio-channel", "mean", "--prompt-style", "think"]
+        for step in (3, 6):
+            assert_as_the_command_says(run, step, held_out, tmp_path / f"out-{step}", *same)
+        assert read_json(run / "eval/step-6/scores.json")["n"] == 8
+
+    def test_of_clips_that_cannot_be_heard_are_the_commands(
+        self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """One has no file, one is too short, one is bad behind a sound header: all three count as wrong."""
+        clips = tmp_path / "data" / "clips"
+        shutil.copytree(held_out.parent, tmp_path / "data")
+        (clips / "clip-2.wav").unlink()
+        soundfile.write(clips / "clip-5.wav", np.zeros(100), 16_000)
+        soundfile.write(clips / "clip-7.wav", np.full(16_000, np.nan), 16_000, subtype="FLOAT")
+        run, file = tmp_path / "run", tmp_path / "data" / "manifest.jsonl"
+        more = ["--eval_file", str(file), "--save_steps", "2", "--max_steps", "2", "--skip_bad_records", "true"]
+        assert train_sft.main([*SFT, *where(run, manifest, warm / "checkpoint-40"), *more]) == 0
+        said = capfd.readouterr().err
+        assert f"{file}: 2 of 13 questions count as wrong for want of a clip: q2, q5" in said
+        assert "question q7 has no audio and counts as wrong" in said
+        assert_as_the_command_says(run, 2, file, tmp_path / "out", code=3)
+        scores = read_json(run / "eval/step-2/scores.json")
+        assert (scores["n"], scores["missing"], scores["no_audio"]) == (13, 3, ["q2", "q5", "q7"])
+        [logged] = [entry for entry in state_of(run)["log_history"] if "eval_accuracy" in entry]
+        assert logged["eval_no_audio"] == 3
+
+    def test_of_an_adapter_are_the_commands(self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        lora = ["--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj", "--max_steps", "2"]
+        evaluation = ["--eval_file", str(held_out), "--save_steps", "2"]
+        assert train_sft.main([*SFT, *where(run, manifest, warm / "final"), *lora, *evaluation]) == 0
+        assert_as_the_command_says(run, 2, held_out, tmp_path / "out")
+
+
+class TestNoTraceInTraining:
+    @pytest.mark.parametrize("kind", ENTRIES)
+    def test_weights_random_states_and_log_are_those_of_a_run_without(
+        self, kind: str, warm: Path, manifest: Path, held_out: Path, tmp_path: Path
+    ) -> None:
+        main, argv = ENTRIES[kind]
+        for name in ("without", "with"):
+            evaluation = ["--eval_file", str(held_out), "--eval_on_start", "true"] if name == "with" else []
+            saving = ["--save_steps", "2"]
+            assert main([*argv, *where(tmp_path / name, manifest, warm / "final"), *saving, *evaluation]) == 0
+        for step in (2, 4, 6):
+            plain, evaluated = (tmp_path / name / f"checkpoint-{step}" for name in ("without", "with"))
+            for file in ("model.safetensors", "optimizer.pt", "generation_config.json"):
+                assert (plain / file).read_bytes() == (evaluated / file).read_bytes(), (step, file)
+            states = [torch.load(folder / "rng_state.pth", weights_only=False) for folder in (plain, evaluated)]
+            assert states[0]["python"] == states[1]["python"]
+            assert all(np.array_equal(*pair) for pair in zip(states[0]["numpy"], states[1]["numpy"], strict=True))
+            assert torch.equal(states[0]["cpu"], states[1]["cpu"])
+        logs = [
+            [entry for entry in state_of(tmp_path / name)["log_history"] if "eval_accuracy" not in entry]
+            for name in ("without", "with")
+        ]
+        for entry in logs[0] + logs[1]:  # what is left of them differs from run to run
+            for key in [key for key in entry if "time" in key or "runtime" in key or "per_second" in key]:
+                del entry[key]
+        assert logs[0] == logs[1] and len(logs[0]) >= 2
+
+    def test_the_model_is_given_back_as_it_was(
+        self, warm: Path, questions: list[AudioQuestion], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, processor = loading.load(warm / "final")
+        own = model.generation_config = GenerationConfig(repetition_penalty=1.5, do_sample=True, eos_token_id=7)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        states = random.getstate(), torch.get_rng_state()
+        model.eval()
+        config = greedy_config(model, processor, 4)
+        assert config.eos_token_id == [processor.tokenizer.eos_token_id, 7]
+        generator = Generator(model, processor, config, "answer", Hearing())
+        generator.complete(questions[:3], warn=pytest.fail)
+        assert model.generation_config is own
+        monkeypatch.setattr(model, "generate", lambda **_: dict[str, int]()["a failure"])
+        with pytest.raises(KeyError):
+            generator.complete(questions[:3], warn=pytest.fail)
+        assert model.generation_config is own
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Accuracies by step in place of evaluations; the steps that were evaluated."""
+    accuracies = {0: 0.9, 2: 0.3, 4: 0.6, 6: 0.6, 8: 0.1, 10: 0.2, 12: 0.5}
+    asked: list[int] = []
+
+    def evaluate(self: HarnessEvaluator, model: torch.nn.Module, step: int, autocast: Any) -> dict[str, float]:
+        assert not any(module.training for module in model.modules())
+        asked.append(step)
+        return {"accuracy": accuracies[step]}
+
+    monkeypatch.setattr(HarnessEvaluator, "__call__", evaluate)
+    return asked
+
+
+def scripted_run(folder: Path | str, manifest: Path, model: Path, held_out: Path, *more: str) -> list[str]:
+    evaluation = ["--eval_file", str(held_out), "--save_steps", "2", "--eval_on_start", "true", "--max_steps", "12"]
+    return [*SFT, *where(folder, manifest, model), *evaluation, *more]
+
+
+class TestBestCheckpoint:
+    @pytest.mark.parametrize(
+        ("limit", "kept"), [("1", {4, 12}), ("2", {4, 10, 12}), ("5", {4, 6, 8, 10, 12}), (None, {2, 4, 6, 8, 10, 12})]
+    )
+    def test_is_kept_beside_the_last(
+        self, limit: str | None, kept: set[int], manifest: Path, model_folder: Path, held_out: Path, tmp_path: Path,
+        scripted: list[int], capfd: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        more = ["--save_total_limit", limit] if limit else []
+        assert train_sft.main(scripted_run(tmp_path / "run", manifest, model_folder, held_out, *more)) == 0
+        assert scripted == [0, 2, 4, 6, 8, 10, 12]
+        assert checkpoints(tmp_path / "run") == kept
+        state = state_of(tmp_path / "run")
+        # the earliest of equals; the start, where there is no checkpoint, is only logged
+        assert (state["best_global_step"], state["best_metric"]) == (4, 0.6)
+        assert state["best_model_checkpoint"] == str(tmp_path / "run" / "checkpoint-4")
+        assert state["log_history"][0]["eval_accuracy"] == 0.9
+        last_lines = capfd.readouterr().err.splitlines()[-1]
+        assert last_lines == f"best: {tmp_path}/run/checkpoint-4, accuracy 60.00 %; last: step 12, 50.00 %"
+
+    def test_is_known_where_the_folder_is_spelled_unusually(
+        self, manifest: Path, model_folder: Path, held_out: Path, tmp_path: Path, scripted: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        more = ["--save_total_limit", "1", "--max_steps", "4"]
+        assert train_sft.main(scripted_run("./run/", manifest, model_folder, held_out, *more)) == 0
+        assert checkpoints(tmp_path / "run") == {4}
+        assert state_of(tmp_path / "run")["best_model_checkpoint"] == "run/checkpoint-4"
+
+    def test_outlives_kills_and_a_moved_folder_and_nothing_is_evaluated_twice(
+        self, manifest: Path, model_folder: Path, held_out: Path, tmp_path: Path, scripted: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        class Killed(BaseException):
+            pass
+
+        def killed_at(step: int) -> type[StopOnSignal]:
+            class KillAt(StopOnSignal):
+                def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                    if state.global_step == step:
+                        raise Killed
+
+            return KillAt
+
+        for number, step in enumerate((5, 9)):
+            argv = scripted_run(tmp_path / f"run-{number}", manifest, model_folder, held_out, "--save_total_limit", "1")
+            with monkeypatch.context() as patched, pytest.raises(Killed):
+                patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", killed_at(step))
+                train_sft.main(argv)
+            (tmp_path / f"run-{number}").rename(tmp_path / f"run-{number + 1}")
+        assert checkpoints(tmp_path / "run-2") == {4, 8}
+        assert (
+            train_sft.main(
+                scripted_run(tmp_path / "run-2", manifest, model_folder, held_out, "--save_total_limit", "1")
+            )
+            == 0
+        )
+        assert scripted == [0, 2, 4, 6, 8, 10, 12]
+        assert checkpoints(tmp_path / "run-2") == {4, 12}
+        state = state_of(tmp_path / "run-2")
+        assert state["best_model_checkpoint"] == str(tmp_path / "run-2" / "checkpoint-4")
+        assert [entry["step"] for entry in state["log_history"] if "eval_accuracy" in entry] == scripted
+
+    def test_overwriting_deletes_earlier_evaluations(
+        self, manifest: Path, model_folder: Path, held_out: Path, tmp_path: Path
+    ) -> None:
+        argv = [*SFT, *where(tmp_path / "run", manifest, model_folder), "--eval_file", str(held_out)]
+        for steps in ("2", "1"):
+            assert train_sft.main([*argv, "--save_steps", "1", "--max_steps", steps, "--overwrite", "true"]) == 0
+        assert os.listdir(tmp_path / "run" / "eval") == ["step-1"]
+
+
+class TestRefusals:
+    @pytest.fixture
+    def refused(
+        self, manifest: Path, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> Callable[..., list[str]]:
+        def run(*more: str) -> list[str]:
+            assert train_sft.main([*SFT, *where(tmp_path / "run", manifest, model_folder), *more]) == 2
+            assert not (tmp_path / "run").exists()
+            return [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+
+        return run
+
+    @pytest.mark.parametrize(
+        ("given", "named"),
+        [
+            (["--eval_steps", "30"], "eval_steps: 30 is no multiple of save_steps (20)"),
+            (["--save_strategy", "no"], "save_strategy: with an eval_file only steps is possible"),
+            (["--eval_strategy", "epoch"], "eval_strategy: with an eval_file only steps is possible"),
+            (["--metric_for_best_model", "loss"], "metric_for_best_model: with an eval_file only eval_accuracy"),
+            (["--eval_limit", "0"], "eval_limit: 0 questions"),
+        ],
+    )
+    def test_of_contradictions(
+        self, refused: Callable[..., list[str]], held_out: Path, given: list[str], named: str
+    ) -> None:
+        [line] = refused("--eval_file", str(held_out), "--save_steps", "20", *given)
+        assert named in line
+
+    @pytest.mark.parametrize(
+        "given",
+        [["--eval_steps", "2"], ["--eval_limit", "2"], ["--eval_on_start", "true"], ["--eval_strategy", "epoch"]],
+    )
+    def test_of_keys_without_questions(self, refused: Callable[..., list[str]], given: list[str]) -> None:
+        [line] = refused(*given)
+        assert line.startswith(f"error: {given[0][2:]}: there are no questions to evaluate on")
+
+    def test_of_a_clip_that_is_trained_on(
+        self, refused: Callable[..., list[str]], questions: list[AudioQuestion], held_out: Path
+    ) -> None:
+        """By the file it is, whatever it is called; an id that both files use is no reason."""
+        link = held_out.parent / "clips" / "linked.wav"
+        link.unlink(missing_ok=True)
+        link.symlink_to(questions[5].audio_path)
+        lines = held_out.read_text(encoding="utf-8").splitlines()
+        record = json.loads(lines[1]) | {"audio_path": "clips/linked.wav", "id": "other"}
+        leaky = held_out.with_name("leaky.jsonl")
+        leaky.write_text("\n".join([lines[0], json.dumps(record)]) + "\n", encoding="utf-8")
+        [line] = refused("--eval_file", str(leaky), "--skip_bad_records", "true")
+        assert f"leaky.jsonl: other: its clip {link} is trained on (question q5)" in line
+
+    def test_of_what_cannot_be_scored_or_heard(
+        self, refused: Callable[..., list[str]], held_out: Path, manifest: Path, model_folder: Path, tmp_path: Path
+    ) -> None:
+        records = read_lines(held_out)[:4]
+        del records[0]["answer"]
+        records[1]["audio_path"] = "clips/nowhere.wav"
+        file = held_out.with_name("bad.jsonl")
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        lines = refused("--eval_file", str(file))
+        assert len(lines) == 2
+        assert "bad.jsonl: q0: the question has no answer" in lines[0]
+        assert "nowhere.wav: no such audio file" in lines[1]
+        lines = refused("--eval_file", str(file), "--eval_limit", "1")
+        assert len(lines) == 1
+
+        more = ["--eval_file", str(file), "--skip_bad_records", "true", "--max_steps", "1"]
+        assert train_sft.main([*SFT, *where(tmp_path / "run", manifest, model_folder), *more]) == 0
+        assert len(read_json(tmp_path / "run" / "skipped_records.json")) == 2
+        scores = read_json(tmp_path / "run" / "eval/step-1/scores.json")
+        assert (scores["n"], scores["no_audio"]) == (3, ["q1"])  # what has no answer cannot be wrong
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(600)
+def test_two_processes_give_the_figures_of_one(warm: Path, manifest: Path, held_out: Path, tmp_path: Path) -> None:
+    """5 batches among 2 processes, of the same weights: those before the first step."""
+
+    def argv(name: str) -> list[str]:
+        evaluation = ["--eval_file", str(held_out), "--eval_on_start", "true", "--ddp_find_unused_parameters", "false"]
+        return [*SFT, *where(tmp_path / name, manifest, warm / "checkpoint-40"), "--max_steps", "1", *evaluation]
+
+    assert train_sft.main(argv("one")) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "r1_aqa_repro.train_sft", *argv("two")],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("predictions.jsonl", "scores.json", "verdicts.jsonl"):
+        one, two = (tmp_path / run / "eval" / "step-0" / name for run in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    for run in ("one", "two"):
+        assert sorted(os.listdir(tmp_path / run / "eval")) == ["step-0", "step-1"]
+    logged = [state_of(tmp_path / run)["log_history"][0] for run in ("one", "two")]
+    for entry in logged:
+        del entry["eval_seconds"]
+    assert logged[0] == logged[1] and logged[0]["step"] == 0
+    assert done.stderr.count("step 0: accuracy") == done.stderr.count("best: ") == 1

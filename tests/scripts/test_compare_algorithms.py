@@ -1,0 +1,157 @@
+"""The comparison's own parts: what it measures, reads and counts. The whole of it runs in slow/test_text_pipelines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from r1_aqa_repro.data.conversations import TextPrompt
+from r1_aqa_repro.data.samples import Sampled
+from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
+from r1_aqa_repro.grpo.divergence import token_kls
+from r1_aqa_repro.model.inputs import text_inputs
+from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
+from scripts import compare_algorithms
+from scripts.compare_algorithms import (
+    BEST_OF_N,
+    DPO,
+    KNOWN,
+    best_answers,
+    divergence,
+    in_own_process,
+    parameters_of,
+    plot,
+    print_comparison,
+)
+from scripts.workshop import MAX_NEW_TOKENS
+
+PROMPTS = [TextPrompt(f"p{i}", [{"role": "user", "content": f"Name {i} {'very ' * i}red things."}]) for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "start"
+    build_tiny_qwen2(folder, texts=["Name very red things. 0 1 2 3 4"], seed=0, geometry=TEST_TEXT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def moved(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The start after a step in a random direction."""
+    folder = tmp_path_factory.mktemp("models") / "moved"
+    model = load_policy(start)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    load_tokenizer(start).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_has_not_moved_from_itself(start: Path) -> None:
+    assert divergence(start, start, PROMPTS, seed=0) == {"nats_an_answer": 0.0, "nats_a_token": 0.0}
+
+
+def test_the_divergence_of_one_token_is_that_of_the_distributions(start: Path, moved: Path) -> None:
+    """With one token nothing is left to chance: the divergence of what both models predict after each prompt."""
+    tokenizer, p_model, q_model = load_tokenizer(start), load_policy(moved), load_policy(start)
+    inputs = text_inputs(tokenizer, [prompt.messages for prompt in PROMPTS])
+    found = token_kls(p_model, q_model, tokenizer, inputs, max_new_tokens=1, seed=0)
+    for prompt_ids, kl in zip(inputs.prompt_ids, found, strict=True):
+        with torch.no_grad():
+            log_p, log_q = (
+                m(torch.tensor([prompt_ids])).logits[0, -1].double().log_softmax(-1) for m in (p_model, q_model)
+            )
+        expected = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="sum")
+        assert kl.tolist() == pytest.approx([float(expected)], rel=1e-3)  # float32 against float64, other padding
+        assert kl > 0.01
+
+
+def test_the_divergence_of_answers_is_the_sum_over_their_tokens(start: Path, moved: Path) -> None:
+    tokenizer = load_tokenizer(start)
+    inputs = text_inputs(tokenizer, [prompt.messages for prompt in PROMPTS])
+    policies = load_policy(moved), load_policy(start)
+    tokens = token_kls(*policies, tokenizer, inputs, MAX_NEW_TOKENS, seed=3)
+    found = divergence(moved, start, PROMPTS, seed=3)
+    assert found["nats_an_answer"] == pytest.approx(sum(float(kl.sum()) for kl in tokens) / len(PROMPTS), rel=1e-5)
+    assert found["nats_a_token"] == pytest.approx(float(torch.cat(tokens).mean()), rel=1e-5)
+
+
+def test_parameters_are_counted_from_the_files(start: Path) -> None:
+    assert parameters_of(start) == load_policy(start).num_parameters()
+
+
+def test_the_best_answer_goes_by_the_score_alone(tmp_path: Path) -> None:
+    samples = [
+        Sampled("a", ["x", "y"], [True, True], {"reward_model": [2.0, 1.0], "true": [0.25, 1.0]}, [2.0, 1.0]),
+        Sampled("b", ["x", "y"], [True, False], {"reward_model": [0.0, 3.0], "true": [0.5, 0.75]}, [0.0, 3.0]),
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(asdict(each)) + "\n" for each in samples))
+    assert best_answers(tmp_path / "samples.jsonl") == ([0.25, 0.75], [2.0, 3.0])
+
+
+def test_the_memory_of_a_process_is_its_own() -> None:
+    """200 MB are seen, whatever this process holds; a process that dies has failed."""
+    ballast = torch.ones(50_000_000)  # 200 MB in this one
+    code, seconds, memory = in_own_process("tests.scripts.allocating", ["200", "0.3", "5", "return"])
+    assert code == 5
+    assert 0.3 <= seconds < 5
+    assert 195 < memory < 230  # the allocator's own and what Python needs to call it
+    assert in_own_process("tests.scripts.allocating", ["1", "0", "9", "die"]) == (1, 0.0, 0.0)
+    assert ballast[-1] == 1
+
+
+def test_a_budget_that_is_no_whole_steps_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare_algorithms.main(["--output-dir", str(tmp_path / "out"), "--samples", "100"]) == 2
+    assert "--samples: 100 is no multiple of 128" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_that_one_of_them_could_not_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DPO samples eight answers a prompt, and there are 1,032 prompts."""
+    assert compare_algorithms.main(["--output-dir", str(tmp_path / "out"), "--samples", "12800"]) == 2
+    assert "--samples: DPO could not use 12800" in (said := capsys.readouterr().err) and "at most 8192" in said
+    assert not (tmp_path / "out").exists() and not (tmp_path / "train_reward_model").exists()
+
+
+def test_the_table_and_the_plot_show_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block: dict[str, Any] = {"true_reward": 0.5, "ci95": [0.4, 0.6], "n": 10, "model_reward": 1.25}
+    algorithms = {
+        name: block
+        | {
+            "kl": {"nats_an_answer": 1.5, "upper_bound": name == BEST_OF_N},
+            "gain": {"true_reward": 0.125, "ci95": [0.025, 0.225]},
+            "models": known.models,
+            "trainable_parameters": 12345,
+            "memory_mb": 321.0,
+            "seconds": 45.0,
+            "seconds_a_step": 0.25,
+            "samples": 6400,
+            "samples_an_answer": 1,
+            "literature": known.literature,
+        }
+        for name, known in KNOWN.items()
+    }
+    algorithms[DPO]["sampling_seconds"] = 7.0
+    comparison = {"algorithms": algorithms, "start": block, "samples": 6400}
+    print_comparison(comparison, tmp_path)
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "at most 1.50",
+        "+0.125",
+        "+0.025 to +0.225",
+        "12,345",
+        "45 + 7 sampling",
+        "2305.18290",
+        "1.25",
+        "321",
+    ):
+        assert text in shown
+    plot(tmp_path / "comparison.png", comparison)
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
