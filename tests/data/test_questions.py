@@ -50,7 +50,7 @@ def test_manifest_line(tmp_path):
     file = write_lines(tmp_path / "manifest.jsonl", MANIFEST | {"task": "sound", "flags": ["duplicate_choices"]})
     read = read_questions(file)
     assert read.problems == []
-    assert read.questions == [
+    assert read.records == [
         AudioQuestion(
             id="a",
             audio_path=tmp_path / "a.wav",
@@ -66,7 +66,7 @@ def test_manifest_line(tmp_path):
 def test_r1_aqa_line(tmp_path):
     read = read_questions(write_lines(tmp_path / "AVQA.data", R1_AQA))
     assert read.problems == []
-    assert read.questions == [
+    assert read.records == [
         AudioQuestion(
             id="183",
             audio_path=tmp_path / "clips" / "-HG3Omg_89c_30.wav",
@@ -86,7 +86,7 @@ def test_mmau_record(tmp_path):
     file.write_text(json.dumps([MMAU]))
     read = read_questions(file)
     assert read.problems == []
-    assert read.questions == [
+    assert read.records == [
         AudioQuestion(
             id="3fe64f3d",
             audio_path=tmp_path / "test-mini-audios" / "3fe64f3d.wav",
@@ -105,7 +105,7 @@ def test_mmau_record(tmp_path):
 
 def test_formats_are_told_apart_record_by_record(tmp_path):
     read = read_questions(write_lines(tmp_path / "mixed.jsonl", MANIFEST, "", R1_AQA, MMAU))
-    assert [question.id for question in read.questions] == ["a", "183", "3fe64f3d"]
+    assert [question.id for question in read.records] == ["a", "183", "3fe64f3d"]
 
 
 @pytest.mark.parametrize("name", ["mmau-test-mini.2025-03-25.json", "mmau-test-mini.v05.15.25.json"])
@@ -114,15 +114,15 @@ def test_published_mmau_files(name):
         pytest.skip(f"{SHARED_MMAU / name} is not there")
     read = read_questions(SHARED_MMAU / name, audio_dir=SHARED_MMAU / "audio")
     assert read.problems == []
-    assert len(read.questions) == 1000
-    tasks = [question.task for question in read.questions]
+    assert len(read.records) == 1000
+    tasks = [question.task for question in read.records]
     assert {task: tasks.count(task) for task in set(tasks)} == {"sound": 333, "music": 334, "speech": 333}
-    assert len({question.sub_category for question in read.questions}) == 27
+    assert len({question.sub_category for question in read.records}) == 27
     # 13 records give it as a list of one
-    assert all(isinstance(question.category, str) for question in read.questions)
-    assert all(question.answer in question.choices for question in read.questions)
+    assert all(isinstance(question.category, str) for question in read.records)
+    assert all(question.answer in question.choices for question in read.records)
     # found by its name: the folder of `audio_id` is not there
-    first = read.questions[0]
+    first = read.records[0]
     assert first.audio_path == SHARED_MMAU / "audio" / "3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav"
 
 
@@ -173,7 +173,7 @@ class TestRelativePathsOfR1Aqa:
         self.make(here)
         self.make(beside)
         read = read_questions(file)
-        assert read.questions == []
+        assert read.records == []
         assert str(beside) in read.problems[0].what
         assert str(here) in read.problems[0].what
 
@@ -208,7 +208,7 @@ def test_round_trip(tmp_path):
     write_manifest(file, questions)
     read = read_questions(file)
     assert read.problems == []
-    assert [replace(question, audio_path=question.audio_path.resolve()) for question in read.questions] == questions
+    assert [replace(question, audio_path=question.audio_path.resolve()) for question in read.records] == questions
     second = json.loads(file.read_text(encoding="utf-8").split("\n")[1])
     assert second == {
         "id": "2",
@@ -266,7 +266,7 @@ def without(record: dict, key: str) -> dict:
 def test_a_bad_line_is_named_and_the_others_are_kept(tmp_path, bad, what):
     file = write_lines(tmp_path / "data.jsonl", MANIFEST, "", bad, MANIFEST | {"id": "last"})
     read = read_questions(file)
-    assert [question.id for question in read.questions] == ["a", "last"]
+    assert [question.id for question in read.records] == ["a", "last"]
     (problem,) = read.problems
     assert problem.where == f"{file}:line 3"  # blank lines count, as in an editor
     assert what in problem.what
@@ -276,14 +276,14 @@ def test_a_bad_line_is_named_and_the_others_are_kept(tmp_path, bad, what):
 @pytest.mark.parametrize("record", [R1_AQA | {"audio_path": "x" * 300}, MMAU | {"audio_id": "x" * 300}])
 def test_a_path_longer_than_can_be_is_merely_absent(tmp_path, record):
     read = read_questions(write_lines(tmp_path / "data.jsonl", record))
-    assert [question.audio_path for question in read.questions] == [tmp_path / ("x" * 300)]
+    assert [question.audio_path for question in read.records] == [tmp_path / ("x" * 300)]
 
 
 def test_a_bad_record_of_a_list_is_named_by_its_number(tmp_path):
     file = tmp_path / "mmau.json"
     file.write_text(json.dumps([MMAU, MMAU | {"id": "b", "choices": ["Man"]}, MMAU], indent=2))
     read = read_questions(file)
-    assert [question.id for question in read.questions] == ["3fe64f3d"]
+    assert [question.id for question in read.records] == ["3fe64f3d"]
     assert [problem.where for problem in read.problems] == [f"{file}:record 2", f"{file}:record 3"]
     assert "already used at record 1" in read.problems[1].what
 

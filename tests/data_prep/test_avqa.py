@@ -290,10 +290,10 @@ def test_parquet_with_embedded_audio(tmp_path):
     assert command(tmp_path / "train-00000.parquet", None, tmp_path / "out") == 0
     read = read_questions(tmp_path / "out" / "manifest.jsonl")
     assert not read.problems
-    assert [question.answer for question in read.questions] == ["a car. And more", "(none)", "motorboat"]
-    assert read.questions[0].question == "What happened in the video?"
-    assert read.questions[0].choices == ("motorboat", "a car. And more", "(none)")
-    assert np.array_equal(load_audio(read.questions[0].audio_path), load_audio(clip))
+    assert [question.answer for question in read.records] == ["a car. And more", "(none)", "motorboat"]
+    assert read.records[0].question == "What happened in the video?"
+    assert read.records[0].choices == ("motorboat", "a car. And more", "(none)")
+    assert np.array_equal(load_audio(read.records[0].audio_path), load_audio(clip))
     report = report_of(tmp_path / "out")
     assert {reason: len(ids) for reason, ids in report["dropped"].items()} == {"bad record": 4, "undecodable": 1}
     assert report["audio"]["clips"] == 1

@@ -99,7 +99,7 @@ class TestPublished:
         own, theirs = read_questions(manifest), read_questions(file)
         assert not own.problems
         for path, read in ((manifest, own), (file, theirs)):
-            assert version_of(sha256_of(path), read.questions) == version
+            assert version_of(sha256_of(path), read.records) == version
         choose = random.Random(0)
         completions = {
             question.id: choose.choice([*question.choices, f"<answer>{question.answer}</answer>", "", None])
@@ -436,8 +436,8 @@ def test_withheld_answers(tmp_path, records):
     question_file = write_json_list(tmp_path / "mmau-test.json", records)
     assert prepare(tmp_path / "out", "--questions", question_file) == 0
     read = read_questions(tmp_path / "out" / "manifest.jsonl")
-    assert not read.problems and len(read.questions) == 6
-    assert all(question.answer is None and question.split == "test" for question in read.questions)
+    assert not read.problems and len(read.records) == 6
+    assert all(question.answer is None and question.split == "test" for question in read.records)
 
 
 @pytest.mark.parametrize(

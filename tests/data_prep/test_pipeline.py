@@ -91,8 +91,8 @@ def test_accounting(clips, tmp_path):
 
     read = read_questions(tmp_path / "out" / "manifest.jsonl")
     assert not read.problems
-    assert [question.id for question in read.questions] == [*clips, "again"]
-    for question in read.questions:
+    assert [question.id for question in read.records] == [*clips, "again"]
+    for question in read.records:
         source = clips["c3" if question.id == "again" else question.id]
         assert np.array_equal(load_audio(question.audio_path), load_audio(source))
     assert len(list((tmp_path / "out" / "audio").iterdir())) == 10

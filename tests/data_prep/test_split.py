@@ -92,7 +92,7 @@ def test_audio_is_found_from_another_folder_even_behind_a_link(manifest, tmp_pat
     for folder in (tmp_path / "link" / "out", tmp_path / "far" / "away" / "out"):
         for side in ("train", "held_out"):
             read = read_questions(folder / f"{side}.jsonl")
-            assert read.questions and all(question.audio_path.is_file() for question in read.questions)
+            assert read.records and all(question.audio_path.is_file() for question in read.records)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -25,9 +25,9 @@ def published(request):
         pytest.skip(f"needs {file}")
     read = read_questions(file)
     assert not read.problems
-    assert len(read.questions) == 1000
+    assert len(read.records) == 1000
     assert MMAU_VERSIONS[hashlib.sha256(file.read_bytes()).hexdigest()] == request.param
-    return request.param, read.questions
+    return request.param, read.records
 
 
 def words(text):

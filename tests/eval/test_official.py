@@ -436,7 +436,7 @@ def test_some_withheld_answers_are_refused(tmp_path):
 
 def test_questions_that_only_call_themselves_original_are_not_compared(tmp_path):
     manifest = tmp_path / "manifest.jsonl"
-    questions = read_questions(write(tmp_path / "mmau.json", records(1000))).questions
+    questions = read_questions(write(tmp_path / "mmau.json", records(1000))).records
     write_manifest(manifest, [replace(question, version="original") for question in questions])
     theirs = write(tmp_path / "theirs.json", [{"id": one.id, "model_output": "Woman"} for one in questions])
     assert score_file(theirs, manifest, tmp_path / "out").scores["version"] == "unknown"
