@@ -67,11 +67,7 @@ def main(argv: list[str]) -> int:
     say(f"embedded run in {folder}, seed {training.seed}")
 
     with stages("data"):
-        try:
-            write_question_set(data, seed=training.seed, num_train=own.num_train, num_held_out=own.num_held_out)
-        except ValueError as error:
-            remedy = "Choose another --output_dir, or give --overwrite to delete the earlier run."
-            raise Refused.because(str(folder), f"is the folder of another run ({error})", remedy) from error
+        write_question_set(data, seed=training.seed, num_train=own.num_train, num_held_out=own.num_held_out)
     with stages("model"):
         if not start.is_dir():
             texts = [prompt_text(question, "answer") for question in read_questions(manifest).records]

@@ -32,7 +32,7 @@ from rich.table import Table  # noqa: E402
 from r1_aqa_repro import train_grpo_text, train_sft_text  # noqa: E402
 from r1_aqa_repro.best_of_n import Sampler  # noqa: E402
 from r1_aqa_repro.common.console import Options, say  # noqa: E402
-from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command  # noqa: E402
+from r1_aqa_repro.common.errors import EXIT_DONE, command  # noqa: E402
 from r1_aqa_repro.common.files import open_locked, write_json  # noqa: E402
 from r1_aqa_repro.common.intervals import wilson  # noqa: E402
 from r1_aqa_repro.common.stopwatch import Stages  # noqa: E402
@@ -75,10 +75,7 @@ def main(argv: list[str]) -> int:
     stages = Stages(folder / "stages.json")
     data, start, sft = folder / "data", folder / "start", folder / "sft"
     with stages("data"):
-        try:
-            write_sparse_set(data, seed=own.seed)
-        except ValueError as error:
-            raise Refused.because(str(folder), str(error), "Choose another --output_dir.") from error
+        write_sparse_set(data, seed=own.seed)
         if not start.is_dir():
             build_tiny_qwen2(start, texts=vocabulary_texts(), seed=own.seed)
     try:

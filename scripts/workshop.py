@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from r1_aqa_repro import train_reward_model, train_sft_text
-from r1_aqa_repro.common.errors import EXIT_DONE, Refused
+from r1_aqa_repro.common.errors import EXIT_DONE
 from r1_aqa_repro.common.files import open_locked
 from r1_aqa_repro.common.intervals import mean_interval, paired_gain
 from r1_aqa_repro.common.stopwatch import Stages
@@ -75,12 +75,7 @@ class Workshop:
         """The embedded text set."""
         out = self.folder / "train_sft_text" / "data"
         with self.timed("data"):
-            try:
-                write_text_set(out, seed=self.seed)
-            except ValueError as error:
-                raise Refused.because(
-                    str(out), str(error), f"Choose an --output_dir in another folder than {self.folder}."
-                ) from error
+            write_text_set(out, seed=self.seed)
         return out
 
     def start(self) -> Path:

@@ -6,7 +6,6 @@ interrupted writing goes on where it stopped. PyTorch is not imported here: work
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import threading
@@ -22,6 +21,7 @@ import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from r1_aqa_repro.common.claim import check_claim, claim
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.embedded.families import CLARITY, FAMILIES, MAX_SCENE_SECONDS, Family
 from r1_aqa_repro.embedded.synthesis import SAMPLING_RATE, Rng, Wave, num_samples
@@ -33,6 +33,7 @@ _LEAD_SECONDS = _CLIP_SECONDS[0] - MAX_SCENE_SECONDS  # at most, before the scen
 _LEVEL = (0.06, 0.15)  # root mean square of a clip before the limiter
 _BACKGROUND = 0.01  # root mean square of the noise under every clip, relative to the clip's
 _CHUNK = 64  # questions a worker takes at a time
+_REMEDY = "Choose another --output_dir, or give --overwrite to delete the earlier run."
 
 
 def make_question(seed: int, split: str, index: int) -> tuple[dict[str, Any], NDArray[np.float32]]:
@@ -69,7 +70,7 @@ def write_question_set(
         progress: show a progress bar.
 
     Raises:
-        ValueError: `out` holds another set (seed, counts or generator version differ).
+        Refused: `out` holds another set (seed, counts or generator version differ).
     """
     description = {
         "generator_version": GENERATOR_VERSION,
@@ -78,12 +79,9 @@ def write_question_set(
         "num_held_out": num_held_out,
     }
     complete, begun = out / "question_set.json", out / "question_set.partial.json"
-    for marker in (complete, begun):
-        if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) != description:
-            raise ValueError(f"{marker} describes another question set than {description}: choose another folder")
-    if complete.is_file():
+    if check_claim(complete, description, _REMEDY):
         return
-    write_json(begun, description)
+    claim(begun, description, _REMEDY)
     counts = {"train": num_train, "held_out": num_held_out}
     jobs = [(split, start, min(start + _CHUNK, n)) for split, n in counts.items() for start in range(0, n, _CHUNK)]
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}

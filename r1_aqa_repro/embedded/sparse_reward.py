@@ -6,7 +6,6 @@ ways, some of which are kept for evaluation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from r1_aqa_repro.common.claim import check_claim
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.data.conversations import answer
 
@@ -74,12 +74,10 @@ def write_sparse_set(out: Path, *, seed: int) -> None:
         seed: of the code, not negative.
 
     Raises:
-        ValueError: `out` holds the set of another seed.
+        Refused: `out` holds the set of another seed.
     """
     description, complete = {"seed": seed}, out / "sparse_set.json"
-    if complete.is_file():
-        if json.loads(complete.read_text(encoding="utf-8")) != description:
-            raise ValueError(f"{complete} describes another set than {description}")
+    if check_claim(complete, description, "Choose another --output_dir."):
         return
     write_lines(out / "guesses.jsonl", guesses())
     for split in SPLITS:

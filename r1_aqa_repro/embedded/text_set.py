@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from r1_aqa_repro.common.claim import check_claim
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.data.conversations import answer
 from r1_aqa_repro.embedded.text_tasks import TASKS, Record, Rng, all_prompts, demonstrate, true_reward
@@ -51,7 +51,7 @@ def write_text_set(
         num_pairs_held_out: preference pairs for evaluation, of held-out prompts.
 
     Raises:
-        ValueError: `out` holds another set (seed, counts or generator version differ).
+        Refused: `out` holds another set (seed, counts or generator version differ).
     """
     description = {
         "generator_version": GENERATOR_VERSION,
@@ -61,9 +61,7 @@ def write_text_set(
         "num_pairs_held_out": num_pairs_held_out,
     }
     complete = out / "text_set.json"
-    if complete.is_file():
-        if json.loads(complete.read_text(encoding="utf-8")) != description:
-            raise ValueError(f"{complete} describes another text set than {description}: choose another folder")
+    if check_claim(complete, description, f"Choose an --output_dir in another folder than {out.parent.parent}."):
         return
     prompts = {task: split_prompts(task, seed) for task in TASKS}
     for split in ("train", "held_out"):

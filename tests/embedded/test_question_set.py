@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.embedded import question_set
 from r1_aqa_repro.embedded.families import FAMILIES, MAX_SCENE_SECONDS
@@ -76,7 +77,7 @@ def test_a_complete_set_is_left_alone(written: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("marker", ["question_set.json", "question_set.partial.json"])
 def test_another_set_is_not_overwritten(written: Path, tmp_path: Path, marker: str) -> None:
     shutil.copy(written / "question_set.json", tmp_path / marker)
-    with pytest.raises(ValueError, match="another question set"):
+    with pytest.raises(Refused, match=f"{marker}: seed was 3, now it is 4"):
         write_question_set(tmp_path, workers=1, **(SIZES | {"seed": 4}))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.conversations import read_prompts, read_sft
 from r1_aqa_repro.embedded.sparse_reward import CODES, code_of, guesses, prompts, reply, write_sparse_set
 from r1_aqa_repro.rewards.text_rules import math_reward
@@ -52,5 +52,5 @@ def test_files_are_read_as_any_text_data_and_belong_to_one_seed(tmp_path: Path) 
     )
     write_sparse_set(tmp_path, seed=4)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
-    with pytest.raises(ValueError, match=json.dumps({"seed": 5}).replace('"', "'")):
+    with pytest.raises(Refused, match="seed was 4, now it is 5"):
         write_sparse_set(tmp_path, seed=5)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.embedded import text_set
 from r1_aqa_repro.embedded.text_set import ASSIST, HELD_OUT, OBJECTIVE, write_text_set
 from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
@@ -67,7 +68,7 @@ def test_a_complete_set_is_left_alone_and_an_incomplete_one_written_again(
 @pytest.mark.parametrize("change", [{"seed": 4}, {"num_sft": 401}, {"num_pairs_train": 1}, {"num_pairs_held_out": 1}])
 def test_another_set_is_not_overwritten(written: Path, change: dict[str, int]) -> None:
     before = contents(written)
-    with pytest.raises(ValueError, match="another text set"):
+    with pytest.raises(Refused, match=f"{next(iter(change))} was .*, now it is {next(iter(change.values()))}"):
         write_text_set(written, **{**SIZES, **change})
     assert contents(written) == before
 
