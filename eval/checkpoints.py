@@ -8,29 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.predictions import digest
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.model.files import MODEL_FILES, adapter_base
 
-# every file that a model's answers depend on; a training checkpoint holds others beside them
-_MODEL_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "pytorch_model*.bin",
-    "adapter_model*.bin",
-    "config.json",
-    "adapter_config.json",
-    "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.*",
-)
 # of a generation_config.json: what decides which token comes next; lengths and special tokens are not left to it
 _DECODING = (
     "do_sample",
@@ -76,38 +56,16 @@ def local_folder(checkpoint: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(checkpoint), allow_patterns=list(_MODEL_FILES)))
+        return Path(snapshot_download(str(checkpoint), allow_patterns=list(MODEL_FILES)))
     except (OSError, ValueError) as error:
         what = f"there is no such folder, nor can it be had from the hub ({str(error).splitlines()[0]})"
         raise Refused.because(str(checkpoint), what, remedy) from None
 
 
-def checkpoint_hash(folder: Path, base: Path | None = None) -> str:
-    """Hash of the bytes of every model file, and of the base model's where the folder holds an adapter.
-
-    Args:
-        folder: model or adapter.
-        base: of an adapter, in place of the base model that its configuration names.
-
-    Raises:
-        Refused: the folder holds no weights.
-    """
-    files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
-    if not any(file.suffix in (".safetensors", ".bin") for file in files):
-        raise Refused.because(str(folder), "the folder holds no weights", "Give the folder of a saved checkpoint.")
-    hashes = {file.name: sha256_of(file) for file in files}
-    if is_adapter(folder):
-        hashes["base model"] = checkpoint_hash(base or _base_of(folder))
-    return digest(hashes)
-
-
-def is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
-
-
-def _base_of(adapter: Path) -> Path:
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return local_folder(config["base_model_name_or_path"])
+def base_folder(folder: Path) -> Path | None:
+    """The base model of a folder that holds an adapter, downloaded if need be; None for a whole model."""
+    base = adapter_base(folder)
+    return None if base is None else local_folder(base)
 
 
 def check_adapter(adapter: Path, base: Path) -> None:
@@ -116,10 +74,10 @@ def check_adapter(adapter: Path, base: Path) -> None:
     Raises:
         Refused: `adapter` is none, or `base` is one itself.
     """
-    if not is_adapter(adapter):
+    if adapter_base(adapter) is None:
         what = "the folder holds no adapter_config.json"
         raise Refused.because(str(adapter), what, "Give the folder of a LoRA adapter, or a whole model as --ckpt.")
-    if is_adapter(base):
+    if adapter_base(base) is not None:
         what = "it is an adapter itself, with nothing for another adapter to go on"
         raise Refused.because(str(base), what, "Give the base model as --ckpt.")
 
@@ -132,9 +90,7 @@ def decoding_settings(folder: Path) -> dict[str, Any]:
     Raises:
         Refused: the file is damaged, or asks for beam search.
     """
-    if is_adapter(folder):
-        return decoding_settings(_base_of(folder))
-    file = folder / "generation_config.json"
+    file = (base_folder(folder) or folder) / "generation_config.json"
     try:
         own = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:

@@ -12,8 +12,8 @@ from typing import Any
 from eval.asking import Asked, ask
 from eval.checkpoints import (
     HeldOutSet,
+    base_folder,
     check_adapter,
-    checkpoint_hash,
     decoding_settings,
     held_out_set,
     local_folder,
@@ -28,6 +28,7 @@ from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions, with_answers
+from r1_aqa_repro.model.files import model_digest
 
 AUTO = "auto"
 DEFAULT_DATA = Path("data/mmau/manifest.jsonl")
@@ -153,9 +154,6 @@ def prepare(settings: EvalSettings) -> Plan:
             f"warning: decoding is greedy, so that the {settings.repeats} repeats of a question will be the same; they "
             "differ with --decoding checkpoint, where the checkpoint's generation_config.json samples"
         )
-    checkpoint_sha256 = checkpoint_hash(folder)
-    if settings.adapter is not None:
-        checkpoint_sha256 = checkpoint_hash(settings.adapter, folder)
     return Plan(
         folder=folder,
         adapter=settings.adapter,
@@ -165,7 +163,9 @@ def prepare(settings: EvalSettings) -> Plan:
         device=device,
         strict=settings.strict,
         effective={
-            "checkpoint_sha256": checkpoint_sha256,
+            "checkpoint_sha256": model_digest(
+                settings.adapter or folder, folder if settings.adapter else base_folder(folder)
+            ),
             **effective_settings(
                 settings, data_sha256, len(questions), source.prompt_style or "answer", device, own_decoding
             ),

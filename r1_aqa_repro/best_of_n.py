@@ -103,17 +103,17 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that the samples and their scores depend on."""
     import torch
 
-    from r1_aqa_repro.model.loading import model_hash
+    from r1_aqa_repro.model.files import model_digest
 
     judging = _judging(arguments)
     return {
-        "model": model_hash(arguments.model),
+        "model": model_digest(arguments.model),
         "prompts": sha256_of(arguments.prompts),
         "limit": arguments.limit,
         "num": arguments.num,
         "rewards": judging.reward_funcs,
         "reward_weights": judging.reward_weights,
-        "reward_model": None if arguments.reward_model is None else model_hash(arguments.reward_model),
+        "reward_model": None if arguments.reward_model is None else model_digest(arguments.reward_model),
         "persona_rubric": None if arguments.persona_rubric is None else sha256_of(arguments.persona_rubric),
         "length_penalty_cache": arguments.length_penalty_cache,
         "temperature": arguments.temperature,

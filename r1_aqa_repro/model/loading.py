@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -24,19 +23,17 @@ from transformers import (
     Qwen2AudioForConditionalGeneration,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer import TRAINING_ARGS_NAME
 from trl import ModelConfig
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.model.audio_encoder import make_trimmable
+from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.shared_attention import share_prefixes
 
 logger = logging.getLogger(__name__)
 
 MODEL_TYPE, TEXT_MODEL_TYPE = "qwen2_audio", "qwen2"
 EXAMPLES = {MODEL_TYPE: "Qwen/Qwen2-Audio-7B-Instruct", TEXT_MODEL_TYPE: "Qwen/Qwen2-7B-Instruct"}
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".txt")  # what a checkpoint's answers depend on
 # these versions tied Qwen2-Audio's lm_head to its embeddings: the model then generates audio markers only
 _TIED_HEAD_VERSIONS = (Version("5.10.0"), Version("5.10.3"))
 
@@ -77,25 +74,6 @@ def model_type_of(name_or_path: str | os.PathLike[str]) -> str:
     except (OSError, ValueError, KeyError):
         return MODEL_TYPE
     return model_type if model_type in EXAMPLES else MODEL_TYPE
-
-
-def adapter_base(name_or_path: str | os.PathLike[str]) -> str | None:
-    """The base model that a folder with a LoRA adapter names; None for anything else."""
-    file = Path(name_or_path) / "adapter_config.json"
-    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
-
-
-def model_hash(name_or_path: str) -> str:
-    """SHA-256 of a checkpoint's files, and of its base model's where it is an adapter; a hub id stands for itself."""
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        return name_or_path
-    files = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_FILES and file.name != TRAINING_ARGS_NAME)
-    parts = [f"{file.name} {sha256_of(file)}" for file in files]
-    base = adapter_base(folder)
-    if base is not None:
-        parts.append(model_hash(base))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _check_weight_files(folder: Path, remedy: str) -> None:

@@ -22,7 +22,8 @@ from transformers import (
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.model.loading import TEXT_MODEL_TYPE, adapter_base, check_loaded, check_model_folder, load_adapter
+from r1_aqa_repro.model.files import adapter_base
+from r1_aqa_repro.model.loading import TEXT_MODEL_TYPE, check_loaded, check_model_folder, load_adapter
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.model.yarn import apply_rope_parameters
 from r1_aqa_repro.run.text_config import TextModelConfig

@@ -53,6 +53,8 @@ _FREE = (
     "log_completions", "num_completions_to_print", "ddp_timeout", "project", "trackio_space_id",
 )  # fmt: skip
 
+_OTHER_DIGEST = " (or the run was made when the digest of a model covered other files)"
+
 
 def resolved_config(**parts: Any) -> dict[str, dict[str, Any]]:
     """Plain dictionaries of the dataclasses given by name (TrainingArguments through `to_dict`, which hides tokens)."""
@@ -86,7 +88,7 @@ def check_run_folder(
         if key not in _FREE and there.get(part, {}).get(key) != value
     ]
     differing += [
-        f"the content of {path}"
+        f"the content of {path}" + (_OTHER_DIGEST if kind == "models" else "")
         for kind, digests in hashes.items()
         for path, digest in digests.items()
         if record.get(kind, {}).get(path, digest) != digest

@@ -28,8 +28,9 @@ from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions, with_answers
+from r1_aqa_repro.model.files import adapter_base, model_digest
 from r1_aqa_repro.model.inputs import minimum_seconds
-from r1_aqa_repro.model.loading import adapter_base, check_model_folder, check_pair, load_processor, model_hash
+from r1_aqa_repro.model.loading import check_model_folder, check_pair, load_processor
 from r1_aqa_repro.run.checkpoints import FINAL
 from r1_aqa_repro.run.config import BEST_METRIC, DataArguments, RunArguments, num_processes
 from r1_aqa_repro.run.folder import check_run_folder, data_hashes, resolved_config, start_run
@@ -134,7 +135,7 @@ def begin_run(
     if not problems and is_main_process():  # one is enough: they are large
         models = [getattr(training, key, None) for key in _MODELS] + [run.model.model_name_or_path]
         folders = [name for name in models if name is not None and Path(name).is_dir()]
-        hashes["models"] = {name: model_hash(name) for name in folders}
+        hashes["models"] = {name: model_digest(name) for name in folders}
     problems = list(problems)
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)

@@ -25,8 +25,8 @@ from r1_aqa_repro.data.conversations import (
     read_prompts,
     read_sft,
 )
+from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.inputs import token_ids
-from r1_aqa_repro.model.loading import adapter_base
 from r1_aqa_repro.model.text_loading import check_vocabulary, checked_config, load_tokenizer
 from r1_aqa_repro.rewards.registry import check_prompts, check_uses, positions_of_judge
 from r1_aqa_repro.run.config import RunArguments

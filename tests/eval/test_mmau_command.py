@@ -16,13 +16,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import eval.generate
-from eval.checkpoints import checkpoint_hash
 from eval.mmau import main
 from eval.results import is_complete
 from eval.run import EvalSettings, evaluate, prepare
 from eval.scores import read_verdicts
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.mmau_versions import MMAU_QUESTIONS, questions_digest
+from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.model.loading import load, load_processor
 
 ROOT = Path(__file__).parents[2]
@@ -268,13 +268,13 @@ def test_an_adapter_is_evaluated_on_its_base(checkpoint, manifest, tmp_path, who
     path = checkpoint / "generation_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1}
     path.write_text(json.dumps(config), encoding="utf-8")
-    before = checkpoint_hash(adapter)
+    before = model_digest(adapter)
     assert command(adapter, manifest, tmp_path / "out") == 0
     predictions = [read_lines(folder / "predictions.jsonl") for folder in (tmp_path / "out", whole)]
     assert [one["completion"] for one in predictions[0]] == [one["completion"] for one in predictions[1]]
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert checkpoint_hash(adapter) != before
+    assert model_digest(adapter) != before
 
 
 def test_decoding_is_greedy_and_never_writes_an_audio_placeholder(made_once):
