@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_prep import pipeline
 from data_prep.archives import is_tar, unpack
 from data_prep.avqa import MEDIA_ENDINGS, MediaIndex, parquet_rows, raw_records
-from data_prep.pipeline import Record, Report, add_preparation_arguments, prepare, safe_stem
+from data_prep.pipeline import DEFAULT_WORKERS, Record, Report, add_preparation_arguments, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
 from r1_aqa_repro.common.files import sha256_of, write_atomically
@@ -118,33 +119,66 @@ class _Names:
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     arguments = _parser().parse_args(argv)
-    audio = _sources(arguments.questions, arguments.audio)
-    by_file = {file: list(questions_of(file)) for file in arguments.questions}
-    questions = [question for listed in by_file.values() for question in listed]
-    if not questions:
-        where = str(arguments.questions[0])
-        raise Refused.because(where, "the file holds no records", "Check that it was written completely.")
-    hashes = [sha256_of(file) for file in arguments.questions]
-    version = version_of_questions(hashes, questions)
-    if version == UNKNOWN:
-        names = ", ".join(file.name for file in arguments.questions)
-        say(f"warning: {names} is no published version of MMAU test-mini: recorded as version {UNKNOWN}")
-    else:
-        say(f"MMAU test-mini, version {version}")
     report = prepare(
-        records(by_file, audio, version, arguments.out / _UNPACKED, arguments.format),
+        arguments.questions,
+        arguments.audio,
         arguments.out,
-        settings={"command": "data_prep.mmau", "questions": hashes},
         workers=arguments.workers,
         channel=arguments.channel,
         audio_format=arguments.format,
-        total=len(questions),
     )
-    write_atomically(arguments.out / SOURCE, "".join(json.dumps(one.raw, default=str) + "\n" for one in questions))
-    shutil.rmtree(arguments.out / _UNPACKED, ignore_errors=True)
-    say(report.summary(arguments.out))
-    has_audio = bool(audio) or any(_is_parquet(file) for file in arguments.questions)
-    return EXIT_LOSSES if _losses(report, has_audio) or not report.keeps(arguments.min_kept) else EXIT_DONE
+    has_audio = bool(arguments.audio) or any(map(_is_parquet, arguments.questions))
+    has_losses = report.dropped or (has_audio and report.flagged)
+    return EXIT_LOSSES if has_losses or not report.keeps(arguments.min_kept) else EXIT_DONE
+
+
+def prepare(
+    questions: list[Path],
+    audio: list[Path],
+    out: Path,
+    *,
+    workers: int = DEFAULT_WORKERS,
+    channel: str = "first",
+    audio_format: str = "flac",
+) -> Report:
+    """Write the manifest of MMAU's questions, and the clips that it names, to a folder.
+
+    Args:
+        questions: MMAU's JSON, or Parquet files of its Hugging Face copy, whose clips are embedded.
+        audio: folders, tar archives and Parquet files that hold clips; what stands first is looked up first.
+        out: the folder: new, or that of an interrupted call with the same questions.
+        workers, channel, audio_format: see `pipeline.prepare`.
+
+    Raises:
+        Refused: a file is absent or unreadable, an archive cannot be trusted, or `out` was made from other questions.
+        Failed: see `pipeline.prepare`.
+    """
+    _check_sources(questions, audio)
+    by_file = {file: list(questions_of(file)) for file in questions}
+    listed = [question for found in by_file.values() for question in found]
+    if not listed:
+        where = str(questions[0])
+        raise Refused.because(where, "the file holds no records", "Check that it was written completely.")
+    hashes = [sha256_of(file) for file in questions]
+    version = version_of_questions(hashes, listed)
+    if version == UNKNOWN:
+        names = ", ".join(file.name for file in questions)
+        say(f"warning: {names} is no published version of MMAU test-mini: recorded as version {UNKNOWN}")
+    else:
+        say(f"MMAU test-mini, version {version}")
+    report = pipeline.prepare(
+        records(by_file, audio, version, out / _UNPACKED, audio_format),
+        out,
+        settings={"command": "data_prep.mmau", "questions": hashes},
+        workers=workers,
+        channel=channel,
+        audio_format=audio_format,
+        total=len(listed),
+    )
+    write_atomically(out / SOURCE, "".join(json.dumps(one.raw, default=str) + "\n" for one in listed))
+    shutil.rmtree(out / _UNPACKED, ignore_errors=True)
+    say(report.summary(out))
+    return report
 
 
 def questions_of(file: Path) -> Iterator[Question]:
@@ -218,10 +252,6 @@ def records(
                 lost = question.audio_id
             fields = {**question.fields, "version": version}
             yield Record(fields, media, stem, missing=missing, path_if_lost=lost)
-
-
-def _losses(report: Report, has_audio: bool) -> bool:
-    return bool(report.dropped or (has_audio and report.flagged))
 
 
 def _find(question: Question, folders: Sequence[Path], index: MediaIndex, names: _Names) -> Path | None:
@@ -371,8 +401,8 @@ def _is_parquet(file: Path) -> bool:
         return opened.read(len(_PARQUET)) == _PARQUET
 
 
-def _sources(questions: list[Path], audio: list[Path]) -> list[Path]:
-    """The audio sources; refuses, all at once, what is not there or of no known kind."""
+def _check_sources(questions: list[Path], audio: list[Path]) -> None:
+    """Refuse, all at once, what is not there or of no known kind."""
     problems = [
         Problem(str(file), "there is no such file", "Give MMAU's JSON, or parquet files of its Hugging Face copy.")
         for file in questions
@@ -386,7 +416,6 @@ def _sources(questions: list[Path], audio: list[Path]) -> list[Path]:
             problems.append(Problem(str(source), what, "It may be damaged: fetch it again, or give the folder."))
     if problems:
         raise Refused(problems)
-    return audio
 
 
 def _parser() -> Options:

@@ -42,6 +42,7 @@ MANIFEST = "manifest.jsonl"
 REPORT = "prep_report.json"
 SETTINGS = "prep_settings.json"
 FORMATS = ("flac", "wav")
+DEFAULT_WORKERS = os.cpu_count() or 1
 
 _JOURNAL = ".journal.sqlite"
 _SAVE_EVERY = 0.25  # seconds between commits of the journal: what a kill costs at most
@@ -181,7 +182,7 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that every preparation has."""
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="where to write: a new folder, or an interrupted run's")
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
+    add("--workers", type=positive, default=DEFAULT_WORKERS, metavar="N",
         help="decoding processes (default: one a core); the result does not depend on it")  # fmt: skip
     add("--channel", choices=CHANNELS, default="first", help="of several (default: first, as R1-AQA)")
     add("--format", choices=FORMATS, default="flac", help="of the prepared clips, 16 bits (default: flac)")

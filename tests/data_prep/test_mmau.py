@@ -103,10 +103,10 @@ class TestPublished:
         choose = random.Random(0)
         completions = {
             question.id: choose.choice([*question.choices, f"<answer>{question.answer}</answer>", "", None])
-            for question in theirs.questions
+            for question in theirs.records
         }
         scores = []
-        for questions in (own.questions, theirs.questions):
+        for questions in (own.records, theirs.records):
             predictions = {one.id: predict(one, completions[one.id], "answer", "settings") for one in questions}
             scores.append(score(questions, predictions, "answer", version))
         assert scores[0] == scores[1]
