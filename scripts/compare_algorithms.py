@@ -105,12 +105,12 @@ def main(argv: list[str]) -> int:
         contest.carry_out()
     except Interrupted as interrupted:
         return interrupted.code
-    with workshop.timed(f"{folder.name}: evaluation"):
+    with workshop.stages(f"{folder.name}: evaluation"):
         comparison = contest.evaluate()
     write_json(folder / "comparison.json", comparison)
     plot(folder / "comparison.png", comparison)
     print_comparison(comparison, folder)
-    say(f"{sum(workshop.seconds.values()):.0f} s in all, set-up aside")
+    say(f"{sum(workshop.stages.asked_for.values()):.0f} s in all, set-up aside")
     return EXIT_DONE
 
 
@@ -189,7 +189,7 @@ class Contest:
             raise Refused.because(str(self.folder), what, "Choose another --output-dir, or delete this one.")
         if done.exists() and name in records:
             return
-        with self.workshop.timed(f"{self.folder.name}: {name}"):
+        with self.workshop.stages(f"{self.folder.name}: {name}"):
             code, seconds, memory = in_own_process(f"r1_aqa_repro.{module}", argv, _LIBRARIES)
         before = records.get(name, {"seconds": 0.0, "memory_mb": 0.0})  # of a part that was interrupted
         records[name] = {
@@ -251,7 +251,7 @@ class Contest:
             "start": before,
             "samples": self.samples,
             "seed": seed,
-            "seconds": self.workshop.seconds,
+            "seconds": self.workshop.stages.asked_for,
             "how": {
                 "true_reward": "held-out prompts, one answer each, sampled at temperature 1; 95 % intervals",
                 "kl": "to the start, on held-out answers of the trained model; at each token exact over the vocabulary",

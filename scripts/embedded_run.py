@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # `eval` and `r1_aqa_repro` also without an insta
 from eval.run import EvalSettings, evaluate  # noqa: E402
 from r1_aqa_repro import train_grpo, train_sft  # noqa: E402
 from r1_aqa_repro.common.console import Options, say  # noqa: E402
-from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command  # noqa: E402
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_REFUSED, Refused, command  # noqa: E402
 from r1_aqa_repro.common.files import write_json  # noqa: E402
 from r1_aqa_repro.common.stopwatch import Stages  # noqa: E402
 from r1_aqa_repro.data.prompts import prompt_text  # noqa: E402
@@ -39,6 +39,7 @@ from r1_aqa_repro.run.folder import update_run  # noqa: E402
 from r1_aqa_repro.run.preflight import check_free_space, check_settings  # noqa: E402
 from scripts.embedded_report import plot_learning_curve, print_results, results  # noqa: E402
 
+PROMPT_STYLE = "answer"
 EVAL_BATCH = 50
 KL_QUESTIONS = 120
 BYTES_A_QUESTION = 250_000  # two 3-s clips of 16-bit samples, and the checkpoints' share
@@ -70,19 +71,20 @@ def main(argv: list[str]) -> int:
         write_question_set(data, seed=training.seed, num_train=own.num_train, num_held_out=own.num_held_out)
     with stages("model"):
         if not start.is_dir():
-            texts = [prompt_text(question, "answer") for question in read_questions(manifest).records]
+            texts = [prompt_text(question, PROMPT_STYLE) for question in read_questions(manifest).records]
             build_tiny_qwen2_audio(start, texts=texts, seed=training.seed)
     common = ["--train_file", str(manifest), "--seed", str(training.seed)]
     with stages("sft"):
         sft_argv = ["--config", str(own.sft_config), "--model_name_or_path", str(start), "--output_dir", str(sft)]
-        code = _train(train_sft, [*sft_argv, *common])
+        code = _train(train_sft, [*sft_argv, *common], sft, held_out)
     if code != EXIT_DONE:
         return code
     scores = {}
     with stages("eval_before"):
         scores["before"] = _evaluate(sft / FINAL, held_out, folder / "eval" / "before")
     with stages("grpo"):
-        code = _train(train_grpo, [*grpo_argv, *common, "--model_name_or_path", str(sft / FINAL)])
+        argv = [*grpo_argv, *common, "--model_name_or_path", str(sft / FINAL)]
+        code = _train(train_grpo, argv, folder, held_out)
     if code != EXIT_DONE:
         return code
     with stages("eval_after"):
@@ -113,8 +115,17 @@ def _parser() -> Options:
     return parser
 
 
-def _train(entry: Any, argv: list[str]) -> int:
-    """Run a training entry point here, or in NPROC processes where the environment asks for several."""
+def _train(entry: Any, argv: list[str], run: Path, held_out: Path) -> int:
+    """Train, and note in the run's run.json on what `eval.mmau` evaluates it unless told otherwise."""
+    code = _run_entry(entry, argv)
+    if code != EXIT_REFUSED:
+        relative = {"data": os.path.relpath(held_out, run), "audio_dir": os.path.relpath(held_out.parent, run)}
+        update_run(run, embedded_held_out=relative | {"prompt_style": PROMPT_STYLE})
+    return code
+
+
+def _run_entry(entry: Any, argv: list[str]) -> int:
+    """Run a training entry point here, or in NPROC processes if the environment asks for several."""
     processes = os.environ.get("NPROC", "1")
     if processes == "1":
         return entry.main(argv)
@@ -133,7 +144,7 @@ def _evaluate(checkpoint: Path, held_out: Path, out: Path, **settings: Any) -> d
             ckpt=str(checkpoint),
             data=held_out,
             out=out,
-            prompt_style="answer",
+            prompt_style=PROMPT_STYLE,
             batch_size=EVAL_BATCH,
             max_new_tokens=16,
             device="cpu",
@@ -154,7 +165,7 @@ def _curve(folder: Path, start: Path, held_out: Path, limit: int, seed: int) -> 
         kl_file = out / "kl.json"
         if not kl_file.is_file():
             policy = loading.load_model(checkpoint)
-            kl = kl_to_start(policy, start_model, processor, questions, "answer", max_new_tokens=16, seed=seed)
+            kl = kl_to_start(policy, start_model, processor, questions, PROMPT_STYLE, max_new_tokens=16, seed=seed)
             write_json(kl_file, {"kl": kl, "questions": len(questions)})
         kl = json.loads(kl_file.read_text(encoding="utf-8"))["kl"]
         points.append({"step": step, "checkpoint": checkpoint, "scores": scores, "kl": kl})

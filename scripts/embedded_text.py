@@ -116,7 +116,7 @@ def main(argv: list[str]) -> int:
     plot_log(folder / "learning_curve.png", log, STAGES[own.stage].curves)
     write_json(folder / "results.json", summary)
     print_gain(summary, folder)
-    say(f"{sum(workshop.seconds.values()):.0f} s in all, set-up aside")
+    say(f"{sum(workshop.stages.asked_for.values()):.0f} s in all, set-up aside")
     return EXIT_DONE
 
 
@@ -128,7 +128,7 @@ def policy_run(name: str, workshop: Workshop, folder: Path, overrides: Sequence[
     given = [] if judge is None else ["--reward_model_name_or_path", str(judge)]
     data = workshop.data()
     final = workshop.train(name, stage.entry, stage.config, folder.name, start, data / stage.data, [*given, *overrides])
-    with workshop.timed(f"{name}_evaluation"):
+    with workshop.stages(f"{name}_evaluation"):
         prompts = read_prompts(data / "assist_prompts_held_out.jsonl").records
         before, after = (judged(model, prompts, workshop.seed, judge) for model in (start, final))
     return results(chance_of(prompts, workshop.seed), before, after, workshop)
@@ -146,7 +146,7 @@ def reward_model_run(name: str, workshop: Workshop, folder: Path, overrides: Seq
     write_atomically(shuffled, with_shuffled_labels((data / stage.data).read_text(encoding="utf-8"), workshop.seed))
     control = trained(f"{name}_control", f"{folder.name}/shuffled_labels", shuffled)
     pairs = read_pairs(data / "pairs_held_out.jsonl").records
-    with workshop.timed(f"{name}_evaluation"):
+    with workshop.stages(f"{name}_evaluation"):
         set_seed(workshop.seed)  # of the head that the start lacks
         before = held_out_accuracy(start, pairs)
         after, control_after = held_out_accuracy(final, pairs), held_out_accuracy(control, pairs)
@@ -155,7 +155,7 @@ def reward_model_run(name: str, workshop: Workshop, folder: Path, overrides: Seq
         "before": before,
         "after": after,
         "controls": {"shuffled_labels": control_after},
-        "seconds": workshop.seconds,
+        "seconds": workshop.stages.asked_for,
         "seed": workshop.seed,
     }
 

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         for name in ("assist", "objective")
         for prompt in read_prompts(data / f"{name}_prompts_held_out.jsonl").records
     ]
-    with workshop.timed(f"{folder.name}: evaluation"):
+    with workshop.stages(f"{folder.name}: evaluation"):
         blocks = {name: judged(checkpoint, prompts, own.seed) for name, checkpoint in checkpoints.items()}
     gains = gains_over_parts(blocks)
     stages = {name: {key: value for key, value in block.items() if key != "rewards"} for name, block in blocks.items()}
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     summary |= {"stages": stages, "gains_over_parts": gains, "variant": own.variant}
     write_json(folder / "results.json", summary)
     print_stages(summary, folder)
-    say(f"{sum(workshop.seconds.values()):.0f} s in all, set-up aside")
+    say(f"{sum(workshop.stages.asked_for.values()):.0f} s in all, set-up aside")
     return EXIT_DONE
 
 
@@ -129,7 +129,7 @@ class Pipeline:
     def _pairs(self, name: str, model: Path, prompts: Path, judges: Sequence[str]) -> Path:
         out = self.folder / name
         options = ["--max-new-tokens", str(MAX_NEW_TOKENS), "--batch-size", "64", "--seed", str(self.workshop.seed)]
-        with self.workshop.timed(f"{self.folder.name}: {name}"):
+        with self.workshop.stages(f"{self.folder.name}: {name}"):
             code = best_of_n.main(
                 ["--model", str(model), "--prompts", str(prompts), "--out", str(out), *judges, *options]
             )

@@ -6,8 +6,7 @@ start made by supervised fine-tuning, the reward model) is made first where it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,32 +55,18 @@ class Workshop:
         self.folder, self.seed = folder, seed
         self._lock = open_locked(folder / ".text_runs.lock", "Choose an --output_dir in another folder.")
         self.stages = Stages(folder / "text_stages.json")
-        self._used: list[str] = []
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Of the stages that were asked for and have ended, whether they were done now or before."""
-        return {stage: self.stages.seconds[stage] for stage in self._used if stage in self.stages.seconds}
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Count the seconds inside for a stage."""
-        if stage not in self._used:
-            self._used.append(stage)
-        with self.stages(stage):
-            yield
 
     def data(self) -> Path:
         """The embedded text set."""
         out = self.folder / "train_sft_text" / "data"
-        with self.timed("data"):
+        with self.stages("data"):
             write_text_set(out, seed=self.seed)
         return out
 
     def start(self) -> Path:
         """A small Qwen2 with random weights."""
         out = self.folder / "train_sft_text" / "start"
-        with self.timed("model"):
+        with self.stages("model"):
             if not out.is_dir():
                 build_tiny_qwen2(out, texts=vocabulary_texts(), seed=self.seed)
         return out
@@ -105,14 +90,14 @@ class Workshop:
         final = self.folder / folder / FINAL
         if not final.is_dir():
             return None
-        with self.timed(stage):
+        with self.stages(stage):
             return final
 
     def train(
         self, stage: str, entry: Any, config: str, folder: str, model: Path, data: Path, overrides: Sequence[str] = ()
     ) -> Path:
         """`train_with`, counted for a stage, in one of the shared folders or below it."""
-        with self.timed(stage):
+        with self.stages(stage):
             return train_with(entry, config, self.folder / folder, model, data, self.seed, overrides)
 
 
@@ -193,7 +178,7 @@ def results(
         "before": before,
         "after": after,
         "gain": {"true_reward": gain, "ci95": [low, high]},
-        "seconds": workshop.seconds,
+        "seconds": workshop.stages.asked_for,
         "seed": workshop.seed,
     }
 

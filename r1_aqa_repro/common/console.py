@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import Any
 
-
-def is_main_process() -> bool:
-    """Whether this process speaks for all of them, as torchrun numbers them."""
-    return os.environ.get("RANK", "0") == "0"
+from r1_aqa_repro.common.distributed import is_main_process
 
 
 def say(text: str) -> None:

@@ -1,11 +1,38 @@
-"""The process group of several processes: opened where a library would do it too late, and closed at the end."""
+"""Who this process is among those of a run, and their process group: opened in time, closed at the end."""
 
 from __future__ import annotations
 
+import os
 import signal
+from typing import TYPE_CHECKING
 
-import torch.distributed
-from transformers import TrainingArguments
+if TYPE_CHECKING:  # commands answer --help without these
+    from transformers import TrainingArguments
+
+
+def rank() -> int:
+    """The number of this process among all of its run, as torchrun announces it; 0 if it is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """The number of this process among those on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def num_processes() -> int:
+    """Processes of this run, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def num_local_processes() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks and writes for all of them."""
+    return rank() == 0
 
 
 def start_distributed(training: TrainingArguments) -> None:
@@ -21,11 +48,13 @@ def start_distributed(training: TrainingArguments) -> None:
 
 
 def end_distributed() -> None:
-    """Close the process group, where there is one, in a process that has nothing left but to say its result and end.
+    """Close the process group, if there is one, in a process that has nothing left but to say its result and end.
 
     A group left open aborts a process at its exit, and closing it may abort another that is slower. torchrun answers
     that with SIGTERM to all: from here on it is ignored, so that this process still ends with its own exit code.
     """
+    import torch.distributed
+
     if torch.distributed.is_initialized():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         torch.distributed.destroy_process_group()

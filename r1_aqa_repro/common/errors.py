@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.distributed import num_processes
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -75,13 +76,13 @@ def space_left(folder: str | os.PathLike[str]) -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process; where it is one of several, without the exit of the C++ libraries.
+    """End this process; if it is one of several, without the exit of the C++ libraries.
 
     With PyTorch 2.13 that exit has aborted processes that had done everything (`terminate called without an active
     exception`), upon which torchrun stops the others and calls the run failed. What Python code has registered for its
     exit is done, such as the last upload to W&B.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_processes() > 1:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.distributed import rank
 from r1_aqa_repro.common.errors import Refused
 
 
@@ -19,7 +20,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # the processes of a run may write the same file at once
-    temporary = target.with_name(f".{target.name}.{os.environ.get('RANK', 0)}.partial")
+    temporary = target.with_name(f".{target.name}.{rank()}.partial")
     data = content.encode("utf-8") if isinstance(content, str) else content
     with open(temporary, "wb") as file:
         file.write(data)

@@ -7,22 +7,42 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import write_json
 
 
 class Stages:
-    """Seconds by stage, kept over interruptions in a file."""
+    """Seconds by stage, kept over interruptions in a JSON file.
 
-    def __init__(self, file: Path):
-        self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    Args:
+        file: holds them.
+        part: the key of the file under which they stand, if they are not the whole of it.
+    """
+
+    def __init__(self, file: Path, part: str | None = None):
+        self.file, self.part = file, part
+        self._asked_for: list[str] = []
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of all stages that have ended or were interrupted, also those of earlier processes."""
+        content = self._content()
+        return dict(content if self.part is None else content.get(self.part, {}))
+
+    @property
+    def asked_for(self) -> dict[str, float]:
+        """The same of the stages that this process went through, whether it did their work or found it done."""
+        seconds = self.seconds
+        return {stage: seconds[stage] for stage in self._asked_for if stage in seconds}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        refused = False
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the seconds spent inside to the stage's, also if it is interrupted."""
+        if stage not in self._asked_for:
+            self._asked_for.append(stage)
+        began, refused = time.perf_counter(), False
         try:
             yield
         except Refused:
@@ -30,5 +50,9 @@ class Stages:
             raise
         finally:
             if not refused:
-                self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-                write_json(self.file, self.seconds)
+                seconds = self.seconds
+                seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - began, 1)
+                write_json(self.file, seconds if self.part is None else self._content() | {self.part: seconds})
+
+    def _content(self) -> dict[str, Any]:
+        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from r1_aqa_repro.common.console import is_main_process
+from r1_aqa_repro.common.distributed import is_main_process
 
 # what the progress line shows, if logged: Trainer's or TRL's name -> short name
 _SHOWN = {

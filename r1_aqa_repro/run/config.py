@@ -6,7 +6,6 @@ What audio and text share, and audio's own; the text entry points' own is in `te
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
@@ -16,6 +15,7 @@ import yaml
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, TrlParser
 
+from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.audio import CHANNELS
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
@@ -182,11 +182,6 @@ def batch_plan(per_step: int, max_per_device: int, num_processes: int) -> tuple[
         raise ValueError(f"{per_step} does not divide among {num_processes} processes")
     at_once = max(size for size in range(1, min(max_per_device, share) + 1) if share % size == 0)
     return at_once, share // at_once
-
-
-def num_processes() -> int:
-    """Processes of this run, as torchrun and accelerate announce them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def derive_batch(args: Any, key: str, per_step: int, max_per_device: int, rows_per_item: int) -> str | None:

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, Trainer, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, sort_checkpoints
 from trl.models import unwrap_model_for_generation
 
-from r1_aqa_repro.common.console import is_main_process, say
+from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.distributed import is_main_process
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.run.config import BEST_METRIC
 

@@ -12,9 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,11 @@ import psutil
 import torch
 import yaml
 
+from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.run.checkpoints import FINAL, STAGING, last_checkpoint
-from r1_aqa_repro.run.config import num_processes
 from r1_aqa_repro.run.evaluating import EVALUATIONS
 
 CONFIG, RUN = "config.resolved.yaml", "run.json"
@@ -104,7 +102,6 @@ def start_run(
     hashes: Mapping[str, Mapping[str, str]],
     seed: int,
     overwrite: bool,
-    embedded_held_out: Mapping[str, str] | None = None,
 ) -> None:
     """Make the folder a run's own (deleting an earlier run's checkpoints and records where `overwrite`).
 
@@ -114,7 +111,6 @@ def start_run(
         hashes: of what the run reads: `data`, from `data_hashes`, and `models`, a digest by folder.
         seed: of the run.
         overwrite: start anew.
-        embedded_held_out: `data`, `audio_dir` (relative to `folder`) and `prompt_style` of the embedded held-out set.
     """
     if overwrite:
         # the records first: a kill in between leaves no run that would go on from half a checkpoint
@@ -134,8 +130,6 @@ def start_run(
             **{kind: dict(digests) for kind, digests in hashes.items()},
             "seconds": {},
         }
-        if embedded_held_out is not None:
-            record["embedded_held_out"] = dict(embedded_held_out)
         write_json(folder / RUN, record)
     write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=True, allow_unicode=True))
 
@@ -144,18 +138,6 @@ def update_run(folder: Path, **values: Any) -> None:
     """Add keys to run.json."""
     record = json.loads((folder / RUN).read_text(encoding="utf-8"))
     write_json(folder / RUN, record | values)
-
-
-@contextmanager
-def timed(folder: Path, stage: str) -> Iterator[None]:
-    """Add the seconds spent inside to `seconds[stage]` of run.json, also where the stage is interrupted."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds = json.loads((folder / RUN).read_text(encoding="utf-8"))["seconds"]
-        seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 2)
-        update_run(folder, seconds=seconds)
 
 
 def provenance() -> dict[str, Any]:

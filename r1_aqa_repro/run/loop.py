@@ -11,9 +11,10 @@ import transformers
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from r1_aqa_repro.common.console import is_main_process, say
-from r1_aqa_repro.common.distributed import end_distributed
+from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.distributed import end_distributed, is_main_process
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED
+from r1_aqa_repro.common.stopwatch import Stages
 from r1_aqa_repro.run.callbacks import ProgressLine, StopAtLoss, StopOnSignal
 from r1_aqa_repro.run.checkpoints import (
     FINAL,
@@ -23,7 +24,7 @@ from r1_aqa_repro.run.checkpoints import (
     last_checkpoint,
     told_of_full_disk,
 )
-from r1_aqa_repro.run.folder import timed
+from r1_aqa_repro.run.folder import RUN
 
 
 def run_training(build_trainer: Callable[[], ResumableTrainer], training: TrainingArguments, stage: str) -> int:
@@ -58,7 +59,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
     trainer.add_callback(progress)
     trainer.add_callback(stop)
     try:
-        with told_of_full_disk(folder), timed(folder, stage) if is_main_process() else nullcontext():
+        with told_of_full_disk(folder), Stages(folder / RUN, "seconds")(stage) if is_main_process() else nullcontext():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if not stop.stopped:
                 trainer.save_final()

@@ -22,8 +22,8 @@ from transformers import (
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import ModelConfig, get_peft_config
 
-from r1_aqa_repro.common.console import is_main_process, say
-from r1_aqa_repro.common.distributed import end_distributed
+from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.distributed import end_distributed, is_main_process, num_processes
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.audio import check_audio
@@ -32,7 +32,7 @@ from r1_aqa_repro.model.files import adapter_base, model_digest
 from r1_aqa_repro.model.inputs import minimum_seconds
 from r1_aqa_repro.model.loading import check_model_folder, check_pair, load_processor
 from r1_aqa_repro.run.checkpoints import FINAL
-from r1_aqa_repro.run.config import BEST_METRIC, DataArguments, RunArguments, num_processes
+from r1_aqa_repro.run.config import BEST_METRIC, DataArguments, RunArguments
 from r1_aqa_repro.run.folder import check_run_folder, data_hashes, resolved_config, start_run
 
 # settings of the libraries that these entry points do not act on, and the value that leaves them out
@@ -86,12 +86,7 @@ def prepare(
         dropped += also_dropped
         problems += bad + check_held_out(questions, held_out, eval_file)
     ids = [question.id for question in questions + held_out]
-    begin_run(
-        Run(data, training, model, ids, len(questions), parameters),
-        problems,
-        dropped,
-        _embedded_held_out(data, Path(str(training.output_dir))),
-    )
+    begin_run(Run(data, training, model, ids, len(questions), parameters), problems, dropped)
     return questions
 
 
@@ -113,16 +108,13 @@ class Run:
     parameters: int | None
 
 
-def begin_run(
-    run: Run, problems: list[Problem], dropped: list[Problem], embedded_held_out: dict[str, str] | None = None
-) -> None:
+def begin_run(run: Run, problems: list[Problem], dropped: list[Problem]) -> None:
     """Check run folder and disk; then make the folder this run's own.
 
     Args:
         run: the run.
         problems: what is wrong with it already.
         dropped: bad records that it does without; they are listed in its folder.
-        embedded_held_out: see `run_folder.start_run`.
 
     Raises:
         Refused: with everything that is wrong, on any process. Nothing has been written then.
@@ -148,7 +140,7 @@ def begin_run(
         end_distributed()
         raise Refused(problems)
     if is_main_process():
-        start_run(folder, config, hashes, training.seed, data.overwrite, embedded_held_out)
+        start_run(folder, config, hashes, training.seed, data.overwrite)
         if dropped:
             write_json(folder / "skipped_records.json", [str(problem) for problem in dropped])
             lost = (
@@ -158,19 +150,6 @@ def begin_run(
     # no process may look for checkpoints before the main one has deleted those of an earlier run
     if training.distributed_state is not None:
         training.distributed_state.wait_for_everyone()
-
-
-def _embedded_held_out(data: DataArguments, folder: Path) -> dict[str, str] | None:
-    """The held-out half of the embedded set, where the run trains on its other half: what `eval.mmau` looks for."""
-    question_set = Path(str(data.train_file)).absolute().parent.parent
-    if not (question_set / "question_set.json").is_file():
-        return None
-    held_out = question_set / "held_out"
-    return {
-        "data": os.path.relpath(held_out / "mmau_format.json", folder),
-        "audio_dir": os.path.relpath(held_out, folder),
-        "prompt_style": data.prompt_style,
-    }
 
 
 def _read(

@@ -16,10 +16,10 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer, Batch
 from r1_aqa_repro.model.inputs import question_inputs
-from r1_aqa_repro.run.config import num_processes
 from tests.paper import paper_trainer, paper_training
 
 GROUP = 8
