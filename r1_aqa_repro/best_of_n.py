@@ -77,12 +77,16 @@ def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
     Raises:
         Refused: with everything that is wrong.
     """
+    from r1_aqa_repro.embedded import true_reward
     from r1_aqa_repro.model.text_loading import checked_config, load_tokenizer
-    from r1_aqa_repro.rewards.registry import check_judges
+    from r1_aqa_repro.rewards.registry import check_rewards
     from r1_aqa_repro.run.text_preflight import prompts_to_answer, read_usable
 
+    true_reward.register()
     judging = _judging(arguments)
-    problems = [replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_judges(judging)]
+    problems = [
+        replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_rewards(judging)
+    ]
     checked = None
     try:
         checked = checked_config(arguments.model), load_tokenizer(arguments.model)

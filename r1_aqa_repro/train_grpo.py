@@ -13,9 +13,10 @@ from trl import get_peft_config
 
 from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.common.errors import Problem, command
-from r1_aqa_repro.grpo.checks import check_adapter, check_signal, check_weights
+from r1_aqa_repro.grpo.checks import check_adapter, check_signal
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model.loading import freeze, load_configured
+from r1_aqa_repro.rewards.registry import check_names
 from r1_aqa_repro.rewards.rules import REWARDS
 from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
 from r1_aqa_repro.run.loop import run_training
@@ -26,7 +27,11 @@ from r1_aqa_repro.run.preflight import prepare
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_config(AudioGRPOConfig, argv)
-    problems = check_rewards(training) + check_signal(training) + check_adapter(model_config)
+    problems = (
+        check_names(training.reward_funcs, training.reward_weights, REWARDS)
+        + check_signal(training)
+        + check_adapter(model_config)
+    )
     if model_config.use_peft and training.trained_parts != "all":
         what = f"{training.trained_parts} beside an adapter, which leaves everything but itself as it is"
         problems.append(Problem("trained_parts", what, "Choose the adapter's modules with lora_target_modules."))
@@ -54,16 +59,6 @@ def main(argv: list[str]) -> int:
         )
 
     return run_training(build_trainer, training, "grpo")
-
-
-def check_rewards(training: AudioGRPOConfig) -> list[Problem]:
-    """A problem for each reward that does not exist, and for weights that do not fit."""
-    problems = [
-        Problem("reward_funcs", f"there is no reward {name!r}", f"Choose among {', '.join(REWARDS)}.")
-        for name in training.reward_funcs
-        if name not in REWARDS
-    ]
-    return problems + check_weights(training.reward_weights, training.reward_funcs)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, Qw
 
 from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.common.errors import Problem, Refused, command
+from r1_aqa_repro.embedded import true_reward
 from r1_aqa_repro.model.text_loading import (
+    TextModelConfig,
     check_reward_model,
     checked_config,
     load_configured_policy,
@@ -24,18 +26,19 @@ from r1_aqa_repro.model.text_loading import (
 )
 from r1_aqa_repro.model.yarn import WHERE as ROPE_PARAMETERS
 from r1_aqa_repro.ppo.trainer import ActorCritic, PPOConfig, PPOTrainer, zero_head
-from r1_aqa_repro.rewards.registry import REWARD_MODEL, check_judges, rule_rewards
+from r1_aqa_repro.rewards.registry import REWARD_MODEL, check_rewards, rule_rewards
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.text_config import TextModelConfig, parse_text_config
+from r1_aqa_repro.run.text_config import parse_text_config
 from r1_aqa_repro.run.text_preflight import prepare_text, prompts_to_answer
 
 
 @command
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
+    true_reward.register()
     data, training, model_config = parse_text_config(PPOConfig, argv)
-    problems = check_judges(training) + check_ppo(training, model_config) + check_critic(training, model_config)
+    problems = check_rewards(training) + check_ppo(training, model_config) + check_critic(training, model_config)
     kind = prompts_to_answer(training, critic=positions_of_critic(training, model_config))
     prompts, _ = prepare_text(data, training, model_config, problems, kind, actor_and_critic)
 
@@ -44,12 +47,12 @@ def main(argv: list[str]) -> int:
         set_seed(training.seed)
         policy, tokenizer = load_configured_policy(model_config)
         reference, _ = load_configured_policy(model_config)
-        judges = rule_rewards(training)
+        reward_functions = rule_rewards(training)
         if REWARD_MODEL in training.reward_funcs:
             folder = str(training.reward_model_name_or_path)
             reward_tokenizer = load_tokenizer(folder)
             judge = load_reward_model(folder, reward_tokenizer, "auto")
-            judges[REWARD_MODEL] = RewardModel(judge, reward_tokenizer, training.max_prompts_per_device)
+            reward_functions[REWARD_MODEL] = RewardModel(judge, reward_tokenizer, training.max_prompts_per_device)
         return PPOTrainer(
             policy=policy,
             critic=load_critic(training, model_config),
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> int:
             args=training,
             prompts=prompts,
             processing_class=tokenizer,
-            reward_funcs={name: judges[name] for name in training.reward_funcs},
+            reward_funcs={name: reward_functions[name] for name in training.reward_funcs},
         )
 
     return run_training(build_trainer, training, "ppo")

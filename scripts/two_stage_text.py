@@ -31,7 +31,7 @@ from r1_aqa_repro.common.errors import EXIT_DONE, command  # noqa: E402
 from r1_aqa_repro.common.files import write_json  # noqa: E402
 from r1_aqa_repro.common.intervals import paired_gain  # noqa: E402
 from r1_aqa_repro.data.conversations import read_prompts  # noqa: E402
-from r1_aqa_repro.run.config import read_yaml  # noqa: E402
+from r1_aqa_repro.data.yaml_file import read_yaml  # noqa: E402
 from scripts.workshop import (  # noqa: E402
     MAX_NEW_TOKENS,
     Interrupted,

@@ -8,14 +8,6 @@ from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.run.config import SharedPrefixGRPOConfig
 
 
-def check_weights(weights: list[float] | None, rewards: list[str]) -> list[Problem]:
-    """A problem where the weights are not one a reward."""
-    if weights is None or len(weights) == len(rewards):
-        return []
-    what = f"{len(weights)} weights for {len(rewards)} rewards"
-    return [Problem("reward_weights", what, "Give one weight a reward.")]
-
-
 def check_signal(training: SharedPrefixGRPOConfig) -> list[Problem]:
     """A problem for each choice of what is learned from that cannot be carried out."""
     problems = []

@@ -50,11 +50,11 @@ from r1_aqa_repro.ppo.objectives import (
     kl_penalised_rewards,
     whiten,
 )
+from r1_aqa_repro.rewards.registry import RewardArguments
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from r1_aqa_repro.rewards.rules import RewardFunction
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import derive_batch
-from r1_aqa_repro.run.text_config import RewardArguments
 
 CRITIC = "critic"  # folder inside a checkpoint
 _NOTED = 4  # completions of a logged step in completions.csv

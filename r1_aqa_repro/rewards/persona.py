@@ -35,8 +35,8 @@ from typing import Any, TypeGuard
 
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.answers import fold
+from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
-from r1_aqa_repro.run.config import read_yaml
 
 Degree = Callable[[str], float]  # how well a text meets a demand, 0 to 1
 

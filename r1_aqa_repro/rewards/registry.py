@@ -1,93 +1,106 @@
-"""What judges completions of text prompts: rule rewards and reward models by name, and the checks of what they need."""
+"""Rewards of completions to text prompts, by the names that a configuration gives them, and the checks of what they
+need."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
-from r1_aqa_repro.embedded.text_tasks import TASKS, true_reward
-from r1_aqa_repro.grpo.checks import check_weights
 from r1_aqa_repro.model.text_loading import check_reward_model
 from r1_aqa_repro.rewards.persona import persona_reward
-from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text, format_reward, random_reward
+from r1_aqa_repro.rewards.rules import Completion, RewardFunction, format_reward, random_reward
 from r1_aqa_repro.rewards.text_rules import (
-    check_harmful,
-    check_math_answers,
+    is_gold_number,
     length_penalty,
     math_reward,
     python_syntax_reward,
     safety_reward,
 )
-from r1_aqa_repro.run.text_config import RewardArguments
 
 REWARD_MODEL = "reward_model"
-
-
-def check_styles(prompts: Sequence[TextPrompt], file: str) -> list[Problem]:
-    """A problem for each prompt whose `prompt_style` is none."""
-    return [
-        Problem(f"{file}: {prompt.id}", f"prompt_style is {style!r:.80}", f"Choose among {', '.join(PROMPT_STYLES)}.")
-        for prompt in prompts
-        if (style := prompt.columns["prompt_style"]) not in PROMPT_STYLES
-    ]
-
-
-def check_embedded(prompts: Sequence[TextPrompt], file: str) -> list[Problem]:
-    """A problem for each prompt of a task whose true reward is not known."""
-    remedy = "The reward true is for the embedded text set alone."
-    return [
-        Problem(f"{file}: {prompt.id}", "task and columns are none of the embedded text set's", remedy)
-        for prompt in prompts
-        if not _is_embedded(prompt.columns)
-    ]
-
-
-def _is_embedded(columns: dict[str, Any]) -> bool:
-    try:
-        task = TASKS[columns["task"]]
-        return task.reward(columns, task.good(columns, np.random.default_rng(0))) == 1
-    except (KeyError, TypeError, ValueError):  # another task; columns that are absent or hold something else
-        return False
-
-
-# by name, from the configuration
-RULES: dict[str, Callable[[Any], RewardFunction]] = {
-    "math": lambda args: where_given("answer", math_reward),
-    "python_syntax": lambda args: python_syntax_reward,
-    "length_penalty": lambda args: length_penalty(args.max_completion_length, args.length_penalty_cache),
-    "format": lambda args: where_given("prompt_style", format_reward),
-    "persona": lambda args: persona_reward(args.persona_rubric),
-    "safety": lambda args: where_given("harmful", safety_reward),
-    "true": lambda args: where_given("task", embedded_true_reward),
-    "random": lambda args: random_reward,
-}
-# the column without which a rule does not judge a prompt, and the check of its values
-_NEEDS: dict[str, tuple[str, Callable[[Sequence[TextPrompt], str], list[Problem]]]] = {
-    "math": ("answer", check_math_answers),
-    "safety": ("harmful", check_harmful),
-    "format": ("prompt_style", check_styles),
-    "true": ("task", check_embedded),
-}
-# what TRL hands to rewards beside the columns
-_TAKEN = {
+# what TRL hands to reward functions beside the columns of the prompts
+RESERVED = {
     *("question", "prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"),
     *("image", "images"),  # of which TRL makes prompts with parts
 }
 
 
-def where_given(column: str, rule: RewardFunction) -> RewardFunction:
-    """The rule for rows that have something in a column; None, which TRL leaves out of the sum, for the others.
+@dataclass
+class RewardArguments:
+    """What completions are rewarded for: `reward_model` or names of `RULES`, and what some of them need."""
 
-    So one file of prompts can mix tasks.
+    reward_funcs: list[str] = field(
+        default_factory=lambda: [REWARD_MODEL],
+        metadata={"help": "reward_model, or names of rule rewards: see r1_aqa_repro.rewards.registry."},
+    )
+    reward_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or hub id of the model behind the reward `reward_model`."}
+    )
+    persona_rubric: str | None = field(default=None, metadata={"help": "YAML rubric of the reward `persona`."})
+    length_penalty_cache: int = field(
+        default=64,
+        metadata={"help": "The reward `length_penalty` falls over so many last tokens of max_completion_length."},
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule reward.
+
+    Attributes:
+        make: gives the reward function of a configuration.
+        column: of the prompts; the rule does not apply to a prompt without it. None: it applies to all.
+        accepts: whether the rule can work with the columns of a prompt that has `column`.
+        remedy: what to write into `column` instead.
     """
 
-    @functools.wraps(rule)
+    make: Callable[[Any], RewardFunction]
+    column: str | None = None
+    accepts: Callable[[Mapping[str, Any]], bool] = lambda columns: True
+    remedy: str = ""
+
+    def reward(self, args: Any) -> RewardFunction:
+        """The reward function of a configuration, for files of prompts that mix tasks."""
+        made = self.make(args)
+        return made if self.column is None else where_given(self.column, made)
+
+
+RULES: dict[str, Rule] = {
+    "math": Rule(
+        lambda args: math_reward,
+        "answer",
+        lambda columns: is_gold_number(columns["answer"]),
+        'Give the number as a text, such as "12.5", "-3/4" or "7,000".',
+    ),
+    "python_syntax": Rule(lambda args: python_syntax_reward),
+    "length_penalty": Rule(lambda args: length_penalty(args.max_completion_length, args.length_penalty_cache)),
+    "format": Rule(
+        lambda args: format_reward,
+        "prompt_style",
+        lambda columns: columns["prompt_style"] in PROMPT_STYLES,
+        f"Choose among {', '.join(PROMPT_STYLES)}.",
+    ),
+    "persona": Rule(lambda args: persona_reward(args.persona_rubric)),
+    "safety": Rule(
+        lambda args: safety_reward,
+        "harmful",
+        lambda columns: isinstance(columns["harmful"], bool),
+        "Write true or false.",
+    ),
+    "random": Rule(lambda args: random_reward),
+}
+
+
+def where_given(column: str, reward_function: RewardFunction) -> RewardFunction:
+    """The reward function for rows that have something in a column; None for the others, which TRL leaves out of the
+    sum."""
+
+    @functools.wraps(reward_function)
     def reward(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
         given = columns.get(column) or [None] * len(completions)
         rows = [row for row, value in enumerate(given) if value is not None]
@@ -95,37 +108,33 @@ def where_given(column: str, rule: RewardFunction) -> RewardFunction:
             name: [values[row] for row in rows] if isinstance(values, list) else values
             for name, values in columns.items()
         }
-        rewards = iter(rule([completions[row] for row in rows], **picked) if rows else [])
+        rewards = iter(reward_function([completions[row] for row in rows], **picked) if rows else [])
         return [None if value is None else next(rewards) for value in given]
 
     return reward
 
 
-def embedded_true_reward(completions: Sequence[Completion], **columns: Sequence[Any]) -> list[float]:
-    """What the prompts of the embedded text set are really about (`text_tasks.true_reward`).
-
-    With weight 0 beside a reward model it shows whether the model's rewards lead to better answers.
-    """
-    names = [name for name in columns if name not in _TAKEN]
-    return [
-        true_reward({name: columns[name][row] for name in names}, completion_text(completion))
-        for row, completion in enumerate(completions)
-    ]
-
-
-def check_judges(args: RewardArguments) -> list[Problem]:
-    """A problem for each reward that does not exist or lacks what it needs, and for weights that do not fit."""
-    names, weights = args.reward_funcs, getattr(args, "reward_weights", None)
+def check_names(names: Sequence[str], weights: Sequence[float] | None, known: Collection[str]) -> list[Problem]:
+    """A problem for each reward that does not exist, and if the weights are not one a reward."""
     problems = [
-        Problem("reward_funcs", f"there is no reward {name!r}", f"Choose among {', '.join([REWARD_MODEL, *RULES])}.")
+        Problem("reward_funcs", f"there is no reward {name!r}", f"Choose among {', '.join(known)}.")
         for name in names
-        if name not in RULES and name != REWARD_MODEL
+        if name not in known
     ]
+    if weights is not None and len(weights) != len(names):
+        what = f"{len(weights)} weights for {len(names)} rewards"
+        problems.append(Problem("reward_weights", what, "Give one weight a reward."))
+    return problems
+
+
+def check_rewards(args: RewardArguments) -> list[Problem]:
+    """A problem for each reward that does not exist or lacks what it needs, and for weights that do not fit."""
+    names = args.reward_funcs
+    problems = check_names(names, getattr(args, "reward_weights", None), [REWARD_MODEL, *RULES])
     if not names:
-        problems.append(Problem("reward_funcs", "nothing judges the completions", "Name one reward or several."))
+        problems.append(Problem("reward_funcs", "there is no reward", "Name one or several."))
     if len(set(names)) < len(names):
         problems.append(Problem("reward_funcs", f"{names} has a reward twice", "Give it once, with a weight."))
-    problems += check_weights(weights, names)
     for name, key in ((REWARD_MODEL, "reward_model_name_or_path"), ("persona", "persona_rubric")):
         value = getattr(args, key)
         if name in names and value is None:
@@ -139,64 +148,56 @@ def check_judges(args: RewardArguments) -> list[Problem]:
             raise Refused.because("max_completion_length", "the reward length_penalty needs it", "Set it.")
         for name in names:
             if name in RULES and (name != "persona" or args.persona_rubric is not None):
-                RULES[name](args)
+                RULES[name].reward(args)
     except Refused as refusal:
         problems += refusal.problems
     return problems
 
 
 def check_prompts(args: RewardArguments, prompts: Sequence[TextPrompt], file: str) -> list[Problem]:
-    """A problem for each prompt that lacks what a reward reads of it, or has a column of a name that TRL uses."""
-    problems = [
-        Problem(
-            f"{file}: {prompt.id}", f"the column {name} has a name that rewards get something else by", "Rename it."
-        )
-        for prompt in prompts
-        for name in prompt.columns
-        if name in _TAKEN
-    ]
-    problems += [
-        Problem(f"{file}: {prompt.id}", f"task is {task!r:.80}", "Give it as a text, or leave it out.")
-        for prompt in prompts
-        if not isinstance(task := prompt.columns.get("task"), str | None)
-    ]
-    for name in args.reward_funcs:
-        if name in _NEEDS:
-            column, check = _NEEDS[name]
-            problems += check([prompt for prompt in prompts if prompt.columns.get(column) is not None], file)
-    if args.reward_funcs and all(name in _NEEDS for name in args.reward_funcs):
-        columns = [_NEEDS[name][0] for name in args.reward_funcs]
-        problems += [
-            Problem(f"{file}: {prompt.id}", "no reward judges it", f"Give it {' or '.join(columns)}.")
-            for prompt in prompts
-            if all(prompt.columns.get(column) is None for column in columns)
-        ]
+    """A problem for each prompt that a reward cannot work with, or that has a column of a name that TRL uses."""
+    rules = [RULES[name] for name in args.reward_funcs if name in RULES]
+    columns = [RULES[name].column if name in RULES else None for name in args.reward_funcs]
+    problems = []
+    for prompt in prompts:
+        own, place = prompt.columns, f"{file}: {prompt.id}"
+        for name in [name for name in own if name in RESERVED]:
+            what = f"the column {name} has a name that rewards get something else by"
+            problems.append(Problem(place, what, "Rename it."))
+        if not isinstance(task := own.get("task"), str | None):
+            problems.append(Problem(place, f"task is {task!r:.80}", "Give it as a text, or leave it out."))
+        for rule in rules:
+            if rule.column is not None and own.get(rule.column) is not None and not rule.accepts(own):
+                problems.append(Problem(place, f"{rule.column} is {own[rule.column]!r:.80}", rule.remedy))
+        if columns and all(column is not None and own.get(column) is None for column in columns):
+            problems.append(Problem(place, "no reward applies to it", f"Give it {' or '.join(map(str, columns))}."))
     return problems
 
 
 def check_uses(args: RewardArguments, prompts: Sequence[TextPrompt], file: str) -> list[Problem]:
-    """A problem for each reward that judges not one of the prompts: its column may be misspelt."""
+    """A problem for each reward that applies to not one of the prompts: its column may be misspelt."""
+    used = {name: RULES[name].column for name in args.reward_funcs if name in RULES}
     return [
         Problem(
             file,
-            f"no prompt has {column!r}, without which the reward {name} judges nothing",
+            f"no prompt has {column!r}, without which the reward {name} does not apply",
             "Name the column so, or leave the reward out.",
         )
-        for name, (column, _) in _NEEDS.items()
-        if name in args.reward_funcs and prompts and all(prompt.columns.get(column) is None for prompt in prompts)
+        for name, column in used.items()
+        if column is not None and prompts and all(prompt.columns.get(column) is None for prompt in prompts)
     ]
 
 
-def positions_of_judge(args: RewardArguments) -> int | None:
-    """The longest conversation that the reward model was made for; None without one that can be read."""
+def reward_model_positions(args: RewardArguments) -> int | None:
+    """The longest conversation that the reward model was made for; None if there is no readable one."""
     if REWARD_MODEL not in args.reward_funcs or args.reward_model_name_or_path is None:
         return None
     try:
         return int(check_reward_model(args.reward_model_name_or_path).max_position_embeddings)
-    except Refused:  # `check_judges` says why
+    except Refused:  # `check_rewards` says why
         return None
 
 
 def rule_rewards(args: RewardArguments) -> dict[str, RewardFunction]:
-    """The rule rewards that a configuration names."""
-    return {name: RULES[name](args) for name in args.reward_funcs if name in RULES}
+    """The reward functions of the rules that a configuration names."""
+    return {name: RULES[name].reward(args) for name in args.reward_funcs if name in RULES}

@@ -1,7 +1,7 @@
 """Rule rewards for text: of arithmetic, Python code, length and refusals. That of role play is in `persona`.
 
 All have TRL's signature, `(completions, **columns) -> list[float]`, one value a completion. What they read of a prompt
-is checked before training starts: `check_math_answers`, `check_harmful`.
+is checked before training starts: `registry.check_prompts`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product, takewhile
 from typing import Any
 
-from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.answers import parse_completion, without_tags_around
-from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.rewards.final_number import Number, final_number, only_number
 from r1_aqa_repro.rewards.persona import phrases_in, plain
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
@@ -53,7 +52,7 @@ def math_reward(completions: Sequence[Completion], answer: Sequence[str], **_: A
         answer: gold numbers as texts, also with GSM8K's solution before `####` or MATH's around a box.
 
     Raises:
-        ValueError: a gold text is not one number (`check_math_answers` would have told).
+        ValueError: a gold text is not one number (`is_gold_number` would have told).
     """
     return [
         float(_numbers(completion_text(completion)) == {_gold(text)})
@@ -76,14 +75,9 @@ def _numbers(completion: str) -> set[Number | None]:
     return {only_number(answer) for answer in answers}
 
 
-def check_math_answers(prompts: Iterable[TextPrompt], file: str) -> list[Problem]:
-    """A problem for each prompt whose `answer` is not the text of one number."""
-    remedy = 'Give the number as a text, such as "12.5", "-3/4" or "7,000".'
-    return [
-        Problem(f"{file}: {prompt.id}", f"answer is {answer!r:.80}, not the text of a number", remedy)
-        for prompt in prompts
-        if not isinstance(answer := prompt.columns.get("answer"), str) or only_number(answer) is None
-    ]
+def is_gold_number(answer: Any) -> bool:
+    """Whether `math_reward` can compare with this: the text of one number."""
+    return isinstance(answer, str) and only_number(answer) is not None
 
 
 def python_syntax_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
@@ -183,12 +177,3 @@ def safety_reward(completions: Sequence[Completion], harmful: Sequence[bool], **
 def is_refusal(text: str) -> bool:
     """Whether a text begins by declining, as far as a list of phrases can tell."""
     return bool(phrases_in(plain(text)[:_OPENING], REFUSALS))
-
-
-def check_harmful(prompts: Iterable[TextPrompt], file: str) -> list[Problem]:
-    """A problem for each prompt whose `harmful` is neither true nor false."""
-    return [
-        Problem(f"{file}: {prompt.id}", f"harmful is {harmful!r:.80}", "Write true or false.")
-        for prompt in prompts
-        if not isinstance(harmful := prompt.columns.get("harmful"), bool)
-    ]

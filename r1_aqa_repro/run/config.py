@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, TrlParser
 
@@ -19,6 +18,7 @@ from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.audio import CHANNELS
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
+from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.grpo.signal import ADVANTAGE_FILTERS
 
 TRAINED_PARTS = ("all", "no_encoder", "projector")
@@ -256,37 +256,6 @@ def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
         raise Refused.because(
             where, str(error).rstrip("."), "Correct the key or its value; --help lists them all."
         ) from error
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings name a key once; PyYAML itself silently keeps the last of several."""
-
-
-def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for place, key in enumerate(keys):
-        if key in keys[:place]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        Refused: the file cannot be read, is no mapping, or names a key twice.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _UniqueKeys)  # a safe loader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Refused.because(path, f"the config cannot be read ({error})", "Give a YAML file.") from error
-    if not isinstance(content, dict):
-        raise Refused.because(path, "the config is no mapping", "Write `key: value` lines.")
-    return content
 
 
 # what YAML may read for a key of this type, and how to say so; argparse parses the texts among them

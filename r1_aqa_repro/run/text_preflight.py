@@ -27,11 +27,10 @@ from r1_aqa_repro.data.conversations import (
 )
 from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.inputs import token_ids
-from r1_aqa_repro.model.text_loading import check_vocabulary, checked_config, load_tokenizer
-from r1_aqa_repro.rewards.registry import check_prompts, check_uses, positions_of_judge
+from r1_aqa_repro.model.text_loading import TextModelConfig, check_vocabulary, checked_config, load_tokenizer
+from r1_aqa_repro.rewards.registry import check_prompts, check_uses, reward_model_positions
 from r1_aqa_repro.run.config import RunArguments
 from r1_aqa_repro.run.preflight import Run, begin_run, check_settings, count_parameters
-from r1_aqa_repro.run.text_config import TextModelConfig
 
 Record = TypeVar("Record", TextPrompt, PreferencePair, SFTExample)
 Messages = Sequence[dict[str, str]]
@@ -62,24 +61,24 @@ class Kind(Generic[Record]):
 
 
 def prompts_to_answer(
-    judging: Any, shorten: str = "lower max_completion_length", critic: int | None = None
+    rewarding: Any, shorten: str = "lower max_completion_length", critic: int | None = None
 ) -> Kind[TextPrompt]:
-    """Prompts for which completions are sampled and judged.
+    """Prompts for which completions are sampled and rewarded.
 
     Args:
-        judging: a configuration with the keys of `RewardArguments` and `max_completion_length`.
+        rewarding: a configuration with the keys of `RewardArguments` and `max_completion_length`.
         shorten: see `Kind`.
         critic: the longest conversation that a critic can take, where there is one.
     """
     return Kind(
         read_prompts,
         lambda prompt: [prompt.messages],
-        {"the reward model can take": positions_of_judge(judging), "the critic can take": critic},
+        {"the reward model can take": reward_model_positions(rewarding), "the critic can take": critic},
         shorten,
-        judging.max_completion_length,
+        rewarding.max_completion_length,
         complete=False,
-        check=lambda prompts, file: check_prompts(judging, prompts, file),
-        check_all=lambda prompts, file: check_uses(judging, prompts, file),
+        check=lambda prompts, file: check_prompts(rewarding, prompts, file),
+        check_all=lambda prompts, file: check_uses(rewarding, prompts, file),
     )
 
 

@@ -266,7 +266,7 @@ def test_everything_wrong_is_named_before_a_model_is_loaded(
         "--persona-rubric: the reward persona needs it",
         f"{model}: the model has no score head",
         f"{bad}:line {PROMPTS + 1}: prompt is 'no messages'",
-        f"{bad}: words: answer is 'two', not the text of a number",
+        f"{bad}: words: answer is 'two'",
         f"{bad}: p0: ",
         "tokens are more than the 7 that the model can take beside 505 of an answer. Shorten it, lower --max-new",
     ):
@@ -277,7 +277,7 @@ def test_everything_wrong_is_named_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     "more, code",
     [
-        ([], "--reward-model, --rewards: nothing judges the completions"),
+        ([], "--reward-model, --rewards: there is no reward"),
         (["--num", "1", "--rewards", "format"], "none is better than another"),
         (["--temperature", "0", "--rewards", "format"], "0 is not a positive number"),
     ],

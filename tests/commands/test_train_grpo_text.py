@@ -266,7 +266,7 @@ def test_columns_reach_the_rewards_and_absent_ones_are_none(
             seen.setdefault(name, []).extend(columns.get(name, ["no such column"]))
         return [float(len(completion[0]["content"])) for completion in completions]
 
-    monkeypatch.setitem(registry.RULES, "random", lambda args: look)
+    monkeypatch.setitem(registry.RULES, "random", registry.Rule(lambda args: look))
     records = [
         {"id": f"p{index}", "prompt": [{"role": "user", "content": f"What is {index}?"}]}
         | ({"answer": str(index), "task": "maths"} if index % 2 else {"hint": ["x", {"y": index}]})
@@ -284,7 +284,7 @@ def test_columns_reach_the_rewards_and_absent_ones_are_none(
     assert "reward/maths" in logged and not any(name.endswith("/None") for name in logged)
 
 
-@pytest.mark.parametrize("name", sorted(registry._TAKEN))
+@pytest.mark.parametrize("name", sorted(registry.RESERVED))
 def test_columns_that_rewards_could_not_see_are_refused(
     name: str, text_set: Path, policy: Path, tmp_path: Path, capsys: Any
 ) -> None:

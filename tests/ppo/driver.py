@@ -40,7 +40,7 @@ class FixedTrainer(PPOTrainer):
 
 
 def main(argv: list[str]) -> int:
-    registry.RULES["letter"] = lambda args: letter_reward
+    registry.RULES["letter"] = registry.Rule(lambda args: letter_reward)
     if argv[:1] == ["--free"]:
         return train_ppo_text.main(argv[1:])
     train_ppo_text.PPOTrainer = FixedTrainer  # type: ignore[misc]

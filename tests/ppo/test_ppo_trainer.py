@@ -25,7 +25,7 @@ from r1_aqa_repro import train_ppo_text
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.model.inputs import text_inputs, token_ids
-from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.model.text_loading import TextModelConfig, load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.ppo.objectives import generalized_advantages
 from r1_aqa_repro.ppo.trainer import CRITIC, PPOConfig, PPOTrainer, Rollout, indices_of_step
 from r1_aqa_repro.rewards import registry
@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def letter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.RULES, "letter", lambda args: letter_reward)
+    monkeypatch.setitem(registry.RULES, "letter", registry.Rule(lambda args: letter_reward))
 
 
 @pytest.fixture
@@ -365,7 +365,7 @@ def test_killed_and_stopped_then_resumed_gives_the_same_bytes(
 
     calls: list[int] = []
     with monkeypatch.context() as patched:
-        patched.setitem(registry.RULES, "letter", lambda args: stops_in_the_fifth)
+        patched.setitem(registry.RULES, "letter", registry.Rule(lambda args: stops_in_the_fifth))
         assert train_ppo_text.main(broken) == 130
     assert last_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoint-5"
     assert not (tmp_path / "broken" / "final").exists()
@@ -417,7 +417,7 @@ def test_checkpoints_load_as_users_do(data: Path, model: Path, tmp_path: Path) -
 def test_where_the_critic_starts(model: Path, reward_model: Path) -> None:
     def critic_of(**keys: Any) -> Any:
         args = PPOConfig(output_dir="unused", use_cpu=True, **keys)
-        return train_ppo_text.load_critic(args, train_ppo_text.TextModelConfig(model_name_or_path=str(model)))
+        return train_ppo_text.load_critic(args, TextModelConfig(model_name_or_path=str(model)))
 
     as_policy, as_reward = critic_of(), critic_of(reward_model_name_or_path=str(reward_model))
     start = load_file(model / "model.safetensors")

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from r1_aqa_repro.data.conversations import TextPrompt
+from r1_aqa_repro.embedded import true_reward as embedded_reward
 from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
-from r1_aqa_repro.rewards.registry import RULES, check_judges, check_prompts, check_uses, rule_rewards
+from r1_aqa_repro.rewards.registry import RULES, check_prompts, check_rewards, check_uses, rule_rewards
 from r1_aqa_repro.run.text_config import TextGRPOConfig
 from tests.conftest import ROOT
 
+embedded_reward.register()
 RUBRIC = str(sorted((ROOT / "configs" / "personas").glob("*.yaml"))[0])
 
 
@@ -38,7 +40,7 @@ def said(problems: list[Any]) -> list[str]:
 
 def test_every_rule_judges_a_completion_it_was_made_for() -> None:
     args = config(reward_funcs=list(RULES), persona_rubric=RUBRIC, length_penalty_cache=32)
-    assert check_judges(args) == []
+    assert check_rewards(args) == []
     columns: dict[str, list[Any]] = {
         "completion_ids": [[1] * 48],  # halfway between 32, where the penalty begins, and 64
         "answer": ["4"],
@@ -100,17 +102,17 @@ def test_the_true_reward_is_that_of_the_embedded_tasks() -> None:
     ],
 )
 def test_rewards_that_cannot_be(settings: dict[str, Any], expected: list[str]) -> None:
-    assert said(check_judges(config(**settings))) == expected
+    assert said(check_rewards(config(**settings))) == expected
 
 
 def test_files_that_rewards_cannot_read(tmp_path: Path, policy: Path, reward_model: Path) -> None:
     absent = str(tmp_path / "absent")
-    [problem] = check_judges(config(reward_funcs=["persona"], persona_rubric=absent))
+    [problem] = check_rewards(config(reward_funcs=["persona"], persona_rubric=absent))
     assert absent in problem.where
     for folder, what in ((absent, "no model can be read there"), (str(policy), "the model has no score head")):
-        [problem] = check_judges(config(reward_funcs=["reward_model"], reward_model_name_or_path=folder))
+        [problem] = check_rewards(config(reward_funcs=["reward_model"], reward_model_name_or_path=folder))
         assert problem.where == folder and problem.what.startswith(what)
-    assert check_judges(config(reward_funcs=["reward_model"], reward_model_name_or_path=str(reward_model))) == []
+    assert check_rewards(config(reward_funcs=["reward_model"], reward_model_name_or_path=str(reward_model))) == []
 
 
 @pytest.mark.parametrize(
@@ -118,18 +120,18 @@ def test_files_that_rewards_cannot_read(tmp_path: Path, policy: Path, reward_mod
     [
         (["random"], prompt(trainer_state=1), "the column trainer_state has a name that rewards get something else by"),
         (["random"], prompt(task=["a", "b"]), "task is ['a', 'b']"),
-        (["math"], prompt(answer="four"), "answer is 'four', not the text of a number"),
-        (["math"], prompt(), "no reward judges it"),
-        (["math", "safety"], prompt(hint=1), "no reward judges it"),
-        (["safety"], prompt(harmful="yes"), "harmful is 'yes'"),
+        (["math"], prompt(answer="four"), "answer is 'four'"),
+        (["math"], prompt(), "no reward applies to it"),
+        (["math", "safety"], prompt(hint=1), "no reward applies to it"),
+        *((["safety"], prompt(harmful=value), f"harmful is {value!r}") for value in ("true", "false", 1, 0, [])),
         (["format"], prompt(prompt_style="loud"), "prompt_style is 'loud'"),
-        (["true"], prompt(task="list"), "task and columns are none of the embedded text set's"),
-        (["true"], prompt(task="chess"), "task and columns are none of the embedded text set's"),
-        (["true"], prompt(task="maths", answer="many"), "task and columns are none of the embedded text set's"),
-        (["true", "random"], prompt(task="code"), "task and columns are none of the embedded text set's"),
+        (["true"], prompt(task="list"), "task is 'list'"),
+        (["true"], prompt(task="chess"), "task is 'chess'"),
+        (["true"], prompt(task="maths", answer="many"), "task is 'maths'"),
+        (["true", "random"], prompt(task="code"), "task is 'code'"),
     ],
 )
-def test_prompts_that_a_reward_cannot_judge(rewards: list[str], bad: TextPrompt, what: str) -> None:
+def test_prompts_that_a_reward_cannot_work_with_are_named(rewards: list[str], bad: TextPrompt, what: str) -> None:
     good = prompt("good", answer="4", harmful=True, prompt_style="think") if "true" not in rewards else embedded("code")
     assert said(check_prompts(config(reward_funcs=rewards), [good, bad], "file")) == [f"file: p: {what}"]
 
@@ -140,11 +142,11 @@ def test_prompts_of_other_tasks_may_stand_beside() -> None:
     assert check_prompts(judges, mixed, "file") == check_uses(judges, mixed, "file") == []
 
 
-def test_a_reward_that_would_judge_nothing_is_named() -> None:
+def test_a_reward_that_applies_to_no_prompt_is_named() -> None:
     """Its column is misspelt: another reward alone would shape the run."""
     judges = config(reward_funcs=["safety", "math", "random"])
     misspelt = [prompt(harmfull=True, answer="4"), prompt(harmfull=False)]
     assert check_prompts(judges, misspelt, "file") == []
     assert said(check_uses(judges, misspelt, "file")) == [
-        "file: no prompt has 'harmful', without which the reward safety judges nothing"
+        "file: no prompt has 'harmful', without which the reward safety does not apply"
     ]

@@ -10,15 +10,13 @@ from trl.rewards import get_soft_overlong_punishment
 from trl.trainer.utils import get_callable_name
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.embedded.text_tasks import REFUSAL
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_qwen2, build_text_tokenizer
 from r1_aqa_repro.rewards.persona import persona_reward
 from r1_aqa_repro.rewards.rules import format_reward
 from r1_aqa_repro.rewards.text_rules import (
     REFUSALS,
-    check_harmful,
-    check_math_answers,
+    is_gold_number,
     is_refusal,
     length_penalty,
     math_reward,
@@ -120,18 +118,11 @@ class TestMath:
 
     @pytest.mark.parametrize("gold", ["Speaker 1", "dog 1", "seven", "", "1 or 2", "3x", "1/0", 7, 0.5, None, ["7"]])
     def test_a_gold_that_is_no_number_is_found_beforehand(self, gold):
-        prompts = [TextPrompt("first", [], {"answer": "7"}), TextPrompt("second", [], {"answer": gold})]
-        (problem,) = check_math_answers(prompts, "prompts.jsonl")
-        assert problem.where == "prompts.jsonl: second"
-        assert repr(gold) in problem.what and problem.remedy
-
-    def test_an_absent_gold_is_found_beforehand(self):
-        (problem,) = check_math_answers([TextPrompt("p", [])], "f")
-        assert str(problem).startswith("f: p: answer is None, not the text of a number. Give the number as a text")
+        assert not is_gold_number(gold)
 
     def test_golds_that_are_numbers_pass(self):
         golds = ["7", "-7", "7,000", "1/2", "50%", "$7", "7 apples", r"\boxed{7}", "a\n#### 7", "x = 7"]
-        assert check_math_answers([TextPrompt(gold, [], {"answer": gold}) for gold in golds], "f") == []
+        assert all(map(is_gold_number, golds))
 
 
 def fenced(code, language="python", fence="```"):
@@ -306,12 +297,6 @@ class TestSafety:
     def test_every_phrase_is_recognised_in_a_sentence_and_none_twice(self):
         assert all(is_refusal(f"Well, {phrase.capitalize()}, friend.") for phrase in REFUSALS)
         assert len(set(REFUSALS)) == len(REFUSALS)
-
-    @pytest.mark.parametrize("harmful", ["true", "false", 1, 0, None, []])
-    def test_a_column_that_is_not_true_or_false_is_found_beforehand(self, harmful):
-        prompts = [TextPrompt("a", [], {"harmful": True}), TextPrompt("b", [], {"harmful": harmful})]
-        (problem,) = check_harmful([*prompts, TextPrompt("c", [], {"harmful": False})], "prompts.jsonl")
-        assert str(problem) == f"prompts.jsonl: b: harmful is {harmful!r}. Write true or false."
 
 
 def test_names_in_logs():

@@ -11,6 +11,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from trl import ModelConfig
 
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.model.text_loading import TextModelConfig
 from r1_aqa_repro.ppo.trainer import PPOConfig
 from r1_aqa_repro.run.config import (
     AudioGRPOConfig,
@@ -26,7 +27,6 @@ from r1_aqa_repro.run.text_config import (
     PairDPOConfig,
     RewardModelConfig,
     TextGRPOConfig,
-    TextModelConfig,
     TextSFTConfig,
 )
 from tests.conftest import ROOT

@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.model.text_loading import TextModelConfig
 from r1_aqa_repro.run.config import RunArguments
 from r1_aqa_repro.run.text_config import (
     PairDPOConfig,
     RewardModelConfig,
     TextGRPOConfig,
-    TextModelConfig,
     TextSFTConfig,
     parse_text_config,
 )
