@@ -123,7 +123,7 @@ def test_files_that_rewards_cannot_read(tmp_path: Path, policy: Path, reward_mod
         (["math"], prompt(answer="four"), "answer is 'four'"),
         (["math"], prompt(), "no reward applies to it"),
         (["math", "safety"], prompt(hint=1), "no reward applies to it"),
-        *((["safety"], prompt(harmful=value), f"harmful is {value!r}") for value in ("true", "false", 1, 0, [])),
+        *((["safety"], prompt(harmful=value), f"harmful is {value!r}") for value in ("true", 0, ["yes"])),
         (["format"], prompt(prompt_style="loud"), "prompt_style is 'loud'"),
         (["true"], prompt(task="list"), "task is 'list'"),
         (["true"], prompt(task="chess"), "task is 'chess'"),
