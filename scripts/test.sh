@@ -4,18 +4,21 @@
 #   bash scripts/test.sh                everything but the long tests
 #   bash scripts/test.sh --full         also the tests marked slow (kills, rehearsals, documentation) and
 #                                       distributed (two processes)
+#   bash scripts/test.sh -m MARKS       the tests that pytest selects by these marks, such as slow
 #   bash scripts/test.sh --setup-only   makes .venv, with the tools for the checks, and stops
 #
+# Tests run on all cores; those that take or measure the whole machine come afterwards, one by one.
 # Further arguments go to pytest: bash scripts/test.sh -k rewards
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/setup.sh"
 show_help_if_asked "${BASH_SOURCE[0]}" "$@"
 
-selection=(-m "not slow and not distributed")
+chosen="not slow and not distributed"
 setup_only=false
 while [ $# -gt 0 ]; do
     case "$1" in
-        --full) selection=() ;;
+        --full) chosen="slow or not slow" ;;
+        -m) [ $# -gt 1 ] || refuse "-m needs an expression of marks"; chosen="$2" && shift ;;
         --setup-only) setup_only=true ;;
         *) break ;;
     esac
@@ -23,8 +26,10 @@ while [ $# -gt 0 ]; do
 done
 
 summary=""
+closing_lines=""
+any_ran=false
 print_summary() {
-    printf '\n%s' "$summary"
+    printf '\n%s\n%s' "$summary" "$closing_lines"
 }
 
 stage() { # stage NAME COMMAND...
@@ -37,6 +42,28 @@ stage() { # stage NAME COMMAND...
     [ $code = 0 ] || { print_summary && exit $code; }
 }
 
+# One process a core, if each finds 3 GB of memory: that is what the runs among the tests may take.
+count_workers() {
+    local cores memory
+    cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
+    memory="$(awk '/^MemAvailable/ { print int($2 / 3000000) }' /proc/meminfo 2>/dev/null || true)"
+    if [ "${memory:-$cores}" -lt "$cores" ]; then cores="$memory"; fi
+    if [ "$cores" -gt 1 ]; then echo "$cores"; else echo 0; fi # 0: in pytest's own process
+}
+
+run_tests() { # run_tests MARKS ARGS...: pytest, whose closing line is kept for the summary
+    local marks="$1" code=0 log
+    shift
+    log="$(mktemp)"
+    # tee outlives Ctrl-C, so that pytest can say what it has found until then
+    "$PYTHON" -m pytest -m "$marks" "$@" | tee -i -- "$log" || code=$?
+    closing_lines+="$(tail -n 1 -- "$log")"$'\n'
+    rm -f -- "$log"
+    if [ $code = 5 ]; then return 0; fi # the arguments select no test of this stage
+    any_ran=true
+    return $code
+}
+
 setup_project dev
 if $setup_only; then exit; fi
 cd -- "$REPO"
@@ -44,6 +71,8 @@ cd -- "$REPO"
 stage lint "$PYTHON" -m ruff check
 stage format "$PYTHON" -m ruff format --check
 stage types "$PYTHON" -m mypy
-# ${...+...}: an empty array counts as unset in the bash that macOS brings
-stage tests "$PYTHON" -m pytest ${selection[@]+"${selection[@]}"} "$@"
+if [ -t 1 ]; then export PY_COLORS=1; fi # pytest writes to a pipe
+stage tests run_tests "($chosen) and not distributed and not alone" -n "$(count_workers)" --no-loadscope-reorder "$@"
+stage alone run_tests "($chosen) and (distributed or alone)" "$@"
 print_summary
+$any_ran || exit 5 # pytest's own code for it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -24,6 +25,37 @@ SHARED_MMAU = ROOT.parent / "shared" / "data" / "mmau"
 pytest_plugins = ["tests.text_world"]
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# Runs of minutes that the tests of several files look at, by the beginnings of the names of these tests.
+SHARED_RUNS = {
+    "audio": ("tests/slow/test_embedded_run.py", "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown[6]"),
+    "text": (
+        "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown",
+        "tests/slow/test_text_pipelines.py",
+        "tests/slow/test_text_runs.py",
+    ),
+}
+
+
+def shared_run(nodeid: str) -> str | None:
+    return next((run for run, names in SHARED_RUNS.items() if nodeid.startswith(names)), None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """On several cores (scripts/test.sh) the tests of a file, or of a run, stay together, with what fixtures made."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return shared_run(nodeid) or super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long runs begin first, so that all cores end at about the same time."""
+    items.sort(key=lambda item: shared_run(item.nodeid) is None)
 
 
 def make_questions(folder: Path, count: int) -> list[AudioQuestion]:

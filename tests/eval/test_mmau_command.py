@@ -477,6 +477,7 @@ def test_questions_without_answers_are_answered_and_not_scored(made_once, manife
     assert "withheld" in capsys.readouterr().out
 
 
+@pytest.mark.alone
 def test_help_comes_at_once():
     def seconds():
         start = time.perf_counter()
