@@ -15,15 +15,6 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def with_hyphens(argv: list[str]) -> list[str]:
-    """`--batch_size=8` -> `--batch-size=8`: both spellings of an option are accepted."""
-    spelled = []
-    for argument in argv:
-        name, equals, value = argument.partition("=")
-        spelled.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
-    return spelled
-
-
 class Options(argparse.ArgumentParser):
     """The options of a command. Names are never abbreviated, and may be spelled with underscores too.
 
@@ -43,7 +34,14 @@ class Options(argparse.ArgumentParser):
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        return super().parse_known_args(with_hyphens(sys.argv[1:] if args is None else list(args)), namespace)
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._spelled(argument) for argument in given], namespace)
+
+    def _spelled(self, argument: str) -> str:
+        """`--batch_size=8` -> `--batch-size=8` if that is one of the options; others are left for whoever knows them."""
+        name, equals, value = argument.partition("=")
+        with_hyphens = name.replace("_", "-")
+        return with_hyphens + equals + value if with_hyphens in self._option_string_actions else argument
 
 
 def positive(text: str) -> int:
