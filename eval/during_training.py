@@ -32,7 +32,8 @@ from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions
 from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.model.inputs import minimum_seconds
-from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, DataArguments
+from r1_aqa_repro.run.arguments import DataArguments
+from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig
 from r1_aqa_repro.run.evaluating import EVALUATIONS, Autocast
 
 _NAMED = 10  # ids of lost questions that are printed

@@ -131,7 +131,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _judging(arguments: argparse.Namespace) -> Any:
     """The options under the names by which `judging` knows them."""
-    from r1_aqa_repro.rewards.registry import REWARD_MODEL
+    from r1_aqa_repro.rewards.arguments import REWARD_MODEL
 
     by_model = [] if arguments.reward_model is None else [REWARD_MODEL]
     return argparse.Namespace(
@@ -150,7 +150,8 @@ def _sample(arguments: argparse.Namespace, prompts: Sequence[TextPrompt], file: 
     from transformers.utils import logging
 
     from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
-    from r1_aqa_repro.rewards.registry import REWARD_MODEL, rule_rewards
+    from r1_aqa_repro.rewards.arguments import REWARD_MODEL
+    from r1_aqa_repro.rewards.registry import rule_rewards
     from r1_aqa_repro.rewards.reward_model import RewardModel
 
     logging.disable_progress_bar()

@@ -33,7 +33,8 @@ from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.model.loading import MODEL_TYPE
 from r1_aqa_repro.planning.estimate import ENGINES, RESERVED, Job, Strategy, as_json, strategies
 from r1_aqa_repro.planning.geometries import QWEN2_AUDIO_7B_INSTRUCT, qwen2_audio_7b_config
-from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, batch_plan, parse_config
+from r1_aqa_repro.run.arguments import batch_plan
+from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, parse_config
 
 SFT_TARGET_TOKENS = 16  # an answer in its tags and the end of turn
 FRAMES_A_TOKEN = 4

@@ -18,9 +18,10 @@ from r1_aqa_repro.embedded import true_reward
 from r1_aqa_repro.grpo.checks import check_adapter, check_signal
 from r1_aqa_repro.grpo.trainer import TextGRPOTrainer
 from r1_aqa_repro.model.text_loading import load_configured_policy, load_reward_model, load_tokenizer
-from r1_aqa_repro.rewards.registry import REWARD_MODEL, check_rewards, rule_rewards
+from r1_aqa_repro.rewards.arguments import REWARD_MODEL
+from r1_aqa_repro.rewards.registry import check_rewards, rule_rewards
+from r1_aqa_repro.run.config import TextGRPOConfig, parse_text_config
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.text_config import TextGRPOConfig, parse_text_config
 from r1_aqa_repro.run.text_preflight import prepare_text, prompts_to_answer
 
 

@@ -26,10 +26,11 @@ from r1_aqa_repro.model.text_loading import (
 )
 from r1_aqa_repro.model.yarn import WHERE as ROPE_PARAMETERS
 from r1_aqa_repro.ppo.trainer import ActorCritic, PPOConfig, PPOTrainer, zero_head
-from r1_aqa_repro.rewards.registry import REWARD_MODEL, check_rewards, rule_rewards
+from r1_aqa_repro.rewards.arguments import REWARD_MODEL
+from r1_aqa_repro.rewards.registry import check_rewards, rule_rewards
 from r1_aqa_repro.rewards.reward_model import RewardModel
+from r1_aqa_repro.run.config import parse_text_config
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.text_config import parse_text_config
 from r1_aqa_repro.run.text_preflight import prepare_text, prompts_to_answer
 
 

@@ -14,7 +14,8 @@ from trl import get_peft_config
 from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.common.errors import Problem, command
 from r1_aqa_repro.model.loading import load_configured
-from r1_aqa_repro.run.config import AudioSFTConfig, DataArguments, parse_config
+from r1_aqa_repro.run.arguments import DataArguments
+from r1_aqa_repro.run.config import AudioSFTConfig, parse_config
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
 from r1_aqa_repro.sft.trainer import AudioSFTTrainer

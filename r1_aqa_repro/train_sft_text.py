@@ -14,8 +14,8 @@ from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.model.text_loading import load_configured_policy
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.config import TextSFTConfig, parse_text_config
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.text_config import TextSFTConfig, parse_text_config
 from r1_aqa_repro.run.text_examples import dataset_of, sft_row
 from r1_aqa_repro.run.text_preflight import demonstrations, prepare_text
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-ADVANTAGE_FILTERS = ("none", "above_mean", "top_fraction")
+from r1_aqa_repro.run.arguments import ADVANTAGE_FILTERS
 
 
 def groups_with_signal(rewards: torch.Tensor, num_generations: int) -> torch.Tensor:

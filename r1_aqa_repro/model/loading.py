@@ -215,7 +215,7 @@ def freeze(model: PreTrainedModel, trained_parts: str) -> None:
     """Leave only the wanted parts of a Qwen2-Audio trainable.
 
     Args:
-        trained_parts: one of `config.TRAINED_PARTS`. `all` is what the paper trains; `no_encoder` leaves the audio
+        trained_parts: of `run.arguments`. `all` is what the paper trains; `no_encoder` leaves the audio
             encoder as it is, `projector` everything but the layer between encoder and language model.
 
     Raises:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from trl import ModelConfig
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.model.arguments import RopeArguments
 from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.loading import TEXT_MODEL_TYPE, check_loaded, check_model_folder, load_adapter
 from r1_aqa_repro.model.shared_attention import share_prefixes
@@ -35,26 +36,8 @@ _TRAIN_ONE = "Train one with r1_aqa_repro.train_reward_model."
 
 
 @dataclass
-class TextModelConfig(ModelConfig):
+class TextModelConfig(RopeArguments, ModelConfig):
     """TRL's ModelConfig, and another rotary embedding than the checkpoint's."""
-
-    rope_parameters: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Such as {rope_type: yarn, factor: 4.0}: docs/long_context.md."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.rope_parameters, str):  # from the command line
-            try:
-                self.rope_parameters = json.loads(self.rope_parameters)
-            except ValueError as error:
-                example = '{"rope_type": "yarn", "factor": 4.0}'
-                raise ValueError(f"rope_parameters is no JSON object such as {example} ({error})") from error
-
-    @property
-    def rope(self) -> dict[str, Any] | None:
-        """`rope_parameters` as parsed."""
-        return None if isinstance(self.rope_parameters, str) else self.rope_parameters
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

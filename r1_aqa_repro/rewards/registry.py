@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.model.text_loading import check_reward_model
+from r1_aqa_repro.rewards.arguments import REWARD_MODEL, RewardArguments
 from r1_aqa_repro.rewards.persona import persona_reward
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, format_reward, random_reward
 from r1_aqa_repro.rewards.text_rules import (
@@ -22,30 +23,11 @@ from r1_aqa_repro.rewards.text_rules import (
     safety_reward,
 )
 
-REWARD_MODEL = "reward_model"
 # what TRL hands to reward functions beside the columns of the prompts
 RESERVED = {
     *("question", "prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"),
     *("image", "images"),  # of which TRL makes prompts with parts
 }
-
-
-@dataclass
-class RewardArguments:
-    """What completions are rewarded for: `reward_model` or names of `RULES`, and what some of them need."""
-
-    reward_funcs: list[str] = field(
-        default_factory=lambda: [REWARD_MODEL],
-        metadata={"help": "reward_model, or names of rule rewards: see r1_aqa_repro.rewards.registry."},
-    )
-    reward_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or hub id of the model behind the reward `reward_model`."}
-    )
-    persona_rubric: str | None = field(default=None, metadata={"help": "YAML rubric of the reward `persona`."})
-    length_penalty_cache: int = field(
-        default=64,
-        metadata={"help": "The reward `length_penalty` falls over so many last tokens of max_completion_length."},
-    )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from trl.models import unwrap_model_for_generation
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import is_main_process
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.run.config import BEST_METRIC
+from r1_aqa_repro.run.arguments import BEST_METRIC
 
 Autocast = Callable[[], AbstractContextManager[object]]
 EVALUATIONS = "eval"  # folder inside the run folder, one folder a step in it

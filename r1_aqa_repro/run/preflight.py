@@ -31,8 +31,8 @@ from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions, 
 from r1_aqa_repro.model.files import adapter_base, model_digest
 from r1_aqa_repro.model.inputs import minimum_seconds
 from r1_aqa_repro.model.loading import check_model_folder, check_pair, load_processor
+from r1_aqa_repro.run.arguments import BEST_METRIC, DataArguments, RunArguments
 from r1_aqa_repro.run.checkpoints import FINAL
-from r1_aqa_repro.run.config import BEST_METRIC, DataArguments, RunArguments
 from r1_aqa_repro.run.folder import check_run_folder, data_hashes, resolved_config, start_run
 
 # settings of the libraries that these entry points do not act on, and the value that leaves them out

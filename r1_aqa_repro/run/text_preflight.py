@@ -29,7 +29,7 @@ from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.inputs import token_ids
 from r1_aqa_repro.model.text_loading import TextModelConfig, check_vocabulary, checked_config, load_tokenizer
 from r1_aqa_repro.rewards.registry import check_prompts, check_uses, reward_model_positions
-from r1_aqa_repro.run.config import RunArguments
+from r1_aqa_repro.run.arguments import RunArguments
 from r1_aqa_repro.run.preflight import Run, begin_run, check_settings, count_parameters
 
 Record = TypeVar("Record", TextPrompt, PreferencePair, SFTExample)

@@ -274,7 +274,7 @@ class TestPromptsOfAStep:
     @staticmethod
     def on(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """As a process of a torchrun of that many sees it when the configuration is read, but with no process group."""
-        monkeypatch.setattr("r1_aqa_repro.run.config.num_processes", lambda: processes)
+        monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: processes)
         monkeypatch.setattr(TrainingArguments, "world_size", property(lambda _: processes))
 
     def test_the_launchers_environment_is_read(self, monkeypatch):

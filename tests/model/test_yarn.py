@@ -19,7 +19,7 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.model.yarn import apply_rope_parameters, attention_scaling
-from r1_aqa_repro.run.text_config import TextSFTConfig, parse_text_config
+from r1_aqa_repro.run.config import TextSFTConfig, parse_text_config
 
 TRAINED = 128  # positions of the small model
 YARN = {"rope_type": "yarn", "factor": 2.0}

@@ -11,7 +11,7 @@ from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.embedded import true_reward as embedded_reward
 from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
 from r1_aqa_repro.rewards.registry import RULES, check_prompts, check_rewards, check_uses, rule_rewards
-from r1_aqa_repro.run.text_config import TextGRPOConfig
+from r1_aqa_repro.run.config import TextGRPOConfig
 from tests.conftest import ROOT
 
 embedded_reward.register()

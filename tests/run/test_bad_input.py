@@ -219,7 +219,7 @@ def test_a_misspelt_key_in_a_file(case, tmp_path):
 
 
 def test_prompts_that_do_not_divide_among_the_processes(case, monkeypatch):
-    monkeypatch.setattr("r1_aqa_repro.run.config.num_processes", lambda: 3)
+    monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: 3)
     (line,) = case.errors()
     assert "batch rule: prompts_per_step: 2 does not divide among 3 processes" in line
 

@@ -13,21 +13,17 @@ from trl import ModelConfig
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.model.text_loading import TextModelConfig
 from r1_aqa_repro.ppo.trainer import PPOConfig
+from r1_aqa_repro.run.arguments import DataArguments, RunArguments, batch_plan
 from r1_aqa_repro.run.config import (
     AudioGRPOConfig,
     AudioSFTConfig,
-    DataArguments,
-    RunArguments,
-    SharedPrefixGRPOConfig,
-    batch_plan,
-    parse_as,
-    parse_config,
-)
-from r1_aqa_repro.run.text_config import (
     PairDPOConfig,
     RewardModelConfig,
+    SharedPrefixGRPOConfig,
     TextGRPOConfig,
     TextSFTConfig,
+    parse_as,
+    parse_config,
 )
 from tests.conftest import ROOT
 
@@ -90,7 +86,7 @@ class TestPublishedFiles:
     @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
     @pytest.mark.parametrize("processes", [1, 2, 4, 8])
     def test_a_step_is_the_same_on_any_number_of_devices(self, path, processes, monkeypatch):
-        monkeypatch.setattr("r1_aqa_repro.run.config.num_processes", lambda: processes)
+        monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: processes)
         training = parsed(path)[1]
         if path.stem == "grpo_text_sparse_embedded" and processes > 1:  # one prompt a step
             assert training.batch_problem == f"prompts_per_step: 1 does not divide among {processes} processes"
@@ -255,7 +251,7 @@ class TestBatchPlan:
                     assert 1 <= at_once <= limit
 
     def test_grpo_rows(self, monkeypatch):
-        monkeypatch.setattr("r1_aqa_repro.run.config.num_processes", lambda: 4)
+        monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: 4)
         training = AudioGRPOConfig(prompts_per_step=8, max_prompts_per_device=1, num_generations=6, bf16=False)
         assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (6, 2)
 
@@ -268,5 +264,5 @@ class TestBatchPlan:
     )
     def test_what_does_not_divide_is_kept_for_the_preflight(self, monkeypatch, kind, settings, key):
         """Raised here it would hide everything else that is wrong."""
-        monkeypatch.setattr("r1_aqa_repro.run.config.num_processes", lambda: 3)
+        monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: 3)
         assert kind(**settings, bf16=False).batch_problem == f"{key}: {settings[key]} does not divide among 3 processes"

@@ -10,14 +10,8 @@ import yaml
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.model.text_loading import TextModelConfig
-from r1_aqa_repro.run.config import RunArguments
-from r1_aqa_repro.run.text_config import (
-    PairDPOConfig,
-    RewardModelConfig,
-    TextGRPOConfig,
-    TextSFTConfig,
-    parse_text_config,
-)
+from r1_aqa_repro.run.arguments import RunArguments
+from r1_aqa_repro.run.config import PairDPOConfig, RewardModelConfig, TextGRPOConfig, TextSFTConfig, parse_text_config
 
 ON_CPU = ["--bf16", "false"]  # `use_cpu` would connect to the other processes
 FROM_EXAMPLES = (TextSFTConfig, RewardModelConfig, PairDPOConfig)
