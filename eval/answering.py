@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tqdm import tqdm
 
-from eval.asking import Asked, Key, batches
-from eval.generate import Generator, Hearing, require_audio
+from eval.generation import Generator, free_cached, is_out_of_memory, require_audio, starting_batch_size
+from eval.grid import AudioPrompt, Key, batches
 from eval.matcher import official
-from eval.memory import free_cached, is_out_of_memory, starting_batch_size
-from eval.predictions import PartFile, Prediction, PredictionFile, digest, predict
+from eval.predictions import Prediction, PredictionFile, digest, part_file, predict
 from eval.processes import Processes
 from eval.run import AUTO, Plan
 from r1_aqa_repro.common.console import say
@@ -24,16 +23,15 @@ class Answering:
 
     Args:
         plan: the evaluation.
-        file: where predictions go, on the main process; the others write to a `PartFile` each.
+        file: where predictions go, on the main process; the others write to a `part_file` each.
         processes: that share it.
     """
 
     def __init__(self, plan: Plan, file: PredictionFile | None, processes: Processes):
         self.plan, self.file, self.processes = plan, file, processes
         effective = plan.effective
-        hearing = Hearing(effective["audio_channel"], effective["no_audio"])
         if plan.strict:
-            processes.on_main(lambda: require_audio(plan.folder, plan.questions, hearing))
+            processes.on_main(lambda: require_audio(plan.folder, plan.questions, effective["audio_channel"]))
         device = plan.device
         if device == "cuda" and processes.count > 1:
             device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -44,7 +42,8 @@ class Answering:
                 dtype=effective["dtype"],
                 device=device,
                 style=effective["prompt_style"],
-                hearing=hearing,
+                audio_channel=effective["audio_channel"],
+                no_audio=effective["no_audio"],
                 max_new_tokens=effective["max_new_tokens"],
                 own_settings=effective["generation_config"],
             )
@@ -61,7 +60,7 @@ class Answering:
             return file.batch_sizes
 
         sizes = processes.from_main(sizes_used)
-        self.grid, self.size = batches(plan.asked, sizes[0]), sizes[-1]
+        self.grid, self.size = batches(plan.prompts, sizes[0]), sizes[-1]
         self.done: set[Key] = set(processes.from_main(lambda: [] if file is None else list(file.recorded)))
         self.questions = {question.id: question for question in plan.questions}
 
@@ -70,18 +69,15 @@ class Answering:
         open_batches = [batch for batch in self.grid if not self._is_done(batch)]
         mine = open_batches[self.processes.rank :: self.processes.count]
         if self.file is None:
-            part = PartFile(self.plan.out, self.processes.rank)
-            try:
-                self._run(mine, part)
-            finally:
-                part.close()
+            with part_file(self.plan.out, self.processes.rank) as part:
+                self._run(mine, lambda new: part.append(one.to_record() for one in new))
         else:
-            self._run(mine, self.file)
+            self._run(mine, self.file.append)
         self.processes.together(lambda: None)
         if self.file is not None:
             self.file.take_in_parts()
 
-    def _run(self, mine: list[list[Asked]], file: PredictionFile | PartFile) -> None:
+    def _run(self, mine: list[list[AudioPrompt]], record: Callable[[list[Prediction]], None]) -> None:
         """This process's batches, each in pieces where memory asked for that, with a bar that shows the accuracy."""
         recorded = [] if self.file is None else list(self.file.recorded.values())
         judged = self._judge(recorded)
@@ -103,14 +99,14 @@ class Answering:
                             self._lower(len(piece))
                             continue
                         new = [one for one in predictions if one.key not in self.done]
-                        file.append(new)
+                        record(new)
                         judged += self._judge(new)
                         if judged:
                             progress.set_postfix_str(f"accuracy {100 * sum(judged) / len(judged):.1f} %", refresh=False)
                         progress.update(len(new))
                     start += len(piece)
 
-    def _predict(self, piece: list[Asked]) -> list[Prediction] | None:
+    def _predict(self, piece: list[AudioPrompt]) -> list[Prediction] | None:
         """The predictions of a piece of a batch; None where memory ran out."""
         try:
             answers = self.generator.answer(piece, self._warn)
@@ -142,7 +138,7 @@ class Answering:
         if self.file is not None:
             self.file.use_batch_size(self.size)
 
-    def _is_done(self, batch: Iterable[Asked]) -> bool:
+    def _is_done(self, batch: Iterable[AudioPrompt]) -> bool:
         return all(key in self.done for one in batch for key in one.keys)
 
     def _judge(self, predictions: Iterable[Prediction]) -> list[bool]:

@@ -21,8 +21,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from eval.asking import ask, batches
-from eval.generate import Generator, Hearing
+from eval.generation import Generator
+from eval.grid import batches, prompts_of
 from eval.predictions import PredictionFile, predict
 from eval.run import EvalSettings, Plan, effective_settings, write_scores
 from eval.scores import version_of
@@ -107,8 +107,8 @@ class HarnessEvaluator:
 
     def _complete(self, model: PreTrainedModel, step: int, autocast: Autocast) -> list[str | None]:
         """One completion a question, None where it cannot be heard; the processes share the batches of the grid."""
-        heard = [question for question in self.questions if question.id not in self.unheard]
-        grid = [[one.question for one in batch] for batch in batches(ask(heard), self.batch_size)]
+        readable = [question for question in self.questions if question.id not in self.unheard]
+        grid = batches(prompts_of(readable), self.batch_size)
         processes = PartialState()
         # under ZeRO-3 all must generate equally often: who has no batch left in the last round repeats one
         rounds = range(0, len(grid), processes.num_processes)
@@ -118,16 +118,16 @@ class HarnessEvaluator:
             self.processor,
             greedy_config(model, self.processor, self.settings.max_new_tokens),
             str(self.settings.prompt_style),
-            Hearing(self.settings.audio_channel),
-            autocast,
+            self.settings.audio_channel,
+            autocast=autocast,
         )
         progress = tqdm(
             mine, desc=f"evaluation, step {step}", unit="batch", leave=False, disable=not processes.is_main_process
         )
         done: dict[str, str | None] = {}
         for index in progress:
-            completions = generator.complete(grid[index], _warn)
-            done |= {question.id: text for question, text in zip(grid[index], completions, strict=True)}
+            completions = generator.answer(grid[index], _warn)
+            done |= {one.question.id: texts[0] for one, texts in zip(grid[index], completions, strict=True)}
         by_id = {question_id: text for part in gather_object([done]) for question_id, text in part.items()}
         return [by_id.get(question.id) for question in self.questions]
 
@@ -159,7 +159,7 @@ class HarnessEvaluator:
         )
         shutil.rmtree(plan.out, ignore_errors=True)
         style = plan.effective["prompt_style"]
-        with PredictionFile(plan.out, plan.effective, plan.paths, plan.asked) as predictions:
+        with PredictionFile(plan.out, plan.effective, plan.paths, plan.prompts) as predictions:
             predictions.use_batch_size(self.batch_size)
             predictions.append(
                 predict(question, completion, style, predictions.settings_hash)

@@ -5,39 +5,49 @@ A line holds
     id              of the question
     repeat          0, 1, ...: the number of the completion among the question's. With --permute-choices K --repeats R
                     repeats 0 to R - 1 are of the file's own order of the choices, R to 2R - 1 of the second order, ...
-    completion      the raw text; null where the clip could not be read
-    answer          what was parsed from it; null where nothing could be
+    completion      the raw text; null if the clip could not be read
+    answer          what was parsed from it; null if nothing could be
     status          `ok`, `unparsed` or `no_audio`
     settings_hash   of `settings` in settings.json, which says `repeats` and `permute_choices`
     question_hash   of the question as it was asked, the order of its choices included
-    order           the choices as they were asked; only where they were asked in several orders
+    order           the choices as they were asked; only if they were asked in several orders
 
 Complete files are sorted: by question as in the data file, then by repeat.
+
+`clips.json` beside it tells which clips the answers are about, so that an evaluation never goes on with others: the
+SHA-256 of every question's clip by the question's id, null if there was no file to read. Bytes are what counts: names
+and times say nothing after a copy. A thousand 10-s clips of 16 kHz take half a second.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from eval.asking import Asked, Key
-from eval.clips import CLIPS, can_be_heard, clip_hashes, recorded_clips
+from eval.grid import AudioPrompt, Key
+from r1_aqa_repro.common.claim import check_claim
 from r1_aqa_repro.common.console import say
-from r1_aqa_repro.common.errors import Failed, Problem, Refused
-from r1_aqa_repro.common.files import open_locked, write_atomically, write_json
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import sha256_of, write_json
+from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.answers import parse_completion
 from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
 
-PREDICTIONS = "predictions.jsonl"
-SETTINGS = "settings.json"
+PREDICTIONS, SETTINGS, CLIPS = "predictions.jsonl", "settings.json", "clips.json"
+ClipHashes = dict[str, str | None]
 _PARTS = "predictions.rank-*.jsonl"
+_SHORTEST = 0.1  # seconds that every model needs, see `inputs.minimum_seconds`
+_ELSEWHERE = "Choose another --out."
+_REMEDY = "Choose another --out, or remove the folder."
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Prediction:
 
     @classmethod
     def of_record(cls, record: Any) -> Prediction | None:
-        """The prediction that the JSON of a line is; None where it is none."""
+        """The prediction in a line, from its JSON value; None for anything else."""
         if not isinstance(record, dict) or set(record) | {"order"} != {field.name for field in fields(cls)}:
             return None
         order = record.get("order")
@@ -71,9 +81,9 @@ class Prediction:
             return None
         return cls(**record | {"order": None if order is None else tuple(order)})
 
-    def to_line(self) -> bytes:
-        record = {name: value for name, value in asdict(self).items() if name != "order" or value is not None}
-        return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
+    def to_record(self) -> dict[str, Any]:
+        """The JSON value of its line."""
+        return {name: value for name, value in asdict(self).items() if name != "order" or value is not None}
 
 
 def predict(
@@ -120,11 +130,11 @@ def digest(value: Any) -> str:
 class PredictionFile:
     """The predictions of one evaluation: those already recorded, and a way to append.
 
-    A context manager that holds the file locked, so that two evaluations never write to the same folder. Where several
-    processes share the work, the main one has this and the others a `PartFile` each.
+    A context manager that holds the file locked, so that two evaluations never write to the same folder. If several
+    processes share the work, the main one has this and the others a `part_file` each.
 
-    An answer stands only while its clip is the one that was heard (`clips.json`). What could not be heard, and can be
-    now, is open again.
+    An answer stands only as long as its clip is the one that it is about (`clips.json`). A question whose clip could
+    not be read, and can be now, is open again.
     """
 
     def __init__(
@@ -132,18 +142,18 @@ class PredictionFile:
         folder: str | os.PathLike[str],
         settings: Mapping[str, Any],
         paths: Mapping[str, str],
-        asked: Sequence[Asked],
+        prompts: Sequence[AudioPrompt],
     ):
         """Open or create `folder`/predictions.jsonl and take in what other processes have left beside it.
 
         A half-written or damaged last line, as a kill leaves it, is cut off. Lines about clips that could not be read
-        when they were due, or before, are taken out where they can be read now.
+        when they were due, or before, are taken out if they can be read now.
 
         Args:
             folder: where it is.
             settings: everything the predictions depend on; what is recorded already must have been made with the same.
             paths: where checkpoint and data were found; recorded, but free to change.
-            asked: what predictions may be about, in the order that the complete file is to have.
+            prompts: what predictions may be about, in the order that the complete file is to have.
 
         Raises:
             Refused: the recorded predictions were made with other settings, for other questions or of other clips, a
@@ -152,20 +162,22 @@ class PredictionFile:
         self._folder = Path(folder)
         self._settings, self._paths = dict(settings), dict(paths)
         self.settings_hash = digest(self._settings)
-        self._path = self._folder / PREDICTIONS
         style = str(settings["prompt_style"])
         self._expected = {
             key: (question_hash(one.question, style), one.question.choices if one.permuted else None)
-            for one in asked
+            for one in prompts
             for key in one.keys
         }
-        self._clip_of = {one.question.id: one.question.audio_path for one in asked}
+        self._clip_of = {one.question.id: one.question.audio_path for one in prompts}
         self.recorded: dict[Key, Prediction] = {}
         self.batch_sizes: list[int] = []  # that were used: the first one, and what memory made of it
-        self._file = open_locked(self._path, _ELSEWHERE)
+        self._file = RecordFile(self._folder / PREDICTIONS, _ELSEWHERE)
         try:
-            for prediction in self._read(self._path, self._file):
-                self._add(prediction)
+            for prediction in self._read(self._file):
+                if prediction.key in self.recorded:
+                    what = f"repeat {prediction.repeat} of the id {prediction.id!r} is repeated"
+                    raise Refused.because(str(self._file.path), what, _REMEDY)
+                self.recorded[prediction.key] = prediction
             self.take_in_parts()
             self._match_clips()
             if self.recorded:
@@ -189,7 +201,7 @@ class PredictionFile:
     def use_batch_size(self, size: int) -> None:
         """Write settings.json, with this batch size as the one in use. Due before anything is appended.
 
-        Where several processes share the work, it is the main one's: each lowers its own.
+        If several processes share the work, it is the main one's: each lowers its own.
         """
         if self.batch_sizes[-1:] != [size]:
             self.batch_sizes.append(size)
@@ -204,7 +216,7 @@ class PredictionFile:
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Record those predictions that are not recorded yet, and flush them to disk."""
         new = [one for one in predictions if one.key not in self.recorded]
-        _write(self._file, new)
+        self._file.append(one.to_record() for one in new)
         self.recorded.update((one.key, one) for one in new)
 
     def take_in_parts(self) -> None:
@@ -214,73 +226,58 @@ class PredictionFile:
             Refused: as on opening.
         """
         for path in sorted(self._folder.glob(_PARTS)):
-            with open_locked(path, _ELSEWHERE) as part:
-                self.append(self._read(path, part))
+            with RecordFile(path, _ELSEWHERE) as part:
+                self.append(self._read(part))
                 path.unlink()
 
     def sort(self) -> None:
-        """Bring the lines into the order of what was asked."""
-        content = b"".join(self.recorded[key].to_line() for key in self._expected if key in self.recorded)
-        self._file.seek(0)
-        if self._file.read() != content:
-            write_atomically(self._path, content)
-            self._file.close()
-            self._file = open_locked(self._path, _ELSEWHERE)
+        """Bring the lines into the order of the prompts."""
+        if list(self.recorded) != [key for key in self._expected if key in self.recorded]:
+            self._keep(self.recorded)
+
+    def _keep(self, predictions: Mapping[Key, Prediction]) -> None:
+        """Put these in place of all that is recorded, in the order of the prompts."""
+        self.recorded = {key: predictions[key] for key in self._expected if key in predictions}
+        self._file.replace(one.to_record() for one in self.recorded.values())
 
     def _match_clips(self) -> None:
         """Hold what is recorded against the clips as they are, and record these.
 
         Raises:
-            Refused: a clip that was heard is no longer the same; nothing tells which were heard.
+            Refused: the clip of an answer is no longer the same; nothing tells which clips the answers are about.
         """
-        now, heard = clip_hashes(self._clip_of), recorded_clips(self._folder)
-        if self.recorded and heard is None:
+        now, before = clip_hashes(self._clip_of), recorded_clips(self._folder)
+        if self.recorded and before is None:
             what = f"its {CLIPS} is missing or damaged, so nothing tells which clips its predictions are about"
             raise Refused.because(str(self._folder), what, _REMEDY)
-        before = heard or {}
+        before = before or {}
         lost = {one.id for one in self.recorded.values() if one.status == "no_audio"}
         answered = dict.fromkeys(one.id for one in self.recorded.values() if one.status != "no_audio")
         changed = [one for one in answered if before.get(one) not in (None, now[one])]
         if changed:
             what = (
-                f"of the {len(answered)} clips that were heard, {len(changed)} are no longer the same, "
+                f"of the {len(answered)} answered clips, {len(changed)} are no longer the same, "
                 f"the first being {self._clip_of[changed[0]]} of question {changed[0]!r}"
             )
             raise Refused.because(str(self._folder), what, f"Put them back. {_REMEDY}")
-        found = {one for one in lost if can_be_heard(self._clip_of[one])}
+        found = {one for one in lost if is_readable(self._clip_of[one])}
         unknown = {one for one in answered if before.get(one) is None}  # put there while it was running
         if found or unknown:
             say(f"asked again, as their clips can be read now: {len(found | unknown)} of the questions")
-            self.recorded = {
-                key: one
-                for key, one in self.recorded.items()
-                if one.id not in (found if one.status == "no_audio" else unknown)
-            }
-            self.sort()
+            again = {"no_audio": found}
+            self._keep({key: one for key, one in self.recorded.items() if one.id not in again.get(one.status, unknown)})
         if now != before:  # only now: with the new hashes, answers to the old clips would pass for answers to these
             write_json(self._folder / CLIPS, now)
 
-    def _add(self, prediction: Prediction) -> None:
-        if prediction.key in self.recorded:
-            what = f"repeat {prediction.repeat} of the id {prediction.id!r} is repeated"
-            raise Refused.because(str(self._path), what, _REMEDY)
-        self.recorded[prediction.key] = prediction
-
-    def _read(self, path: Path, file: IO[bytes]) -> list[Prediction]:
-        """The predictions in a file, each checked against what was asked."""
-        file.seek(0)
-        content = file.read()
-        lines = _lines(content)
-        if lines and _parse(lines[-1]) is None:  # a line is only ever damaged while it is the last
-            lines.pop()
-        complete = sum(len(line) + 1 for line in lines)
-        if complete < len(content):
-            file.truncate(complete)
-        if lines:
-            self._check_settings()
+    def _read(self, file: RecordFile) -> list[Prediction]:
+        """The predictions in a file, each checked against the prompts."""
+        values = file.read()
+        if values and not check_claim(self._folder / SETTINGS, self._settings, _REMEDY, part="settings"):
+            what = f"its {SETTINGS} is missing, so nothing tells how its predictions were made"
+            raise Refused.because(str(self._folder), what, _REMEDY)
         predictions = []
-        for number, line in enumerate(lines, start=1):
-            prediction = _parse(line)
+        for number, value in enumerate(values, start=1):
+            prediction = Prediction.of_record(value)
             if prediction is None:
                 fault = "the line is damaged"
             elif prediction.settings_hash != self.settings_hash:
@@ -290,62 +287,52 @@ class PredictionFile:
             else:
                 predictions.append(prediction)
                 continue
-            raise Refused.because(f"{path}:{number}", fault, _REMEDY)
+            raise Refused.because(f"{file.path}:{number}", fault, _REMEDY)
         return predictions
 
-    def _check_settings(self) -> None:
-        try:
-            old = json.loads((self._folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError):
-            what = "its settings.json is missing or damaged, so nothing tells how its predictions were made"
-            raise Refused.because(str(self._folder), what, _REMEDY) from None
-        problems = [
-            Problem(
-                str(self._folder),
-                f"its predictions were made with {key} = {old.get(key)!r}, not {self._settings.get(key)!r}",
-                "Use the same, choose another --out, or remove the folder.",
-            )
-            for key in {**old, **self._settings}
-            if old.get(key) != self._settings.get(key)
-        ]
-        if problems:
-            raise Refused(problems)
 
-
-class PartFile:
+def part_file(folder: str | os.PathLike[str], rank: int) -> RecordFile:
     """What one of several processes records until the main one takes it in: `predictions.rank-N.jsonl`."""
-
-    def __init__(self, folder: str | os.PathLike[str], rank: int):
-        self._file = open_locked(Path(folder) / _PARTS.replace("*", str(rank)), _ELSEWHERE)
-
-    def append(self, predictions: Iterable[Prediction]) -> None:
-        """Record the predictions and flush them to disk."""
-        _write(self._file, predictions)
-
-    def close(self) -> None:
-        self._file.close()
+    return RecordFile(Path(folder) / _PARTS.replace("*", str(rank)), _ELSEWHERE)
 
 
-_ELSEWHERE = "Choose another --out."
-_REMEDY = "Choose another --out, or remove the folder."
+def clip_hashes(clips: Mapping[str, Path]) -> ClipHashes:
+    """The content of clips.json for the clips, by question id, as they are now."""
+    different = list(dict.fromkeys(clips.values()))
+    with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
+        hashes = dict(zip(different, pool.map(_hash_of, different), strict=True))
+    return {question_id: hashes[path] for question_id, path in clips.items()}
 
 
-def _write(file: IO[bytes], predictions: Iterable[Prediction]) -> None:
+def recorded_clips(folder: Path) -> ClipHashes | None:
+    """The clips.json of an evaluation; None if it is absent or damaged."""
     try:
-        file.write(b"".join(one.to_line() for one in predictions))
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise Failed(f"{file.name}: cannot be written ({error.strerror}); what was recorded before is kept") from error
-
-
-def _lines(content: bytes) -> list[bytes]:
-    return content.split(b"\n")[:-1]  # not splitlines(): other line separators may stand inside a line
-
-
-def _parse(line: bytes) -> Prediction | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        content = json.loads((folder / CLIPS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    return Prediction.of_record(record)
+    return content if isinstance(content, dict) else None
+
+
+def is_readable(clip: Path) -> bool:
+    """Whether a clip can be decoded, to its end, and is not too short for any model."""
+    from r1_aqa_repro.data.audio import AudioError, check_audio, load_audio  # slow to import, and seldom needed
+
+    try:
+        load_audio(clip)
+    except AudioError:
+        return False
+    return check_audio(clip, _SHORTEST) is None
+
+
+def _hash_of(path: Path) -> str | None:
+    try:
+        state = path.stat()
+        return _hash_in_state(path, state.st_size, state.st_mtime_ns)
+    except OSError:
+        return None
+
+
+@functools.cache
+def _hash_in_state(path: Path, size: int, modified: int) -> str:
+    """Computed once in the life of a process, which evaluates every checkpoint of a sweep on the same clips."""
+    return sha256_of(path)

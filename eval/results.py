@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.clips import recorded_clips
-from eval.predictions import PREDICTIONS, SETTINGS, Prediction
+from eval.predictions import PREDICTIONS, SETTINGS, Prediction, recorded_clips
 from eval.report import markdown_report, unscored_report
 from eval.scores import MMAU_VERSIONS, score, surviving
 from eval.submission import submission

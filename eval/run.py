@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.asking import Asked, ask
 from eval.checkpoints import (
     HeldOutSet,
     base_folder,
@@ -18,6 +17,7 @@ from eval.checkpoints import (
     held_out_set,
     local_folder,
 )
+from eval.grid import AudioPrompt, prompts_of
 from eval.official import score_file
 from eval.predictions import PREDICTIONS, Prediction, PredictionFile
 from eval.processes import Processes
@@ -101,8 +101,8 @@ class Plan:
     paths: dict[str, str]
 
     @property
-    def asked(self) -> list[Asked]:
-        return ask(self.questions, self.effective["repeats"], self.effective["permute_choices"])
+    def prompts(self) -> list[AudioPrompt]:
+        return prompts_of(self.questions, self.effective["repeats"], self.effective["permute_choices"])
 
 
 def evaluate(settings: EvalSettings) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def carry_out(plan: Plan, processes: Processes = _ALONE) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         file = processes.on_main(
-            lambda: stack.enter_context(PredictionFile(plan.out, plan.effective, plan.paths, plan.asked))
+            lambda: stack.enter_context(PredictionFile(plan.out, plan.effective, plan.paths, plan.prompts))
         )
         if not processes.from_main(lambda: file.is_complete):
             from eval.answering import Answering  # torch: not needed to score what is complete

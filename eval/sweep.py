@@ -126,7 +126,7 @@ def _is_done(folder: Path, plan: Plan) -> bool:
     The batch size may be any where `auto` is wanted. Of a model in training there is no hash: it was saved as the
     checkpoint of that step.
     """
-    from eval.clips import clip_hashes, recorded_clips
+    from eval.predictions import clip_hashes, recorded_clips
     from eval.results import is_complete
 
     wanted = plan.effective

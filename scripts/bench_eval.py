@@ -31,8 +31,8 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from transformers import GenerationConfig, Qwen2AudioForConditionalGeneration  # noqa: E402
 
-from eval.asking import ask  # noqa: E402
-from eval.generate import Generator, Hearing  # noqa: E402
+from eval.generation import Generator  # noqa: E402
+from eval.grid import prompts_of  # noqa: E402
 from r1_aqa_repro.common.console import Options, positive, say  # noqa: E402
 from r1_aqa_repro.common.errors import EXIT_DONE, command  # noqa: E402
 from r1_aqa_repro.common.files import write_json  # noqa: E402
@@ -92,7 +92,6 @@ class Ways:
             dtype="float32",
             device="cpu",
             style=PROMPT_STYLE,
-            hearing=Hearing(),
             max_new_tokens=completion_tokens,
             own_settings=SAMPLED if sample else None,
         )
@@ -104,7 +103,7 @@ class Ways:
         return cls(harness, reference, config, questions, repeats)
 
     def run_harness(self) -> Texts:
-        answers = self.harness.answer(ask(self.questions, self.repeats), say)
+        answers = self.harness.answer(prompts_of(self.questions, self.repeats), say)
         return [[text or "" for text in texts] for texts in answers]
 
     def run_plain(self) -> Texts:

@@ -3,7 +3,8 @@
 import pytest
 import soundfile
 
-from eval.generate import Generator, Hearing
+from eval.generation import Generator
+from eval.grid import prompts_of
 from r1_aqa_repro import ask
 from r1_aqa_repro.ask import complete, main, make_question
 
@@ -15,12 +16,10 @@ def command(checkpoint, question, *more):
 
 @pytest.mark.parametrize("style", ["answer", "direct"])
 def test_completion_is_that_of_evaluation(model_folder, questions, style):
-    generator = Generator.load(
-        model_folder, dtype="float32", device="cpu", style=style, hearing=Hearing(), max_new_tokens=6
-    )
+    generator = Generator.load(model_folder, dtype="float32", device="cpu", style=style, max_new_tokens=6)
     for question in questions[:3]:
         asked = make_question(question.audio_path, question.question, question.choices)
-        assert [complete(str(model_folder), asked, style, 6)] == generator.complete([question], pytest.fail)
+        assert [[complete(str(model_folder), asked, style, 6)]] == generator.answer(prompts_of([question]), pytest.fail)
 
 
 def test_raw_prints_the_completion(model_folder, questions, capsys):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-import eval.generate
+import eval.generation
 import eval.predictions
-from eval.clips import can_be_heard, clip_hashes
 from eval.mmau import main
+from eval.predictions import clip_hashes, is_readable
 from eval.sweep import main as sweep
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import AudioError
@@ -53,13 +53,13 @@ def model(made_once):
 def asked(monkeypatch):
     """The ids that are put to the model, in their order."""
     seen = []
-    answer = eval.generate.Generator.answer
+    answer = eval.generation.Generator.answer
 
     def noting(self, prompts, warn):
         seen.extend(one.question.id for one in prompts)
         return answer(self, prompts, warn)
 
-    monkeypatch.setattr(eval.generate.Generator, "answer", noting)
+    monkeypatch.setattr(eval.generation.Generator, "answer", noting)
     return seen
 
 
@@ -80,7 +80,7 @@ def test_another_clip_under_the_same_name_is_refused(model, manifest, tmp_path, 
     assert command(model, manifest, out) == 2
     message = capsys.readouterr().err
     question = read_questions(manifest).records[3]
-    what = f"of the {lines} clips that were heard, 2 are no longer the same, the first being {question.audio_path}"
+    what = f"of the {lines} answered clips, 2 are no longer the same, the first being {question.audio_path}"
     assert f"{what} of question '{question.id}'" in message
     assert contents(out) == before
 
@@ -90,7 +90,7 @@ def test_a_clip_that_has_gone_since_is_refused(model, manifest, tmp_path, capsys
     assert command(model, manifest, out) == 0
     clip(manifest, 3).unlink()
     assert command(model, manifest, out) == 2
-    assert "12 clips that were heard, 1 are no longer the same" in capsys.readouterr().err
+    assert "12 answered clips, 1 are no longer the same" in capsys.readouterr().err
 
 
 def test_the_same_bytes_are_the_same_clip(model, manifest, tmp_path):
@@ -156,7 +156,7 @@ def test_mended_and_interrupted_at_every_point(model, manifest, tmp_path, monkey
         assert command(model, manifest, out) == 130
     assert len(read_lines(out / "predictions.jsonl")) == 11
     with monkeypatch.context() as patched:
-        patched.setattr(eval.generate.Generator, "answer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(eval.generation.Generator, "answer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert command(model, manifest, out) == 130
     assert len(read_lines(out / "predictions.jsonl")) == 11
     assert command(model, manifest, out) == 0
@@ -167,7 +167,7 @@ def test_mended_and_interrupted_at_every_point(model, manifest, tmp_path, monkey
 def test_a_clip_that_failed_for_a_moment_is_asked_again(model, manifest, tmp_path, monkeypatch):
     """As a network disk may have it: the bytes were there all the time."""
     out, fresh = tmp_path / "out", tmp_path / "fresh"
-    load = eval.generate.load_clip
+    load = eval.generation.load_clip
     lost = read_questions(manifest).records[4].id
 
     def failing(question, *more):
@@ -176,7 +176,7 @@ def test_a_clip_that_failed_for_a_moment_is_asked_again(model, manifest, tmp_pat
         return load(question, *more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(eval.generate, "load_clip", failing)
+        patched.setattr(eval.generation, "load_clip", failing)
         assert command(model, manifest, out) == 3
     assert command(model, manifest, out) == 0
     assert command(model, manifest, fresh) == 0
@@ -187,14 +187,14 @@ def test_a_clip_put_there_while_it_ran_is_asked_again(model, manifest, tmp_path,
     """It was heard, but what it was then is not known."""
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     good = spoil(clip(manifest, 6), "absent")
-    answer = eval.generate.Generator.answer
+    answer = eval.generation.Generator.answer
 
     def arriving(self, prompts, warn):
         clip(manifest, 6).write_bytes(good)
         return answer(self, prompts, warn)
 
     with monkeypatch.context() as patched:
-        patched.setattr(eval.generate.Generator, "answer", arriving)
+        patched.setattr(eval.generation.Generator, "answer", arriving)
         assert command(model, manifest, out) == 0
     asked.clear()
     assert command(model, manifest, out) == 0
@@ -256,14 +256,14 @@ def test_hashes(manifest, tmp_path):
     assert clip_hashes(clips)[questions[0].id] == hashes[questions[2].id] != before
 
 
-def test_what_can_be_heard(manifest, tmp_path):
+def test_what_is_readable(manifest, tmp_path):
     good = clip(manifest, 0)
-    assert can_be_heard(good)
+    assert is_readable(good)
     for how in BROKEN:
         path = tmp_path / "clip.wav"
         shutil.copy(good, path)
         spoil(path, how)
-        assert not can_be_heard(path), how
+        assert not is_readable(path), how
     soundfile.write(tmp_path / "short.wav", np.zeros(1599), 16_000)
     soundfile.write(tmp_path / "long.wav", np.zeros(1600), 16_000)
-    assert (can_be_heard(tmp_path / "short.wav"), can_be_heard(tmp_path / "long.wav")) == (False, True)
+    assert (is_readable(tmp_path / "short.wav"), is_readable(tmp_path / "long.wav")) == (False, True)

@@ -15,7 +15,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-import eval.generate
+import eval.generation
 from eval.mmau import main
 from eval.results import is_complete
 from eval.run import EvalSettings, evaluate, prepare
@@ -101,7 +101,7 @@ def test_resumed_equals_uninterrupted(whole, made_once, tmp_path, kept):
 
 def test_interrupted_then_resumed(whole, made_once, tmp_path, monkeypatch):
     calls = []
-    answer = eval.generate.Generator.answer
+    answer = eval.generation.Generator.answer
 
     def interrupted(self, asked, warn):
         calls.append(len(asked))
@@ -109,7 +109,7 @@ def test_interrupted_then_resumed(whole, made_once, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return answer(self, asked, warn)
 
-    monkeypatch.setattr(eval.generate.Generator, "answer", interrupted)
+    monkeypatch.setattr(eval.generation.Generator, "answer", interrupted)
     manifest, out = made_once / "held_out" / "manifest.jsonl", tmp_path / "out"
     assert command(made_once / "model", manifest, out) == 130
     assert len(read_lines(out / "predictions.jsonl")) == 5
@@ -122,7 +122,7 @@ def test_a_complete_evaluation_is_only_scored(whole, made_once, tmp_path, monkey
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     (out / "scores.json").unlink()
-    monkeypatch.setattr(eval.generate.Generator, "load", None)
+    monkeypatch.setattr(eval.generation.Generator, "load", None)
     assert command(made_once / "model", made_once / "held_out" / "manifest.jsonl", out) == 0
     assert contents(out) == contents(whole)
 
@@ -130,16 +130,16 @@ def test_a_complete_evaluation_is_only_scored(whole, made_once, tmp_path, monkey
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        (("--batch-size", "4"), "batch_size = 5, not 4"),
-        (("--max_new_tokens", "7"), "max_new_tokens = 6, not 7"),
-        (("--repeats", "2"), "repeats = 1, not 2"),
-        (("--permute-choices", "2"), "permute_choices = 1, not 2"),
-        (("--decoding", "checkpoint"), "decoding = 'greedy', not 'checkpoint'"),
-        (("--prompt_style=think",), "prompt_style = 'answer', not 'think'"),
-        (("--no-audio",), "no_audio = False, not True"),
-        (("--limit", "3"), "questions = 12, not 3"),
-        (("--dtype", "bfloat16"), "dtype = 'float32', not 'bfloat16'"),
-        (("--audio-channel", "mean"), "audio_channel = 'first', not 'mean'"),
+        (("--batch-size", "4"), "batch_size was 5, now it is 4"),
+        (("--max_new_tokens", "7"), "max_new_tokens was 6, now it is 7"),
+        (("--repeats", "2"), "repeats was 1, now it is 2"),
+        (("--permute-choices", "2"), "permute_choices was 1, now it is 2"),
+        (("--decoding", "checkpoint"), "decoding was 'greedy', now it is 'checkpoint'"),
+        (("--prompt_style=think",), "prompt_style was 'answer', now it is 'think'"),
+        (("--no-audio",), "no_audio was False, now it is True"),
+        (("--limit", "3"), "questions was 12, now it is 3"),
+        (("--dtype", "bfloat16"), "dtype was 'float32', now it is 'bfloat16'"),
+        (("--audio-channel", "mean"), "audio_channel was 'first', now it is 'mean'"),
     ],
 )
 def test_a_changed_setting_is_refused(whole, made_once, capsys, changed, named):
@@ -230,13 +230,13 @@ def test_one_at_a_time_equals_all_at_once(made_once, tmp_path):
 
 def test_blind_hears_silence_of_the_same_length(made_once, tmp_path, monkeypatch):
     heard = []
-    process = eval.generate.process
+    process = eval.generation.process
 
     def listening(processor, conversations, waveforms):
         heard.extend(waveforms)
         return process(processor, conversations, waveforms)
 
-    monkeypatch.setattr(eval.generate, "process", listening)
+    monkeypatch.setattr(eval.generation, "process", listening)
     manifest = made_once / "held_out" / "manifest.jsonl"
     for name, no_audio in (("sighted", False), ("blind", True)):
         evaluate(settings_for(made_once / "model", manifest, tmp_path / name, no_audio=no_audio))
@@ -278,12 +278,11 @@ def test_an_adapter_is_evaluated_on_its_base(checkpoint, manifest, tmp_path, who
 
 
 def test_decoding_is_greedy_and_never_writes_an_audio_placeholder(made_once):
-    generator = eval.generate.Generator.load(
+    generator = eval.generation.Generator.load(
         made_once / "model",
         dtype="float32",
         device="cpu",
         style="answer",
-        hearing=eval.generate.Hearing(),
         max_new_tokens=7,
     )
     config, tokenizer = generator.config, generator.processor.tokenizer

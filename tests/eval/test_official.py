@@ -16,6 +16,7 @@ from eval.official import read_predictions, score_file
 from eval.predictions import predict
 from eval.submission import submission
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import write_lines
 from r1_aqa_repro.data.questions import read_questions, write_manifest
 from tests.conftest import ROOT, SHARED_MMAU
 
@@ -183,8 +184,8 @@ def own_file(folder, data, completions, orders=None, style="answer", **settings)
             if orders:
                 asked = type(question)(**asdict(question) | {"choices": tuple(orders[repeat])})
             one = predict(asked, text, style, "hash", repeat, permuted=orders is not None)
-            lines.append(one.to_line())
-    (folder / "predictions.jsonl").write_bytes(b"".join(lines))
+            lines.append(one.to_record())
+    write_lines(folder / "predictions.jsonl", lines)
     content = {"settings": {"prompt_style": style, **settings}, "paths": {"checkpoint": "ckpt", "data": str(data)}}
     write(folder / "settings.json", content)
     return folder / "predictions.jsonl"

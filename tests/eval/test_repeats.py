@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, LogitsProcessorList
 
-import eval.memory
-from eval.asking import ask, batches, choice_orders
+import eval.generation
 from eval.checkpoints import decoding_settings
-from eval.generate import Draw, Generator, Hearing, checkpoint_config, draws_of
+from eval.generation import Draw, Generator, checkpoint_config, draws_of
+from eval.grid import batches, choice_orders, prompts_of
 from eval.mmau import main
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.model import generation, loading
@@ -131,9 +131,7 @@ class TestOwnDecoding:
         assert [one["completion"] for one in read(tmp_path / "greedy")] != expected
 
     def test_padding_shows_the_penalty_no_token_that_the_prompt_lacks(self, sampling, data, monkeypatch):
-        generator = Generator.load(
-            sampling, dtype="float32", device="cpu", style="answer", hearing=Hearing(), max_new_tokens=2
-        )
+        generator = Generator.load(sampling, dtype="float32", device="cpu", style="answer", max_new_tokens=2)
         seen = []
         generate = generator.model.generate
 
@@ -142,7 +140,7 @@ class TestOwnDecoding:
             return generate(input_ids, **options)
 
         monkeypatch.setattr(generator.model, "generate", seeing)
-        asked = ask(read_questions(data).records)
+        asked = prompts_of(read_questions(data).records)
         generator.answer(asked, pytest.fail)
         padded = 0
         for row, one in zip(seen[0].tolist(), asked, strict=True):
@@ -182,10 +180,10 @@ class TestOwnDecoding:
         plain = generation.generate
         monkeypatch.setattr(generation, "generate", lambda *a, **options: plain(*a, share=False, **options))
         generator = Generator.load(
-            sampling, dtype="float32", device="cpu", style="answer", hearing=Hearing(), max_new_tokens=6,
+            sampling, dtype="float32", device="cpu", style="answer", max_new_tokens=6,
             own_settings=decoding_settings(sampling),
         )  # fmt: skip
-        asked = ask(read_questions(data).records, REPEATS)
+        asked = prompts_of(read_questions(data).records, REPEATS)
         expected = completions(sampled)
         for one, texts in zip(asked, generator.answer(asked, pytest.fail), strict=True):
             assert texts == [expected[key] for key in one.keys]
@@ -297,20 +295,20 @@ class TestMemory:
 
     def test_the_size_it_begins_with(self, made_once, monkeypatch):
         model = loading.load_model(made_once / "model")
-        each = eval.memory.bytes_a_question(model, 1, 6)
+        each = eval.generation.bytes_a_question(model, 1, 6)
 
         def with_free(count):
             memory = type("Memory", (), {"available": 2 * count * each})
-            monkeypatch.setattr(eval.memory.psutil, "virtual_memory", lambda: memory)
-            return eval.memory.starting_batch_size(model, 1, 6)
+            monkeypatch.setattr(eval.generation.psutil, "virtual_memory", lambda: memory)
+            return eval.generation.starting_batch_size(model, 1, 6)
 
         assert [with_free(count) for count in (0, 1, 7, 8, 15, 16, 1000)] == [1, 1, 4, 8, 8, 16, 16]
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         assert with_free(16) == 8
-        assert eval.memory.bytes_a_question(model, 8, 256) > 1.5 * eval.memory.bytes_a_question(model, 1, 256)
+        assert eval.generation.bytes_a_question(model, 8, 256) > 1.5 * eval.generation.bytes_a_question(model, 1, 256)
 
     def test_long_clips_come_first(self, data):
-        grid = batches(ask(read_questions(data).records), 5)
+        grid = batches(prompts_of(read_questions(data).records), 5)
         assert [len(batch) for batch in grid] == [5, 5, 2]
         sizes = [one.question.audio_path.stat().st_size for batch in grid for one in batch]  # all of one format
         assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1

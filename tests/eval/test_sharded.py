@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from eval.mmau import main
-from eval.predictions import PartFile
+from eval.predictions import part_file
 from r1_aqa_repro.embedded.question_set import write_question_set
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ class TestParts:
     def test_a_part_alone_is_enough(self, sampling, manifest, whole, tmp_path, monkeypatch):
         out = shutil.copytree(whole, tmp_path / "out")
         (out / "predictions.jsonl").rename(out / PART)
-        monkeypatch.setattr("eval.generate.Generator.load", None)  # there is nothing left to generate
+        monkeypatch.setattr("eval.generation.Generator.load", None)  # there is nothing left to generate
         assert main(arguments(sampling, manifest, out)) == 0
         assert contents(out) == contents(whole)
 
@@ -82,8 +82,8 @@ class TestParts:
 
     def test_a_part_that_is_being_written_is_refused(self, sampling, manifest, whole, tmp_path, capsys):
         out = shutil.copytree(whole, tmp_path / "out")
-        PartFile(out, 1)
-        held = PartFile(out, 2)
+        part_file(out, 1)
+        held = part_file(out, 2)
         assert main(arguments(sampling, manifest, out)) == 2
         assert "another process" in capsys.readouterr().err
         held.close()

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-import eval.generate
+import eval.generation
 from eval.mmau import main as evaluate
 from eval.predictions import digest
 from eval.sweep import main, markdown
@@ -34,7 +34,7 @@ def run(made_once, tmp_path_factory):
 def loads(monkeypatch):
     """The folders of the models that are loaded. That of step N gives RIGHT[N] right answers, in this order."""
     loaded = []
-    load = eval.generate.Generator.load
+    load = eval.generation.Generator.load
 
     def answer(self, asked, warn):
         step = int(loaded[-1].replace("final", "4").removeprefix("checkpoint-"))
@@ -52,8 +52,8 @@ def loads(monkeypatch):
         answered[0] = 0
         return load(folder, **more)
 
-    monkeypatch.setattr(eval.generate.Generator, "load", load_and_note)
-    monkeypatch.setattr(eval.generate.Generator, "answer", answer)
+    monkeypatch.setattr(eval.generation.Generator, "load", load_and_note)
+    monkeypatch.setattr(eval.generation.Generator, "answer", answer)
     return loaded
 
 

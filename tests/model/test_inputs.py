@@ -10,7 +10,8 @@ import soundfile
 import torch
 from transformers import ProcessorMixin
 
-from eval.generate import Generator, Hearing
+from eval.generation import Generator
+from eval.grid import prompts_of
 from r1_aqa_repro.data.audio import AudioError, load_audio
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
@@ -178,10 +179,8 @@ class TestTrainingAndEvaluation:
             return [[0]] * len(batch.prompt_ids)
 
         monkeypatch.setattr(generation, "generate", generate)
-        generator = Generator.load(
-            model_folder, dtype="float32", device="cpu", style=style, hearing=Hearing(), max_new_tokens=4
-        )
-        generator.complete(asked, warn=pytest.fail)
+        generator = Generator.load(model_folder, dtype="float32", device="cpu", style=style, max_new_tokens=4)
+        generator.answer(prompts_of(asked), warn=pytest.fail)
         assert_same(seen[0], question_inputs(processor, asked, style))
 
     def test_sft(self, asked, processor):

@@ -20,10 +20,12 @@ from transformers import GenerationConfig
 
 from eval import mmau
 from eval.during_training import HarnessEvaluator
-from eval.generate import Generator, Hearing, greedy_config
+from eval.generation import Generator
+from eval.grid import prompts_of
 from r1_aqa_repro import train_grpo, train_sft
 from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
 from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from tests.conftest import ROOT, make_questions
 
@@ -197,12 +199,12 @@ class TestNoTraceInTraining:
         model.eval()
         config = greedy_config(model, processor, 4)
         assert config.eos_token_id == [processor.tokenizer.eos_token_id, 7]
-        generator = Generator(model, processor, config, "answer", Hearing())
-        generator.complete(questions[:3], warn=pytest.fail)
+        generator = Generator(model, processor, config, "answer")
+        generator.answer(prompts_of(questions[:3]), warn=pytest.fail)
         assert model.generation_config is own
         monkeypatch.setattr(model, "generate", lambda **_: dict[str, int]()["a failure"])
         with pytest.raises(KeyError):
-            generator.complete(questions[:3], warn=pytest.fail)
+            generator.answer(prompts_of(questions[:3]), warn=pytest.fail)
         assert model.generation_config is own
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])

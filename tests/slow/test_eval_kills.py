@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from eval import mmau
-from eval.generate import Generator
+from eval.generation import Generator
 from eval.predictions import PREDICTIONS, PredictionFile
 from r1_aqa_repro.model import loading
 from tests.conftest import make_questions
@@ -92,7 +92,7 @@ def test_killed_twenty_times_in_a_row(model_folder: Path, tmp_path: Path) -> Non
     assert mmau.main([*argv, "--out", str(whole)]) == 0
 
     forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["eval.run", "eval.generate", "eval.memory", __name__])
+    forking.set_forkserver_preload(["eval.run", "eval.generation", __name__])
     rng, hit, generated = random.Random(0), Counter[str](), 0
     for number, (aim, nth, longest_delay) in enumerate(AIMS, 1):
         before, log = lines_of(out), tmp_path / f"log-{number}"

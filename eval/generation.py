@@ -1,8 +1,10 @@
-"""Completions of a checkpoint for batches of questions: each prompt is run once, however many completions it gets."""
+"""Completions of a checkpoint for batches of prompts: each prompt is run once, however many completions it gets."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -27,13 +31,12 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from eval.asking import Asked, Key, ask
+from eval.grid import AudioPrompt, Key
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.audio import AudioError
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model import generation, loading
-from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.model.inputs import load_clip, process
 
 # What shapes the distribution that is sampled from, in the order in which `generate()` applies it: the value that
@@ -48,28 +51,31 @@ _WARPERS: dict[str, tuple[float | None, type[LogitsProcessor]]] = {
     "epsilon_cutoff": (0.0, EpsilonLogitsWarper),
     "eta_cutoff": (0.0, EtaLogitsWarper),
 }
-
-
-@dataclass(frozen=True)
-class Hearing:
-    """How clips are heard: `channel` as in `audio.load_audio`; `blind` hears silence of the same length instead."""
-
-    channel: str = "first"
-    blind: bool = False
+_LARGEST = {"cpu": 16, "cuda": 64}  # questions at once: more would gain little
+_TEXT_TOKENS = 256  # of a prompt, beside its audio
+_SHARE = 0.5  # of the free memory: the rest is for what the estimate leaves out, and for fragmentation
 
 
 @dataclass(frozen=True)
 class Generator:
     """A model in evaluation mode that answers questions.
 
-    `warpers` make the distribution that completions are drawn from; None takes the likeliest token each time.
+    Attributes:
+        model, processor: of the checkpoint.
+        config: lengths, special tokens and what else is not sampling.
+        style: see `prompts.PROMPT_STYLES`.
+        audio_channel: see `audio.load_audio`.
+        no_audio: put silence of the same length in place of every clip.
+        autocast: makes the mixed-precision context to generate in.
+        warpers: make the distribution that completions are drawn from; None takes the likeliest token each time.
     """
 
     model: PreTrainedModel
     processor: ProcessorMixin
     config: GenerationConfig
     style: str
-    hearing: Hearing
+    audio_channel: str = "first"
+    no_audio: bool = False
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     warpers: LogitsProcessorList | None = None
 
@@ -81,8 +87,9 @@ class Generator:
         dtype: str,
         device: str,
         style: str,
-        hearing: Hearing,
         max_new_tokens: int,
+        audio_channel: str = "first",
+        no_audio: bool = False,
         adapter: Path | None = None,
         own_settings: Mapping[str, Any] | None = None,
     ) -> Generator:
@@ -94,7 +101,7 @@ class Generator:
             own_settings: decode as these say (`checkpoints.decoding_settings`) instead of greedily.
 
         Raises:
-            Refused: see `loading.load`; a device that is not there.
+            Refused: see `loading.load`; there is no such device.
         """
         processor = loading.load_processor(folder)
         model = loading.load_model(adapter or folder, dtype, base=folder if adapter else None)
@@ -104,39 +111,35 @@ class Generator:
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             what = f"the model cannot be put on the device ({str(error).splitlines()[0]})"
             raise Refused.because(f"--device {device}", what, "Give cpu or a device this machine has.") from None
-        config, warpers = greedy_config(model, processor, max_new_tokens), None
+        config, warpers = generation.greedy_config(model, processor, max_new_tokens), None
         if own_settings is not None:
             config, warpers = checkpoint_config(config, own_settings)
-        return cls(model.eval(), processor, config, style, hearing, warpers=warpers)
+        return cls(model.eval(), processor, config, style, audio_channel, no_audio, warpers=warpers)
 
-    def complete(self, questions: Sequence[AudioQuestion], warn: Callable[[str], None]) -> list[str | None]:
-        """One completion a question, in order; None, and a warning, where its clip cannot be used."""
-        return [completions[0] for completions in self.answer(ask(questions), warn)]
-
-    def answer(self, asked: Sequence[Asked], warn: Callable[[str], None]) -> list[list[str | None]]:
-        """The completions of each prompt, in order; None each, and a warning, where its clip cannot be used.
+    def answer(self, prompts: Sequence[AudioPrompt], warn: Callable[[str], None]) -> list[list[str | None]]:
+        """The completions of each prompt, in order; None each, and a warning, if its clip cannot be used.
 
         A sampled completion depends on its question, the number of its repeat and the model alone, not on what else
         is in the batch, as far as the arithmetic is exact: in float32, in practice.
 
         Args:
-            asked: prompts, all with equally many repeats.
+            prompts: all with equally many repeats.
             warn: is told of each clip that cannot be used.
         """
-        heard: list[Asked] = []
+        readable: list[AudioPrompt] = []
         clips: list[np.ndarray] = []
-        for one in asked:
+        for one in prompts:
             try:
-                clips.append(load_clip(one.question, self.hearing.channel, self.processor, self.hearing.blind))
-                heard.append(one)
+                clips.append(load_clip(one.question, self.audio_channel, self.processor, self.no_audio))
+                readable.append(one)
             except AudioError as error:
                 if one.first_repeat == 0:
                     warn(f"question {one.question.id} has no audio and counts as wrong: {error}")
-        keys = [key for one in heard for key in one.keys]
+        keys = [key for one in readable for key in one.keys]
         texts: list[str] = []
-        if heard:
-            inputs = process(self.processor, [build_messages(one.question, self.style) for one in heard], clips)
-            rows = torch.arange(len(heard)).repeat_interleave(len(keys) // len(heard))
+        if readable:
+            inputs = process(self.processor, [build_messages(one.question, self.style) for one in readable], clips)
+            rows = torch.arange(len(readable)).repeat_interleave(len(keys) // len(readable))
             token_ids = generation.generate(
                 self.model,
                 inputs,
@@ -147,7 +150,7 @@ class Generator:
             )
             texts = self.processor.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         completions = dict(zip(keys, texts, strict=True))
-        return [[completions.get(key) for key in one.keys] for one in asked]
+        return [[completions.get(key) for key in one.keys] for one in prompts]
 
     def _sampling(self, keys: Sequence[Key], prompt_length: int) -> LogitsProcessorList | None:
         if self.warpers is None:
@@ -166,11 +169,11 @@ def checkpoint_config(
         own: its settings, see `checkpoints.decoding_settings`.
 
     Returns:
-        The configuration without what shapes the sampling, and that; None where the checkpoint does not sample.
+        The configuration without what shapes the sampling, and that; None if the checkpoint does not sample.
     """
     values = greedy.to_diff_dict() | {name: value for name, value in own.items() if name not in _WARPERS}
     values["suppress_tokens"] = [*greedy.suppress_tokens, *(own.get("suppress_tokens") or [])]
-    config = GenerationConfig(**values | {"do_sample": False})  # the drawing is done by `Draw`
+    config = GenerationConfig(**values | {"do_sample": False})  # `Draw` draws
     if not own["do_sample"]:
         return config, None
     return config, LogitsProcessorList(
@@ -205,7 +208,7 @@ def draws_of(key: Key, count: int) -> np.ndarray:
     return np.random.default_rng(int.from_bytes(seed, "big")).random(count)
 
 
-def require_audio(folder: Path, questions: Iterable[AudioQuestion], hearing: Hearing) -> None:
+def require_audio(folder: Path, questions: Iterable[AudioQuestion], audio_channel: str) -> None:
     """Decode every clip before any is needed.
 
     Raises:
@@ -215,8 +218,51 @@ def require_audio(folder: Path, questions: Iterable[AudioQuestion], hearing: Hea
     problems = []
     for question in questions:
         try:
-            load_clip(question, hearing.channel, processor)
+            load_clip(question, audio_channel, processor)
         except AudioError as error:
             problems.append(Problem(question.id, str(error), "Repair the file, or evaluate without --strict."))
     if problems:
         raise Refused(problems)
+
+
+def starting_batch_size(model: PreTrainedModel, repeats: int, max_new_tokens: int) -> int:
+    """The batch size that `auto` begins with: a power of two.
+
+    It is the largest of 64 questions on a GPU and 16 on a CPU that half of the free memory holds, by
+    `bytes_a_question`. On a CPU it stays at that unless an allocation fails; on a GPU running out of memory is noticed,
+    and halves it.
+    """
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+    else:
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    size = _LARGEST.get(model.device.type, 16)
+    while size > 1 and size * bytes_a_question(model, repeats, max_new_tokens) > _SHARE * free:
+        size //= 2
+    return size
+
+
+def bytes_a_question(model: PreTrainedModel, repeats: int, max_new_tokens: int) -> int:
+    """An estimate of what one question with the longest clip takes: the sum of keys and values, the encoder's and the
+    language model's widest activations in the prefill, and the scores that a token is chosen from."""
+    audio, text = model.config.audio_config, model.config.get_text_config()
+    number = model.dtype.itemsize
+    tokens = audio.max_source_positions // 2 + _TEXT_TOKENS
+    head_dim = text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * (tokens + repeats * max_new_tokens)
+    encoder = 2 * audio.max_source_positions * (4 * audio.d_model + 2 * audio.encoder_ffn_dim)
+    prefill = tokens * (6 * text.hidden_size + 3 * text.intermediate_size)
+    scores = 6 * repeats * text.vocab_size * torch.float32.itemsize
+    return number * (cache + encoder + prefill) + scores
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a smaller batch might not fail so."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def free_cached() -> None:
+    """Give back what a failed batch has left."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -17,8 +17,8 @@ Key = tuple[str, int]  # the id of a question and the number of a repeat: what o
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One prompt, and how many completions it gets.
+class AudioPrompt:
+    """A question in one order of its choices, and how many completions it gets.
 
     Attributes:
         question: with its choices in the order in which they are asked.
@@ -38,10 +38,10 @@ class Asked:
         return [(self.question.id, self.first_repeat + number) for number in range(self.repeats)]
 
 
-def ask(questions: Sequence[AudioQuestion], repeats: int = 1, orders: int = 1) -> list[Asked]:
+def prompts_of(questions: Sequence[AudioQuestion], repeats: int = 1, orders: int = 1) -> list[AudioPrompt]:
     """Every question in `orders` orders of its choices, each to be answered `repeats` times."""
     return [
-        Asked(replace(question, choices=choices), number * repeats, repeats, orders > 1)
+        AudioPrompt(replace(question, choices=choices), number * repeats, repeats, orders > 1)
         for question in questions
         for number, choices in enumerate(choice_orders(question, orders))
     ]
@@ -63,14 +63,14 @@ def choice_orders(question: AudioQuestion, count: int) -> list[tuple[str, ...]]:
     return [orders[number % possible] for number in range(count)]
 
 
-def batches(asked: Sequence[Asked], size: int) -> list[list[Asked]]:
-    """The fixed grid over all that is asked: a prompt's neighbours, and so its padding, are always the same.
+def batches(prompts: Sequence[AudioPrompt], size: int) -> list[list[AudioPrompt]]:
+    """The fixed grid over all prompts: a prompt's neighbours, and so its padding, are always the same.
 
     Long clips come first and clips of a length together, so that little is padding, and a batch that does not fit
     into memory is met at the beginning.
     """
-    seconds = {path: _seconds(path) for path in {one.question.audio_path for one in asked}}
-    in_order = sorted(asked, key=lambda one: -seconds[one.question.audio_path])  # stable: otherwise as they were
+    seconds = {path: _seconds(path) for path in {one.question.audio_path for one in prompts}}
+    in_order = sorted(prompts, key=lambda one: -seconds[one.question.audio_path])  # stable: otherwise as they were
     return [in_order[start : start + size] for start in range(0, len(in_order), size)]
 
 
