@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -39,6 +40,16 @@ class MediaError(Exception):
 
     def __reduce__(self) -> tuple[type[MediaError], tuple[str, str]]:
         return type(self), (self.reason, self.detail)  # it travels between processes
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Where a clip is: a file, or its bytes, and the part of it that is the clip; see `decode`."""
+
+    media: Path | bytes
+    start: float | None = None
+    seconds: float | None = None
+    cut_over: float | None = None
 
 
 def decode(

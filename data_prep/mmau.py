@@ -24,70 +24,66 @@ import string
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep import pipeline
 from data_prep.archives import is_tar, unpack
-from data_prep.avqa import MEDIA_ENDINGS, MediaIndex, parquet_rows, raw_records
+from data_prep.media import Excerpt
+from data_prep.media_index import MEDIA_ENDINGS, MediaIndex
 from data_prep.pipeline import DEFAULT_WORKERS, Record, Report, add_preparation_arguments, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
 from r1_aqa_repro.common.files import sha256_of, write_atomically
-from r1_aqa_repro.data.mmau_versions import MMAU_QUESTIONS, MMAU_VERSIONS, UNKNOWN, questions_digest
+from r1_aqa_repro.data.mmau_versions import UNKNOWN, version_of
+from r1_aqa_repro.data.questions import AudioQuestion, question_from_mmau
+from r1_aqa_repro.data.records import BadRecord, Rejected, is_parquet, no_records, parse_records, read_records
 
 SOURCE = "source.jsonl"
 
 _LETTER = re.compile(r"\(([A-Z])\) ?")
-_PARQUET = b"PAR1"
 _AUDIO_COLUMNS = ("context", "audio")
 _UNPACKED = ".unpacked"
 _LOST = "audio/missing"
 
 
 @dataclass(frozen=True)
-class Question:
-    """A record of MMAU, or what is wrong with it.
+class Asked:
+    """A record of MMAU.
 
     Attributes:
-        fields: the manifest line without `audio_path` and `version`; of a bad record, only the id.
+        question: without the path of its clip, and without version.
         raw: the record as it stood, without audio.
         audio_id: path of the clip as it stands in the file, or None.
-        bad: why this is no record, or None.
     """
 
-    fields: dict[str, Any]
+    question: AudioQuestion
     raw: Any
-    audio_id: str | None = None
-    bad: str | None = None
-
-    @property
-    def id(self) -> str:
-        return str(self.fields["id"])
+    audio_id: str | None
 
     @property
     def path(self) -> PurePosixPath:
-        """Where the clip is looked for: `audio_id`, else the id."""
-        return PurePosixPath(_composed(self.audio_id or self.id))
+        """What the clip is looked for under: `audio_id`, else the id."""
+        return PurePosixPath(_composed(self.audio_id or self.question.id))
 
     @property
     def clip(self) -> str:
         """Name, without ending, by which the clip is looked for."""
-        return PurePosixPath(self.audio_id).stem if self.audio_id else self.id
+        return PurePosixPath(self.audio_id).stem if self.audio_id else self.question.id
 
 
 class _Names:
     """The names of the clips that questions ask for, of which several in different folders may have the same."""
 
-    def __init__(self, questions: Iterable[Question]):
+    def __init__(self, records: Iterable[Asked | Rejected]):
         self._paths: dict[str, set[PurePosixPath]] = defaultdict(set)  # by name
         self._ids: set[str] = set()
-        for question in questions:
-            if question.bad is None:
-                self._paths[_composed(question.clip)].add(question.path)
-                self._ids.add(_composed(question.id))
+        for asked in records:
+            if isinstance(asked, Asked):
+                self._paths[_composed(asked.clip)].add(asked.path)
+                self._ids.add(_composed(asked.question.id))
 
     def is_shared(self, name: str) -> bool:
         """Whether clips of several paths have the name, which then tells nothing."""
@@ -97,9 +93,13 @@ class _Names:
         """Whether a clip can be known by the name alone."""
         return (_composed(name) in self._ids or _composed(name) in self._paths) and not self.is_shared(name)
 
-    def stem(self, question: Question) -> str:
-        """A file name, without ending, for the question's clip alone."""
-        return safe_stem(str(question.path) if self.is_shared(question.clip) else question.clip)
+    def looked_for(self, asked: Asked) -> str:
+        """The path if the name alone tells nothing, else the name."""
+        return str(asked.path) if self.is_shared(asked.clip) else asked.clip
+
+    def stem(self, asked: Asked) -> str:
+        """A file name, without ending, for this clip alone."""
+        return safe_stem(self.looked_for(asked))
 
     def unpacked(self, member: str) -> str | None:
         """The file name for a member of an archive: its own, or that of the only clip that its path fits."""
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int:
         channel=arguments.channel,
         audio_format=arguments.format,
     )
-    has_audio = bool(arguments.audio) or any(map(_is_parquet, arguments.questions))
+    has_audio = bool(arguments.audio) or any(map(is_parquet, arguments.questions))
     has_losses = report.dropped or (has_audio and report.flagged)
     return EXIT_LOSSES if has_losses or not report.keeps(arguments.min_kept) else EXIT_DONE
 
@@ -155,12 +155,12 @@ def prepare(
     """
     _check_sources(questions, audio)
     by_file = {file: list(questions_of(file)) for file in questions}
-    listed = [question for found in by_file.values() for question in found]
+    listed = [record for found in by_file.values() for record in found]
     if not listed:
-        where = str(questions[0])
-        raise Refused.because(where, "the file holds no records", "Check that it was written completely.")
+        raise no_records(questions[0])
     hashes = [sha256_of(file) for file in questions]
-    version = version_of_questions(hashes, listed)
+    good = [record.question for record in listed if isinstance(record, Asked)]
+    version = version_of("".join(hashes), good) if len(good) == len(listed) else UNKNOWN
     if version == UNKNOWN:
         names = ", ".join(file.name for file in questions)
         say(f"warning: {names} is no published version of MMAU test-mini: recorded as version {UNKNOWN}")
@@ -181,43 +181,27 @@ def prepare(
     return report
 
 
-def questions_of(file: Path) -> Iterator[Question]:
-    """Every record of a JSON list, of JSON lines or of a parquet file, in order.
+def questions_of(file: Path) -> Iterator[Asked | Rejected]:
+    """Every record of a JSON list, of JSON lines or of a Parquet file, in order.
 
     Raises:
         Refused: the file as a whole cannot be read.
     """
-    rows = parquet_rows(file, path_only=_AUDIO_COLUMNS) if _is_parquet(file) else raw_records(file)
-    for where, raw in rows:
-        try:
-            if isinstance(raw, Exception):
-                raise _Bad(str(raw))
-            yield _question(raw)
-        except _Bad as bad:
-            known = isinstance(raw, dict) and isinstance(raw.get("id"), str) and raw["id"]
-            shown = str(raw) if isinstance(raw, Exception) else raw
-            yield Question({"id": raw["id"] if known else f"{file.name}:{where}"}, shown, bad=str(bad))
-
-
-def version_of_questions(file_hashes: Sequence[str], questions: Sequence[Question]) -> str:
-    """Which published version this is: by the file's hash, otherwise by the hash of the questions themselves."""
-    if len(file_hashes) == 1 and file_hashes[0] in MMAU_VERSIONS:
-        return MMAU_VERSIONS[file_hashes[0]]
-    if any(question.bad for question in questions):
-        return UNKNOWN
-    found = (question.fields for question in questions)
-    digest = questions_digest((one["id"], one["question"], one["choices"], one["answer"]) for one in found)
-    return MMAU_QUESTIONS.get(digest, UNKNOWN)
+    return (record for _, record in parse_records(file, _asked, path_only=_AUDIO_COLUMNS))
 
 
 def records(
-    by_file: dict[Path, list[Question]], audio: list[Path], version: str, unpacked: Path, audio_format: str
-) -> Iterator[Record]:
+    by_file: Mapping[Path, Sequence[Asked | Rejected]],
+    audio: Sequence[Path],
+    version: str,
+    unpacked: Path,
+    audio_format: str,
+) -> Iterator[Record | Rejected]:
     """Each question with its clip, ready for `pipeline.prepare`.
 
     Args:
         by_file: the questions of each file.
-        audio: folders, tar archives and parquet files; what stands first is looked up first.
+        audio: folders, tar archives and Parquet files; what stands first is looked up first.
         version: of all questions.
         unpacked: folder that archives are unpacked to.
         audio_format: of the clips that will be made.
@@ -225,7 +209,7 @@ def records(
     Raises:
         Refused: an archive cannot be trusted or read.
     """
-    names = _Names(question for listed in by_file.values() for question in listed)
+    names = _Names(record for listed in by_file.values() for record in listed)
     folders = [source if source.is_dir() else unpacked / _state_of(source) for source in audio]
     for other in unpacked.glob("*"):  # left by an interrupted run whose archives were others
         if other not in folders:
@@ -234,68 +218,45 @@ def records(
         if unpacked_to != source:
             _unpack(source, unpacked_to, names)
     index = MediaIndex(folders)
-    for folder, why in index.unreadable:
-        say(f"warning: {folder} cannot be read and is left out ({why})")
-    for file, questions in by_file.items():
-        is_parquet = _is_parquet(file)
-        embedded = _embedded(file) if is_parquet else (None for _ in questions)
-        for question, own in zip(questions, embedded, strict=True):
-            if question.bad is not None:
-                yield Record(question.fields, bad=question.bad)
+    for file, listed in by_file.items():
+        has_audio = is_parquet(file)
+        embedded = _embedded(file) if has_audio else (None for _ in listed)
+        for record, own in zip(listed, embedded, strict=True):
+            if isinstance(record, Rejected):
+                yield record
                 continue
-            stem = names.stem(question)
-            media = own if own is not None else _find(question, folders, index, names)
-            looked_for = question.path if names.is_shared(question.clip) else question.clip
-            missing = f"no file is named {looked_for}" if audio else "no --audio was given"
+            stem = names.stem(record)
+            media = own if own is not None else _find(record, folders, index, names)
+            missing = f"no file is named {names.looked_for(record)}" if audio else "no --audio was given"
             lost = f"{_LOST}/{stem}.{audio_format}"  # no folder of ours: nothing is ever there
-            if question.audio_id and not audio and not is_parquet:
-                lost = question.audio_id
-            fields = {**question.fields, "version": version}
-            yield Record(fields, media, stem, missing=missing, path_if_lost=lost)
+            if record.audio_id and not audio and not has_audio:
+                lost = record.audio_id
+            source_of_clip = None if media is None else Excerpt(media)
+            yield Record(replace(record.question, version=version), source_of_clip, stem, missing, lost)
 
 
-def _find(question: Question, folders: Sequence[Path], index: MediaIndex, names: _Names) -> Path | None:
+def _find(asked: Asked, folders: Sequence[Path], index: MediaIndex, names: _Names) -> Path | None:
     """By `audio_id` as it stands below a folder, else by its name, else by the question's id.
 
-    A name that clips of several paths have counts only where an archive was unpacked by these.
+    A name that clips of several paths have counts only if an archive was unpacked by these.
     """
-    path = question.audio_id and PurePosixPath(question.audio_id)
+    path = asked.audio_id and PurePosixPath(asked.audio_id)
     if path and not path.is_absolute() and ".." not in path.parts:
         for folder in folders:
-            if os.path.isfile(folder / path):  # Path.is_file raises where a name is too long to be one
+            if os.path.isfile(folder / path):  # Path.is_file raises if a name is too long to be one
                 return folder / path
-    by_name = index[names.stem(question) if names.is_shared(question.clip) else question.clip]
-    return by_name or (None if names.is_shared(question.id) else index[question.id])
+    by_name = index[names.stem(asked) if names.is_shared(asked.clip) else asked.clip]
+    return by_name or (None if names.is_shared(asked.question.id) else index[asked.question.id])
 
 
-class _Bad(Exception):
-    """Why a record is no record."""
-
-
-def _question(raw: Any) -> Question:
-    if not isinstance(raw, dict):
-        raise _Bad(f"expected an object, found {type(raw).__name__}")
+def _asked(raw: dict[str, Any], where: str) -> Asked:
     record = _flattened(raw)
-    record_id = record.get("id")
-    if isinstance(record_id, bool) or not isinstance(record_id, str | int) or record_id == "":
-        raise _Bad(f"id is {'absent' if record_id is None else repr(record_id)}")
-    question, choices, answer = record.get("question"), record.get("choices"), record.get("answer")
-    if not isinstance(question, str):
-        raise _Bad(f"question is {'absent' if question is None else repr(question)}")
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise _Bad(f"choices is {'absent' if choices is None else repr(choices)}, not a list of texts")
-    if answer is not None and not isinstance(answer, str):
-        raise _Bad(f"answer is {answer!r}, not a text: MMAU gives one of the choices")
-    choices, answer = _without_letters(choices, answer or None)  # withheld answers are absent or empty
-    fields = {
-        "id": str(record_id),
-        "question": question,
-        "choices": choices,
-        "answer": answer,
-        **{key: _label(record, key) for key in ("dataset", "split", "task", "difficulty", "category")},
-        "sub_category": _label(record, "sub-category"),
-    }
-    return Question(fields, raw, _label(record, "audio_id"))
+    question = question_from_mmau(record, Path())
+    choices, answer = _without_letters(question.choices, question.answer)
+    audio_id = record.get("audio_id") or None
+    if audio_id is not None and not isinstance(audio_id, str):
+        raise BadRecord(f"audio_id is {audio_id!r}, not a text", "Give audio_id as a text.")
+    return Asked(replace(question, choices=choices, answer=answer), raw, audio_id)
 
 
 def _flattened(raw: dict[str, Any]) -> dict[str, Any]:
@@ -307,34 +268,24 @@ def _flattened(raw: dict[str, Any]) -> dict[str, Any]:
         try:
             attributes = json.loads(attributes)
         except (ValueError, RecursionError):
-            raise _Bad("other_attributes is malformed JSON") from None
+            attributes = None
     if not isinstance(attributes, dict):
-        raise _Bad(f"other_attributes is {attributes!r}, not an object")
+        what = f"other_attributes is {raw['other_attributes']!r:.60}, not an object"
+        raise BadRecord(what, "Fetch the file again.")
     audio: dict[str, Any] = next((raw[name] for name in _AUDIO_COLUMNS if isinstance(raw.get(name), dict)), {})
     own = {"question": raw["instruction"], "choices": raw.get("choices"), "answer": raw.get("answer")}
     return {"id": raw.get("id"), "audio_id": audio.get("path"), **attributes, **own}
 
 
-def _without_letters(choices: list[str], answer: str | None) -> tuple[list[str], str | None]:
-    """`(A) Man`, `(B) Woman` -> `Man`, `Woman`, where every choice has its own letter."""
+def _without_letters(choices: tuple[str, ...], answer: str | None) -> tuple[tuple[str, ...], str | None]:
+    """`(A) Man`, `(B) Woman` -> `Man`, `Woman`, if every choice has its own letter."""
     found = [_LETTER.match(choice) for choice in choices]
     letters = "".join(letter[1] for letter in found if letter)
     if not letters or letters != string.ascii_uppercase[: len(choices)]:
         return choices, answer
-    clean = [choice[letter.end() :] for choice, letter in zip(choices, found, strict=True) if letter]
+    clean = tuple(choice[letter.end() :] for choice, letter in zip(choices, found, strict=True) if letter)
     meant = (one for one, choice in zip(clean, choices, strict=True) if answer and choice.strip() == answer.strip())
     return clean, next(meant, answer)
-
-
-def _label(record: dict[str, Any], key: str) -> str | None:
-    """A text, or a list of texts as one text: 13 records of test-mini have their category as a list of one."""
-    value = record.get(key)
-    if value in (None, "", []):
-        return None
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise _Bad(f"{key} is {value!r}, not a text")
-    return ", ".join(texts)
 
 
 def _state_of(archive: Path) -> str:
@@ -348,7 +299,7 @@ def _unpack(archive: Path, folder: Path, names: _Names) -> None:
     """Write the archive's clips that are wanted to the folder."""
     say(f"unpacking {archive}")
     try:
-        if _is_parquet(archive):
+        if is_parquet(archive):
             number = _unpack_parquet(archive, folder, names.is_wanted)
         else:
             number = unpack(archive, folder, names.unpacked)
@@ -364,14 +315,14 @@ def _composed(name: str) -> str:
 
 
 def _unpack_parquet(file: Path, folder: Path, is_wanted: Callable[[str], bool]) -> int:
-    """Write the embedded clips under their question's id, or their own name where they have no question."""
+    """Write the embedded clips under their question's id, or under their own name if that has no question."""
     folder.mkdir(parents=True, exist_ok=True)
     modified = file.stat().st_mtime
     found = set()
-    for _, row in parquet_rows(file):
+    for _, row in read_records(file):
         try:
             record = _flattened({"instruction": None, **row})
-        except _Bad:
+        except BadRecord:
             continue
         own_name = PurePosixPath(str(record.get("audio_id") or "")).stem
         name = next((name for name in (str(record["id"]), own_name) if is_wanted(name)), None)
@@ -388,17 +339,12 @@ def _unpack_parquet(file: Path, folder: Path, is_wanted: Callable[[str], bool]) 
 
 def _embedded(file: Path) -> Iterator[bytes | None]:
     """The audio of every row, in order."""
-    return (_audio_bytes(row) for _, row in parquet_rows(file))
+    return (_audio_bytes(row) for _, row in read_records(file))
 
 
 def _audio_bytes(row: dict[str, Any]) -> bytes | None:
     columns = (row[name] for name in _AUDIO_COLUMNS if isinstance(row.get(name), dict))
     return next((column["bytes"] for column in columns if column.get("bytes")), None)
-
-
-def _is_parquet(file: Path) -> bool:
-    with open(file, "rb") as opened:
-        return opened.read(len(_PARQUET)) == _PARQUET
 
 
 def _check_sources(questions: list[Path], audio: list[Path]) -> None:
@@ -411,7 +357,7 @@ def _check_sources(questions: list[Path], audio: list[Path]) -> None:
     for source in audio:
         if not source.exists():
             problems.append(Problem(str(source), "there is no such file or folder", "Give what holds the clips."))
-        elif not source.is_dir() and not (source.is_file() and (_is_parquet(source) or is_tar(source))):
+        elif not source.is_dir() and not (source.is_file() and (is_parquet(source) or is_tar(source))):
             what = "it is no folder, no tar archive and no parquet file"
             problems.append(Problem(str(source), what, "It may be damaged: fetch it again, or give the folder."))
     if problems:

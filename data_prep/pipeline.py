@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import os
 import re
-import sqlite3
 import stat
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,14 +27,16 @@ import av
 import soxr
 from tqdm import tqdm
 
-from data_prep.media import MediaError
+from data_prep.journal import Journal, Outcome, explaining_errors, printable
+from data_prep.media import Excerpt, MediaError
 from data_prep.workers import PARTIAL, Clip, PassingError, Task, Workers
+from r1_aqa_repro.common.claim import check_claim, claim
 from r1_aqa_repro.common.console import positive
-from r1_aqa_repro.common.errors import Failed, Problem, Refused, is_full_disk, space_left
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.errors import Refused, failing_plainly
+from r1_aqa_repro.common.files import whole_file, write_json
 from r1_aqa_repro.data.audio import CHANNELS
-from r1_aqa_repro.data.questions import AudioQuestion, check_question, question_from_manifest
-from r1_aqa_repro.data.records import BadRecord
+from r1_aqa_repro.data.questions import AudioQuestion, check_question, manifest_line
+from r1_aqa_repro.data.records import BadRecord, Rejected
 
 MANIFEST = "manifest.jsonl"
 REPORT = "prep_report.json"
@@ -46,7 +46,6 @@ DEFAULT_WORKERS = os.cpu_count() or 1
 
 _JOURNAL = ".journal.sqlite"
 _SAVE_EVERY = 0.25  # seconds between commits of the journal: what a kill costs at most
-_LINE_ORDER = tuple(entry.name for entry in fields(AudioQuestion))
 _SHOWN = 3  # dropped records of each reason in the summary
 
 
@@ -55,23 +54,17 @@ class Record:
     """One question on its way to the manifest.
 
     Attributes:
-        fields: the manifest line without `audio_path`: id, question, choices (list), answer, ...; None is left out.
-        media: the file, or its bytes where the audio is embedded; None where there is none.
+        question: of which `audio_path` is not looked at.
+        source: what the clip is made from; None if nothing was found.
         stem: name of the clip in `audio/`, without its ending (see `safe_stem`); records of one stem share the clip.
-        start: where the clip begins in the file; see `media.decode`, as for `seconds` and `cut_over`.
-        missing: what was looked for in vain, where `media` is None.
-        bad: why this is no record, or None; of a bad one, only the id in `fields` is looked at.
-        path_if_lost: `audio_path` under which the record is kept, flagged, when its clip cannot be had; None drops it.
+        missing: what was looked for in vain, if `source` is None.
+        path_if_lost: `audio_path` under which the record is kept, flagged, if it gets no clip; None drops it.
     """
 
-    fields: Mapping[str, Any]
-    media: Path | bytes | None = None
-    stem: str = ""
-    start: float | None = None
-    seconds: float | None = None
-    cut_over: float | None = None
+    question: AudioQuestion
+    source: Excerpt | None
+    stem: str
     missing: str = "no media file"
-    bad: str | None = None
     path_if_lost: str | None = None
 
 
@@ -94,14 +87,14 @@ class Report:
     details: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, record_id: str, reason: str, detail: str) -> None:
-        self.dropped.setdefault(reason, []).append(_printable(record_id))
-        self.details.setdefault(reason, []).append(_printable(f"{record_id}: {detail}"))
+        self.dropped.setdefault(reason, []).append(printable(record_id))
+        self.details.setdefault(reason, []).append(printable(f"{record_id}: {detail}"))
 
     def flag(self, record_id: str, reason: str, detail: str) -> str:
         """Note a record that is kept without its clip; returns its flag."""
         flag = "missing_audio" if reason == "missing" else "undecodable"
-        self.flagged.setdefault(flag, []).append(_printable(record_id))
-        self.details.setdefault(reason, []).append(_printable(f"{record_id}: {detail}"))
+        self.flagged.setdefault(flag, []).append(printable(record_id))
+        self.details.setdefault(reason, []).append(printable(f"{record_id}: {detail}"))
         return flag
 
     @property
@@ -119,10 +112,7 @@ class Report:
         lines = [f"{self.kept:,} of {self.records_in:,} records kept: {out / MANIFEST}"]
         for reason, details in self.details.items():
             what = "dropped" if reason in self.dropped else "kept without audio"
-            lines.append(f"  {what}, {reason}: {len(details):,}")
-            lines += [f"    {detail}" for detail in details[:_SHOWN]]
-            if len(details) > _SHOWN:
-                lines.append(f"    ... and {len(details) - _SHOWN:,} more, all listed in {out / REPORT}")
+            lines += [f"  {what}, {reason}: {len(details):,}", *first_of(details, out)]
         if self.audio["clips"]:
             length = self.audio["seconds"]
             lengths = f"{length['min']:.1f} to {length['max']:.1f} s, mean {length['mean']:.1f} s"
@@ -132,8 +122,14 @@ class Report:
         return "\n".join(lines)
 
 
+def first_of(details: Sequence[str], out: Path) -> list[str]:
+    """Lines that show the first few of what the report in `out` lists."""
+    more = [f"    ... and {len(details) - _SHOWN:,} more, all listed in {out / REPORT}"] if details[_SHOWN:] else []
+    return [*(f"    {detail}" for detail in details[:_SHOWN]), *more]
+
+
 def prepare(
-    records: Iterable[Record],
+    records: Iterable[Record | Rejected],
     out: Path,
     *,
     settings: Mapping[str, Any],
@@ -152,7 +148,7 @@ def prepare(
         workers: number of decoding processes; the result does not depend on it.
         channel: `first` or `mean`, of several.
         audio_format: one of `FORMATS`.
-        total: the number of records where it is known, for the progress bar.
+        total: the number of records if it is known, for the progress bar.
 
     Raises:
         Refused: `out` was made with other settings, or holds something from elsewhere.
@@ -161,20 +157,21 @@ def prepare(
     """
     started = time.perf_counter()
     decoder = f"av {av.__version__}, soxr {soxr.__version__}"
-    with _told_of_trouble(out):
+    kept = "What was done is kept: mend that and give the same command again."
+    with failing_plainly(out, kept), explaining_errors(out / _JOURNAL):
         _enter(out, {**settings, "channel": channel, "format": audio_format, "decoder": decoder})
-        with closing(_Journal(out / _JOURNAL)) as journal, Workers(workers) as pool:
+        with closing(Journal(out / _JOURNAL)) as journal, Workers(workers) as pool:
             for leftover in (out / "audio").glob(f".*{PARTIAL}"):  # of a run that was killed: the journal is ours alone
                 leftover.unlink(missing_ok=True)
             run = _Run(out, journal, pool, channel, audio_format)
-            with _whole_file(out / MANIFEST) as manifest:
+            with whole_file(out / MANIFEST) as manifest:
                 with tqdm(total=total, unit=" records", disable=None) as bar:
                     run.through(records, manifest, bar, window=8 * workers + 16)
                 report = run.report
                 report.audio = journal.statistics()
                 report.seconds = round(time.perf_counter() - started, 3)
                 report.clips_per_second = round(report.clips_decoded / report.seconds, 2)
-                write_json(out / REPORT, {entry.name: getattr(report, entry.name) for entry in fields(Report)})
+                write_json(out / REPORT, asdict(report))
     return report
 
 
@@ -206,32 +203,28 @@ def safe_stem(name: str) -> str:
     return f"{stem}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-@dataclass
-class _Outcome:
-    """What became of a clip; neither `size` nor `reason` is set while it is being made."""
+@dataclass(frozen=True)
+class _Waiting:
+    """A record without its media, its manifest line, and what becomes of its clip."""
 
-    source: str
-    size: int | None = None
-    reason: str | None = None
-    detail: str = ""
-
-    @property
-    def known(self) -> bool:
-        return self.size is not None or self.reason is not None
+    id: str
+    record: Record | None
+    line: str
+    outcome: Outcome
 
 
 class _Run:
     """One run: the records in its window wait for their clips, and leave in their order."""
 
-    def __init__(self, out: Path, journal: _Journal, pool: Workers, channel: str, audio_format: str):
+    def __init__(self, out: Path, journal: Journal, pool: Workers, channel: str, audio_format: str):
         self.audio, self.journal, self.pool = out / "audio", journal, pool
         self.channel, self.audio_format = channel, audio_format
         self.report = Report()
-        self._making: dict[str, _Outcome] = {}  # by stem
+        self._making: dict[str, Outcome] = {}  # by stem
 
-    def through(self, records: Iterable[Record], manifest: IO[str], bar: tqdm, window: int) -> None:
+    def through(self, records: Iterable[Record | Rejected], manifest: IO[bytes], bar: tqdm, window: int) -> None:
         """Take every record from beginning to end, at most `window` at once."""
-        waiting: deque[tuple[Record, str, _Outcome]] = deque()  # record without its media, manifest line, clip
+        waiting: deque[_Waiting] = deque()
         started = saved = time.perf_counter()
         for record in records:
             waiting.append(self._begin(record))
@@ -245,64 +238,62 @@ class _Run:
         self._leave(waiting, 0, manifest)
         bar.update(self.report.kept + self.report.num_dropped - bar.n)
 
-    def _begin(self, record: Record) -> tuple[Record, str, _Outcome]:
-        """Check a record and see to it that its clip is there or in the making: (record, manifest line, clip)."""
+    def _begin(self, record: Record | Rejected) -> _Waiting:
+        """Check a record and see to it that its clip is there or in the making."""
         self.report.records_in += 1
-        record_id = str(record.fields["id"])
-        bare = replace(record, media=None)
+        if isinstance(record, Rejected):
+            return _Waiting(record.id, None, "", Outcome("", reason="bad record", detail=record.problem.what))
+        question, bare = record.question, replace(record, source=None)
         try:
-            if record.bad is not None:
-                raise MediaError("bad record", record.bad)
-            line = _manifest_line(record.fields, f"audio/{record.stem}.{self.audio_format}")
+            line = _line(question, f"audio/{record.stem}.{self.audio_format}")
             if record.path_if_lost is not None:
-                _manifest_line(record.fields, record.path_if_lost)
-            if not self.journal.is_new(record_id):
+                _line(question, record.path_if_lost)
+            if not self.journal.is_new(question.id):
                 raise MediaError("bad record", "an earlier record has the same id")
-            if record.media is None:
+            if record.source is None:
                 raise MediaError("missing", record.missing)
-            return bare, line, self._clip(record, record.media)
+            return _Waiting(question.id, bare, line, self._clip(record.stem, record.source))
         except MediaError as error:
-            return bare, "", _Outcome("", reason=error.reason, detail=error.detail)
+            return _Waiting(question.id, bare, "", Outcome("", reason=error.reason, detail=error.detail))
 
-    def _clip(self, record: Record, media: Path | bytes) -> _Outcome:
-        """The record's clip: shared with an earlier record, left by an earlier run, or given to the workers.
+    def _clip(self, stem: str, source: Excerpt) -> Outcome:
+        """A clip: shared with an earlier record, left by an earlier run, or given to the workers.
 
         Raises:
             MediaError: the file is gone, or another clip has the name.
         """
-        source = _signature(record, media)
-        outcome, is_used = self.journal.find(record.stem)
-        if record.stem in self._making:
-            outcome, is_used = self._making[record.stem], True
+        signature = _signature(source)
+        outcome, is_used = self.journal.find(stem)
+        if stem in self._making:
+            outcome, is_used = self._making[stem], True
         if outcome is not None and is_used:
-            if outcome.source != source:
-                raise MediaError("bad record", f"audio/{record.stem} is already the clip of an earlier record's media")
+            if outcome.source != signature:
+                raise MediaError("bad record", f"audio/{stem} is already the clip of an earlier record's media")
             return outcome
-        target = self.audio / f"{record.stem}.{self.audio_format}"
-        if outcome is not None and outcome.source == source and (outcome.reason or outcome.size == _size(target)):
-            self.journal.use(record.stem)
+        target = self.audio / f"{stem}.{self.audio_format}"
+        if outcome is not None and outcome.source == signature and (outcome.reason or outcome.size == _size(target)):
+            self.journal.use(stem)
             return outcome
-        self._making[record.stem] = outcome = _Outcome(source)
-        self.pool.submit(Task(target, media, record.start, record.seconds, self.channel, record.cut_over))
+        self._making[stem] = outcome = Outcome(signature)
+        self.pool.submit(Task(target, source, self.channel))
         return outcome
 
-    def _leave(self, waiting: deque[tuple[Record, str, _Outcome]], at_most: int, manifest: IO[str]) -> None:
+    def _leave(self, waiting: deque[_Waiting], at_most: int, manifest: IO[bytes]) -> None:
         """Let the foremost records go, in order, until no more than `at_most` wait and the foremost is not ready."""
-        while waiting and (len(waiting) > at_most or waiting[0][2].known):
-            record, line, outcome = waiting[0]
-            if not outcome.known:
+        while waiting and (len(waiting) > at_most or waiting[0].outcome.known):
+            if not waiting[0].outcome.known:
                 self._collect()
-            else:
-                waiting.popleft()
-                if outcome.reason is None:
-                    self.report.kept += 1
-                    manifest.write(line)
-                elif record.path_if_lost is not None and outcome.reason != "bad record":
-                    flag = self.report.flag(str(record.fields["id"]), outcome.reason, outcome.detail)
-                    self.report.kept += 1
-                    manifest.write(_manifest_line({**record.fields, "flags": [flag]}, record.path_if_lost))
-                else:
-                    self.report.drop(str(record.fields["id"]), outcome.reason, outcome.detail)
+                continue
+            one = waiting.popleft()
+            reason, record, line = one.outcome.reason, one.record, one.line
+            if reason is not None:
+                if record is None or record.path_if_lost is None or reason == "bad record":
+                    self.report.drop(one.id, reason, one.outcome.detail)
+                    continue
+                flag = self.report.flag(one.id, reason, one.outcome.detail)
+                line = _line(replace(record.question, flags=(flag,)), record.path_if_lost)
+            self.report.kept += 1
+            manifest.write(line.encode())
 
     def _collect(self) -> None:
         """Wait for the workers and note what they made."""
@@ -318,109 +309,37 @@ class _Run:
             self.journal.put(task.target.stem, outcome, clip, is_final=not isinstance(result, PassingError))
 
 
-class _Journal:
-    """What is known of each clip, in a file that a kill leaves whole; and the ids of this run. Memory stays flat.
-
-    Raises:
-        sqlite3.OperationalError: another process has it open, or the disk is full.
-    """
-
-    def __init__(self, path: Path):
-        self._database = sqlite3.connect(path, timeout=1)
-        self._database.executescript("""
-            PRAGMA locking_mode = EXCLUSIVE;
-            PRAGMA journal_mode = WAL;
-            PRAGMA synchronous = NORMAL;
-            PRAGMA temp_store = FILE;
-            CREATE TABLE IF NOT EXISTS clips (
-                stem TEXT PRIMARY KEY, source TEXT, is_used INTEGER, reason TEXT, detail TEXT,
-                size INTEGER, seconds REAL, peak REAL, rms REAL, is_final INTEGER
-            ) WITHOUT ROWID;
-            CREATE TEMP TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID;
-            DELETE FROM clips WHERE NOT is_final;
-            UPDATE clips SET is_used = 0 WHERE is_used;
-        """)
-
-    def is_new(self, record_id: str) -> bool:
-        """Whether this run meets the id for the first time."""
-        return self._database.execute("INSERT OR IGNORE INTO ids VALUES (?)", (record_id,)).rowcount == 1
-
-    def find(self, stem: str) -> tuple[_Outcome | None, bool]:
-        """What is known of a clip, and whether a record of this run has it."""
-        query = "SELECT source, size, reason, detail, is_used FROM clips WHERE stem = ?"
-        row = self._database.execute(query, (stem,)).fetchone()
-        return (None, False) if row is None else (_Outcome(*row[:4]), bool(row[4]))
-
-    def use(self, stem: str) -> None:
-        self._database.execute("UPDATE clips SET is_used = 1 WHERE stem = ?", (stem,))
-
-    def put(self, stem: str, outcome: _Outcome, clip: Clip | None, is_final: bool) -> None:
-        """Note what became of a clip: for this run, and for later ones if it `is_final`."""
-        heard = (None, None, None) if clip is None else (clip.seconds, clip.peak, clip.rms)
-        row = (stem, outcome.source, 1, outcome.reason, _printable(outcome.detail), outcome.size, *heard, is_final)
-        self._database.execute(f"INSERT OR REPLACE INTO clips VALUES ({','.join('?' * len(row))})", row)
-
-    def save(self) -> None:
-        self._database.commit()
-
-    def close(self) -> None:
-        try:
-            self._database.commit()
-        finally:
-            self._database.close()
-
-    def statistics(self) -> dict[str, Any]:
-        """Number, hours and bytes of this run's clips; least, mean and greatest length, peak and loudness."""
-        self._database.create_function("decibels", 1, lambda rms: 20 * math.log10(rms), deterministic=True)
-        columns = {"seconds": "seconds", "peak": "peak", "rms_decibels": "decibels(rms)"}
-        measures = ", ".join(f"min({column}), avg({column}), max({column})" for column in columns.values())
-        clips = "(SELECT * FROM clips WHERE is_used AND reason IS NULL ORDER BY stem)"
-        query = f"SELECT count(*), sum(seconds), sum(size), {measures} FROM {clips}"
-        number, seconds, size, *found = self._database.execute(query).fetchone()
-        if not number:
-            return {"clips": 0}
-        statistics = {"clips": number, "hours": round(seconds / 3600, 4), "bytes": size}
-        for index, name in enumerate(columns):
-            least, mean, greatest = (round(value, 3) for value in found[3 * index : 3 * index + 3])
-            statistics[name] = {"min": least, "mean": mean, "max": greatest}
-        return statistics
-
-
-def _manifest_line(record: Mapping[str, Any], audio_path: str) -> str:
-    """The line of a good record.
+def _line(question: AudioQuestion, audio_path: str) -> str:
+    """The manifest line of a good record.
 
     Raises:
         MediaError: training could not read the line; its reason is "bad record".
     """
-    line = {**record, "audio_path": audio_path}
     try:
-        question = question_from_manifest({key: value for key, value in line.items() if value is not None}, Path())
         check_question(question)
         if len(set(question.choices)) < len(question.choices):
-            line["flags"] = [*question.flags, "duplicate_choices"]
-        text = json.dumps(
-            {key: line[key] for key in _LINE_ORDER if line.get(key) not in (None, [], ())}, ensure_ascii=False
-        )
-        text.encode()
+            question = replace(question, flags=(*question.flags, "duplicate_choices"))
+        line = manifest_line(question, audio_path)
+        line.encode()
     except BadRecord as bad:
         raise MediaError("bad record", bad.what) from None
     except UnicodeEncodeError:
         raise MediaError("bad record", "a text in it is no valid Unicode (half of a surrogate pair)") from None
-    return text + "\n"
+    return line
 
 
-def _signature(record: Record, media: Path | bytes) -> str:
+def _signature(source: Excerpt) -> str:
     """Changes when the clip would: by the file's path, size and time, or by the bytes, and by the part wanted."""
-    part = f"{record.start} {record.seconds} {record.cut_over}"
-    if isinstance(media, bytes):
-        return f"{hashlib.sha256(media).hexdigest()} {part}"
+    part = f"{source.start} {source.seconds} {source.cut_over}"
+    if isinstance(source.media, bytes):
+        return f"{hashlib.sha256(source.media).hexdigest()} {part}"
     try:
-        found = media.stat()
+        found = source.media.stat()
     except OSError as error:
-        raise MediaError("missing", f"{media} cannot be found ({error.strerror})") from None
+        raise MediaError("missing", f"{source.media} cannot be found ({error.strerror})") from None
     if not stat.S_ISREG(found.st_mode):  # reading a pipe would never end
-        raise MediaError("missing", f"{media} is not a file")
-    return f"{_printable(os.path.abspath(media))} {found.st_size} {found.st_mtime_ns} {part}"
+        raise MediaError("missing", f"{source.media} is not a file")
+    return f"{printable(os.path.abspath(source.media))} {found.st_size} {found.st_mtime_ns} {part}"
 
 
 def _size(path: Path) -> int | None:
@@ -430,71 +349,18 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _printable(text: str) -> str:
-    """File names may hold bytes that are no text: shown escaped, so that a report can be written."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _enter(out: Path, settings: dict[str, Any]) -> None:
+def _enter(out: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder or check that it is this preparation's own.
 
     Raises:
         Refused: it is not.
     """
-    file, audio = out / SETTINGS, out / "audio"
+    audio, remedy = out / "audio", "Give another --out."
     if out.exists() and not out.is_dir():
         raise Refused.because(str(out), "it is not a folder", "Give a folder that is new or from the same command.")
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        differing = [
-            Problem(str(file), f"{key} was {before.get(key)!r}, now it is {settings.get(key)!r}", "Give another --out.")
-            for key in sorted({*before, *settings})
-            if before.get(key) != settings.get(key)
-        ]
-        if differing:
-            raise Refused(differing)
-    elif (out / MANIFEST).exists() or (audio.is_dir() and any(audio.iterdir())):
-        raise Refused.because(
-            str(out), "it holds a manifest or clips that were not prepared by this command", "Give another --out."
-        )
-    audio.mkdir(parents=True, exist_ok=True)
-    write_json(file, settings)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[IO[str]]:
-    """A text file that gets its name when it is complete."""
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _told_of_trouble(out: Path) -> Iterator[None]:
-    """Say plainly what cannot be read or written, instead of what a library raised."""
-    try:
-        yield
-    except (OSError, sqlite3.Error) as error:
-        if is_full_disk(error) or "disk is full" in str(error):
-            raise Failed(
-                f"{out} could not be written: the disk is full ({space_left(_existing(out))}). What was done is kept: "
-                "free some space and give the same command again."
-            ) from error
-        if isinstance(error, OSError):
-            raise Failed(f"{error.filename or out}: {error.strerror or error}") from error
-        if "locked" in str(error):
-            raise Failed(f"{out}: another run is working in this folder") from error
-        remedy = "Delete it, and all clips are made anew."
-        raise Failed(f"{out / _JOURNAL} cannot be used ({error}). {remedy}") from error
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not check_claim(out / SETTINGS, settings, remedy):
+        if (out / MANIFEST).exists() or (audio.is_dir() and any(audio.iterdir())):
+            what = "it holds a manifest or clips that were not prepared by this command"
+            raise Refused.because(str(out), what, remedy)
+        claim(out / SETTINGS, settings, remedy)
+    audio.mkdir(exist_ok=True)

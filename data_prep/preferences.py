@@ -20,63 +20,42 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
-from data_prep.avqa import raw_records
-from data_prep.pipeline import REPORT, SETTINGS
+from data_prep.pipeline import REPORT, SETTINGS, first_of
+from data_prep.preference_formats import AUTO, FORMATS, TEXT_EXTRACTED, Converted, convert
 from data_prep.split import HELD_OUT, TRAIN
+from r1_aqa_repro.common.claim import check_claim, read_claim
 from r1_aqa_repro.common.console import Options, say
-from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Failed, Problem, Refused, command, is_full_disk
-from r1_aqa_repro.common.files import sha256_of, write_json
-from r1_aqa_repro.data.answers import fold
-from r1_aqa_repro.data.conversations import (
-    Message,
-    PreferencePair,
-    Spelling,
-    answer,
-    answer_from,
-    id_of,
-    messages_from,
-    require_difference,
-    require_turns,
+from r1_aqa_repro.common.errors import (
+    EXIT_DONE,
+    EXIT_LOSSES,
+    Problem,
+    Refused,
+    command,
+    existing_folder,
+    failing_plainly,
 )
-from r1_aqa_repro.data.records import BadRecord, require_object
+from r1_aqa_repro.common.files import sha256_of, whole_file, write_json
+from r1_aqa_repro.data.answers import fold
+from r1_aqa_repro.data.conversations import Message, PreferencePair, answer
+from r1_aqa_repro.data.records import Rejected, no_records
 
-AUTO = "auto"
-WANTED = {
-    "trl": "trl: chosen and rejected, perhaps prompt",
-    "sharegpt": "sharegpt: conversations, chosen, rejected, perhaps system",
-    "alpaca": "alpaca: instruction, chosen, rejected, perhaps input, system, history",
-}
-SHAREGPT = Spelling("from", "value", "system", "human", "gpt")
-TEXT_EXTRACTED = "trl texts, prompt extracted"
-SCORES = ("chosen_score", "rejected_score", "margin")
 BAD, DUPLICATE, CONTRADICTION = "bad record", "duplicate", "contradiction"
 
 _COMMAND = "data_prep.preferences"
-_PROMPT_KEYS = {"trl": "prompt", "sharegpt": "conversations", "alpaca": "instruction"}
-_USED = {
-    "trl": {"prompt"},
-    "sharegpt": {"conversations", "system"},
-    "alpaca": {"instruction", "input", "system", "history"},
-}
-# what belongs to the conversation wherever it stands: a format that does not know the key would lose it
-_CONTEXT = {"question", "tools", "images", "videos", "audios"}.union(*_USED.values())
-_KEPT = ("id", "task", *SCORES)
 _FILES = (SETTINGS, f"{TRAIN}.jsonl", f"{HELD_OUT}.jsonl", REPORT)
-_SHOWN = 3  # dropped records of each reason in the summary
 
 
 @command
@@ -87,7 +66,7 @@ def main(argv: list[str]) -> int:
     source, out = arguments.input, arguments.out.resolve()
     if not source.is_file():
         raise Refused.because(str(source), "there is no such file", "Give a JSON list, JSON lines or a parquet file.")
-    try:
+    with failing_plainly(out, "Nothing is left half written: give the same command again."):
         settings = {
             "command": _COMMAND,
             "input": f"{source.name}, sha256 {sha256_of(source)}",
@@ -97,241 +76,14 @@ def main(argv: list[str]) -> int:
         }
         _require_own(out, source, settings, arguments.overwrite)
         # the pairs wait on the disk until all are known: a later one may contradict an earlier one
-        nearest = next(folder for folder in (out, *out.parents) if folder.is_dir())
-        with tempfile.TemporaryFile(dir=nearest) as waiting:
+        with tempfile.TemporaryFile(dir=existing_folder(out)) as waiting:
             sifted = _sift(convert(source, arguments.format), waiting, arguments.held_out, arguments.seed)
             _require_pairs(sifted, source, arguments.skip_bad_records)
             report = {**sifted.facts(), "seconds": round(time.perf_counter() - started, 3)}
             waiting.seek(0)
             _write(out, zip(waiting, sifted.sides, strict=True), settings, report)
-    except OSError as error:
-        why = "the disk is full" if is_full_disk(error) else error.strerror or str(error)
-        raise Failed(
-            f"{error.filename or out}: {why}. Nothing is left half written: give the same command again."
-        ) from error
     _tell(report, out)
     return EXIT_LOSSES if sifted.problems else EXIT_DONE
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A pair: where it stood, how it was written (`trl texts`, `sharegpt`, ...), and which keys were left out."""
-
-    where: str
-    pair: PreferencePair
-    shape: str
-    left_out: list[str]
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A record that is no pair: its id, or its place where it has none, and what is wrong."""
-
-    id: str
-    problem: Problem
-
-
-def convert(source: Path, format_name: str = AUTO) -> Iterator[Converted | Bad]:
-    """Stream the records of a file as pairs. Ids are not compared; a pair without one is named by its place.
-
-    Raises:
-        Refused: the file as a whole cannot be read.
-    """
-    for where, raw in raw_records(source):
-        place = f"{source.name}:{where}"
-        try:
-            if isinstance(raw, Exception):
-                raise BadRecord(str(raw), "Each line must be one JSON object.")
-            record = require_object(raw)
-            name = _format_of(record) if format_name == AUTO else format_name
-            pair, shape = _pair(record, name, place)
-            left_out = sorted(set(record) - _USED[name] - {"chosen", "rejected", *_KEPT})
-            yield Converted(f"{source}:{where}", pair, shape, left_out)
-        except BadRecord as bad:
-            yield Bad(_id_of_bad(raw, place), Problem(f"{source}:{where}", bad.what, bad.remedy))
-
-
-def _id_of_bad(raw: Any, place: str) -> str:
-    try:
-        return id_of(require_object(raw), place)
-    except BadRecord:
-        return place
-
-
-def _pair(record: dict[str, Any], name: str, place: str) -> tuple[PreferencePair, str]:
-    """The pair of a record in a known format, and how exactly it was written."""
-    missing = [key for key in ("chosen", "rejected") if record.get(key) is None]
-    if missing:
-        raise BadRecord(f"{' and '.join(missing)} absent or null, only {sorted(record)}", f"Expected {WANTED[name]}.")
-    lost = sorted(key for key in _CONTEXT - _USED[name] if record.get(key))
-    if lost:
-        what = f"{', '.join(lost)} has no place in the format {name} and would be lost"
-        raise BadRecord(what, f"Expected {WANTED[name]}. Put what matters into the prompt and remove the key.")
-    shape, prompt, chosen, rejected = _CONVERTERS[name](record)
-    require_difference(chosen.strip(), rejected.strip())  # a preference for a line break is none
-    columns = {key: _column(record, key) for key in _KEPT[1:] if record.get(key) is not None}
-    return PreferencePair(id_of(record, place), prompt, chosen, rejected, columns), shape
-
-
-def _format_of(record: dict[str, Any]) -> str:
-    """The format whose keys a record has.
-
-    Raises:
-        BadRecord: none has them, or more than one.
-    """
-    all_wanted = f"Known are {'; '.join(WANTED.values())}."
-    if "chosen" not in record or "rejected" not in record:
-        raise BadRecord(f"unknown format with the keys {sorted(record)}", all_wanted)
-    found = [name for name, key in _PROMPT_KEYS.items() if record.get(key) is not None]
-    if len(found) > 1:
-        what = f"ambiguous format: the keys {sorted(record)} are those of {' and '.join(found)}"
-        raise BadRecord(what, f"{all_wanted} Remove what does not belong there.")
-    return found[0] if found else "trl"
-
-
-_Parts = tuple[str, list[Message], str, str]  # shape, prompt, chosen, rejected
-
-
-def _from_trl(record: dict[str, Any]) -> _Parts:
-    prompt, chosen, rejected = (record.get(key) for key in ("prompt", "chosen", "rejected"))
-    if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
-        chosen, rejected = _text(chosen, "chosen"), _text(rejected, "rejected")
-        if prompt is not None:
-            return "trl texts", [_user(_text(prompt, "prompt"))], chosen, rejected
-        end = _end_of_texts(chosen, rejected)
-        answers = _text(chosen[end:], "the answer in chosen"), _text(rejected[end:], "the answer in rejected")
-        return TEXT_EXTRACTED, [_user(chosen[:end])], *answers
-    if not isinstance(chosen, list) or not isinstance(rejected, list):
-        kinds = ", ".join(f"{key} is {_kind(record.get(key))}" for key in ("prompt", "chosen", "rejected"))
-        raise BadRecord(kinds, "Expected all three as texts, or all as lists of messages; prompt may be absent.")
-    if isinstance(prompt, list):
-        messages = messages_from(prompt, "prompt")
-        require_turns(messages, "prompt")
-        return "trl messages", messages, answer_from(chosen, "chosen"), answer_from(rejected, "rejected")
-    end = _end_of_messages(messages_from(chosen, "chosen"), messages_from(rejected, "rejected"))
-    messages = messages_from(chosen[:end], "the common beginning of chosen and rejected")
-    require_turns(messages, "the common beginning of chosen and rejected")
-    # as in UltraFeedback: the question once more, as a text beside the conversations that hold it
-    if prompt is not None and _text(prompt, "prompt") not in (message["content"] for message in messages):
-        what = "prompt is none of the messages that chosen and rejected have in common"
-        raise BadRecord(what, "Correct it, or remove it.")
-    answers = answer_from(chosen[end:], "the answer in chosen"), answer_from(rejected[end:], "the answer in rejected")
-    return "trl messages, prompt extracted", messages, *answers
-
-
-def _end_of_texts(chosen: str, rejected: str) -> int:
-    """Where the common beginning of two texts ends, as TRL's `extract_prompt` has it: one space at its end is the
-    answers'.
-
-    Raises:
-        BadRecord: there is no such beginning, or nothing else.
-    """
-    require_difference(chosen, rejected)
-    end = _first_difference(chosen, rejected)
-    remedy = "Give the prompt as a key of its own."
-    if end == min(len(chosen), len(rejected)):
-        what = "one of chosen and rejected is the beginning of the other, so nothing tells where the answers begin"
-        raise BadRecord(what, remedy)
-    end -= chosen[:end].endswith(" ")
-    if not chosen[:end].strip():
-        raise BadRecord("chosen and rejected have no common prompt: they begin differently", remedy)
-    return end
-
-
-def _end_of_messages(chosen: list[Message], rejected: list[Message]) -> int:
-    """Where the common beginning of two conversations ends: before the answers.
-
-    Raises:
-        BadRecord: they do not differ, or not first in a message of the assistant.
-    """
-    require_difference(chosen, rejected)
-    end = _first_difference(chosen, rejected)
-    if end == min(len(chosen), len(rejected)):
-        what = "one of chosen and rejected goes on where the other ends"
-        raise BadRecord(what, "Both must end with an answer to the same message.")
-    remedy = "Everything before the answers must be the same in both."
-    if {chosen[end]["role"], rejected[end]["role"]} != {"assistant"}:
-        raise BadRecord(f"chosen and rejected answer different prompts: message {end + 1} differs", remedy)
-    if end == 0:
-        raise BadRecord("chosen and rejected have no common prompt: they begin with the answers", remedy)
-    return end
-
-
-def _first_difference(one: str | list[Message], other: str | list[Message]) -> int:
-    shorter = min(len(one), len(other))
-    return next((index for index in range(shorter) if one[index] != other[index]), shorter)
-
-
-def _from_sharegpt(record: dict[str, Any]) -> _Parts:
-    messages = messages_from(record.get("conversations"), "conversations", SHAREGPT)
-    require_turns(messages, "conversations", SHAREGPT)
-    if record.get("system"):
-        if messages[0]["role"] == "system":
-            raise BadRecord("system is given twice, as a key and as the first of conversations", "Remove one.")
-        messages = [_system(record), *messages]
-    for key in ("chosen", "rejected"):
-        if not isinstance(record[key], dict):
-            wanted = f'Give {key} as {{"from": "gpt", "value": "..."}}.'
-            raise BadRecord(f"{key} is {_kind(record[key])}, expected an object", wanted)
-    chosen, rejected = (answer_from([record[key]], key, SHAREGPT) for key in ("chosen", "rejected"))
-    return "sharegpt", messages, chosen, rejected
-
-
-def _from_alpaca(record: dict[str, Any]) -> _Parts:
-    """Instruction and input are joined by a line break, and earlier turns come before them, as in LLaMA-Factory."""
-    messages = [_system(record)] if record.get("system") else []
-    history = record.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        what = f"history is {history!r:.60}, expected a list of questions with their answers"
-        raise BadRecord(what, "Give history as [[question, answer], ...].")
-    for number, (question, reply) in enumerate(history, start=1):
-        messages.append(_user(_text(question, f"question {number} of history")))
-        messages += answer(_text(reply, f"answer {number} of history"))
-    asked = [_text(record.get("instruction"), "instruction")]
-    if record.get("input"):
-        asked.append(_text(record["input"], "input"))
-    answers = _text(record["chosen"], "chosen"), _text(record["rejected"], "rejected")
-    return "alpaca", [*messages, _user("\n".join(asked))], *answers
-
-
-_CONVERTERS: dict[str, Callable[[dict[str, Any]], _Parts]] = {
-    "trl": _from_trl,
-    "sharegpt": _from_sharegpt,
-    "alpaca": _from_alpaca,
-}
-FORMATS = (AUTO, *_CONVERTERS)
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _system(record: dict[str, Any]) -> Message:
-    return {"role": "system", "content": _text(record["system"], "system")}
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRecord(f"{name} is {_kind(value)}, expected a text", f"Give {name} as a text.")
-    if not value.strip():
-        raise BadRecord(f"{name} is empty", "Give its text, or leave the record out.")
-    return value
-
-
-def _column(record: dict[str, Any], key: str) -> str | float:
-    """A key that is kept beside the pair: `task` is a text, the others are numbers."""
-    value = record[key]
-    if key not in SCORES:
-        return _text(value, key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRecord(
-            f"{key} is {value!r:.60}, expected a number", f"Give {key} as a finite number, or leave it out."
-        )
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "absent or null" if value is None else type(value).__name__
 
 
 def is_held_out(prompt: list[Message], fraction: float, seed: int) -> bool:
@@ -380,11 +132,11 @@ class _Sifted:
         }
 
 
-def _sift(records: Iterable[Converted | Bad], waiting: IO[bytes], fraction: float, seed: int) -> _Sifted:
+def _sift(records: Iterable[Converted | Rejected], waiting: IO[bytes], fraction: float, seed: int) -> _Sifted:
     """Write every pair to `waiting`, one a line, and find out what becomes of it.
 
-    Of the same pair twice the first stays. Where the same two answers are preferred both ways round, none of these
-    pairs stays: together they say nothing.
+    Of equal pairs the first stays. If the same two answers are preferred both ways round, all of these pairs go:
+    together they say nothing.
     """
     sifted = _Sifted()
     seen: dict[str, tuple[bytes, str]] = {}  # by id: the pair, and where it stands
@@ -402,9 +154,8 @@ def _sift(records: Iterable[Converted | Bad], waiting: IO[bytes], fraction: floa
                 sifted.shapes[record.shape] += 1
                 sifted.left_out.update(record.left_out)
                 continue
-            record = Bad(
-                pair.id, Problem(record.where, f"id {pair.id!r} was already used at {where}", "Make ids unique.")
-            )
+            problem = Problem(record.where, f"id {pair.id!r} was already used at {where}", "Make ids unique.")
+            record = Rejected(pair.id, None, problem)
         sifted.problems.append(record.problem)
         sifted.drop(BAD, record.id, str(record.problem))
 
@@ -438,7 +189,7 @@ def _require_pairs(sifted: _Sifted, source: Path, skip_bad_records: bool) -> Non
     if sifted.problems and not (skip_bad_records and any(sifted.sides)):
         raise Refused(sifted.problems)
     if not sifted.records_in:
-        raise Refused.because(str(source), "the file holds no records", "Check that it was written completely.")
+        raise no_records(source)
     if not any(sifted.sides):
         what = f"none of its {sifted.records_in:,} pairs is left: they contradict each other"
         raise Refused.because(str(source), what, "Correct which of the answers is preferred.")
@@ -458,24 +209,14 @@ def _require_own(out: Path, source: Path, settings: dict[str, Any], overwrite: b
         raise Refused.because(str(out), "it is not a folder", "Give another --out.")
     if source.resolve() in (out / name for name in _FILES):
         raise Refused.because(str(source), "the result would overwrite it", "Give another --out.")
-    file = out / SETTINGS
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    before = read_claim(out / SETTINGS, remedy)
     if before is not None and before.get("command") != _COMMAND:
         raise Refused.because(str(out), f"it belongs to {before.get('command')}", "Give another --out.")
-    if overwrite:
+    if overwrite or check_claim(out / SETTINGS, settings, remedy):
         return
-    if before is None:
-        found = [name for name in _FILES if (out / name).exists()]
-        if found:
-            raise Refused.because(str(out), f"it holds {', '.join(found)} from elsewhere", remedy)
-        return
-    differing = [
-        Problem(str(file), f"{key} was {before.get(key)!r}, now it is {value!r}", remedy)
-        for key, value in settings.items()
-        if before.get(key) != value
-    ]
-    if differing:
-        raise Refused(differing)
+    found = [name for name in _FILES if (out / name).exists()]
+    if found:
+        raise Refused.because(str(out), f"it holds {', '.join(found)} from elsewhere", remedy)
 
 
 def _write(
@@ -488,14 +229,10 @@ def _write(
     shutil.rmtree(made, ignore_errors=True)  # of a run that was killed
     made.mkdir(parents=True)
     try:
-        with open(made / f"{TRAIN}.jsonl", "wb") as train, open(made / f"{HELD_OUT}.jsonl", "wb") as held_out:
-            files = {TRAIN: train, HELD_OUT: held_out}
+        with whole_file(made / f"{TRAIN}.jsonl") as train, whole_file(made / f"{HELD_OUT}.jsonl") as held_out:
             for line, side in lines:
                 if side is not None:
-                    files[side].write(line)
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
+                    (train if side == TRAIN else held_out).write(line)
         write_json(made / SETTINGS, settings)
         write_json(made / REPORT, report)
         if is_new:
@@ -516,18 +253,14 @@ def _tell(report: dict[str, Any], out: Path) -> None:
     )
     say("  " + ", ".join(f"{shape}: {number:,}" for shape, number in report["formats"].items()))
     for reason, details in report["details"].items():
-        say(f"  dropped, {reason}: {len(details):,}")
-        for detail in details[:_SHOWN]:
-            say(f"    {detail}")
-        if len(details) > _SHOWN:
-            say(f"    ... and {len(details) - _SHOWN:,} more, all listed in {out / REPORT}")
+        say("\n".join([f"  dropped, {reason}: {len(details):,}", *first_of(details, out)]))
     if report["keys_left_out"]:
         listed = ", ".join(f"{key!a} ({number:,})" for key, number in report["keys_left_out"].items())
         say(f"  keys left out: {listed}")
     if extracted := report["formats"].get(TEXT_EXTRACTED):
         say(
             f"warning: {extracted:,} prompts are what the two texts of a pair have in common at their beginning, which "
-            "may reach into the answers: give the prompt as a key of its own where it is known"
+            "may reach into the answers: give the prompt as a key of its own if it is known"
         )
     if not report[HELD_OUT]:
         say("warning: no pair is held out; a greater --held-out or another --seed may hold some out")

@@ -24,7 +24,7 @@ import av
 import numpy as np
 import soundfile
 
-from data_prep.media import MediaError, decode
+from data_prep.media import Excerpt, MediaError, decode
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 
 PARTIAL = ".partial"  # ending of a clip that is being written
@@ -41,11 +41,8 @@ class Task:
     """A clip to be made: `target` ends in the format's name; the rest goes to `media.decode`."""
 
     target: Path
-    media: Path | bytes
-    start: float | None = None
-    seconds: float | None = None
+    source: Excerpt
     channel: str = "first"
-    cut_over: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,8 @@ def make_clip(task: Task) -> Clip:
         MediaError: it cannot be used.
         OSError: it cannot be written.
     """
-    samples = decode(task.media, task.start, task.seconds, task.channel, task.cut_over)
+    source = task.source
+    samples = decode(source.media, source.start, source.seconds, task.channel, source.cut_over)
     # 2 ** 15 gives 16-bit sources back unchanged; what a lossy codec lets overshoot is clipped
     pcm = samples * np.float32(2**15)
     pcm = np.clip(np.rint(pcm, out=pcm), -(2**15), 2**15 - 1, out=pcm).astype(np.int16)
@@ -155,7 +153,9 @@ class Workers:
         free = [worker for worker in self._workers if not worker.is_retrying]
         for worker in sorted(free, key=lambda worker: len(worker.tasks)):
             # bytes do not fit into the pipe of a worker that is busy: sending them would hold up all others
-            while self._waiting and len(worker.tasks) < (1 if isinstance(self._waiting[0].media, bytes) else _AHEAD):
+            while self._waiting and len(worker.tasks) < (
+                1 if isinstance(self._waiting[0].source.media, bytes) else _AHEAD
+            ):
                 if not self._give(worker, self._waiting.popleft()):
                     break
 
@@ -225,4 +225,5 @@ def _is_passing(error: Exception) -> TypeGuard[MediaError]:
 
 
 def _name(task: Task) -> str:
-    return f"the audio embedded for {task.target.stem}" if isinstance(task.media, bytes) else str(task.media)
+    media = task.source.media
+    return f"the audio embedded for {task.target.stem}" if isinstance(media, bytes) else str(media)

@@ -29,13 +29,14 @@ sys.path.insert(0, str(ROOT))  # `data_prep` and `r1_aqa_repro` also without an 
 import av  # noqa: E402
 import numpy as np  # noqa: E402
 
-from data_prep.avqa import MEDIA_ENDINGS  # noqa: E402
-from data_prep.media import decode  # noqa: E402
+from data_prep.media import Excerpt, decode  # noqa: E402
+from data_prep.media_index import MEDIA_ENDINGS  # noqa: E402
 from data_prep.pipeline import FORMATS, Record, prepare  # noqa: E402
 from r1_aqa_repro.common.console import Options, say  # noqa: E402
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command  # noqa: E402
 from r1_aqa_repro.common.files import write_json  # noqa: E402
 from r1_aqa_repro.data.audio import SAMPLING_RATE  # noqa: E402
+from r1_aqa_repro.data.questions import AudioQuestion  # noqa: E402
 
 SECONDS = 10
 DISTINCT = 10  # clips that are encoded; the others are copies
@@ -127,7 +128,7 @@ def with_decode(file: Path) -> int:
 def _preparation(files: list[Path], out: Path, workers: int, audio_format: str) -> float:
     shutil.rmtree(out, ignore_errors=True)
     records = (
-        Record({"id": str(n), "question": "What is heard?", "choices": ["a", "b"]}, media=file, stem=str(n))
+        Record(AudioQuestion(str(n), Path(), "What is heard?", ("a", "b"), None), Excerpt(file), stem=str(n))
         for n, file in enumerate(files)
     )
     began = time.perf_counter()

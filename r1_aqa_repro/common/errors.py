@@ -12,8 +12,10 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from r1_aqa_repro.common.console import say
@@ -59,20 +61,49 @@ class Refused(Exception):
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether this error, or one that led to it, is for want of space on a disk (or of its user's quota).
 
-    Python's own errors carry a number, those of shutil and of the Rust libraries (safetensors, tokenizers) a text;
+    Python's own errors carry a number, those of shutil, SQLite and the Rust libraries (safetensors, tokenizers) a text;
     `torch.save` tells only that its stream broke.
     """
     while error is not None:
         full = isinstance(error, OSError) and error.errno in _FULL
-        if full or any(sign in str(error) for sign in (*map(os.strerror, _FULL), "iostream error")):
+        if full or any(sign in str(error) for sign in (*map(os.strerror, _FULL), "iostream error", "disk is full")):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def space_left(folder: str | os.PathLike[str]) -> str:
-    """Such as `12.3 MB are free`, of the disk that holds `folder`."""
-    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
+def space_left(path: str | os.PathLike[str]) -> str:
+    """Such as `12.3 MB are free`, of the disk that holds `path`, or would hold it."""
+    return f"{shutil.disk_usage(existing_folder(path)).free / 1e6:,.1f} MB are free"
+
+
+def existing_folder(path: str | os.PathLike[str]) -> Path:
+    """The path if it is a folder, else the nearest folder above it."""
+    absolute = Path(path).absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+
+
+@contextmanager
+def failing_plainly(out: Path, kept: str) -> Iterator[None]:
+    """Say what cannot be read or written instead of what a library raised.
+
+    Args:
+        out: where the work is written to.
+        kept: what is there nevertheless, and how to go on.
+
+    Raises:
+        Failed: in place of an OSError, or of any error for want of space.
+    """
+    try:
+        yield
+    except (Refused, Failed):
+        raise
+    except Exception as error:
+        if is_full_disk(error):
+            raise Failed(f"{out} could not be written: the disk is full ({space_left(out)}). {kept}") from error
+        if isinstance(error, OSError):
+            raise Failed(f"{error.filename or out}: {error.strerror or error}. {kept}") from error
+        raise
 
 
 def leave(code: int) -> NoReturn:

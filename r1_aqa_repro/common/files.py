@@ -6,7 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,18 +16,28 @@ from r1_aqa_repro.common.distributed import rank
 from r1_aqa_repro.common.errors import Refused
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write `content` beside `path`, flush it to disk, and rename it over `path`."""
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a file to write that gets its name when it is complete and flushed to disk; an error leaves nothing."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # the processes of a run may write the same file at once
     temporary = target.with_name(f".{target.name}.{rank()}.partial")
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a whole file, or leave the old one."""
+    with whole_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

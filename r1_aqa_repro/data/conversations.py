@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from r1_aqa_repro.data.records import BadRecord, Read, read_file
+from r1_aqa_repro.data.records import BadRecord, Read, id_of, read_file
 
 Message = dict[str, str]  # role (system, user or assistant) and content
 
@@ -146,16 +146,6 @@ def _columns(record: dict[str, Any], *used: str) -> dict[str, Any]:
 def _kinds(record: dict[str, Any]) -> str:
     """The keys of a record with the types of their values."""
     return ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(record.items())) or "no keys"
-
-
-def id_of(record: dict[str, Any], otherwise: str) -> str:
-    """The record's `id` as text, or `otherwise` where it has none."""
-    value = record.get("id")
-    if value is None:
-        return otherwise
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise BadRecord(f"id is {value!r}", "Give id as a text or an integer, or leave it out.")
-    return str(value)
 
 
 def messages_from(value: Any, name: str, spelling: Spelling = CHAT) -> list[Message]:

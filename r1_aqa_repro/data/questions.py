@@ -18,7 +18,7 @@ from typing import Any
 
 from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.common.files import write_atomically
-from r1_aqa_repro.data.records import BadRecord, Read, optional_text, read_file, text, texts
+from r1_aqa_repro.data.records import BadRecord, Read, id_of, label, optional_text, read_file, text, texts
 
 
 @dataclass(frozen=True)
@@ -64,30 +64,37 @@ def read_questions(
 
 
 def write_manifest(path: str | os.PathLike[str], questions: Iterable[AudioQuestion]) -> None:
-    """Write a manifest whole or not at all; audio paths are stored relative to it, absent fields are left out."""
+    """Write a manifest whole or not at all; audio paths are stored relative to it."""
     file = Path(path)
-    lines = []
-    for question in questions:
-        record: dict[str, Any] = {field.name: getattr(question, field.name) for field in fields(question)}
-        record["audio_path"] = os.path.relpath(question.audio_path, file.parent)
-        lines.append(json.dumps({k: v for k, v in record.items() if v is not None and v != ()}, ensure_ascii=False))
-    write_atomically(file, "".join(line + "\n" for line in lines))
+    lines = (manifest_line(question, os.path.relpath(question.audio_path, file.parent)) for question in questions)
+    write_atomically(file, "".join(lines))
+
+
+def manifest_line(question: AudioQuestion, audio_path: str) -> str:
+    """The line of a question, without the fields that it has no value for.
+
+    Args:
+        question: of which `audio_path` is not looked at.
+        audio_path: relative to the manifest.
+    """
+    record = {field.name: getattr(question, field.name) for field in fields(question)} | {"audio_path": audio_path}
+    return json.dumps({k: v for k, v in record.items() if v is not None and v != ()}, ensure_ascii=False) + "\n"
 
 
 def _to_question(record: dict[str, Any], file: Path, audio_dir: Path | None) -> AudioQuestion:
     if "multi_choice" in record:
-        return _from_r1_aqa(record, file)
+        return question_from_avqa(record, _path_in_r1_aqa(record, file))
     if "audio_id" in record:
-        return _from_mmau(record, file, audio_dir)
+        return question_from_mmau(record, _path_in_mmau(record, audio_dir or file.parent))
     if "audio_path" in record and "choices" in record:
-        return question_from_manifest(record, file)
+        return _from_manifest(record, file)
     raise BadRecord(
         f"unknown record format with keys {sorted(record)}",
         "A manifest line has audio_path and choices, an R1-AQA line multi_choice, an MMAU record audio_id.",
     )
 
 
-def question_from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
+def _from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
     known = {field.name for field in fields(AudioQuestion)}
     unknown = sorted(set(record) - known)
     if unknown:
@@ -104,26 +111,26 @@ def question_from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
     )
 
 
-def _from_r1_aqa(record: dict[str, Any], file: Path) -> AudioQuestion:
+def question_from_avqa(record: dict[str, Any], audio_path: Path, otherwise: str | None = None) -> AudioQuestion:
+    """The question of a record as AVQA's annotations and R1-AQA's lines have it.
+
+    Args:
+        record: the object.
+        audio_path: of its clip.
+        otherwise: the id of a record that has none; None if it must have one.
+
+    Raises:
+        BadRecord: a field is absent or of another kind.
+    """
     choices = texts(record, "multi_choice")
     index = record.get("answer")
     if not isinstance(index, int) or isinstance(index, bool):
         raise BadRecord(f"answer is {index!r}, not an index", "R1-AQA lines give the answer as a 0-based integer.")
     if not 0 <= index < len(choices):
-        raise BadRecord(
-            f"answer index {index} is out of range for {len(choices)} choices", "Indices count from 0; correct it."
-        )
-    audio_path = Path(text(record, "audio_path"))
-    if not audio_path.is_absolute():
-        # R1-AQA resolves paths against the working directory; most files that travel are relative to themselves.
-        beside, here = (file.parent / audio_path).absolute(), audio_path.absolute()
-        is_beside, is_here = os.path.exists(beside), os.path.exists(here)  # False also for what cannot be a path
-        if beside != here and is_beside and is_here:
-            raise BadRecord(f"{audio_path} is found both at {beside} and at {here}", "Give an absolute path.")
-        audio_path = here if is_here and not is_beside else beside
-    question_id = record.get("id")
+        what = f"answer index {index} is out of range for {len(choices)} choices"
+        raise BadRecord(what, "Indices count from 0; correct it.")
     return AudioQuestion(
-        id=str(question_id) if isinstance(question_id, int) else text(record, "id"),
+        id=id_of(record, otherwise),
         audio_path=audio_path,
         question=text(record, "question_text"),
         choices=choices,
@@ -135,31 +142,50 @@ def _from_r1_aqa(record: dict[str, Any], file: Path) -> AudioQuestion:
     )
 
 
-def _from_mmau(record: dict[str, Any], file: Path, audio_dir: Path | None) -> AudioQuestion:
-    root = audio_dir or file.parent
-    audio_path = root / text(record, "audio_id")
-    if not os.path.exists(audio_path):  # False also for what cannot be a path
-        by_name = root / audio_path.name
-        audio_path = by_name if os.path.exists(by_name) else audio_path
-    category = record.get("category")
-    if isinstance(category, list) and len(category) == 1:  # 13 records of test-mini have it so
-        category = category[0]
+def _path_in_r1_aqa(record: dict[str, Any], file: Path) -> Path:
+    """R1-AQA resolves paths against the working directory; most files that travel are relative to themselves."""
+    audio_path = Path(text(record, "audio_path"))
+    beside, here = (file.parent / audio_path).absolute(), audio_path.absolute()
+    is_beside, is_here = os.path.exists(beside), os.path.exists(here)  # False also for what cannot be a path
+    if beside != here and is_beside and is_here:
+        raise BadRecord(f"{audio_path} is found both at {beside} and at {here}", "Give an absolute path.")
+    return here if is_here and not is_beside else beside
+
+
+def question_from_mmau(record: dict[str, Any], audio_path: Path) -> AudioQuestion:
+    """The question of a record as MMAU's files have it; an answer that is withheld is absent or empty.
+
+    Raises:
+        BadRecord: a field is absent or of another kind.
+    """
     return AudioQuestion(
-        id=text(record, "id"),
-        audio_path=audio_path.absolute(),
+        id=id_of(record),
+        audio_path=audio_path,
         question=text(record, "question"),
         choices=texts(record, "choices"),
         answer=optional_text(record, "answer"),
-        dataset=optional_text(record, "dataset"),
-        split=optional_text(record, "split"),
-        task=optional_text(record, "task"),
-        difficulty=optional_text(record, "difficulty"),
-        category=optional_text({"category": category}, "category") if isinstance(category, str) else None,
-        sub_category=optional_text(record, "sub-category"),
+        dataset=label(record, "dataset"),
+        split=label(record, "split"),
+        task=label(record, "task"),
+        difficulty=label(record, "difficulty"),
+        category=label(record, "category"),  # 13 records of test-mini have it as a list of one
+        sub_category=label(record, "sub-category"),
     )
 
 
+def _path_in_mmau(record: dict[str, Any], root: Path) -> Path:
+    audio_path = root / text(record, "audio_id")
+    by_name = root / audio_path.name
+    is_by_name = not os.path.exists(audio_path) and os.path.exists(by_name)  # False also for what cannot be a path
+    return (by_name if is_by_name else audio_path).absolute()
+
+
 def check_question(question: AudioQuestion) -> None:
+    """Check that it is one: a text, two choices or more, an answer among them if it has one.
+
+    Raises:
+        BadRecord: it is not.
+    """
     if not question.question.strip():
         raise BadRecord("the question is empty", "Give its text.")
     if len(question.choices) < 2:

@@ -1,4 +1,4 @@
-"""The one reader of records: JSON lines or a JSON list, each record checked field by field.
+"""The one reader of records: JSON lines, a JSON list or a Parquet file, each record checked field by field.
 
 A bad record never stops the reading: it becomes a `Problem` that names the file and the line, and the caller decides
 whether that refuses the run or drops the record.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from r1_aqa_repro.common.errors import Problem, Refused
+
+_PARQUET = b"PAR1"  # what such a file begins with
+_ROWS = 8  # of a Parquet file, with their audio, in memory at once
+_BUFFER = 1 << 20  # bytes of a Parquet file's column read at once: it would read a whole row group
 
 
 class BadRecord(Exception):
@@ -31,57 +35,112 @@ class Identified(Protocol):
     def id(self) -> str: ...
 
 
-T = TypeVar("T", bound=Identified)
+T = TypeVar("T")
+R = TypeVar("R", bound=Identified)
 
 
 @dataclass(frozen=True)
-class Read(Generic[T]):
+class Rejected:
+    """A record that cannot be used.
+
+    Attributes:
+        id: its own, or its place in the file if it has no readable one.
+        raw: the record as it stood; the `BadRecord` itself if the line holds no JSON.
+        problem: what is wrong.
+    """
+
+    id: str
+    raw: Any
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class Read(Generic[R]):
     """What reading a file gave: the good records in file order, and a problem for each bad one."""
 
-    records: list[T]
+    records: list[R]
     problems: list[Problem]
 
 
-def read_file(path: str | os.PathLike[str], parse: Callable[[dict[str, Any], str], T], expected: str) -> Read[T]:
+def read_file(path: str | os.PathLike[str], parse: Callable[[dict[str, Any], str], R], expected: str) -> Read[R]:
     """Read every record of a file.
 
     Args:
         path: the file.
-        parse: makes a record of a JSON object and its place (`line 3`); raises BadRecord for one that it cannot read.
+        parse: makes a record of an object and its place (`line 3`); raises BadRecord for one that it cannot read.
         expected: what kind of file to give instead, for the message if there is no such file.
 
     Raises:
-        Refused: the file is absent, empty or not UTF-8, or it is a JSON list that breaks off.
+        Refused: the file is absent or holds no records; or see `read_records`.
     """
     file = Path(path)
     if not file.is_file():
         raise Refused.because(str(file), "there is no such file", f"Give the path of {expected}.")
-    records: list[T] = []
+    records: list[R] = []
     problems: list[Problem] = []
     first_seen: dict[str, str] = {}
-    for where, raw in read_records(file):
-        try:
-            record = parse(require_object(raw), where)
-            if record.id in first_seen:
-                raise BadRecord(f"id {record.id!r} was already used at {first_seen[record.id]}", "Make ids unique.")
+    for where, record in parse_records(file, lambda raw, where: parse(require_object(raw), where)):
+        if isinstance(record, Rejected):
+            problems.append(record.problem)
+        elif record.id in first_seen:
+            what = f"id {record.id!r} was already used at {first_seen[record.id]}"
+            problems.append(Problem(f"{file}:{where}", what, "Make ids unique."))
+        else:
             first_seen[record.id] = where
             records.append(record)
-        except BadRecord as bad:
-            problems.append(Problem(f"{file}:{where}", bad.what, bad.remedy))
     if not records and not problems:
-        raise Refused.because(str(file), "the file holds no records", "Check that it was written completely.")
+        raise no_records(file)
     return Read(records, problems)
 
 
-def read_records(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (`line N` or `record N`, JSON value or BadRecord) for a JSON list or a JSONL file.
+def no_records(file: Path) -> Refused:
+    """The refusal of an empty file."""
+    return Refused.because(str(file), "the file holds no records", "Check that it was written completely.")
 
-    Lines are read one by one: a large file is not held in memory as one text. A file whose first sign is `[` is a list.
+
+def parse_records(
+    file: Path, parse: Callable[[dict[str, Any], str], T], path_only: Collection[str] = ()
+) -> Iterator[tuple[str, T | Rejected]]:
+    """Yield (place, what `parse` makes of the object there) for every record of a file.
+
+    Args:
+        file: see `read_records`, as for `path_only` and what is raised.
+        parse: raises BadRecord for an object that it cannot read.
+    """
+    for where, raw in read_records(file, path_only):
+        record: T | Rejected
+        try:
+            record = parse(_object(raw), where)
+        except BadRecord as bad:
+            problem = Problem(f"{file}:{where}", bad.what, bad.remedy)
+            record = Rejected(_id_or_place(raw, f"{file.name}:{where}"), raw, problem)
+        yield where, record
+
+
+def _id_or_place(raw: Any, place: str) -> str:
+    try:
+        return id_of(_object(raw), place)
+    except BadRecord:
+        return place
+
+
+def read_records(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield (`line N`, `record N` or `row N`; JSON value, row or BadRecord) for JSON lines, a JSON list or Parquet.
+
+    Which of them it is shows in the content. Lines and rows are read one by one, so that a large file is not held in
+    memory; a list is read whole.
+
+    Args:
+        file: the file.
+        path_only: columns of a Parquet file that hold audio, of which `path` alone is read.
 
     Raises:
-        Refused: the file is not UTF-8, or a JSON list that breaks off.
+        Refused: the file is not UTF-8, holds one JSON object over several lines, or is a broken list or Parquet file.
     """
     with open(file, "rb") as source:  # divided at line feeds alone: other separators may stand inside a JSON text
+        if source.peek(len(_PARQUET)).startswith(_PARQUET):
+            yield from _rows(file, path_only)
+            return
         lines = ((number, _decoded(file, number, raw)) for number, raw in enumerate(source, start=1))
         is_first = True
         for number, line in lines:
@@ -90,8 +149,31 @@ def read_records(file: Path) -> Iterator[tuple[str, Any]]:
             if is_first and line.lstrip().startswith("["):
                 yield from _list_records(file, "\n" * (number - 1) + line + "".join(text for _, text in lines))
                 return
+            if is_first and line.strip() == "{":
+                remedy = "Give a JSON list of records, or one record a line."
+                raise Refused.because(str(file), "it is one JSON object, not records", remedy)
             is_first = False
             yield f"line {number}", _line_record(line)
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether a file is a Parquet file, by what it begins with."""
+    with open(file, "rb") as opened:
+        return opened.read(len(_PARQUET)) == _PARQUET
+
+
+def _rows(file: Path, path_only: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow  # only for those who have such a file
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
+            columns = [f"{name}.path" if name in path_only else name for name in table.schema_arrow.names]
+            batches = table.iter_batches(batch_size=_ROWS, columns=columns)
+            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+                yield f"row {number}", row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last one of a text that is not UTF-8
+        raise Refused.because(str(file), f"no readable parquet file ({error})", "Fetch it again.") from None
 
 
 def _decoded(file: Path, number: int, line: bytes) -> str:
@@ -107,7 +189,7 @@ def _list_records(file: Path, text: str) -> Iterator[tuple[str, Any]]:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f"{file}:line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(file)
-        remedy = "The file may have been cut off: fetch or write it again."
+        remedy = "The file may have been cut off, or hold more than one list: fetch or write it again."
         raise Refused.because(where, f"malformed JSON ({_json_problem(error)})", remedy) from None
     yield from ((f"record {number}", record) for number, record in enumerate(records, start=1))
 
@@ -125,51 +207,87 @@ def _json_problem(error: ValueError | RecursionError) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
 
 
+def _object(raw: Any) -> dict[str, Any]:
+    if isinstance(raw, BadRecord):
+        raise raw
+    if not isinstance(raw, dict):
+        raise BadRecord(f"expected an object, found {type(raw).__name__}", "Each record must be a JSON object.")
+    return raw
+
+
 def require_object(raw: Any) -> dict[str, Any]:
     r"""Return what `read_records` gave if it is an object of valid Unicode: JSON may hold `\ud800` alone, which no file
     can be written with.
 
     Raises:
-        BadRecord: it is not, or its line was no JSON at all.
+        BadRecord: it is not, or its line holds no JSON.
     """
-    if isinstance(raw, BadRecord):
-        raise raw
-    if not isinstance(raw, dict):
-        raise BadRecord(f"expected an object, found {type(raw).__name__}", "Each record must be a JSON object.")
-    for key, value in raw.items():
+    record = _object(raw)
+    for key, value in record.items():
         try:
-            json.dumps({key: value}, ensure_ascii=False, default=str).encode()
+            json.dumps({key: value}, ensure_ascii=False, default=lambda _: None).encode()
         except UnicodeEncodeError:
-            what = f"{key!a} is no valid Unicode (half of a surrogate pair)"
-            raise BadRecord(what, "Correct the text.") from None
+            raise _no_unicode(f"{key!a}") from None
         except RecursionError:
             raise BadRecord(f"{key!a} is nested too deeply", "Make it flat, or leave it out.") from None
-    return raw
+    return record
 
 
 def text(record: dict[str, Any], key: str) -> str:
+    """The text of a key.
+
+    Raises:
+        BadRecord: it is absent, empty, no text or no valid Unicode; the functions below raise the same.
+    """
     value = record.get(key)
     if not isinstance(value, str) or not value:
-        raise BadRecord(f"{key} is {'absent' if key not in record else repr(value)}", f"Give {key} as a text.")
+        raise BadRecord(f"{key} is {_shown(record, key)}, not a text", f"Give {key} as a text.")
     _require_unicode(key, value)
     return value
 
 
 def optional_text(record: dict[str, Any], key: str) -> str | None:
+    """The text of a key; None if it is absent, null or empty."""
     return None if record.get(key) in (None, "") else text(record, key)
 
 
 def texts(record: dict[str, Any], key: str) -> tuple[str, ...]:
+    """The list of texts of a key, of which any may be empty."""
     value = record.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise BadRecord(f"{key} is {'absent' if key not in record else repr(value)}", f"Give {key} as a list of texts.")
+        raise BadRecord(f"{key} is {_shown(record, key)}, not a list of texts", f"Give {key} as a list of texts.")
     _require_unicode(key, "".join(value))
     return tuple(value)
 
 
+def label(record: dict[str, Any], key: str) -> str | None:
+    """A text, or a list of texts as one text; None if it is absent, null or empty."""
+    value = record.get(key)
+    return ", ".join(texts(record, key)) or None if isinstance(value, list) else optional_text(record, key)
+
+
+def id_of(record: dict[str, Any], otherwise: str | None = None) -> str:
+    """The record's `id`, a text or an integer, as text; `otherwise` if it has no id and need not have one."""
+    value = record.get("id")
+    if value is None and otherwise is not None:
+        return otherwise
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        remedy = "Give id as a text or an integer" + (", or leave it out." if otherwise is not None else ".")
+        raise BadRecord(f"id is {_shown(record, 'id')}", remedy)
+    _require_unicode("id", str(value))
+    return str(value)
+
+
+def _shown(record: dict[str, Any], key: str) -> str:
+    return repr(record[key]) if key in record else "absent"
+
+
 def _require_unicode(key: str, text: str) -> None:
-    r"""JSON may hold `\ud800` alone, which no file can be written with."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRecord(f"{key} is no valid Unicode (half of a surrogate pair)", "Correct the text.") from None
+        raise _no_unicode(key) from None
+
+
+def _no_unicode(key: str) -> BadRecord:
+    return BadRecord(f"{key} is no valid Unicode (half of a surrogate pair)", "Correct the text.")

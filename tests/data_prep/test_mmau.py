@@ -306,7 +306,7 @@ def test_hugging_face_layout_keeps_the_version(tmp_path):
     ],
 )
 def test_letters_before_choices(choices, answer, clean, meant):
-    assert _without_letters(choices, answer) == (clean, meant)
+    assert _without_letters(tuple(choices), answer) == (tuple(clean), meant)
 
 
 def test_a_question_without_a_usable_clip_stays(tmp_path, question_file, clips, records, expected, capsys):
@@ -450,11 +450,11 @@ def test_withheld_answers(tmp_path, records):
         ({"choices": ["Man"], "answer": "Man"}, "only 1 choice"),
         ({"choices": ["Man", {"text": "Woman"}]}, "not a list of texts"),
         ({"choices": ["Man", None]}, "not a list of texts"),
-        ({"question": None}, "question is absent"),
+        ({"question": None}, "question is None, not a text"),
         ({"question": {"text": "?"}}, "question is {'text'"),
-        ({"category": [["Reasoning"]]}, "category is [['Reasoning']], not a text"),
+        ({"category": [["Reasoning"]]}, "category is [['Reasoning']], not a list of texts"),
         ({"category": {"a": 1}}, "category is {'a': 1}, not a text"),
-        ({"id": None}, "id is absent"),
+        ({"id": None}, "id is None"),
         ({"id": "00000000-é 音"}, "an earlier record has the same id"),
         ({"audio_id": 3}, "audio_id is 3, not a text"),
         ({"question": "half \ud800"}, "no valid Unicode"),

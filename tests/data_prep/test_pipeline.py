@@ -13,21 +13,22 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.media import MediaError
+from data_prep.media import Excerpt, MediaError
 from data_prep.pipeline import Record, prepare, safe_stem
 from data_prep.workers import PassingError, Task, Workers, make_clip
-from r1_aqa_repro.common.errors import Failed, Refused
+from r1_aqa_repro.common.errors import Failed, Problem, Refused
 from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
-from r1_aqa_repro.data.questions import read_questions
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions
+from r1_aqa_repro.data.records import Rejected
 from tests.data_prep.conftest import read_lines, signal
 
-FIELDS = {"question": "What is heard?", "choices": ["dog", "cat"], "answer": "dog", "dataset": "AVQA"}
+FIELDS = {"question": "What is heard?", "choices": ("dog", "cat"), "answer": "dog", "dataset": "AVQA"}
 
 
 def record(record_id, media=None, stem=None, **changed):
-    part = {key: changed.pop(key) for key in ("start", "seconds", "cut_over", "bad") if key in changed}
-    fields = {"id": record_id, **FIELDS, **changed}
-    return Record(fields, media=media, stem=stem or record_id, **part)
+    part = {key: changed.pop(key) for key in ("start", "seconds", "cut_over") if key in changed}
+    question = AudioQuestion(**{"id": record_id, "audio_path": Path(), **FIELDS, **changed})
+    return Record(question, None if media is None else Excerpt(media, **part), stem or record_id)
 
 
 def run(records, out, workers=1, **more):
@@ -65,9 +66,9 @@ def test_accounting(clips, tmp_path):
         record("broken again", broken, "broken"),
         record("silent", silent),
         record("c1", clips["c1"]),
-        record("line 7", bad="no JSON"),
+        Rejected("line 7", None, Problem("data.jsonl:line 7", "no JSON", "Mend it.")),
         record("half", clips["c1"], question="\ud800"),
-        record("one choice", clips["c1"], choices=["dog"]),
+        record("one choice", clips["c1"], choices=("dog",)),
         record("other answer", clips["c1"], answer="fox"),
     ]
     report = run(records, tmp_path / "out", workers=2)
@@ -99,7 +100,7 @@ def test_accounting(clips, tmp_path):
 
 
 def test_the_line(clips, tmp_path):
-    run([record("a", clips["c1"], choices=["dog", "dog", "é"], split="train", task=None)], tmp_path / "out")
+    run([record("a", clips["c1"], choices=("dog", "dog", "é"), split="train", task=None)], tmp_path / "out")
     assert read_lines(tmp_path / "out" / "manifest.jsonl") == [
         {
             "id": "a",
@@ -219,7 +220,9 @@ def test_an_interruption_keeps_what_was_done(clips, tmp_path):
 def test_a_decoder_that_crashes_costs_one_clip(clips, tmp_path):
     """A pipe that nobody writes into holds the worker up until it is killed."""
     os.mkfifo(tmp_path / "pipe.wav")
-    tasks = [Task(tmp_path / f"{n}.flac", media) for n, media in enumerate([tmp_path / "pipe.wav", *clips.values()])]
+    tasks = [
+        Task(tmp_path / f"{n}.flac", Excerpt(media)) for n, media in enumerate([tmp_path / "pipe.wav", *clips.values()])
+    ]
     with Workers(1) as workers:
         for task in tasks:
             workers.submit(task)
@@ -237,7 +240,7 @@ def test_a_worker_that_is_killed_costs_nothing(clips, tmp_path):
     """Neither one that waits for a task, nor one that was at a good clip when memory ran out."""
     os.mkfifo(tmp_path / "clip.wav")
     with Workers(2) as workers:
-        workers.submit(Task(tmp_path / "a.flac", tmp_path / "clip.wav"))
+        workers.submit(Task(tmp_path / "a.flac", Excerpt(tmp_path / "clip.wav")))
         time.sleep(1)
         for process in active_children():
             process.kill()
@@ -253,8 +256,8 @@ def test_what_may_pass_is_told_from_a_broken_file(tmp_path):
     with Workers(1) as workers:
         results = {}
         for media in (tmp_path / "broken.wav", Path("/proc/self/mem")):  # the latter: an error of reading
-            workers.submit(Task(tmp_path / "a.flac", media))
-            results.update({task.media.name: type(outcome) for task, outcome in workers.finished()})
+            workers.submit(Task(tmp_path / "a.flac", Excerpt(media)))
+            results.update({task.source.media.name: type(outcome) for task, outcome in workers.finished()})
     assert results == {"broken.wav": MediaError, "mem": PassingError}
 
 
@@ -280,7 +283,7 @@ def test_a_pipe_is_no_file(tmp_path):
 def test_loud_samples_are_clipped_not_wrapped(tmp_path):
     loud = 1.5 * np.sin(np.arange(SAMPLING_RATE) / 30).astype(np.float32)
     soundfile.write(tmp_path / "loud.wav", loud, SAMPLING_RATE, subtype="FLOAT")
-    made = make_clip(Task(tmp_path / "clip.flac", tmp_path / "loud.wav"))
+    made = make_clip(Task(tmp_path / "clip.flac", Excerpt(tmp_path / "loud.wav")))
     assert made.peak == pytest.approx(1.5, rel=1e-3)  # the sine's samples come that near to its top
     # half a step of 16 bits, and the highest value is one step below 1
     assert np.abs(load_audio(tmp_path / "clip.flac") - np.clip(loud, -1, 1)).max() <= 2**-15

@@ -15,10 +15,12 @@ import pyarrow.parquet
 import pytest
 from trl.data_utils import extract_prompt
 
-from data_prep.preferences import CONTRADICTION, FORMATS, TEXT_EXTRACTED, Bad, convert, is_held_out, main
+from data_prep.preference_formats import FORMATS, TEXT_EXTRACTED, convert
+from data_prep.preferences import CONTRADICTION, is_held_out, main
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, EXIT_REFUSED
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.conversations import read_pairs
+from r1_aqa_repro.data.records import Rejected
 from tests.conftest import ROOT
 from tests.data_prep.conftest import read_lines
 from tests.hostile import HOSTILE
@@ -489,9 +491,9 @@ def test_a_bad_record_with_an_id_is_named_by_it(case):
         (b"", "", "the file holds no records. Check that it was written completely."),
         (b"\n \n", "", "the file holds no records. Check that it was written completely."),
         (b"[]", "", "the file holds no records. Check that it was written completely."),
-        (b'{"prompt": "\xe9"}', "", "not UTF-8 text (invalid continuation byte). Convert it."),
-        (b'[{"prompt": "Why?", "chosen": "a", "rejected": "b"},\n{"prompt": "Ho', ":record 2",
-         "malformed JSON (Unterminated string starting at). The file may have been cut off: fetch or write it again."),
+        (b'{"prompt": "\xe9"}', ":line 1", "not UTF-8 text (invalid continuation byte at byte 12 of the line)."),
+        (b'[{"prompt": "Why?", "chosen": "a", "rejected": "b"},\n{"prompt": "Ho', ":line 2",
+         "malformed JSON (Unterminated string starting at). The file may have been cut off"),
         (b'{\n"prompt": "Why?"\n}', "",
          "it is one JSON object, not records. Give a JSON list of records, or one record a line."),
         (b"PAR1 and no more", "", "no readable parquet file ("),
@@ -777,6 +779,6 @@ def test_reading_alone_needs_no_out_folder(case):
     """`convert` gives the pairs and the bad records in order, for whoever wants them without files."""
     case.write(TRL, "{", {**TRL, "id": "b"})
     first, bad, last = convert(case.input)
-    assert not isinstance(first, Bad) and first.pair.id == "pairs.jsonl:line 1" and first.shape == "trl texts"
-    assert isinstance(bad, Bad) and bad.problem.where == f"{case.input}:line 2"
-    assert not isinstance(last, Bad) and last.pair.id == "b"
+    assert not isinstance(first, Rejected) and first.pair.id == "pairs.jsonl:line 1" and first.shape == "trl texts"
+    assert isinstance(bad, Rejected) and bad.problem.where == f"{case.input}:line 2"
+    assert not isinstance(last, Rejected) and last.pair.id == "b"

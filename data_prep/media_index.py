@@ -1,0 +1,59 @@
+"""The media files that people have, found by their names."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from r1_aqa_repro.common.console import say
+
+MEDIA_ENDINGS = (".wav", ".flac", ".mp4", ".m4a", ".mkv", ".webm", ".ogg", ".mp3")  # the first found is taken
+
+
+class MediaIndex:
+    """Every media file under some folders by its name without ending, made by one walk over them.
+
+    Of several with one name the first counts: in the order of the folders, then of `MEDIA_ENDINGS`, then of the paths.
+    Folders that cannot be read are left out, with a warning.
+    """
+
+    def __init__(self, folders: list[Path]):
+        self._found: dict[str, str] = {}
+        for folder in folders:
+            paths = sorted(self._walk(folder), key=lambda path: (MEDIA_ENDINGS.index(_ending(path)), path))
+            for path in paths:
+                self._found.setdefault(stem_of(path), path)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __getitem__(self, name: str) -> Path | None:
+        path = self._found.get(unicodedata.normalize("NFC", name))
+        return None if path is None else Path(path)
+
+    def _walk(self, folder: Path) -> Iterator[str]:
+        seen = set()  # folders by device and inode: a link may lead back to one above it
+
+        for where, inner, files in os.walk(folder, followlinks=True, onerror=_warn):
+            here = os.stat(where)
+            if (here.st_dev, here.st_ino) in seen:
+                inner.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            inner.sort()
+            yield from (os.path.join(where, name) for name in files if _ending(name) in MEDIA_ENDINGS)
+
+
+def _warn(error: OSError) -> None:
+    say(f"warning: {error.filename} cannot be read and is left out ({error.strerror or error})")
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def stem_of(path: str) -> str:
+    """The name without folder and ending; an accented letter is one character, which macOS takes apart."""
+    return unicodedata.normalize("NFC", os.path.splitext(os.path.basename(path))[0])
