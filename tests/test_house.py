@@ -1,0 +1,24 @@
+"""The house: which files are commands."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+COMMANDS = sorted(path for path in (ROOT / "r1_aqa_repro").glob("*.py") if path.name != "__init__.py")
+
+
+def test_the_contract_names_every_command() -> None:
+    """A command that the layers do not name could be imported from any room."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    top = settings["tool"]["importlinter"]["contracts"][0]["layers"][0]
+    assert sorted(name.strip() for name in top.split(":")) == [f"r1_aqa_repro.{path.stem}" for path in COMMANDS]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_a_file_beside_the_rooms_is_a_command(path: Path) -> None:
+    assert '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
