@@ -16,7 +16,7 @@ from r1_aqa_repro.rewards.arguments import REWARD_MODEL, RewardArguments
 from r1_aqa_repro.rewards.persona import persona_reward
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, format_reward, random_reward
 from r1_aqa_repro.rewards.text_rules import (
-    is_gold_number,
+    is_gold_expression,
     length_penalty,
     math_reward,
     python_syntax_reward,
@@ -56,8 +56,8 @@ RULES: dict[str, Rule] = {
     "math": Rule(
         lambda args: math_reward,
         "answer",
-        lambda columns: is_gold_number(columns["answer"]),
-        'Give the number as a text, such as "12.5", "-3/4" or "7,000".',
+        lambda columns: is_gold_expression(columns["answer"]),
+        'Give a number or an expression as a text, such as "12.5", "-3/4" or "7,000".',
     ),
     "python_syntax": Rule(lambda args: python_syntax_reward),
     "length_penalty": Rule(lambda args: length_penalty(args.max_completion_length, args.length_penalty_cache)),

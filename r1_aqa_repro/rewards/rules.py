@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from r1_aqa_repro.data.answers import follows_format, is_correct, parse_completion
+from r1_aqa_repro.rewards.mathematics import are_equal
 
 Completion = str | list[dict[str, Any]]
 RewardFunction = Callable[..., Sequence[float | None]]  # None: the reward does not apply to the row
@@ -45,17 +46,19 @@ def format_reward(completions: Sequence[Completion], prompt_style: Sequence[str]
 
 
 def r1_aqa_accuracy(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:
-    """R1-AQA's accuracy reward without its mathematics parser, for comparison runs.
+    """R1-AQA's accuracy reward, for comparison runs.
 
-    String equality of the text in the first pair of answer tags with the gold text, both stripped of white space at
-    the ends. Like the reference it is case-sensitive, does not see tags that hold a newline, and takes the whole
-    completion where there are no tags.
+    1 if the last number or formula of the completion equals that of the gold text (`mathematics`), or if the text in
+    the first pair of answer tags is the gold text, both stripped of white space at the ends. Like the reference it
+    takes `dog 1` for `Speaker 1`, is case-sensitive, does not see tags that hold a newline, and takes the whole
+    completion if there are no tags.
     """
     rewards = []
     for completion, gold in zip(completions, answer, strict=True):
         text = completion_text(completion)
         match = re.search(r"<answer>(.*?)</answer>", text)
-        rewards.append(float((match.group(1) if match else text).strip() == gold.strip()))
+        is_same_text = (match.group(1) if match else text).strip() == gold.strip()
+        rewards.append(float(is_same_text or are_equal(text, f"<answer>{gold}</answer>")))  # so R1-AQA writes the gold
     return rewards
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.answers import parse_completion, without_tags_around
-from r1_aqa_repro.rewards.final_number import Number, final_number, only_number
+from r1_aqa_repro.rewards.mathematics import are_equal, expressions
 from r1_aqa_repro.rewards.persona import phrases_in, plain
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
 
@@ -42,42 +42,23 @@ _OPENING = 200  # characters in which a refusal is looked for
 
 
 def math_reward(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:
-    """1 where the completion's final number equals the gold number, else 0.
+    """1 if the completion's final expression has the value of the gold one, else 0: see `mathematics`.
 
-    What is in the `<answer>` tags must be one number with nothing but units about it (`final_number.only_number`), and
-    of several blocks each must be it. A completion without tags may be any text that ends on the number
-    (`final_number.final_number`). Values are compared exactly: `7`, `7.0` and `14/2` are one number, `7` and `7%` two.
+    The text in the `<answer>` tags counts, or the whole completion if there are none. Several blocks must all agree.
+    A completion that only repeats a sum, such as `3 + 4`, is right too.
 
     Args:
-        answer: gold numbers as texts, also with GSM8K's solution before `####` or MATH's around a box.
-
-    Raises:
-        ValueError: a gold text is not one number (`is_gold_number` would have told).
+        answer: gold expressions as texts, also with GSM8K's solution before `####` or MATH's around a box.
     """
     return [
-        float(_numbers(completion_text(completion)) == {_gold(text)})
-        for completion, text in zip(completions, answer, strict=True)
+        float(all(are_equal(gold, text) for text in parse_completion(completion_text(completion)).answers))
+        for completion, gold in zip(completions, answer, strict=True)
     ]
 
 
-def _gold(answer: str) -> Number:
-    number = only_number(answer)
-    if number is None:
-        raise ValueError(f"the answer {answer!r:.80} is not the text of a number")
-    return number
-
-
-def _numbers(completion: str) -> set[Number | None]:
-    """The numbers that a completion answers with; None among them where a place for one holds none."""
-    answers = parse_completion(completion).answers
-    if answers == (completion.strip(),):  # no tags
-        return {final_number(completion)}
-    return {only_number(answer) for answer in answers}
-
-
-def is_gold_number(answer: Any) -> bool:
-    """Whether `math_reward` can compare with this: the text of one number."""
-    return isinstance(answer, str) and only_number(answer) is not None
+def is_gold_expression(answer: Any) -> bool:
+    """Whether `math_reward` can compare with this: a text that holds mathematics."""
+    return isinstance(answer, str) and bool(expressions(answer))
 
 
 def python_syntax_reward(completions: Sequence[Completion], **_: Any) -> list[float]:

@@ -17,7 +17,7 @@ from r1_aqa_repro.rewards.rules import (
 CHOICES = ["Speaker 1", "Speaker 2", "Both"]
 
 
-# gold is `Speaker 1`; `reference` is what R1-AQA's string comparison gives
+# gold is `Speaker 1`; `reference` is what R1-AQA's own gives: its mathematics parser reads the last number, 1 or 2
 @pytest.mark.parametrize(
     ("completion", "accuracy", "reference"),
     [
@@ -26,28 +26,27 @@ CHOICES = ["Speaker 1", "Speaker 2", "Both"]
         ("Speaker 1", 1, 1),  # no tags: the whole completion
         ("<think>Both?</think><answer>Speaker 1</answer>", 1, 1),
         ("I hear <answer>Speaker 1</answer> clearly", 1, 1),
-        # right, and worth nothing to a comparison of strings
-        ("<answer>speaker 1</answer>", 1, 0),
-        ("<answer>Speaker 1.</answer>", 1, 0),
-        ('<answer>"Speaker 1"</answer>', 1, 0),
-        ("<answer>'Speaker 1'</answer>", 1, 0),
-        ("<answer>\nSpeaker 1\n</answer>", 1, 0),
-        ("<answer>A. Speaker 1</answer>", 1, 0),
-        ("<answer>(A) Speaker 1</answer>", 1, 0),
+        ("<answer>speaker 1</answer>", 1, 1),
+        ("<answer>Speaker 1.</answer>", 1, 1),
+        ('<answer>"Speaker 1"</answer>', 1, 1),
+        ("<answer>'Speaker 1'</answer>", 1, 1),
+        ("<answer>\nSpeaker 1\n</answer>", 1, 1),
+        ("<answer>A. Speaker 1</answer>", 1, 1),
+        ("<answer>(A) Speaker 1</answer>", 1, 1),
         ("<answer>A</answer>", 1, 0),
         # wrong
         ("<answer>Speaker 2</answer>", 0, 0),
-        ("<answer>dog 1</answer>", 0, 0),  # a mathematics parser takes these two for the number 1
-        ("<answer>not Speaker 1</answer>", 0, 0),
-        ("<answer>1</answer>", 0, 0),
-        ("<answer>B. Speaker 1</answer>", 0, 0),
-        ("<answer>Speaker 1, Speaker 2</answer>", 0, 0),
-        ("<answer>Speaker 1 or Speaker 2</answer>", 0, 0),
+        ("<answer>dog 1</answer>", 0, 1),
+        ("<answer>not Speaker 1</answer>", 0, 1),
+        ("<answer>1</answer>", 0, 0),  # no number to the parser, with a tag before it,
+        ("<answer>B. Speaker 1</answer>", 0, 1),
+        ("<answer>Speaker 1, Speaker 2</answer>", 0, 1),
+        ("<answer>Speaker 1 or Speaker 2</answer>", 0, 1),
         ("<answer></answer>", 0, 0),
         ("", 0, 0),
-        ("<answer>Speaker 1", 0, 0),
+        ("<answer>Speaker 1", 0, 1),
         # several tags: the right answer in one of them is no right answer, and no fishing for it either
-        ("<answer>Speaker 2</answer><answer>Speaker 1</answer>", 0, 0),
+        ("<answer>Speaker 2</answer><answer>Speaker 1</answer>", 0, 1),
         ("<answer>Speaker 1</answer><answer>Speaker 2</answer>", 0, 1),
         ("<answer>Speaker 1</answer><answer></answer>", 0, 1),
         ("<answer>Speaker 1</answer><answer>speaker 1</answer>", 1, 1),
@@ -59,10 +58,17 @@ def test_accuracy(completion, accuracy, reference):
     assert r1_aqa_accuracy([completion], **columns) == [reference]
 
 
-@pytest.mark.timeout(10)  # R1-AQA's parser computes the power
-@pytest.mark.parametrize("function", [accuracy_reward, r1_aqa_accuracy])
-def test_a_tower_of_powers_is_a_text(function):
-    assert function(["<answer> 9^9^9^9 </answer>"] * 100, answer=["9"] * 100, choices=[["9", "8"]] * 100) == [0.0] * 100
+@pytest.mark.parametrize("text", ["both", "Both.", '"Both"', "\nBoth\n", "C. Both", "(C) Both", "C"])
+def test_right_answers_without_a_number_that_r1_aqa_gives_nothing_for(text):
+    columns = {"answer": ["Both"], "choices": [CHOICES]}
+    assert accuracy_reward([f"<answer>{text}</answer>"], **columns) == [1]
+    assert r1_aqa_accuracy([f"<answer>{text}</answer>"], **columns) == [0]
+
+
+def test_a_tower_of_powers_is_a_text():
+    """R1-AQA's parser computes the power, for five seconds a completion."""
+    towers, columns = ["<answer> 9^9^9^9 </answer>"] * 100, {"answer": ["9"] * 100, "choices": [["9", "8"]] * 100}
+    assert accuracy_reward(towers, **columns) == [0.0] * 100
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from r1_aqa_repro.rewards.persona import persona_reward
 from r1_aqa_repro.rewards.rules import format_reward
 from r1_aqa_repro.rewards.text_rules import (
     REFUSALS,
-    is_gold_number,
+    is_gold_expression,
     is_refusal,
     length_penalty,
     math_reward,
@@ -52,77 +52,44 @@ def test_conversations_and_plain_texts_are_judged_alike():
 
 
 class TestMath:
+    """What is equal is in `test_mathematics`; here: which text of a completion counts."""
+
     @pytest.mark.parametrize(
         ("completion", "answer", "reward"),
         [
-            ("The answer is 7.", "7", 1),
             ("The answer is 7.", "7.0", 1),
-            ("The answer is $7,000.00.", "7000", 1),
-            ("The answer is −7.", "-7", 1),
-            ("The answer is 7.", "-7", 0),
-            ("0.5", "1/2", 1),
-            ("0.333", "1/3", 0),
-            ("50%", "50%", 1),
-            ("50%", "50", 0),
-            ("50%", "0.5", 0),
-            ("50", "50%", 0),
-            ("3 + 4 = 7", "7", 1),
-            ("3 + 4", "7", 0),
-            ("9^9^9^9", "9", 0),
-            ("17", "7", 0),
-            ("7.5", "7", 0),
-            ("Speaker 7", "7", 0),
-            ("seven", "7", 0),
-            ("", "0", 0),
-            # in tags nothing but the number counts
-            ("<answer>7</answer>", "7", 1),
+            ("The answer is 8.", "7", 0),
+            ("seven", "seven", 0),
+            # in tags nothing else counts
             ("I think of 8. <answer> 7 </answer> And of 9.", "7", 1),
-            ("<answer>It is 7 apples.</answer>", "7", 1),
             (r"<answer>\boxed{7}</answer>", "7", 1),
-            ("<think>8</think><answer>7</answer>", "7", 1),
+            ("<think>8</think><answer>It is 7 apples.</answer>", "7", 1),
             ("<think>7</think><answer>8</answer>", "7", 0),
             ("<think>7</think><answer></answer>", "7", 0),
-            ("<answer>6 or 7</answer>", "7", 0),
-            ("<answer>dog 7</answer>", "7", 0),
-            ("<answer>7, 8</answer>", "7", 0),
             # several blocks all have to agree
             ("<answer>7</answer><answer>7.0</answer>", "7", 1),
             ("<answer>7</answer><answer>8</answer>", "7", 0),
             ("<answer>8</answer><answer>7</answer>", "7", 0),
             ("<answer>7</answer><answer>none</answer>", "7", 0),
             # an unclosed tag is none: the whole completion counts
-            ("<answer>7", "7", 1),
-            ("<answer>6 or 7", "7", 1),
-            # the data sets' own golds
-            ("She sold 72 clips.", "48/2 = <<48/2=24>>24\n48+24 = <<48+24=72>>72\n#### 72", 1),
-            ("#### 72", "#### 72", 1),
-            (r"so \boxed{\frac{3}{4}}", r"We get $\boxed{0.75}$.", 1),
+            ("<answer> 7", "7", 1),
         ],
     )
-    def test_cases(self, completion, answer, reward):
+    def test_the_text_in_the_tags_counts_or_else_the_whole(self, completion, answer, reward):
         assert math_reward([completion], answer=[answer]) == [reward]
 
-    def test_each_completion_is_judged_by_its_own_answer(self):
+    def test_each_completion_is_rewarded_by_its_own_answer(self):
         assert math_reward(["1", "1", "2"], answer=["1", "2", "2"]) == [1.0, 0.0, 1.0]
         with pytest.raises(ValueError, match="zip"):
             math_reward(["1", "2"], answer=["1"])
 
-    def test_what_is_no_number_never_equals_a_gold_that_is_none_either(self):
-        with pytest.raises(ValueError, match="'Speaker 1' is not the text of a number"):
-            math_reward(["Speaker 1"], answer=["Speaker 1"])
+    @pytest.mark.parametrize("gold", ["seven", "", "<b>7</b>", 7, 0.5, None, ["7"]])
+    def test_a_gold_without_mathematics_is_found_beforehand(self, gold):
+        assert not is_gold_expression(gold)
 
-    @pytest.mark.timeout(20)
-    def test_towers_and_endless_digits_take_no_time(self):
-        texts = ["<answer> 9^9^9^9 </answer>", "9" * 100_000, "1e999999999", "1/" + "0" * 100_000]
-        assert math_reward(texts, answer=["9"] * 4) == [0.0] * 4
-
-    @pytest.mark.parametrize("gold", ["Speaker 1", "dog 1", "seven", "", "1 or 2", "3x", "1/0", 7, 0.5, None, ["7"]])
-    def test_a_gold_that_is_no_number_is_found_beforehand(self, gold):
-        assert not is_gold_number(gold)
-
-    def test_golds_that_are_numbers_pass(self):
-        golds = ["7", "-7", "7,000", "1/2", "50%", "$7", "7 apples", r"\boxed{7}", "a\n#### 7", "x = 7"]
-        assert all(map(is_gold_number, golds))
+    @pytest.mark.parametrize("gold", ["7", "7,000", "1/2", "50%", "7 apples", r"\boxed{7}", "a\n#### 7", "x = 7", "2x"])
+    def test_a_gold_with_mathematics_passes(self, gold):
+        assert is_gold_expression(gold)
 
 
 def fenced(code, language="python", fence="```"):
