@@ -80,24 +80,23 @@ def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
     from r1_aqa_repro.embedded import true_reward
     from r1_aqa_repro.model.text_loading import checked_config, load_tokenizer
     from r1_aqa_repro.rewards.registry import check_rewards
-    from r1_aqa_repro.run.text_preflight import prompts_to_answer, read_usable
+    from r1_aqa_repro.run.kinds import prompts_to_answer
 
     true_reward.register()
     judging = _judging(arguments)
     problems = [
         replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_rewards(judging)
     ]
-    checked = None
-    try:
-        checked = checked_config(arguments.model), load_tokenizer(arguments.model)
-    except Refused as refusal:
-        problems += refusal.problems
     kind = prompts_to_answer(judging, "lower --max-new-tokens")
     try:
-        prompts, bad = read_usable(str(arguments.prompts), kind, checked)
+        kind.model = checked_config(arguments.model), load_tokenizer(arguments.model)
+    except Refused as refusal:
+        problems += refusal.problems
+    try:
+        prompts, bad = kind.usable(str(arguments.prompts))
     except Refused as refusal:
         raise Refused(problems + refusal.problems) from refusal
-    problems += bad + kind.check_all(prompts, str(arguments.prompts))
+    problems += bad + kind.check_together(prompts, str(arguments.prompts))
     if problems:
         raise Refused(problems)
     return prompts[: arguments.limit]

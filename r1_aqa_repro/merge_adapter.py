@@ -38,7 +38,7 @@ from r1_aqa_repro.model.loading import (
     model_type_of,
 )
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
-from r1_aqa_repro.run.preflight import check_free_space
+from r1_aqa_repro.run.checks import check_free_space
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -11,17 +11,23 @@ The same command again resumes an interrupted run; `--overwrite` starts anew.
 
 from __future__ import annotations
 
-from transformers import set_seed
+from r1_aqa_repro.common.console import show_help_if_asked
+from r1_aqa_repro.model.arguments import RopeArguments
+from r1_aqa_repro.run.arguments import RunArguments, TextExampleArguments
+
+# without the imports below, which take seconds
+show_help_if_asked(__name__, __doc__, "trl.DPOConfig", RunArguments, TextExampleArguments, RopeArguments)
+
 from trl import DPOTrainer, get_peft_config
 
-from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.model.text_loading import load_configured_policy
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import PairDPOConfig, parse_text_config
+from r1_aqa_repro.run.folder import datasets
+from r1_aqa_repro.run.kinds import preference_pairs
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.text_examples import dataset_of, pair_row
-from r1_aqa_repro.run.text_preflight import preference_pairs, prepare_text
+from r1_aqa_repro.run.preflight import prepare
 
 
 class PairDPOTrainer(ResumableTrainer, DPOTrainer):
@@ -32,21 +38,18 @@ class PairDPOTrainer(ResumableTrainer, DPOTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(PairDPOConfig, argv)
-    pairs, held_out = prepare_text(data, training, model_config, [], preference_pairs(training.max_length))
+    pairs, held_out = prepare(data, training, model_config, preference_pairs(training.max_length), [])
 
     def build_trainer() -> PairDPOTrainer:
-        start_distributed(training)
-        set_seed(training.seed)  # an adapter's weights are drawn before any trainer seeds
         model, tokenizer = load_configured_policy(model_config)
         needs_reference = not model_config.use_peft and not training.precompute_ref_log_probs
         return PairDPOTrainer(
             model=model,
             ref_model=load_configured_policy(model_config)[0] if needs_reference else None,
             args=training,
-            train_dataset=dataset_of("train", map(pair_row, pairs), training),
-            eval_dataset=dataset_of("held_out", map(pair_row, held_out), training) if held_out else None,
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
+            **datasets(training, pairs, held_out),
         )
 
     return run_training(build_trainer, training, "dpo")

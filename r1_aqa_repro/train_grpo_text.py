@@ -9,20 +9,26 @@ The trainer is that of `train_grpo`, the shared prefix included. The same comman
 
 from __future__ import annotations
 
-from transformers import set_seed
+from r1_aqa_repro.common.console import show_help_if_asked
+from r1_aqa_repro.model.arguments import RopeArguments
+from r1_aqa_repro.run.arguments import RunArguments, TextGRPOArguments
+
+# without the imports below, which take seconds
+show_help_if_asked(__name__, __doc__, "trl.GRPOConfig", RunArguments, TextGRPOArguments, RopeArguments)
+
 from trl import get_peft_config
 
-from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.embedded import true_reward
-from r1_aqa_repro.grpo.checks import check_adapter, check_signal
 from r1_aqa_repro.grpo.trainer import TextGRPOTrainer
 from r1_aqa_repro.model.text_loading import load_configured_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.arguments import REWARD_MODEL
 from r1_aqa_repro.rewards.registry import check_rewards, rule_rewards
+from r1_aqa_repro.run.checks import check_grpo
 from r1_aqa_repro.run.config import TextGRPOConfig, parse_text_config
+from r1_aqa_repro.run.kinds import prompts_to_answer
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.text_preflight import prepare_text, prompts_to_answer
+from r1_aqa_repro.run.preflight import prepare
 
 
 @command
@@ -30,12 +36,10 @@ def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     true_reward.register()
     data, training, model_config = parse_text_config(TextGRPOConfig, argv)
-    problems = check_rewards(training) + check_signal(training) + check_adapter(model_config)
-    prompts, _ = prepare_text(data, training, model_config, problems, prompts_to_answer(training))
+    problems = check_rewards(training) + check_grpo(training, model_config)
+    prompts, _ = prepare(data, training, model_config, prompts_to_answer(training), problems)
 
     def build_trainer() -> TextGRPOTrainer:
-        start_distributed(training)
-        set_seed(training.seed)  # an adapter's weights are drawn before any trainer seeds
         model, tokenizer = load_configured_policy(model_config)
         reward_functions = rule_rewards(training)
         reward_tokenizer = None

@@ -8,17 +8,24 @@ at the last token of the conversation. The same command again resumes an interru
 
 from __future__ import annotations
 
-from transformers import Qwen2ForSequenceClassification, set_seed
+from r1_aqa_repro.common.console import show_help_if_asked
+from r1_aqa_repro.model.arguments import RopeArguments
+from r1_aqa_repro.run.arguments import RunArguments, TextExampleArguments
+
+# without the imports below, which take seconds
+show_help_if_asked(__name__, __doc__, "trl.RewardConfig", RunArguments, TextExampleArguments, RopeArguments)
+
+from transformers import Qwen2ForSequenceClassification
 from trl import RewardTrainer, get_peft_config
 
-from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.common.errors import Problem, command
-from r1_aqa_repro.model.text_loading import TextModelConfig, load_configured_reward_model
+from r1_aqa_repro.model.text_loading import load_configured_reward_model
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import RewardModelConfig, parse_text_config
+from r1_aqa_repro.run.folder import datasets
+from r1_aqa_repro.run.kinds import preference_pairs
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.text_examples import dataset_of, pair_row
-from r1_aqa_repro.run.text_preflight import preference_pairs, prepare_text
+from r1_aqa_repro.run.preflight import prepare
 
 
 class RewardModelTrainer(ResumableTrainer, RewardTrainer):
@@ -29,37 +36,24 @@ class RewardModelTrainer(ResumableTrainer, RewardTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(RewardModelConfig, argv)
-    pairs, held_out = prepare_text(
-        data,
-        training,
-        model_config,
-        check_adapter(model_config),
-        preference_pairs(training.max_length),
-        Qwen2ForSequenceClassification,
-    )
+    problems = []
+    if model_config.use_peft and model_config.lora_task_type != "SEQ_CLS":
+        what = f"{model_config.lora_task_type}: the adapter would leave the reward head as it was drawn"
+        problems.append(Problem("lora_task_type", what, "Set it to SEQ_CLS."))
+    kind = preference_pairs(training.max_length, build=Qwen2ForSequenceClassification)
+    pairs, held_out = prepare(data, training, model_config, kind, problems)
 
     def build_trainer() -> RewardModelTrainer:
-        start_distributed(training)
-        set_seed(training.seed)  # the new head's weights are drawn before any trainer seeds
         model, tokenizer = load_configured_reward_model(model_config)
         return RewardModelTrainer(
             model=model,
             args=training,
-            train_dataset=dataset_of("train", map(pair_row, pairs), training),
-            eval_dataset=dataset_of("held_out", map(pair_row, held_out), training) if held_out else None,
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
+            **datasets(training, pairs, held_out),
         )
 
     return run_training(build_trainer, training, "reward_model")
-
-
-def check_adapter(model: TextModelConfig) -> list[Problem]:
-    """A problem where an adapter would leave the head, which starts at random, as it is."""
-    if not model.use_peft or model.lora_task_type == "SEQ_CLS":
-        return []
-    what = f"{model.lora_task_type}: the adapter would leave the reward head as it was drawn"
-    return [Problem("lora_task_type", what, "Set it to SEQ_CLS.")]
 
 
 if __name__ == "__main__":

@@ -7,15 +7,20 @@ The same command again resumes an interrupted run; `--overwrite` starts anew.
 
 from __future__ import annotations
 
+from r1_aqa_repro.common.console import show_help_if_asked
+from r1_aqa_repro.run.arguments import AudioSFTArguments, DataArguments
+
+# without the imports below, which take seconds
+show_help_if_asked(__name__, __doc__, "transformers.TrainingArguments", DataArguments, AudioSFTArguments)
+
 from peft import get_peft_model
-from transformers import set_seed
 from trl import get_peft_config
 
-from r1_aqa_repro.common.distributed import start_distributed
+from eval.during_training import HarnessEvaluator
 from r1_aqa_repro.common.errors import Problem, command
 from r1_aqa_repro.model.loading import load_configured
-from r1_aqa_repro.run.arguments import DataArguments
 from r1_aqa_repro.run.config import AudioSFTConfig, parse_config
+from r1_aqa_repro.run.kinds import AudioQuestions
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
 from r1_aqa_repro.sft.trainer import AudioSFTTrainer
@@ -25,18 +30,14 @@ from r1_aqa_repro.sft.trainer import AudioSFTTrainer
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_config(AudioSFTConfig, argv)
-    questions = prepare(data, training, model_config, check_style(data))
+    problems = []
+    if data.prompt_style == "think":
+        problems.append(Problem("prompt_style", "think has no thoughts to imitate", "Use direct or answer for SFT."))
+    questions, _ = prepare(data, training, model_config, AudioQuestions(), problems)
 
     def build_trainer() -> AudioSFTTrainer:
-        start_distributed(training)
-        set_seed(training.seed)  # an adapter's weights are drawn before any trainer seeds
         model, processor = load_configured(model_config)
         peft_config = get_peft_config(model_config)
-        evaluator = None
-        if training.eval_file is not None:
-            from eval.during_training import HarnessEvaluator  # only here: the library does not depend on `eval`
-
-            evaluator = HarnessEvaluator.of(data, training, processor)
         return AudioSFTTrainer(
             model=get_peft_model(model, peft_config) if peft_config else model,
             args=training,
@@ -44,17 +45,10 @@ def main(argv: list[str]) -> int:
             processing_class=processor,
             prompt_style=data.prompt_style,
             audio_channel=data.audio_channel,
-            evaluator=evaluator,
+            evaluator=HarnessEvaluator.of(data, training, processor) if training.eval_file else None,
         )
 
     return run_training(build_trainer, training, "sft")
-
-
-def check_style(data: DataArguments) -> list[Problem]:
-    """Thinking cannot be imitated: the data holds answers only."""
-    if data.prompt_style != "think":
-        return []
-    return [Problem("prompt_style", "think has no thoughts to imitate", "Use direct or answer for SFT.")]
 
 
 if __name__ == "__main__":

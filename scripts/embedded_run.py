@@ -33,10 +33,12 @@ from r1_aqa_repro.embedded.question_set import write_question_set  # noqa: E402
 from r1_aqa_repro.embedded.tiny_model import build_tiny_qwen2_audio  # noqa: E402
 from r1_aqa_repro.grpo.divergence import kl_to_start  # noqa: E402
 from r1_aqa_repro.model import loading  # noqa: E402
+from r1_aqa_repro.rewards.registry import check_names  # noqa: E402
+from r1_aqa_repro.rewards.rules import REWARDS  # noqa: E402
 from r1_aqa_repro.run.checkpoints import FINAL  # noqa: E402
+from r1_aqa_repro.run.checks import check_free_space, check_grpo, check_settings  # noqa: E402
 from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config  # noqa: E402
 from r1_aqa_repro.run.folder import update_run  # noqa: E402
-from r1_aqa_repro.run.preflight import check_free_space, check_settings  # noqa: E402
 from scripts.embedded_report import plot_learning_curve, print_results, results  # noqa: E402
 
 PROMPT_STYLE = "answer"
@@ -54,7 +56,8 @@ def main(argv: list[str]) -> int:
     folder = Path(str(training.output_dir))
     data, start, sft = folder / "data", folder / "start", folder / "sft"
     manifest, held_out = data / "train" / "manifest.jsonl", data / "held_out" / "mmau_format.json"
-    problems = check_settings(training, model) + train_grpo.check_rewards(training)
+    problems = check_settings(training, model) + check_grpo(training, model)
+    problems += check_names(training.reward_funcs, training.reward_weights, REWARDS)
     if not folder.exists():
         problems += check_free_space(folder, own.num_train * BYTES_A_QUESTION, "clips and checkpoints")
     if problems:

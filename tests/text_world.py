@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from r1_aqa_repro import train_dpo, train_grpo_text, train_reward_model, train_sft_text
 from r1_aqa_repro.data.conversations import PreferencePair, read_pairs
@@ -111,7 +111,8 @@ def build(text_set: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.Monk
         entry = ENTRIES[kind][0]
         built: list[Trainer] = []
 
-        def keep(build_trainer: Callable[[], Trainer], *_: Any) -> int:
+        def keep(build_trainer: Callable[[], Trainer], training: TrainingArguments, stage: str) -> int:
+            set_seed(training.seed)
             built.append(build_trainer())
             return 0
 

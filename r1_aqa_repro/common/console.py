@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import MISSING, fields
 from typing import Any
 
 from r1_aqa_repro.common.distributed import is_main_process
@@ -38,10 +39,38 @@ class Options(argparse.ArgumentParser):
         return super().parse_known_args([self._spelled(argument) for argument in given], namespace)
 
     def _spelled(self, argument: str) -> str:
-        """`--batch_size=8` -> `--batch-size=8` if that is one of the options; others are left for whoever knows them."""
+        """`--batch_size=8` -> `--batch-size=8` if that is one of the options; others are left as they are."""
         name, equals, value = argument.partition("=")
         with_hyphens = name.replace("_", "-")
         return with_hyphens + equals + value if with_hyphens in self._option_string_actions else argument
+
+
+def show_help_if_asked(name: str, doc: str | None, library: str, *keys: type) -> None:
+    """Answer `--help` of a training command and end; called before the libraries are imported.
+
+    Args:
+        name: `__name__` of the command's module. Nothing happens if it is not the one that was started.
+        doc: its docstring.
+        library: the configuration whose keys are accepted too.
+        keys: dataclasses of the project's own keys.
+    """
+    if name != "__main__" or not {"-h", "--help"} & set(sys.argv[1:]):
+        return
+    spec = sys.modules[name].__spec__
+    options = Options(doc, prog=f"python -m {spec.name}" if spec else None)
+    options.add_argument("--config", metavar="FILE", help="YAML file of keys; the command line overrides it.")
+    for key in [key for each in keys for key in fields(each)]:
+        default = key.default if key.default_factory is MISSING else key.default_factory()
+        text = f"{key.metadata['help']} (default: {default})".replace("%", "%%")
+        kind = "|".join(key.metadata["choices"]) if "choices" in key.metadata else str(key.type).removesuffix(" | None")
+        options.add_argument(f"--{key.name}", metavar=kind, help=text)
+    options.usage = "%(prog)s --config FILE [--key value ...]"
+    options.epilog = (
+        f"{options.epilog}\nThese are the project's own keys. Every key of {library} and trl.ModelConfig is accepted "
+        "too, such as\n--output_dir and --learning_rate: --help-all lists them, which takes seconds."
+    )
+    options.print_help()
+    sys.exit()
 
 
 def positive(text: str) -> int:

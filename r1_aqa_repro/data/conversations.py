@@ -50,6 +50,10 @@ class PreferencePair:
     rejected: str
     columns: dict[str, Any] = field(default_factory=dict)
 
+    def row(self) -> dict[str, list[Message]]:
+        """TRL's conversational form, without the columns: TRL takes one called `margin` for its own."""
+        return {"prompt": self.prompt, "chosen": answer(self.chosen), "rejected": answer(self.rejected)}
+
 
 @dataclass(frozen=True)
 class SFTExample:
@@ -59,6 +63,10 @@ class SFTExample:
     prompt: list[Message]
     completion: str
     columns: dict[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, list[Message]]:
+        """TRL's conversational form."""
+        return {"prompt": self.prompt, "completion": answer(self.completion)}
 
 
 @dataclass(frozen=True)

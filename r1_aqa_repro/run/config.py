@@ -102,6 +102,7 @@ def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
         Refused: an unreadable file, an unknown key, a derived key, or a value that does not fit.
     """
     argv = [part for name in argv for part in (name.split("=", 1) if name.startswith("--config=") else [name])]
+    argv = ["--help" if part == "--help-all" else part for part in argv]
     where = "command line"
     content: dict[str, Any] = {}
     if "--config" in argv:

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,14 @@ from typing import Any
 import psutil
 import torch
 import yaml
+from datasets import Dataset, load_dataset
+from transformers import TrainingArguments
 
+from r1_aqa_repro.common.claim import differences
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
+from r1_aqa_repro.data.conversations import PreferencePair, SFTExample
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.run.checkpoints import FINAL, STAGING, last_checkpoint
 from r1_aqa_repro.run.evaluating import EVALUATIONS
@@ -63,7 +67,7 @@ def resolved_config(**parts: Any) -> dict[str, dict[str, Any]]:
 def check_run_folder(
     folder: Path, config: Mapping[str, Mapping[str, Any]], hashes: Mapping[str, Mapping[str, str]]
 ) -> list[Problem]:
-    """Why a run with this configuration, data and models must not go on in `folder`; empty where it may."""
+    """Why a run with this configuration, data and models must not go on in `folder`; empty if it may."""
     remedy = "Choose another --output_dir, or give --overwrite to delete the earlier run."
     if not (folder / CONFIG).is_file():
         if last_checkpoint(folder) or (folder / FINAL).exists():
@@ -79,21 +83,18 @@ def check_run_folder(
         remedy = "Start that number (NPROC, NNODES), or a new run with its last checkpoint as model_name_or_path."
         return [Problem(str(folder), what, remedy)]
     there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    differing = [
-        f"{key} ({there.get(part, {}).get(key)!r} there, {value!r} now)"
-        for part, values in config.items()
-        for key, value in values.items()
-        if key not in _FREE and there.get(part, {}).get(key) != value
-    ]
+    differing = []
+    for part, values in config.items():  # a key that is no longer known does not count
+        differing += differences({key: there.get(part, {}).get(key) for key in values}, values, _FREE)
     differing += [
-        f"the content of {path}" + (_OTHER_DIGEST if kind == "models" else "")
+        f"the content of {path} has changed" + (_OTHER_DIGEST if kind == "models" else "")
         for kind, digests in hashes.items()
         for path, digest in digests.items()
         if record.get(kind, {}).get(path, digest) != digest
     ]
     if not differing:
         return []
-    return [Problem(str(folder), "is the folder of another run, which differs in " + ", ".join(differing), remedy)]
+    return [Problem(str(folder), "is the folder of another run: " + ", ".join(differing), remedy)]
 
 
 def start_run(
@@ -103,7 +104,7 @@ def start_run(
     seed: int,
     overwrite: bool,
 ) -> None:
-    """Make the folder a run's own (deleting an earlier run's checkpoints and records where `overwrite`).
+    """Make the folder a run's own (deleting an earlier run's checkpoints and records if `overwrite`).
 
     Args:
         folder: the run's folder.
@@ -132,6 +133,29 @@ def start_run(
         }
         write_json(folder / RUN, record)
     write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=True, allow_unicode=True))
+
+
+def datasets(
+    training: TrainingArguments, records: Sequence[SFTExample | PreferencePair], held_out: Sequence[Any]
+) -> dict[str, Dataset | None]:
+    """The datasets that TRL's trainers take, kept in the run folder, the same for all processes."""
+    return {
+        "train_dataset": _dataset("train", records, training),
+        "eval_dataset": _dataset("held_out", held_out, training) if held_out else None,
+    }
+
+
+def _dataset(name: str, records: Sequence[SFTExample | PreferencePair], training: TrainingArguments) -> Dataset:
+    """From a file, not from memory: what TRL caches beside a dataset in memory (reference log-probs of DPO) only the
+    process that computed it would find. And from Parquet: out of JSON, texts that all look like dates come as such."""
+    folder = Path(str(training.output_dir)) / EXAMPLES
+    file = folder / f"{name}.parquet"
+    with training.main_process_first(local=False):  # the folder is shared by all machines
+        if training.process_index == 0 and not file.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            Dataset.from_list([record.row() for record in records]).to_parquet(str(file.with_suffix(".partial")))
+            os.replace(file.with_suffix(".partial"), file)
+        return load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(folder / "cache"))
 
 
 def update_run(folder: Path, **values: Any) -> None:

@@ -8,11 +8,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import transformers
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from r1_aqa_repro.common.console import say
-from r1_aqa_repro.common.distributed import end_distributed, is_main_process
+from r1_aqa_repro.common.distributed import end_distributed, is_main_process, start_distributed
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED
 from r1_aqa_repro.common.stopwatch import Stages
 from r1_aqa_repro.run.callbacks import ProgressLine, StopAtLoss, StopOnSignal
@@ -52,6 +52,8 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
             end_distributed()
             return EXIT_DONE
         check_resumable(checkpoint)
+    start_distributed(training)
+    set_seed(training.seed)  # weights of an adapter or a new head are drawn before any trainer seeds
     trainer = build_trainer()
     stop, progress = StopOnSignal(), ProgressLine()
     trainer.remove_callback(ProgressCallback)

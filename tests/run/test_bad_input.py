@@ -274,13 +274,13 @@ class TestFolderOfAnotherRun:
     def test_other_settings(self, used, setting):
         value = {"learning_rate": "0.5", "seed": "7", "prompt_style": "think"}[setting]
         (line,) = used.errors(f"--{setting}", value)
-        assert f"{used.output}: is the folder of another run, which differs in {setting} (" in line
+        assert f"{used.output}: is the folder of another run: {setting} was " in line
         assert "--overwrite" in line
 
     def test_other_data(self, used):
         used.records.pop()
         (line,) = used.errors()
-        assert f"differs in the content of {used.data}" in line
+        assert f"is the folder of another run: the content of {used.data} has changed" in line
 
     def test_checkpoints_of_unknown_origin(self, used):
         (used.output / "config.resolved.yaml").unlink()

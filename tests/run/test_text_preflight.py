@@ -250,7 +250,7 @@ def test_a_folder_whose_models_have_changed(
         capsys.readouterr()
         assert ENTRIES["grpo"][0].main(argv) == 2
         named = changed if changed == rubric else changed.parent
-        assert f"is the folder of another run, which differs in the content of {named}" in capsys.readouterr().err
+        assert f"is the folder of another run: the content of {named} has changed" in capsys.readouterr().err
         changed.write_bytes(before)
     assert ENTRIES["grpo"][0].main(argv) == 0
 

@@ -1,0 +1,106 @@
+"""The critic of a PPO run: where it starts, and what can be known to be wrong with it and with PPO's settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.model.text_loading import (
+    TextModelConfig,
+    check_reward_model,
+    checked_config,
+    load_reward_model,
+    load_tokenizer,
+)
+from r1_aqa_repro.model.yarn import WHERE as ROPE_PARAMETERS
+from r1_aqa_repro.ppo.trainer import ActorCritic, PPOConfig, zero_head
+
+
+def actor_and_critic(config: PreTrainedConfig) -> ActorCritic:
+    """Both of one configuration, for counting their parameters."""
+    return ActorCritic(Qwen2ForCausalLM(config), Qwen2ForSequenceClassification(config))
+
+
+def critic_source(training: PPOConfig) -> str | None:
+    """The reward model that the critic starts as; None if it starts as the policy, with a head of zeros."""
+    return training.value_model_name_or_path or training.reward_model_name_or_path
+
+
+def load_critic(training: PPOConfig, model: TextModelConfig) -> PreTrainedModel:
+    """The critic at its start; it reads the policy's token ids."""
+    source = critic_source(training)
+    critic = load_reward_model(
+        source or str(model.model_name_or_path),
+        load_tokenizer(str(model.model_name_or_path)),
+        model.dtype or "float32",
+        model.attn_implementation or "sdpa",
+        model.rope,
+        new_head=source is None,
+    )
+    if source is None:
+        zero_head(critic)
+    return critic
+
+
+def check_critic(training: PPOConfig, model: TextModelConfig) -> list[Problem]:
+    """A problem if the critic is no reward model, cannot have the run's rotary embeddings, or does not read the tokens
+    that the policy writes."""
+    source, policy = critic_source(training), model.model_name_or_path
+    if source is None or policy is None:
+        return []
+    try:
+        if source != training.reward_model_name_or_path:  # that one is checked as a reward
+            check_reward_model(source)
+        checked_config(source, model.rope)
+        if load_tokenizer(source).get_vocab() != load_tokenizer(policy).get_vocab():
+            what = f"its tokens are not those of {policy}, which the critic has to read"
+            remedy = "Set value_model_name_or_path to a reward model of the policy's family."
+            raise Refused.because(source, what, remedy)
+    except Refused as refusal:  # what is wrong with rope_parameters does not say for whom
+        return [
+            replace(problem, where=f"{source}: {problem.where}") if problem.where == ROPE_PARAMETERS else problem
+            for problem in refusal.problems
+        ]
+    return []
+
+
+def critic_positions(training: PPOConfig, model: TextModelConfig) -> int | None:
+    """The longest conversation that the critic can read; None if it starts as the policy, or cannot be read."""
+    source = critic_source(training)
+    try:
+        return None if source is None else int(checked_config(source, model.rope).max_position_embeddings)
+    except Refused:  # `check_critic` says why
+        return None
+
+
+def check_ppo(training: PPOConfig, model: TextModelConfig) -> list[Problem]:
+    """A problem for each setting that PPO cannot work with, or would ignore."""
+    bounds = {"num_ppo_epochs": 1, "num_mini_batches": 1, "max_completion_length": 1, "kl_coef": 0, "max_grad_norm": 0}
+    if training.local_rollout_forward_batch_size is not None:
+        bounds["local_rollout_forward_batch_size"] = 1
+    problems = [
+        Problem(key, f"{getattr(training, key)} is below {least}", f"Choose {least} or more.")
+        for key, least in bounds.items()
+        if getattr(training, key) < least
+    ]
+    problems += [
+        Problem(key, f"{getattr(training, key)} is not above 0", "Choose a positive number.")
+        for key in ("temperature", "cliprange", "cliprange_value")
+        if getattr(training, key) <= 0
+    ]
+    problems += [
+        Problem(key, f"{getattr(training, key)} is not from 0 to 1", "Choose from 0 to 1.")
+        for key in ("gamma", "lam")
+        if not 0 <= getattr(training, key) <= 1
+    ]
+    problems += [
+        Problem(key, f"{value.value}: PPO logs and saves by steps", "Use steps or no.")
+        for key in ("save_strategy", "logging_strategy")
+        if (value := getattr(training, key)) not in ("steps", "no")
+    ]
+    if model.use_peft:
+        what = "PPO trains policy and critic in full, without adapters"
+        problems.append(Problem("use_peft", what, "Leave it out, or use r1_aqa_repro.train_grpo_text."))
+    return problems

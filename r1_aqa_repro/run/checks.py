@@ -1,0 +1,188 @@
+"""What can be known to be wrong of a run's settings, disk and model, whatever its records are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import inject_adapter_in_model
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from trl import ModelConfig, get_peft_config
+
+from r1_aqa_repro.common.distributed import num_processes
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.run.arguments import BEST_METRIC
+from r1_aqa_repro.run.config import SharedPrefixGRPOConfig
+
+# settings of the libraries that these entry points do not act on, and the value that leaves them out
+_UNSUPPORTED = {
+    "model_revision": "main",
+    "trust_remote_code": False,
+    "load_in_4bit": False,
+    "load_in_8bit": False,
+    "resume_from_checkpoint": None,
+    "label_smoothing_factor": 0.0,
+    "average_tokens_across_devices": True,
+    "use_vllm": False,
+    "use_transformers_continuous_batching": False,
+    "cache_implementation": None,
+    "chat_template_kwargs": None,
+    "cast_lm_head_to_fp32": False,  # TRL 1.16 looks for a key that Qwen2-Audio's configuration lacks
+}
+
+
+def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Problem]:
+    """A problem for each setting that cannot work, would be ignored, or would make the run silently wrong."""
+    problems = [
+        Problem(key, f"{value!r} is not supported here", f"Leave it at {default!r}.")
+        for part in (training, model)
+        for key, default in _UNSUPPORTED.items()
+        if (value := getattr(part, key, default)) not in (default, None)
+    ]
+    if getattr(training, "batch_problem", None):
+        remedy = "Choose a number that the processes divide, or another number of processes."
+        problems.append(Problem("batch rule", training.batch_problem, remedy))
+    if training.world_size != num_processes():
+        what = f"{num_processes()} processes were started, but each would train alone"
+        problems.append(
+            Problem("devices", what, "Without GPUs give --use_cpu true; otherwise start one process a GPU.")
+        )
+    if training.n_gpu > 1:
+        what = f"one process sees {training.n_gpu} GPUs and would split every batch over them"
+        remedy = "Start one process a GPU (NPROC, torchrun), or make one visible with CUDA_VISIBLE_DEVICES."
+        problems.append(Problem("devices", what, remedy))
+    if model.dtype in ("auto", "bfloat16", "float16") and not training.deepspeed and not model.use_peft:
+        what = f"{model.dtype} weights do not move at small learning rates: the update is below their resolution"
+        remedy = "Use dtype: float32 with bf16: true (mixed precision with float32 master weights)."
+        problems.append(Problem("dtype", what, remedy))
+    if model.attn_implementation not in (None, "sdpa"):
+        what = f"{model.attn_implementation} does not take the shared-prefix mask for what it is"
+        problems.append(Problem("attn_implementation", what, "Use sdpa."))
+    if model.use_peft and getattr(model, "rope", None):
+        what = "an adapter does not keep them: whoever loads it would get the base as it was"
+        remedy = "Write them into the base's config.json, or leave use_peft out."
+        problems.append(Problem("rope_parameters", what, remedy))
+    return problems
+
+
+def check_evaluation(training: TrainingArguments) -> list[Problem]:
+    """A problem for each key of the evaluation while training that is ignored, or contradicts another."""
+    if getattr(training, "eval_file", None) is None:
+        given = [key for key in ("eval_steps", "eval_limit", "eval_on_start") if getattr(training, key, None)]
+        given += ["eval_strategy"] if training.eval_strategy != "no" else []
+        remedy = "Set eval_file too, or leave this out." if hasattr(training, "eval_file") else "Leave this out."
+        return [Problem(key, "there is nothing to evaluate on", remedy) for key in given]
+    if not hasattr(training, "eval_limit"):  # a loss, which needs no more
+        return []
+    only = {"eval_strategy": "steps", "save_strategy": "steps", "metric_for_best_model": BEST_METRIC}
+    problems = [
+        Problem(key, f"with an eval_file only {value} is possible", "Leave the key out.")
+        for key, value in only.items()
+        if getattr(training, key) != value
+    ]
+    if not training.save_steps or training.eval_steps % training.save_steps:
+        what = f"{training.eval_steps} is no multiple of save_steps ({training.save_steps}): the best could not be kept"
+        problems.append(Problem("eval_steps", what, "Evaluate only where a checkpoint is saved."))
+    problems += [
+        Problem(key, f"{value} questions", "Give at least 1.")
+        for key in ("eval_limit", "per_device_eval_batch_size")
+        if (value := getattr(training, key)) is not None and value < 1
+    ]
+    return problems
+
+
+def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Problem]:
+    """A problem for each choice of what GRPO learns from, and of what it trains, that cannot be carried out."""
+    problems = []
+    batches = training.world_size * training.gradient_accumulation_steps
+    if training.dynamic_sampling < 0 or training.dynamic_sampling % batches:
+        what = f"{training.dynamic_sampling} further prompts do not divide among the {batches} batches of a step"
+        problems.append(Problem("dynamic_sampling", what, f"Choose a multiple of {batches}, or 0."))
+    chooses = training.dynamic_sampling or training.advantage_filter != "none"
+    if chooses and training.multi_objective_aggregation != "sum_then_normalize":
+        what = f"{training.multi_objective_aggregation} beside dynamic_sampling or advantage_filter"
+        problems.append(Problem("multi_objective_aggregation", what, "They go by the sum: use sum_then_normalize."))
+    if training.advantage_filter != "none" and training.loss_type not in ("grpo", "dr_grpo"):
+        what = f"{training.advantage_filter} with loss_type {training.loss_type}, whose mean is over tokens"
+        problems.append(Problem("advantage_filter", what, "Use loss_type grpo or dr_grpo."))
+    if training.num_iterations > 1 and training.gradient_accumulation_steps > 1:
+        what = f"{training.num_iterations} updates a rollout need all prompts of a step in one batch a process"
+        problems.append(Problem("num_iterations", what, "Raise max_prompts_per_device or the number of processes."))
+    if training.num_iterations > 1 and training.save_steps % training.num_iterations:
+        what = f"{training.save_steps:g}: a resume would begin in the middle of a rollout's updates"
+        problems.append(
+            Problem("save_steps", what, f"Choose a multiple of num_iterations ({training.num_iterations}).")
+        )
+    if not 0 < training.advantage_top_fraction <= 1:
+        problems.append(Problem("advantage_top_fraction", f"{training.advantage_top_fraction}", "Choose from 0 to 1."))
+    if model.use_peft and model.lora_dropout:
+        what = f"{model.lora_dropout}: completions would be scored by another model than the one that sampled them"
+        problems.append(Problem("lora_dropout", what, "Set it to 0."))
+    if model.use_peft and getattr(training, "trained_parts", "all") != "all":
+        what = f"{training.trained_parts} beside an adapter, which leaves everything but itself as it is"
+        problems.append(Problem("trained_parts", what, "Choose the adapter's modules with lora_target_modules."))
+    return problems
+
+
+def check_disk(training: TrainingArguments, parameters: int, examples: int) -> list[Problem]:
+    """A problem without room for the checkpoints that a run has yet to write, one being written and the final model.
+
+    Args:
+        training: the run's configuration.
+        parameters: that a checkpoint holds.
+        examples: that the run learns from.
+    """
+    folder = Path(str(training.output_dir))
+    at_once = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    at_once *= getattr(training, "num_mini_batches", 1)  # of PPO
+    rows = examples * getattr(training, "num_generations", 1) * getattr(training, "num_iterations", 1)
+    steps = training.max_steps if training.max_steps > 0 else training.num_train_epochs * rows / at_once
+    planned = 0 if training.save_strategy == "no" else int(steps // max(1, training.save_steps)) + 1
+    best = int(getattr(training, "eval_file", None) is not None)  # kept beside the last ones
+    kept = min(planned, training.save_total_limit + best if training.save_total_limit else planned)
+    to_write = max(0, kept - len(list(folder.glob("checkpoint-*"))))
+    state = 0 if training.save_only_model else 10 if training.deepspeed else 8  # bytes of optimizer state a parameter
+    needed = parameters * ((4 + state) * (to_write + 1) + 4)
+    return check_free_space(folder, needed, f"{to_write} more checkpoints, one being written and the final model")
+
+
+def check_free_space(folder: Path, needed: int, purpose: str) -> list[Problem]:
+    """A problem if the disk of `folder`, which need not exist yet, has less than `needed` bytes free."""
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(parent).free
+    if needed <= free:
+        return []
+    what = f"{purpose} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    return [Problem(str(folder), what, "Free some space, set save_total_limit, or choose another output_dir.")]
+
+
+def count_parameters(training: TrainingArguments, model: ModelConfig, build: Callable[[], PreTrainedModel]) -> int:
+    """Parameters of the model that `build` makes, without memory for them.
+
+    Raises:
+        Refused: with `use_peft`, PEFT does not take its settings, such as names of modules that are not there.
+    """
+    if training.deepspeed:  # ZeRO-3 would shard even this model, before there are processes to shard it over
+        unset_hf_deepspeed_config()
+    try:
+        with torch.device("meta"):
+            built = build()
+            parameters = built.num_parameters()
+            if model.use_peft:
+                _try_adapter(built, model)
+    finally:
+        if training.deepspeed:
+            set_hf_deepspeed_config(training.hf_deepspeed_config)
+    return parameters
+
+
+def _try_adapter(built: PreTrainedModel, model: ModelConfig) -> None:
+    try:
+        inject_adapter_in_model(get_peft_config(model), built)
+    except ValueError as error:
+        what = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        remedy = "Of modules give several names, such as q_proj v_proj, or one as a pattern of whole names: .*q_proj."
+        raise Refused.because("use_peft", what, remedy) from error

@@ -1,0 +1,258 @@
+"""What a run can learn from: how each kind of records is read and checked, by itself and against the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2ForCausalLM,
+)
+from trl import ModelConfig
+
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.data.audio import check_audio
+from r1_aqa_repro.data.conversations import (
+    PreferencePair,
+    Read,
+    SFTExample,
+    TextPrompt,
+    answer,
+    read_pairs,
+    read_prompts,
+    read_sft,
+)
+from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions, with_answers
+from r1_aqa_repro.model.files import adapter_base
+from r1_aqa_repro.model.inputs import minimum_seconds, token_ids
+from r1_aqa_repro.model.loading import check_model_folder, check_pair, load_processor
+from r1_aqa_repro.model.text_loading import check_vocabulary, checked_config, load_tokenizer
+from r1_aqa_repro.rewards.registry import check_prompts, check_uses, reward_model_positions
+
+Record = TypeVar("Record", bound=AudioQuestion | TextPrompt | PreferencePair | SFTExample)
+Messages = Sequence[dict[str, str]]
+
+
+class Kind(ABC, Generic[Record]):
+    """A kind of records. `check_model` comes before `usable`, if the model can be read: it decides what is usable."""
+
+    family: str
+    build: Callable[[PreTrainedConfig], Any]  # makes what is trained of the model's configuration
+
+    def check_model(self, model: ModelConfig) -> PreTrainedConfig:
+        """The configuration of a model that can be trained on such records; its weights are not read.
+
+        Raises:
+            Refused: there is no such model, it is an adapter, or its processor or tokenizer does not fit.
+        """
+        name = model.model_name_or_path
+        if name is None:
+            remedy = f"Set it to a {self.family} folder or hub id (the embedded runs leave one)."
+            raise Refused.because("model_name_or_path", "no model is given", remedy)
+        config = self._configuration(name, model)
+        if adapter_base(name) is not None:
+            remedy = "Merge it into its base with r1_aqa_repro.merge_adapter."
+            raise Refused.because(name, "an adapter cannot be trained further", remedy)
+        self._measure_with(name, config)
+        return config
+
+    @abstractmethod
+    def _configuration(self, name: str, model: ModelConfig) -> PreTrainedConfig: ...
+
+    @abstractmethod
+    def _measure_with(self, name: str, config: PreTrainedConfig) -> None:
+        """Keep what records are measured by."""
+
+    @abstractmethod
+    def usable(self, file: str, limit: int | None = None) -> tuple[list[Record], list[Problem]]:
+        """The records of a file (of its first `limit`) that can be learned from, and a problem for each other one.
+
+        Raises:
+            Refused: the file cannot be read.
+        """
+
+    def check_together(self, records: Sequence[Record], file: str) -> list[Problem]:
+        """Problems of all records of train_file together."""
+        return []
+
+    @abstractmethod
+    def source(self, record: Record) -> tuple[str, str]:
+        """What training and held-out records must not share, and what to call it."""
+
+    def check_held_out(self, records: Sequence[Record], held_out: Sequence[Record], file: str) -> list[Problem]:
+        """A problem for each held-out record whose clip or prompt is trained on."""
+        trained_on = {self.source(record)[0]: record.id for record in records} if held_out else {}
+        remedy = "Take it out of train_file or of eval_file."
+        return [
+            Problem(f"{file}: {record.id}", f"its {name} is trained on ({trained_on[source]})", remedy)
+            for record in held_out
+            for source, name in [self.source(record)]
+            if source in trained_on
+        ]
+
+
+class AudioQuestions(Kind[AudioQuestion]):
+    """Questions with an answer, about clips that can be decoded and are long enough for the model."""
+
+    family, build = "Qwen2-Audio", Qwen2AudioForConditionalGeneration
+
+    def __init__(self) -> None:
+        self.shortest = 0.1  # seconds of a clip; better known once the model is
+
+    def _configuration(self, name: str, model: ModelConfig) -> PreTrainedConfig:
+        return check_model_folder(name)
+
+    def _measure_with(self, name: str, config: PreTrainedConfig) -> None:
+        processor = load_processor(name)
+        check_pair(config, processor, name)
+        self.shortest = minimum_seconds(processor)
+
+    def usable(self, file: str, limit: int | None = None) -> tuple[list[AudioQuestion], list[Problem]]:
+        read = read_questions(file)
+        asked = limited(read.records, limit)
+        problems = read.problems + with_answers(asked, file)
+        answered = [question for question in asked if question.answer is not None]
+        with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 4)) as pool:
+            verdicts = list(pool.map(lambda question: check_audio(question.audio_path, self.shortest), answered))
+        remedy = "Restore or remove the clip, or give --skip_bad_records."
+        problems += [
+            Problem(f"{file}: {question.id}", f"{question.audio_path}: {verdict}", remedy)
+            for question, verdict in zip(answered, verdicts, strict=True)
+            if verdict is not None
+        ]
+        return [question for question, verdict in zip(answered, verdicts, strict=True) if verdict is None], problems
+
+    def source(self, record: AudioQuestion) -> tuple[str, str]:
+        return os.path.realpath(record.audio_path), f"clip {record.audio_path}"
+
+
+@dataclass
+class TextRecords(Kind[Record]):
+    """Text that the model can take whole: libraries cut what is too long, or leave it out, without a word.
+
+    Attributes:
+        read: the reader of a file.
+        conversations: what the model sees of a record, each one conversation.
+        limits: the longest conversation by what sets it, in tokens, beside the model's own; None sets no limit.
+        shorten: what else than the record can be changed if one is too long.
+        room: tokens that the model adds to a conversation.
+        complete: whether the conversations hold the assistant's last turn.
+        build: see `Kind`.
+        check: problems of one record, given with the name of its file.
+        check_all: see `Kind.check_together`.
+        model: configuration and tokenizer, once they are known to be sound.
+    """
+
+    read: Callable[[str], Read[Record]]
+    conversations: Callable[[Record], Sequence[Messages]]
+    limits: Mapping[str, int | None]
+    shorten: str
+    room: int = 0
+    complete: bool = True
+    build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM
+    check: Callable[[Record, str], list[Problem]] = lambda record, file: []
+    check_all: Callable[[Sequence[Record], str], list[Problem]] = lambda records, file: []
+    model: tuple[PreTrainedConfig, PreTrainedTokenizerBase] | None = None
+
+    family = "Qwen2"
+
+    def _configuration(self, name: str, model: ModelConfig) -> PreTrainedConfig:
+        return checked_config(name, getattr(model, "rope", None))
+
+    def _measure_with(self, name: str, config: PreTrainedConfig) -> None:
+        tokenizer = load_tokenizer(name)
+        check_vocabulary(tokenizer, config, name)
+        self.model = config, tokenizer
+
+    def usable(self, file: str, limit: int | None = None) -> tuple[list[Record], list[Problem]]:
+        read = self.read(file)
+        if self.model is None:
+            return read.records[:limit], read.problems
+        usable, problems = [], list(read.problems)
+        for record in read.records[:limit]:
+            bad = self.check(record, file) + self._too_long(record, file, *self.model)
+            problems += bad
+            if not bad:
+                usable.append(record)
+        return usable, problems
+
+    def _too_long(
+        self, record: Record, file: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    ) -> list[Problem]:
+        own = "the model can take"
+        limits = {own: config.max_position_embeddings, **self.limits}
+        limits = {name: limit for name, limit in limits.items() if limit is not None}
+        narrowest = min(limits, key=limits.__getitem__)
+        limit = limits[narrowest] - self.room
+        length = max(map(len, token_ids(tokenizer, self.conversations(record), self.complete)))
+        if length <= limit:
+            return []
+        beside = f" beside {self.room} of an answer" if self.room else ""
+        longer = "use a longer context (docs/long_context.md), " if narrowest == own else ""
+        what = f"{length} tokens are more than the {limit} that {narrowest}{beside}"
+        return [Problem(f"{file}: {record.id}", what, f"Shorten it, {self.shorten}, {longer}or leave it out.")]
+
+    def check_together(self, records: Sequence[Record], file: str) -> list[Problem]:
+        return self.check_all(records, file)
+
+    def source(self, record: Record) -> tuple[str, str]:
+        first = self.conversations(record)[0]
+        return json.dumps(first[:-1] if self.complete else first), "prompt"
+
+
+def prompts_to_answer(
+    rewarding: Any,
+    shorten: str = "lower max_completion_length",
+    critic: int | None = None,
+    build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM,
+) -> TextRecords[TextPrompt]:
+    """Prompts for which completions are sampled and rewarded.
+
+    Args:
+        rewarding: a configuration with the keys of `RewardArguments` and `max_completion_length`.
+        shorten: see `TextRecords`.
+        critic: the longest conversation that a critic can take, if there is one.
+        build: see `Kind`.
+    """
+    return TextRecords(
+        read_prompts,
+        lambda prompt: [prompt.messages],
+        {"the reward model can take": reward_model_positions(rewarding), "the critic can take": critic},
+        shorten,
+        rewarding.max_completion_length,
+        complete=False,
+        build=build,
+        check=lambda prompt, file: check_prompts(rewarding, [prompt], file),
+        check_all=lambda prompts, file: check_uses(rewarding, prompts, file),
+    )
+
+
+def preference_pairs(
+    max_length: int | None, build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM
+) -> TextRecords[PreferencePair]:
+    """Preference pairs, both of whose answers are seen with the prompt."""
+    return TextRecords(
+        read_pairs,
+        lambda pair: [[*pair.prompt, *answer(pair.chosen)], [*pair.prompt, *answer(pair.rejected)]],
+        {"max_length allows": max_length},
+        "raise max_length",
+        build=build,
+    )
+
+
+def demonstrations(max_length: int | None) -> TextRecords[SFTExample]:
+    """Prompts with an answer to imitate."""
+    return TextRecords(
+        read_sft,
+        lambda example: [[*example.prompt, *answer(example.completion)]],
+        {"max_length allows": max_length},
+        "raise max_length",
+    )
