@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     comparison = compare(runs, arguments.intersection, arguments.seed)
     report = markdown(comparison)
 
-    from eval.report import print_markdown
+    from eval.report.markdown import print_markdown
 
     print_markdown(report)
     if arguments.out is not None:
@@ -85,9 +85,10 @@ def read_run(path: Path, data: Path | None = None) -> Run:
     Raises:
         Refused: something is missing, damaged, or of other questions than `data`.
     """
-    from eval.official import read_predictions, settings_of
-    from eval.results import times_asked
-    from eval.scores import by_question, read_verdicts, score, version_of
+    from eval.evaluation import times_asked
+    from eval.score_predictions import read_predictions, settings_of
+    from eval.scores import by_question, read_verdicts, score
+    from r1_aqa_repro.data.mmau_versions import version_of
 
     if not path.exists():
         raise Refused.because(str(path), "there is no such file or folder", "Give an evaluation.")
@@ -195,7 +196,7 @@ def difference(before: Sequence[float], after: Sequence[float], seed: int = SEED
 
 def markdown(comparison: Mapping[str, Any]) -> str:
     """The content of comparison.json for people."""
-    from eval.report import escape, markdown_table
+    from eval.report.markdown import escape, markdown_table
 
     sizes = "" if set(comparison["questions"]) == {comparison["n"]} else f", of {_and(comparison['questions'])}"
     lines = [

@@ -25,10 +25,10 @@ from eval.generation import Generator
 from eval.grid import batches, prompts_of
 from eval.predictions import PredictionFile, predict
 from eval.run import EvalSettings, Plan, effective_settings, write_scores
-from eval.scores import version_of
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
+from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions
 from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.model.inputs import minimum_seconds
@@ -47,7 +47,7 @@ class HarnessEvaluator:
         settings: as of an evaluation from the command line; the checkpoint is the run folder.
         questions: in the order of the file, each with an answer.
         unheard: ids of those whose clip cannot be used: they are not asked and count as wrong.
-        version: of the benchmark, see `scores.version_of`.
+        version: of the benchmark, see `mmau_versions.version_of`.
         data_sha256: of the file the questions come from.
         processor: the model's.
     """

@@ -32,7 +32,7 @@ from r1_aqa_repro.common.console import Options, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 
-_WITH_PREDICTIONS = ("predictions", "data", "out", "audio_dir", "prompt_style", "limit")
+_WITH_PREDICTIONS = ("predictions", "data", "out", "audio_dir", "prompt_style", "limit", "embed_audio")
 
 
 @command
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     del arguments.predictions
 
     from eval.processes import joined  # after the arguments: --help and mistakes are answered at once
-    from eval.report import print_report
+    from eval.report.markdown import print_report
     from eval.run import EvalSettings, carry_out, prepare
 
     with joined() as processes:
@@ -67,11 +67,11 @@ def _score(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> in
         if name not in _WITH_PREDICTIONS and value != parser.get_default(name):
             parser.error(f"argument --{name.replace('_', '-')}: not allowed with argument --predictions")
 
-    from eval.official import score_file
-    from eval.report import print_report
+    from eval.report.markdown import print_report
+    from eval.score_predictions import score_file
 
     scored = score_file(**{name: given[name] for name in _WITH_PREDICTIONS})
-    print_report(scored.out / "report.md")
+    print_report(scored.folder / "report.md")
     return EXIT_LOSSES if scored.scores["no_audio"] else EXIT_DONE
 
 
@@ -99,6 +99,7 @@ def _parser() -> Options:
     add("--no-audio", action="store_true", help="silence of the same length in place of every clip")
     add("--max-new-tokens", type=positive, default=256, metavar="N", help="longest completion (default: 256)")
     add("--audio-channel", choices=("first", "mean"), default="first", help="of several channels (default: first)")
+    add("--embed-audio", action="store_true", help="put the clips into report.html, so that it can be handed on alone")
     add("--strict", action="store_true", help="refuse to start where a clip cannot be read")
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, otherwise float32")
     add("--device", metavar="DEVICE", help="such as cpu, cuda, cuda:1 (default: the GPU where there is one)")

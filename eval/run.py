@@ -17,16 +17,17 @@ from eval.checkpoints import (
     held_out_set,
     local_folder,
 )
-from eval.grid import AudioPrompt, prompts_of
-from eval.official import score_file
+from eval.evaluation import NO_AUDIO, Evaluation, is_complete, scores_without_audio
+from eval.grid import AudioPrompt, Key, prompts_of
 from eval.predictions import PREDICTIONS, Prediction, PredictionFile
 from eval.processes import Processes
-from eval.results import BLIND, blind_scores_beside, is_complete, write_results
-from eval.scores import version_of
+from eval.results import write_results
+from eval.score_predictions import score_file
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
+from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions, with_answers
 from r1_aqa_repro.model.files import model_digest
 
@@ -62,6 +63,7 @@ class EvalSettings:
         strict: refuse to start where a clip cannot be used, instead of listing its question as lost.
         dtype: `float32` or `bfloat16`. Default: bfloat16 on a GPU, otherwise float32.
         device: a torch device. Default: the GPU where there is one; of several processes, each its own.
+        embed_audio: put the clips into report.html instead of linking them.
     """
 
     ckpt: str
@@ -81,6 +83,7 @@ class EvalSettings:
     strict: bool = False
     dtype: str | None = None
     device: str | None = None
+    embed_audio: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Plan:
     strict: bool
     effective: dict[str, Any]
     paths: dict[str, str]
+    embed_audio: bool = False
 
     @property
     def prompts(self) -> list[AudioPrompt]:
@@ -176,6 +180,7 @@ def prepare(settings: EvalSettings) -> Plan:
             "data": str(source.data),
             **({"audio_dir": str(source.audio_dir)} if source.audio_dir is not None else {}),
         },
+        embed_audio=settings.embed_audio,
     )
 
 
@@ -235,7 +240,7 @@ def _finish(plan: Plan, file: PredictionFile) -> dict[str, Any]:
     """Score; and where this was the blind run beside a complete one that heard, let that one's report show it."""
     file.sort()
     scores = write_scores(plan, file.recorded)
-    sighted = plan.out.with_name(plan.out.name.removesuffix(BLIND))
+    sighted = plan.out.with_name(plan.out.name.removesuffix(NO_AUDIO))
     if plan.effective["no_audio"] and is_complete(sighted, plan.effective | {"no_audio": False}):
         try:
             score_file(sighted / PREDICTIONS)
@@ -244,10 +249,14 @@ def _finish(plan: Plan, file: PredictionFile) -> dict[str, Any]:
     return scores
 
 
-def write_scores(plan: Plan, predictions: Mapping[Any, Prediction]) -> dict[str, Any]:
-    """Score the predictions and write the results to `plan.out`; see `results.write_results`."""
-    blind = blind_scores_beside(plan.out, plan.effective)
-    return write_results(plan.out, plan.questions, predictions, plan.effective, plan.paths, plan.version, blind)
+def write_scores(plan: Plan, predictions: Mapping[Key, Prediction]) -> dict[str, Any]:
+    """Score the predictions and write the results to `plan.out`; the scores."""
+    without_audio = scores_without_audio(plan.out, plan.effective)
+    evaluation = Evaluation(
+        plan.out, plan.questions, predictions, plan.effective, plan.paths, plan.version, without_audio
+    )
+    write_results(evaluation, plan.embed_audio)
+    return evaluation.scores
 
 
 def _source(settings: EvalSettings, folder: Path) -> HeldOutSet:
@@ -284,7 +293,7 @@ def _unpacked(source: HeldOutSet, folder: Path) -> HeldOutSet:
 
 
 def _default_out(settings: EvalSettings, folder: Path, data: Path) -> Path:
-    name = data.stem + (BLIND if settings.no_audio else "")
+    name = data.stem + (NO_AUDIO if settings.no_audio else "")
     if settings.adapter is not None:
         return settings.adapter / "eval" / name
     if Path(settings.ckpt).is_dir():

@@ -14,9 +14,7 @@ from eval.predictions import Prediction
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.answers import follows_format
-from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS as MMAU_VERSIONS
 from r1_aqa_repro.data.mmau_versions import baselines
-from r1_aqa_repro.data.mmau_versions import version_of as version_of
 from r1_aqa_repro.data.questions import AudioQuestion
 
 _RANK = {label: rank for rank, label in enumerate(("sound", "music", "speech", "easy", "medium", "hard"))}
@@ -88,6 +86,20 @@ def score(
     if any(one is not None and one.order for one in everything):
         scores["permutation"] = _permutation(questions, asked, right["official"])
     return scores, records
+
+
+def unscored(questions: Sequence[AudioQuestion], predictions: Mapping[Any, Prediction], version: str) -> dict[str, Any]:
+    """What scores.json would hold and needs no answers: `version`, `n`, `missing`, `unparsed` and `no_audio`."""
+    ids: dict[str, set[str]] = {"ok": set(), "unparsed": set(), "no_audio": set()}
+    for one in predictions.values():
+        ids[one.status].add(one.id)
+    return {
+        "version": version,
+        "n": len(questions),
+        "missing": sum(question.id not in ids["ok"] | ids["unparsed"] for question in questions),
+        "unparsed": len(ids["unparsed"]),
+        "no_audio": sorted(ids["no_audio"]),
+    }
 
 
 def tally(shares: Sequence[float]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     arguments = vars(_parser().parse_args(argv))
 
     from eval.processes import joined  # after the arguments: --help and mistakes are answered at once
-    from eval.report import print_report
+    from eval.report.markdown import print_report
     from eval.run import EvalSettings
 
     run, out = arguments.pop("run"), arguments.pop("out")
@@ -126,8 +126,8 @@ def _is_done(folder: Path, plan: Plan) -> bool:
     The batch size may be any where `auto` is wanted. Of a model in training there is no hash: it was saved as the
     checkpoint of that step.
     """
+    from eval.evaluation import is_complete
     from eval.predictions import clip_hashes, recorded_clips
-    from eval.results import is_complete
 
     wanted = plan.effective
     try:
@@ -143,8 +143,10 @@ def _is_done(folder: Path, plan: Plan) -> bool:
 
 def _write(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> int:
     """Write the results to `folder`; the number of questions without readable audio."""
-    from eval.charts import curve, svg_file
-    from eval.html_report import SWEEP, rewrite_html
+    from eval.predictions import PREDICTIONS
+    from eval.report.charts import curve, svg_file
+    from eval.report.page import SWEEP
+    from eval.score_predictions import score_file
     from r1_aqa_repro.common.files import write_atomically, write_json
 
     found = summary(run, folder, evaluated)
@@ -156,7 +158,8 @@ def _write(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> i
     for plan, where in evaluated:
         if where == plan.out:
             audio_dir = Path(plan.paths["audio_dir"]) if "audio_dir" in plan.paths else None
-            rewrite_html(where, Path(plan.paths["data"]), audio_dir)  # which shows the curve
+            # its page shows the curve now
+            score_file(where / PREDICTIONS, Path(plan.paths["data"]), audio_dir=audio_dir)
     return max(len(_scores(where)["no_audio"]) for _, where in evaluated)
 
 
@@ -172,7 +175,7 @@ def summary(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> 
         folder: of the sweep, which paths are relative to.
         evaluated: every plan with the folder that holds its evaluation, by step.
     """
-    from eval.html_report import reference_lines
+    from eval.report.page import reference_lines
     from eval.scores import read_verdicts
     from eval.targets import EMBEDDED_HEADING, against_published
     from r1_aqa_repro.common.intervals import paired_gain
@@ -233,7 +236,7 @@ def markdown(found: Mapping[str, Any], curved: bool) -> str:
         found: the content of sweep.json.
         curved: whether there is a sweep.svg.
     """
-    from eval.report import escape, markdown_table
+    from eval.report.markdown import escape, markdown_table
 
     rows_of = [*found["points"], *([found["final"]] if isinstance(found["final"], dict) else [])]
     tasks = list(dict.fromkeys(task for point in rows_of for task in point["task"]))

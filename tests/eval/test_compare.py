@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eval.compare import compare, difference, main, markdown, read_run
-from eval.official import score_file
+from eval.score_predictions import score_file
 from r1_aqa_repro.common.errors import Refused
 from tests.conftest import SHARED_MMAU
 
@@ -51,7 +51,7 @@ def predicted(path, right, n=12, answer="cat"):
 def evaluated(folder, data, right, **more):
     """The folder of a scored file of predictions."""
     theirs = predicted(folder.with_suffix(".predictions"), right, **more)
-    return score_file(theirs, data, folder).out
+    return score_file(theirs, data, folder).folder
 
 
 def test_hand_computed_difference():
@@ -180,7 +180,7 @@ def test_the_two_published_versions_share_636_questions(tmp_path):
             pytest.skip(f"needs {file}")
         given = json.loads(file.read_text(encoding="utf-8"))
         theirs = write(tmp_path / f"{version}.json", [one | {"model_output": one["choices"][0]} for one in given])
-        folders.append(score_file(theirs, file).out)
+        folders.append(score_file(theirs, file).folder)
     runs = [read_run(folder) for folder in folders]
     with pytest.raises(Refused, match=r"versions original, v05\.15\.25, 636 questions in common"):
         compare(runs)

@@ -9,7 +9,8 @@ import pytest
 
 from eval.matcher import letter_aware, named_choice, official, strict, verdicts
 from eval.predictions import predict
-from eval.scores import MMAU_VERSIONS, baselines, score, version_of
+from eval.scores import score
+from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, baselines, version_of
 from r1_aqa_repro.data.questions import read_questions
 from tests.conftest import SHARED_MMAU
 

@@ -16,8 +16,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import eval.generation
+from eval.evaluation import is_complete
 from eval.mmau import main
-from eval.results import is_complete
 from eval.run import EvalSettings, evaluate, prepare
 from eval.scores import read_verdicts
 from r1_aqa_repro.common.errors import Refused
@@ -246,7 +246,7 @@ def test_blind_hears_silence_of_the_same_length(made_once, tmp_path, monkeypatch
     assert [len(clip) for clip in clips] == [len(silence) for silence in silences]
     sighted, blind = (read_lines(tmp_path / name / "predictions.jsonl") for name in ("sighted", "blind"))
     assert [one["completion"] for one in sighted] != [one["completion"] for one in blind]
-    assert "Blind" in (tmp_path / "blind" / "report.md").read_text(encoding="utf-8")
+    assert "Without audio: silence" in (tmp_path / "blind" / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_checkpoints_own_decoding_is_never_used(checkpoint, manifest, tmp_path, whole):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from eval.predictions import predict
-from eval.scores import by_question, score, surviving, tally, version_of
+from eval.scores import by_question, score, surviving, tally
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.intervals import wilson
+from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.questions import AudioQuestion
 
 
@@ -32,7 +33,7 @@ def make_questions(n, **fields):
 
 def predictions_of(questions, completions):
     return {
-        question.id: predict(question, completion, "answer", "settings")
+        (question.id, 0): predict(question, completion, "answer", "settings")
         for question, completion in zip(questions, completions, strict=False)
     }
 

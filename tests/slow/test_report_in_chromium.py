@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from eval.html_report import write_html
+from eval.evaluation import Evaluation
 from eval.predictions import predict
-from eval.scores import score
+from eval.report.page import write_page
 from tests.hostile import HOSTILE, hostile_questions
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -135,10 +135,9 @@ def page(tmp_path_factory):
             if index != 7:
                 one = predict(asked, None if index == 5 else completion, "think", "hash", repeat, permuted=True)
                 predictions[one.key] = one
-    scores, verdicts = score(questions, predictions, "think", "unknown", times=2)
     paths = {"checkpoint": HOSTILE[0], "data": HOSTILE[1]}
     settings = {"prompt_style": "think", "no_audio": False, "hostile": HOSTILE[2]}
-    return write_html(folder, questions, predictions, verdicts, scores, settings, paths), questions
+    return write_page(Evaluation(folder, questions, predictions, settings, paths, "unknown")), questions
 
 
 def test_hostile_page_is_quiet_and_small(browser, page):
@@ -204,11 +203,8 @@ def test_filters(browser, page):
 def test_clips_play(browser, page, tmp_path, embedded):
     path, questions = page
     if embedded:
-        keyed = {}
-        scores, verdicts = score(questions[:2], keyed, "answer", "unknown")
-        path = write_html(
-            tmp_path, questions[:2], keyed, verdicts, scores, {}, {"checkpoint": "x", "data": "y"}, embed_audio=True
-        )
+        paths = {"checkpoint": "x", "data": "y"}
+        path = write_page(Evaluation(tmp_path, questions[:2], {}, {}, paths, "unknown"), embed_audio=True)
     browser.open(path)
     load = """new Promise((done) => {
         const player = document.querySelectorAll('audio')[PLACE];

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from eval.official import read_predictions, score_file
 from eval.predictions import predict
+from eval.score_predictions import read_predictions, score_file
 from eval.submission import submission
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import write_lines

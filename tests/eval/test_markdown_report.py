@@ -3,15 +3,17 @@
 import html
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.markdown import Markdown
 
+from eval.evaluation import Evaluation
 from eval.mmau import _parser
-from eval.report import escape, markdown_report, repeating_command
-from eval.scores import score, surviving
+from eval.report.markdown import escape, markdown_report, repeating_command
+from eval.scores import score
 from eval.targets import EMBEDDED_HEADING, TARGET, against_published
 from tests.eval.test_scores import make_questions, permuted, predictions_of, repeated
 
@@ -28,11 +30,13 @@ SETTINGS = {
 }
 
 
+def reported(questions, predictions, version="unknown", settings=SETTINGS, paths=None, without_audio=None):
+    paths = {"checkpoint": "model", "data": "data.json"} if paths is None else paths
+    return markdown_report(Evaluation(Path("out"), questions, predictions, settings, paths, version, without_audio))
+
+
 def report_of(questions, completions, version, **settings):
-    predictions = predictions_of(questions, completions)
-    scores, _ = score(questions, predictions, "answer", version)
-    paths = {"checkpoint": "model", "data": "data.json"}
-    return markdown_report(scores, {**SETTINGS, **settings}, paths, questions, predictions)
+    return reported(questions, predictions_of(questions, completions), version, {**SETTINGS, **settings})
 
 
 def test_only_the_whole_original_file_is_compared_with_the_paper():
@@ -152,8 +156,7 @@ def test_repeats_and_orders_are_reported():
     predictions = {}
     for question in questions:
         predictions |= permuted(question, [(("dog", "cat"), ["cat"]), (("cat", "dog"), ["A"])])
-    scores, _ = score(questions, predictions, "answer", "unknown")
-    report = markdown_report(scores, SETTINGS, {"checkpoint": "m", "data": "d"}, questions, predictions)
+    report = reported(questions, predictions)
     assert "mean of 2 answers a question" in report
     assert "3, 6 answers asked for" in report
     assert "| 0 | 100.00 | 43.9 to 100.0 |\n| 1 | 0.00 | 0.0 to 56.1 |" in report
@@ -189,14 +192,12 @@ def test_every_missing_and_unparsed_question_is_named():
 def test_baselines_and_the_blind_run_stand_beside():
     questions = make_questions(10)
     predictions = predictions_of(questions, ["cat"] * 10)
-    scores, _ = score(questions, predictions, "answer", "unknown")
     blind, _ = score(questions, predictions_of(questions, ["cat"] * 7), "answer", "unknown")
-    paths = {"checkpoint": "m", "data": "d"}
-    without = markdown_report(scores, SETTINGS, paths, questions, predictions)
+    without = reported(questions, predictions)
     assert "| guessing at random | 50.00 |  |" in without
     assert "| always the first choice | 0.00 |  |" in without
     assert "No blind run" in without
-    beside = markdown_report(scores | {"blind": surviving(scores, blind)}, SETTINGS, paths, questions, predictions)
+    beside = reported(questions, predictions, without_audio=blind)
     assert "| this model given silence | 70.00 | 39.7 to 89.2 |" in beside
     assert "there remain 70.0 % of the score and 40.0 % of what is above chance" in beside
 
@@ -227,9 +228,7 @@ def test_settings_and_hashes_are_in_it():
 def test_what_is_not_known_is_said():
     questions = make_questions(2)
     predictions = predictions_of(questions, ["cat", "cat"])
-    scores, _ = score(questions, predictions, None, "unknown")
-    assert scores["format_rate"] is None
-    report = markdown_report(scores, {}, {"predictions": "theirs.json", "data": "d"}, questions, predictions)
+    report = reported(questions, predictions, settings={}, paths={"predictions": "theirs.json", "data": "d"})
     assert report.startswith("# Evaluation of theirs.json")
     for what in ("prompt style", "decoding", "computed in", "audio", "right format"):
         assert f"| {what} | not known |" in report
@@ -238,4 +237,4 @@ def test_what_is_not_known_is_said():
 def test_a_blind_report_asks_for_no_blind_run():
     report = report_of(make_questions(3), ["cat"] * 3, "unknown", no_audio=True)
     assert "No blind run" not in report
-    assert "Blind: the model heard silence" in report
+    assert "Without audio: silence stood" in report

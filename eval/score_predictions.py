@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eval.evaluation import Evaluation, scores_without_audio, times_asked
 from eval.predictions import PREDICTIONS, SETTINGS, Prediction, digest, predict, question_hash
-from eval.results import blind_scores_beside, times_asked, write_results
-from eval.scores import version_of
+from eval.results import write_results
 from eval.submission import PREDICTED, records_of
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import sha256_of, write_json
+from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions
 
@@ -24,26 +25,6 @@ class _BadRecord(Exception):
     """What is wrong with one record of a file of predictions."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A file of predictions that was scored.
-
-    Attributes:
-        out: the folder that was written to.
-        scores: the content of scores.json; without figures where the answers are withheld.
-        settings, paths: as in settings.json.
-        questions: those that were to be answered.
-        predictions: by question id and repeat.
-    """
-
-    out: Path
-    scores: dict[str, Any]
-    settings: dict[str, Any]
-    paths: dict[str, str]
-    questions: list[AudioQuestion]
-    predictions: dict[tuple[str, int], Prediction]
-
-
 def score_file(
     predictions: Path,
     data: Path | None = None,
@@ -52,10 +33,12 @@ def score_file(
     audio_dir: Path | None = None,
     prompt_style: str | None = None,
     limit: int | None = None,
-) -> Scored:
+    embed_audio: bool = False,
+) -> Evaluation:
     """Score predictions that are already there, without loading a model.
 
-    A blind run is set beside them where an evaluation would put it, if both are complete.
+    The same evaluation without audio is reported with them if it lies where an evaluation puts it, and both are
+    complete.
 
     Args:
         predictions: a predictions.jsonl, or a JSON list of MMAU records with `model_prediction` or `model_output`.
@@ -66,6 +49,7 @@ def score_file(
         prompt_style: what format the completions should have. Default: the settings.json beside a predictions.jsonl
             tells; of other files it is not known.
         limit: only the first so many questions. Default: as many as settings.json tells.
+        embed_audio: put the clips into the page.
 
     Raises:
         Refused: a file cannot be read or holds unknown or repeated questions; `out` belongs to other predictions.
@@ -92,7 +76,7 @@ def score_file(
         settings.get("data_sha256", data_sha256) == data_sha256 and settings.get("questions", len(asked)) == len(asked)
     )
     is_whole = as_evaluated and len(found) == len(asked) * times_asked(settings)
-    blind = blind_scores_beside(predictions.absolute().parent, settings) if is_whole else None
+    without_audio = scores_without_audio(predictions.absolute().parent, settings) if is_whole else None
     out = out or (predictions.parent if as_evaluated else predictions.with_name(f"{predictions.stem}-scores"))
     _check_folder(out, predictions)
 
@@ -105,8 +89,10 @@ def score_file(
     if not in_place:
         content = {"settings_hash": digest(settings), "settings": settings, "paths": paths}
         write_json(out / SETTINGS, content)
-    scores = write_results(out, asked, found, settings, paths, version_of(data_sha256, read.records), blind)
-    return Scored(out, scores, settings, paths, asked, found)
+    version = version_of(data_sha256, read.records)
+    evaluation = Evaluation(out, asked, found, settings, paths, version, without_audio)
+    write_results(evaluation, embed_audio)
+    return evaluation
 
 
 def read_predictions(

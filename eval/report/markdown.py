@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
+from eval.evaluation import Evaluation
 from eval.matcher import MATCHERS, verdicts
-from eval.predictions import Prediction, by_question
+from eval.predictions import Prediction
 from eval.scores import choices_as_asked
 from eval.targets import EMBEDDED_HEADING, against_published
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -36,27 +37,13 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$!:])")
 _WWW = re.compile(r"(www)\.", re.IGNORECASE)
 
 
-def markdown_report(
-    scores: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    paths: Mapping[str, str],
-    questions: Sequence[AudioQuestion],
-    predictions: Mapping[Any, Prediction],
-) -> str:
-    """The report as GitHub-flavoured Markdown.
-
-    Args:
-        scores: as `scores.score` returns them; `blind` beside them as `scores.surviving` does.
-        settings: what the predictions depend on, as in settings.json; what it lacks is not known.
-        paths: `data`, and `checkpoint` or, of predictions made elsewhere, `predictions`.
-        questions: the questions, for the lists of lost, unparsed and disputed ones.
-        predictions: by any key.
-    """
-    of_question = by_question(predictions.values())
+def markdown_report(evaluation: Evaluation) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    scores, settings, paths = evaluation.scores, evaluation.settings, evaluation.paths
     sections = [
         _heading(paths),
         f"**{EMBEDDED_HEADING}**" if scores["version"] == "embedded" else "",
-        "**Blind: the model heard silence instead of every clip.**" if settings.get("no_audio") else "",
+        "**Without audio: silence stood in place of every clip.**" if settings.get("no_audio") else "",
         _headline(scores),
         _facts(scores, settings, paths),
         _comparison(scores, settings),
@@ -74,26 +61,22 @@ def markdown_report(
             if scores[key]
         ),
         f"## By matcher\n\n{_tallies('matcher', scores['matchers'])}\n\n{_MATCHERS}",
-        _disagreements(questions, of_question),
-        _unanswered(scores, questions, of_question),
+        _disagreements(evaluation.questions, evaluation.of_question),
+        _unanswered(scores, evaluation.questions, evaluation.of_question),
         _settings(settings, paths),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def unscored_report(scores: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, str]) -> str:
-    """The report on questions whose answers are withheld.
-
-    Args:
-        scores: `version`, `n`, `missing`, `unparsed` and `no_audio`.
-        settings, paths: as for `markdown_report`.
-    """
+def unscored_report(evaluation: Evaluation) -> str:
+    """The report on questions whose answers are withheld."""
+    scores = evaluation.scores
     sections = [
-        _heading(paths),
+        _heading(evaluation.paths),
         "**No accuracy: the answers to these questions are withheld.** Hand in submission.json to have it scored.",
-        _facts(scores, settings, paths),
+        _facts(scores, evaluation.settings, evaluation.paths),
         f"Without readable audio: {_ids(scores['no_audio'])}." if scores["no_audio"] else "",
-        _settings(settings, paths),
+        _settings(evaluation.settings, evaluation.paths),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

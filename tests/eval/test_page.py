@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -12,11 +12,12 @@ import soundfile
 
 import eval.mmau
 from eval import html_report
-from eval.charts import GUESSING, bars, curve
-from eval.html_report import main, positions, script_json, write_html
-from eval.official import score_file
+from eval.evaluation import Evaluation
 from eval.predictions import by_question, predict
-from eval.scores import score, tally
+from eval.report.charts import GUESSING, bars, curve
+from eval.report.page import REPORT, positions, script_json, write_page
+from eval.score_predictions import score_file
+from eval.scores import tally
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from tests.hostile import HOSTILE, hostile_questions
 
@@ -46,10 +47,9 @@ class Page(HTMLParser):
 
 def written(folder, questions, predictions, version="unknown", settings=SETTINGS, paths=None, **more):
     """The page of these predictions."""
-    keyed = {one.key: one for one in predictions}
-    scores, verdicts = score(questions, keyed, "answer", version)
     paths = {"checkpoint": "model", "data": "data.json"} if paths is None else paths
-    path = write_html(folder, questions, keyed, verdicts, scores, settings, paths, **more)
+    keyed = {one.key: one for one in predictions}
+    path = write_page(Evaluation(folder, questions, keyed, settings, paths, version), **more)
     return path.read_text(encoding="utf-8")
 
 
@@ -229,61 +229,34 @@ def test_embedded_audio(tmp_path, manifest):
     assert len(samples) / rate == pytest.approx(original.duration, abs=0.2)  # MP3 pads to whole frames of 36 ms
 
 
-def test_command_rewrites_the_page(tmp_path, manifest, capsys):
-    from r1_aqa_repro.common.files import sha256_of, write_json
+class TestEmbedAudio:
+    """`--embed-audio`, of an evaluation and of anybody's predictions."""
 
-    questions = read_questions(manifest).records
-    predictions = [answered(question, f"<answer>{question.choices[0]}</answer>") for question in questions]
-    out, settings = tmp_path / "out", SETTINGS | {"data_sha256": sha256_of(manifest)}
-    paths = {"checkpoint": "model", "data": str(manifest), "audio_dir": str(manifest.parent)}
-    page = written(out, questions, predictions, settings=settings, paths=paths)
-    scores, verdicts = score(questions, {one.key: one for one in predictions}, "answer", "unknown")
-    assert main([str(out)]) == 2
-    assert "no scored evaluation can be read there" in capsys.readouterr().err
-    write_json(out / "scores.json", scores)
-    write_json(out / "settings.json", {"settings": settings, "paths": paths})
-    for name, records in (("verdicts", verdicts), ("predictions", map(asdict, predictions))):
-        lines = (json.dumps({key: value for key, value in one.items() if key != "order"}) + "\n" for one in records)
-        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    (out / html_report.REPORT).unlink()
-    assert main([str(out)]) == 0
-    assert (out / html_report.REPORT).read_text(encoding="utf-8") == page
-    manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    assert main([str(out)]) == 2
-    assert "not the file" in capsys.readouterr().err
+    def first_clip(self, folder):
+        return data_of((folder / REPORT).read_text(encoding="utf-8"))["questions"][0]["audio"]
 
-
-class TestScoredElsewhere:
-    """The page of `--predictions`, whose folder holds no predictions of its own."""
-
-    @pytest.fixture
-    def theirs(self, tmp_path, manifest):
+    def test_of_predictions(self, manifest, tmp_path):
         questions = read_questions(manifest).records
-        theirs = tmp_path / "theirs.json"
+        theirs, out = tmp_path / "theirs.json", tmp_path / "out"
         theirs.write_text(json.dumps([{"id": one.id, "model_output": one.choices[0]} for one in questions]))
-        return theirs
+        arguments = ["--predictions", str(theirs), "--data", str(manifest), "--out", str(out)]
+        assert eval.mmau.main(arguments) == 0
+        assert (out / self.first_clip(out)).resolve() == questions[0].audio_path.resolve()
+        assert eval.mmau.main([*arguments, "--embed-audio"]) == 0
+        assert self.first_clip(out).startswith("data:audio/mpeg;base64,")
 
-    def rewritten(self, out, *more):
-        page = (out / html_report.REPORT).read_bytes()
-        (out / html_report.REPORT).unlink()
-        assert main([str(out), *more]) == 0
-        return (out / html_report.REPORT).read_bytes() == page
+    def test_of_an_evaluation(self, made_once, manifest, tmp_path):
+        out = tmp_path / "run"
+        arguments = ["--ckpt", made_once / "model", "--data", manifest, "--out", out, "--device", "cpu"]
+        arguments = [*map(str, arguments), "--max-new-tokens", "4", "--limit", "2"]
+        assert eval.mmau.main([*arguments, "--embed-audio"]) == 0
+        assert self.first_clip(out).startswith("data:audio/mpeg;base64,")
+        assert eval.mmau.main(arguments) == 0  # nothing is generated again
+        assert not self.first_clip(out).startswith("data:")
+        assert eval.mmau.main(["--predictions", str(out / "predictions.jsonl"), "--embed-audio"]) == 0
+        assert self.first_clip(out).startswith("data:audio/mpeg;base64,")
 
-    def test_anybodys(self, theirs, manifest, tmp_path):
-        score_file(theirs, manifest, tmp_path / "out")
-        assert self.rewritten(tmp_path / "out")
-        score_file(theirs, manifest, tmp_path / "part", limit=3)
-        assert self.rewritten(tmp_path / "part")
-        assert not self.rewritten(tmp_path / "part", "--embed-audio")
-
-    def test_our_own(self, made_once, manifest, tmp_path):
-        arguments = ["--ckpt", made_once / "model", "--data", manifest, "--out", tmp_path / "run", "--device", "cpu"]
-        assert eval.mmau.main([*map(str, arguments), "--max-new-tokens", "4", "--repeats", "2"]) == 0
-        score_file(tmp_path / "run" / "predictions.jsonl", manifest, tmp_path / "out")
-        assert self.rewritten(tmp_path / "out")
-        assert self.rewritten(tmp_path / "run")
-
-    def test_clips_that_lie_elsewhere(self, theirs, manifest, tmp_path):
+    def test_clips_that_lie_elsewhere(self, manifest, tmp_path):
         """Of an MMAU file, whose clips are found by --audio-dir alone."""
         questions = read_questions(manifest).records
         records = [
@@ -293,26 +266,19 @@ class TestScoredElsewhere:
                 "question": one.question,
                 "choices": one.choices,
                 "answer": one.answer,
+                "model_output": one.choices[0],
             }
             for one in questions
         ]
-        data = tmp_path / "mmau.json"
+        data, out = tmp_path / "mmau.json", tmp_path / "out"
         data.write_text(json.dumps(records), encoding="utf-8")
-        out = tmp_path / "out"
-        score_file(theirs, data, out, audio_dir=manifest.parent / "audio")
-        assert self.rewritten(out)
-        first = data_of((out / html_report.REPORT).read_text(encoding="utf-8"))["questions"][0]
-        assert (out / first["audio"]).resolve() == questions[0].audio_path.resolve()
+        score_file(data, data, out, audio_dir=manifest.parent / "audio")
+        assert (out / self.first_clip(out)).resolve() == questions[0].audio_path.resolve()
         assert f"--audio-dir {manifest.parent / 'audio'}" in (out / "report.md").read_text(encoding="utf-8")
 
-    def test_other_predictions_are_refused(self, theirs, manifest, tmp_path, capsys):
-        score_file(theirs, manifest, tmp_path / "out")
-        theirs.write_text(theirs.read_text() + "\n")
-        assert main([str(tmp_path / "out")]) == 2
-        assert "has changed since" in capsys.readouterr().err
-        theirs.unlink()
-        assert main([str(tmp_path / "out")]) == 2
-        assert "theirs.json: cannot be read" in capsys.readouterr().err
+    def test_the_old_command_says_where_it_went(self, tmp_path, capsys):
+        assert html_report.main([str(tmp_path), "--embed-audio"]) == 2
+        assert "Give --embed-audio to `python -m eval.mmau`" in capsys.readouterr().err
 
 
 def test_a_thousand_hostile_questions_are_small(tmp_path):

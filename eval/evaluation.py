@@ -1,0 +1,108 @@
+"""One evaluation as a record: what was asked, answered and set, and the scores that follow of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from eval.predictions import PREDICTIONS, SETTINGS, Prediction, by_question, recorded_clips
+from eval.scores import score, surviving, unscored
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.questions import AudioQuestion, with_answers
+
+NO_AUDIO = "-no-audio"  # what the default folder of an evaluation without audio ends with
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions for a set of questions, and everything needed to score and to report them.
+
+    Attributes:
+        folder: of the results.
+        questions: those that were to be answered.
+        predictions: by question id and repeat.
+        settings: what the predictions depend on, as in settings.json; what it lacks is not known.
+        paths: `data`, and `checkpoint` or, of predictions made elsewhere, `predictions`; as in settings.json.
+        version: of the benchmark, see `mmau_versions.version_of`.
+        without_audio: the content of scores.json of the same evaluation without audio, if there is one.
+    """
+
+    folder: Path
+    questions: Sequence[AudioQuestion]
+    predictions: Mapping[tuple[str, int], Prediction]
+    settings: Mapping[str, Any]
+    paths: Mapping[str, str]
+    version: str
+    without_audio: Mapping[str, Any] | None = None
+
+    @cached_property
+    def is_withheld(self) -> bool:
+        """Whether the answers to the questions are withheld, as in MMAU's test split.
+
+        Raises:
+            Refused: some questions have answers and others have none.
+        """
+        withheld = with_answers(self.questions, self.paths["data"])
+        if withheld and len(withheld) < len(self.questions):
+            raise Refused(withheld)
+        return bool(withheld)
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The content of scores.json, or what of it needs no answers if they are withheld."""
+        return self._scored[0]
+
+    @property
+    def verdicts(self) -> list[dict[str, Any]]:
+        """The records of verdicts.jsonl; none if the answers are withheld."""
+        return self._scored[1]
+
+    @cached_property
+    def of_question(self) -> dict[str, list[Prediction]]:
+        """The predictions of each question that has any, by repeat."""
+        return by_question(self.predictions.values())
+
+    @cached_property
+    def _scored(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        if self.is_withheld:
+            return unscored(self.questions, self.predictions, self.version), []
+        style, times = self.settings.get("prompt_style"), times_asked(self.settings)
+        scores, verdicts = score(self.questions, self.predictions, style, self.version, times)
+        if self.without_audio is not None:
+            scores["blind"] = surviving(scores, self.without_audio)
+        return scores, verdicts
+
+
+def times_asked(settings: Mapping[str, Any]) -> int:
+    """How often each question was to be asked: in so many orders of its choices, so many times each."""
+    return int(settings.get("repeats", 1)) * int(settings.get("permute_choices", 1))
+
+
+def scores_without_audio(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The scores of the same evaluation without audio, found where an evaluation puts it by default.
+
+    None if there is no such evaluation, or if it is not complete or took the length of other clips.
+    """
+    beside = folder.with_name(folder.name + NO_AUDIO)
+    if settings.get("no_audio") or not is_complete(beside, dict(settings) | {"no_audio": True}):
+        return None
+    if recorded_clips(beside) != recorded_clips(folder):
+        return None
+    return dict(json.loads((beside / "scores.json").read_text(encoding="utf-8")))
+
+
+def is_complete(folder: Path, settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether an evaluation, with these settings, has all of its answers, and its scores are of all of them."""
+    try:
+        made = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        answers = (folder / PREDICTIONS).read_bytes().count(b"\n")
+        all_there = scores["n"] == made["questions"] and answers == scores["n"] * times_asked(made)
+        all_scored = scores["missing_ids"] == scores["no_audio"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all_there and all_scored and settings in (None, made)
