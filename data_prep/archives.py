@@ -1,9 +1,9 @@
 """Files out of tar archives that somebody else made: read as a stream, and nothing in them is trusted.
 
-Members never decide where anything is written: only regular files that were asked for are taken, and they are written
-under the name that was asked for, whatever folders stand before their own. An archive that holds a link, a device, an
-absolute name or a `..` all the same was not made to carry data and is refused as a whole, as is one that is damaged or
-unpacks to more than a limit.
+Members never decide where anything is written: only regular files that were asked for are taken, and each is written
+under the name that was asked for, whatever folders its own path names. An archive with a link, a device, or a path that
+is absolute or leads out of the folder was not made to carry data and is refused as a whole, as is one that is damaged
+or unpacks to more than a limit.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def unpack(
 
     Args:
         archive: tar, tar.gz, tar.bz2 or tar.xz, told apart by their content.
-        folder: where to; it is made. Where the archive is refused, what was written before stays.
-        name_for: the file name to write a member under, by its path in the archive, or None where it is not wanted. Of
+        folder: where to; it is made. If the archive is refused, what was written before stays.
+        name_for: the file name to write a member under, by its path in the archive; None if it is not wanted. Of
             several with one name the first counts.
         max_bytes: all members together, wanted or not, may have this many.
         max_member_bytes: the same for one of them.
@@ -95,9 +95,9 @@ def unpack(
             if number > MAX_MEMBERS or member.size > max_member_bytes or total > max_bytes:
                 what = f"it unpacks to more than the {max_bytes:,} bytes, {max_member_bytes:,} a file, that are allowed"
                 raise Refused.because(f"{archive}: {member.name}", what, "Unpack it yourself, and give the folder.")
-            if (unsafe := _unsafe(member)) is not None:
+            if (unsafe := _unsafe(member, folder)) is not None:
                 remedy = "Do not trust the archive, or unpack it yourself and give the folder."
-                problems.append(Problem(f"{archive}: {member.name!r}", unsafe, remedy))
+                problems.append(Problem(str(archive), unsafe, remedy))
             if member.isreg():
                 name = None if problems else name_for(member.name)
                 target = None if name is None or name in found else folder / name
@@ -117,7 +117,7 @@ def _open(archive: Path) -> BufferedIOBase:
 
 
 def _read_to_the_end(archive: Path, stream: BufferedIOBase, max_bytes: int) -> None:
-    """What follows the last member is of no use, but after it comes the checksum of all."""
+    """Read what follows the last member: of no use in itself, but after it comes the checksum of all."""
     left = max_bytes
     with _refusing_damage(archive, "it is damaged"):
         while block := stream.read(_BLOCK):
@@ -127,7 +127,7 @@ def _read_to_the_end(archive: Path, stream: BufferedIOBase, max_bytes: int) -> N
 
 
 class _Member(tarfile.TarInfo):
-    """A header that is damaged, or missing where one must be, is an error: tarfile takes it for the end."""
+    """Raises for a header that is damaged or missing: tarfile takes it for the end."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
@@ -146,13 +146,16 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-def _unsafe(member: tarfile.TarInfo) -> str | None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts:
-        return "its name leads out of the folder"
-    if member.issym() or member.islnk():
-        return f"it is a link to {member.linkname!r}"
-    return None if member.isreg() or member.isdir() else "it is neither a file nor a folder"
+def _unsafe(member: tarfile.TarInfo, folder: Path) -> str | None:
+    """Why a member is not to be trusted, or None."""
+    try:
+        tarfile.data_filter(member, str(folder))
+    except (tarfile.FilterError, ValueError) as error:  # it leads out of the folder, is a device or a pipe, holds \0
+        return str(error)
+    # these the filter allows, once the slash is gone or if the link stays within: no data set needs them
+    if member.name.startswith("/"):
+        return f"{member.name!r} has an absolute path"
+    return f"{member.name!r} is a link to {member.linkname!r}" if member.issym() or member.islnk() else None
 
 
 def _read(archive: Path, members: tarfile.TarFile, member: tarfile.TarInfo, target: Path | None) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.fingerprints import Heard, add_workers_argument, listen_to_all, video_of
+from data_prep.fingerprints import Decoded, add_workers_argument, decode_clips, video_of
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
 from r1_aqa_repro.common.files import write_json
@@ -73,16 +73,16 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     files = [arguments.manifest, *arguments.against]
     reads = [read_questions(file) for file in files]
-    heard = listen_to_all((question for read in reads for question in read.records), arguments.workers)
-    findings = [*check(arguments.manifest, reads[0], heard), *leaks(files, reads, heard)]
+    decoded = decode_clips((question for read in reads for question in read.records), arguments.workers)
+    findings = [*check(arguments.manifest, reads[0], decoded), *leaks(files, reads, decoded)]
     findings += [
         finding
         for file, read in zip(arguments.against, reads[1:], strict=True)
-        for finding in _not_comparable(file, read, heard)
+        for finding in _not_comparable(file, read, decoded)
     ]
     findings.sort(key=lambda finding: list(RULES).index(finding.rule))
     counts = Counter(finding.severity for finding in findings)
-    _show(findings, reads[0], heard)
+    _show(findings, reads[0], decoded)
     if arguments.json is not None:
         report = {
             "manifest": str(arguments.manifest),
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     return EXIT_LOSSES if counts[ERROR] else EXIT_DONE
 
 
-def check(manifest: Path, read: Read[AudioQuestion], heard: dict[Path, Heard]) -> Iterator[Finding]:
+def check(manifest: Path, read: Read[AudioQuestion], decoded: dict[Path, Decoded]) -> Iterator[Finding]:
     """Everything that is wrong within one manifest, given what its clips sound like."""
     for problem in read.problems:
         yield Finding("bad_record", problem.where, f"{problem.what}. {problem.remedy}")
@@ -106,7 +106,7 @@ def check(manifest: Path, read: Read[AudioQuestion], heard: dict[Path, Heard]) -
         yield from (Finding("no_answer", question.id, "the question has no answer") for question in unanswered)
     yield from _paths(manifest)
     for question in read.records:
-        for rule, what in heard[question.audio_path].problems:
+        for rule, what in decoded[question.audio_path].problems:
             yield Finding(rule, question.id, what)
         if len(set(question.choices)) < len(question.choices):
             yield Finding("duplicate_choices", question.id, f"choices {list(question.choices)}")
@@ -128,7 +128,7 @@ def _paths(manifest: Path) -> Iterator[Finding]:
             yield Finding("path_outside", str(record_id), path)
 
 
-def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], heard: dict[Path, Heard]) -> Iterator[Finding]:
+def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], decoded: dict[Path, Decoded]) -> Iterator[Finding]:
     """What records of different splits share. A split is a file, or what a file's records name as their split."""
     placed = [
         (f"{file} ({question.split})" if question.split else str(file), question)
@@ -137,7 +137,7 @@ def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], heard: di
     ]
 
     def samples(question: AudioQuestion) -> bytes | None:
-        return heard[question.audio_path].pcm
+        return decoded[question.audio_path].pcm
 
     yield from _shared("same_audio", placed, samples, lambda question: f"the samples of {question.audio_path}")
     yield from _shared("same_video", placed, video_of, lambda question: f"the video {video_of(question)}")
@@ -179,15 +179,15 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _not_comparable(file: Path, read: Read[AudioQuestion], heard: dict[Path, Heard]) -> Iterator[Finding]:
+def _not_comparable(file: Path, read: Read[AudioQuestion], decoded: dict[Path, Decoded]) -> Iterator[Finding]:
     if read.problems:
         yield Finding("compared_with_flaws", str(file), f"{len(read.problems):,} bad records")
-    unheard = sum(heard[question.audio_path].pcm is None for question in read.records)
-    if unheard:
-        yield Finding("compared_with_flaws", str(file), f"{unheard:,} questions whose clip cannot be decoded")
+    undecodable = sum(decoded[question.audio_path].pcm is None for question in read.records)
+    if undecodable:
+        yield Finding("compared_with_flaws", str(file), f"{undecodable:,} questions whose clip cannot be decoded")
 
 
-def _show(findings: Sequence[Finding], read: Read[AudioQuestion], heard: dict[Path, Heard]) -> None:
+def _show(findings: Sequence[Finding], read: Read[AudioQuestion], decoded: dict[Path, Decoded]) -> None:
     """A table of what was found, with the first few of each rule."""
     console = Console()
     by_rule = {rule: [finding for finding in findings if finding.rule == rule] for rule in RULES}
@@ -205,7 +205,7 @@ def _show(findings: Sequence[Finding], read: Read[AudioQuestion], heard: dict[Pa
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     clips = {question.audio_path for question in read.records}
-    hours = sum(heard[clip].seconds for clip in clips) / 3600
+    hours = sum(decoded[clip].seconds for clip in clips) / 3600
     counts = Counter(finding.severity for finding in findings)
     console.print(
         f"{len(read.records):,} questions about {len(clips):,} clips ({hours:.2f} hours): "

@@ -190,21 +190,24 @@ class Workers:
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """The processes that are started meanwhile get these."""
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def ignore_interrupts() -> None:
+    """Let the main process alone decide: Ctrl-C reaches all of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _work(connection: Connection) -> None:
     """Make clips until the main process closes the pipe, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the main one decides
+    ignore_interrupts()
     try:
         while True:
             task = connection.recv()

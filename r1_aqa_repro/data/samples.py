@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from r1_aqa_repro.common.errors import Failed, Problem, Refused
-from r1_aqa_repro.common.files import open_locked, write_json, write_lines
+from r1_aqa_repro.common.claim import check_claim
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import write_json, write_lines
+from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.conversations import TextPrompt, answer
 
 _REMEDY = "Choose another --out, or remove what is there."
@@ -25,7 +24,7 @@ class Sampled:
     id: of the prompt.
     completions: as they were sampled.
     finished: whether they came to their end before they were cut off.
-    rewards: what each is worth by each reward, 0 where one does not apply.
+    rewards: what each is worth by each reward, 0 if one does not apply.
     scores: the weighted sums.
     """
 
@@ -36,14 +35,13 @@ class Sampled:
     scores: list[float]
 
     def whole(self) -> list[int]:
-        """Which answers can be one of a pair: to one that was cut off, or is empty, a trainer would add an end that
-        the model did not write."""
+        """Which answers can be one of a pair: not one that was cut off or is empty, to which a trainer would add an end
+        that the model did not write."""
         return [i for i, text in enumerate(self.completions) if self.finished[i] and text.strip()]
 
     def best_and_worst(self) -> tuple[int, int] | None:
-        """Which whole answers have the highest and the lowest score, the first of equals; None where nothing tells
-        them apart.
-        """
+        """Which whole answers have the highest and the lowest score, the first of equals; None if nothing tells
+        them apart."""
         whole = self.whole()  # neither cut off nor empty
         if not whole:
             return None
@@ -54,7 +52,7 @@ class Sampled:
 
 
 def pair_of(prompt: TextPrompt, sampled: Sampled) -> dict[str, Any] | None:
-    """The best answer against the worst as a preference pair (`text_data`); None where there are no such two."""
+    """The best answer against the worst as a preference pair (see `conversations`); None if there are no such two."""
     picked = sampled.best_and_worst()
     if picked is None:
         return None
@@ -73,7 +71,7 @@ def pair_of(prompt: TextPrompt, sampled: Sampled) -> dict[str, Any] | None:
 def kl_bound(n: int) -> float:
     """Nats by which picking the best of n answers departs from the model that wrote them, at most: log n - (n - 1) / n.
 
-    The formula is that of arXiv 2112.09332; arXiv 2401.01879 proves that it is an upper bound, reached where no two
+    The formula is that of arXiv 2112.09332; arXiv 2401.01879 proves that it is an upper bound, reached if no two
     answers are equally good.
     """
     return math.log(n) - (n - 1) / n
@@ -128,14 +126,11 @@ def write_results(
     return summary
 
 
-class SampleFile:
-    """The samples of a run, a line a prompt in the prompts' order; what was there before is in `recorded`.
-
-    A context manager that holds the file locked, so that two runs never write to it at once.
-    """
+class SampleFile(RecordFile):
+    """The samples of a run, a line a prompt in the prompts' order; what was there before is in `recorded`."""
 
     def __init__(self, outputs: Outputs, settings: Mapping[str, Any], ids: Sequence[str]):
-        """Open or create the file. A last line that a kill has left half-written is cut off.
+        """Open or create the file.
 
         Args:
             outputs: where it is; the summary beside it tells what it was made with.
@@ -146,74 +141,30 @@ class SampleFile:
             Refused: what is there was made with other settings or for other prompts, a line is damaged, another process
                 is writing to it, or it cannot be written.
         """
-        self._file = open_locked(outputs.samples, "Choose another --out.")
+        super().__init__(outputs.samples, "Choose another --out.")
         try:
-            self.recorded = self._read(outputs.samples, ids)
-            if self.recorded:
-                _check_settings(outputs.summary, settings)
-            else:
+            self.recorded = [
+                _sampled(record, f"{self.path}:{number}", ids[number - 1 : number])
+                for number, record in enumerate(self.read(), start=1)
+            ]
+            if not self.recorded:
                 write_json(outputs.summary, {"settings": dict(settings)})
+            elif not check_claim(outputs.summary, settings, _REMEDY, part="settings"):
+                what = "missing, so that nothing tells how the samples beside it were made"
+                raise Refused.because(str(outputs.summary), what, _REMEDY)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()  # which also gives the lock back
-
-    def append(self, samples: Iterable[Sampled]) -> None:
-        """Record the samples of the next prompts and flush them to disk."""
-        new = list(samples)
-        lines = [json.dumps(asdict(sampled), ensure_ascii=False) + "\n" for sampled in new]
-        try:
-            self._file.write("".join(lines).encode("utf-8"))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            what = f"{self._file.name}: cannot be written ({error.strerror}); the earlier samples are kept"
-            raise Failed(what) from error
-        self.recorded += new
-
-    def _read(self, path: Path, ids: Sequence[str]) -> list[Sampled]:
-        self._file.seek(0)
-        content = self._file.read()
-        *lines, _ = content.split(b"\n")  # not splitlines(): other line separators may stand inside a line
-        self._file.truncate(sum(len(line) + 1 for line in lines))
-        recorded = []
-        for number, line in enumerate(lines):
-            sampled = _parse(line)
-            if sampled is None:
-                raise Refused.because(f"{path}:{number + 1}", "the line is damaged", _REMEDY)
-            if number >= len(ids) or sampled.id != ids[number]:
-                raise Refused.because(f"{path}:{number + 1}", f"{sampled.id!r} is not the prompt due there", _REMEDY)
-            recorded.append(sampled)
-        return recorded
+    def add(self, samples: Sequence[Sampled]) -> None:
+        """Record the samples of the next prompts; see `RecordFile.append`."""
+        self.append(map(asdict, samples))
+        self.recorded += samples
 
 
-def _check_settings(summary: Path, settings: Mapping[str, Any]) -> None:
-    try:
-        old = json.loads(summary.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):
-        what = "missing or damaged, so that nothing tells how the samples beside it were made"
-        raise Refused.because(str(summary), what, _REMEDY) from None
-    problems = [
-        Problem(str(summary), f"made with {key} = {old.get(key)!r}, not {settings.get(key)!r}", f"Use it. {_REMEDY}")
-        for key in {**old, **settings}
-        if old.get(key) != settings.get(key)
-    ]
-    if problems:
-        raise Refused(problems)
-
-
-def _parse(line: bytes) -> Sampled | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or set(record) != {field.name for field in fields(Sampled)}:
-        return None
+def _sampled(record: Any, where: str, due: Sequence[str]) -> Sampled:
+    if record is None or set(record) != {field.name for field in fields(Sampled)}:
+        raise Refused.because(where, "the line is damaged", _REMEDY)
+    if [record["id"]] != list(due):
+        raise Refused.because(where, f"{record['id']!r} is not the prompt due there", _REMEDY)
     return Sampled(**record)

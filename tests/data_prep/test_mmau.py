@@ -499,14 +499,16 @@ def special(name, kind, link=""):
 
 
 GOOD = ("./test-mini-audios/00000000-é 音.wav", b"RIFF")
+WANTED = "00000001-é 音.wav"
 UNSAFE = {
-    "parent": (("../00000001-é 音.wav", b"x"), "leads out of the folder"),
-    "hidden parent": (("a/../../00000001-é 音.wav", b"x"), "leads out of the folder"),
-    "absolute": (("/tmp/00000001-é 音.wav", b"x"), "leads out of the folder"),
-    "symbolic link": (special("00000001-é 音.wav", tarfile.SYMTYPE, "/etc/passwd"), "a link to '/etc/passwd'"),
-    "hard link": (special("00000001-é 音.wav", tarfile.LNKTYPE, "../x"), "a link to '../x'"),
-    "device": (special("00000001-é 音.wav", tarfile.CHRTYPE), "neither a file nor a folder"),
-    "pipe": (special("00000001-é 音.wav", tarfile.FIFOTYPE), "neither a file nor a folder"),
+    "parent": ((f"../{WANTED}", b"x"), "outside the destination"),
+    "hidden parent": ((f"a/../../{WANTED}", b"x"), "outside the destination"),
+    "absolute": ((f"/tmp/{WANTED}", b"x"), "has an absolute path"),
+    "link to an absolute path": (special(WANTED, tarfile.SYMTYPE, "/etc/passwd"), "a link to an absolute path"),
+    "link that leads out": (special(WANTED, tarfile.LNKTYPE, "../x"), "outside the destination"),
+    "link that stays": (special(WANTED, tarfile.SYMTYPE, "x"), "is a link to 'x'"),
+    "device": (special(WANTED, tarfile.CHRTYPE), "is a special file"),
+    "pipe": (special(WANTED, tarfile.FIFOTYPE), "is a special file"),
 }
 
 

@@ -121,9 +121,9 @@ def test_every_group_is_as_likely():
 
 def test_groups_join_through_others(manifest):
     questions = read_questions(manifest).records
-    from data_prep.fingerprints import listen_to_all
+    from data_prep.fingerprints import decode_clips
 
-    groups = group(questions, listen_to_all(questions, 1), "video")
+    groups = group(questions, decode_clips(questions, 1), "video")
     # q0 and q12 by their video, q0 and q1 by their samples, q1 and q13 by their video
     assert len({groups[name] for name in ("q0", "q1", "q12", "q13")}) == 1
     assert len(set(groups.values())) == 11
