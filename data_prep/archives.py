@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Self
 
 from r1_aqa_repro.common.errors import Problem, Refused

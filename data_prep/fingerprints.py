@@ -44,6 +44,9 @@ class Decoded:
     pcm: bytes | None = None
 
 
+Clips = dict[Path, Decoded]
+
+
 def decode_clip(path: Path) -> Decoded:
     """Decode a clip and judge it."""
     if not os.path.isfile(path):  # False also for what cannot be a path
@@ -69,14 +72,14 @@ def decode_clip(path: Path) -> Decoded:
     return Decoded(tuple(problems), header.duration, hashlib.sha256(pcm.tobytes()).digest())
 
 
-def decode_clips(questions: Iterable[AudioQuestion], workers: int) -> dict[Path, Decoded]:
+def decode_clips(questions: Iterable[AudioQuestion], workers: int) -> Clips:
     """Decode every clip once, with a progress bar; one clip a process is in memory at a time.
 
     Raises:
         Failed: a file makes the decoder crash.
     """
     paths = list(dict.fromkeys(question.audio_path for question in questions))
-    decoded: dict[Path, Decoded] = {}
+    decoded: Clips = {}
     with tqdm(total=len(paths), desc="decoding", unit=" clips", disable=None) as bar:
         if workers == 1 or len(paths) <= _CHUNK:
             for path in paths:

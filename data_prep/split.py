@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.fingerprints import Decoded, add_workers_argument, decode_clips, video_of
+from data_prep.fingerprints import Clips, add_workers_argument, decode_clips, video_of
 from r1_aqa_repro.common.console import Options, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
 from r1_aqa_repro.common.files import sha256_of, write_json
@@ -48,9 +48,9 @@ def main(argv: list[str]) -> int:
         raise Refused.because(str(arguments.manifest), what, "Give a smaller --held-out.")
     if arguments.by == "video":
         _require_videos(read.records, arguments.manifest)
-    decoded = decode_clips(read.records, arguments.workers)
-    _require_audio(read.records, decoded)
-    groups = group(read.records, decoded, arguments.by)
+    clips = decode_clips(read.records, arguments.workers)
+    _require_audio(read.records, clips)
+    groups = group(read.records, clips, arguments.by)
     chosen = hold_out(groups, arguments.held_out, arguments.seed)
     if not chosen:
         what = f"all questions belong together: they share one {arguments.by}, directly or by way of others"
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def group(questions: Sequence[AudioQuestion], decoded: dict[Path, Decoded], by: str) -> dict[str, str]:
+def group(questions: Sequence[AudioQuestion], clips: Clips, by: str) -> dict[str, str]:
     """Which questions must stay together, directly or by way of others.
 
     Returns:
@@ -88,7 +88,7 @@ def group(questions: Sequence[AudioQuestion], decoded: dict[Path, Decoded], by: 
 
     first_with: dict[Hashable, str] = {}
     for question in questions:
-        keys: list[Hashable] = [("file", question.audio_path), ("samples", decoded[question.audio_path].pcm)]
+        keys: list[Hashable] = [("file", question.audio_path), ("samples", clips[question.audio_path].pcm)]
         if by == "video":
             keys.append(("video", video_of(question)))
         for key in keys:
@@ -127,12 +127,12 @@ def _require_videos(questions: Sequence[AudioQuestion], manifest: Path) -> None:
         raise Refused.because(str(manifest), what, "Split --by clip.")
 
 
-def _require_audio(questions: Sequence[AudioQuestion], decoded: dict[Path, Decoded]) -> None:
+def _require_audio(questions: Sequence[AudioQuestion], clips: Clips) -> None:
     problems = [
-        Problem(question.id, "; ".join(what for _, what in decoded[question.audio_path].problems),
+        Problem(question.id, "; ".join(what for _, what in clips[question.audio_path].problems),
                 "Nothing tells whose clip it shares: prepare the data again, or take the question out.")
         for question in questions
-        if decoded[question.audio_path].pcm is None
+        if clips[question.audio_path].pcm is None
     ]  # fmt: skip
     if problems:
         raise Refused(problems)

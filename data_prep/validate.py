@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.fingerprints import Decoded, add_workers_argument, decode_clips, video_of
+from data_prep.fingerprints import Clips, add_workers_argument, decode_clips, video_of
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
 from r1_aqa_repro.common.files import write_json
@@ -73,16 +73,16 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     files = [arguments.manifest, *arguments.against]
     reads = [read_questions(file) for file in files]
-    decoded = decode_clips((question for read in reads for question in read.records), arguments.workers)
-    findings = [*check(arguments.manifest, reads[0], decoded), *leaks(files, reads, decoded)]
+    clips = decode_clips((question for read in reads for question in read.records), arguments.workers)
+    findings = [*check(arguments.manifest, reads[0], clips), *leaks(files, reads, clips)]
     findings += [
         finding
         for file, read in zip(arguments.against, reads[1:], strict=True)
-        for finding in _not_comparable(file, read, decoded)
+        for finding in _not_comparable(file, read, clips)
     ]
     findings.sort(key=lambda finding: list(RULES).index(finding.rule))
     counts = Counter(finding.severity for finding in findings)
-    _show(findings, reads[0], decoded)
+    _show(findings, reads[0], clips)
     if arguments.json is not None:
         report = {
             "manifest": str(arguments.manifest),
@@ -95,8 +95,8 @@ def main(argv: list[str]) -> int:
     return EXIT_LOSSES if counts[ERROR] else EXIT_DONE
 
 
-def check(manifest: Path, read: Read[AudioQuestion], decoded: dict[Path, Decoded]) -> Iterator[Finding]:
-    """Everything that is wrong within one manifest, given what its clips sound like."""
+def check(manifest: Path, read: Read[AudioQuestion], clips: Clips) -> Iterator[Finding]:
+    """Everything that is wrong within one manifest, given its decoded clips."""
     for problem in read.problems:
         yield Finding("bad_record", problem.where, f"{problem.what}. {problem.remedy}")
     unanswered = [question for question in read.records if question.answer is None]
@@ -106,7 +106,7 @@ def check(manifest: Path, read: Read[AudioQuestion], decoded: dict[Path, Decoded
         yield from (Finding("no_answer", question.id, "the question has no answer") for question in unanswered)
     yield from _paths(manifest)
     for question in read.records:
-        for rule, what in decoded[question.audio_path].problems:
+        for rule, what in clips[question.audio_path].problems:
             yield Finding(rule, question.id, what)
         if len(set(question.choices)) < len(question.choices):
             yield Finding("duplicate_choices", question.id, f"choices {list(question.choices)}")
@@ -128,7 +128,7 @@ def _paths(manifest: Path) -> Iterator[Finding]:
             yield Finding("path_outside", str(record_id), path)
 
 
-def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], decoded: dict[Path, Decoded]) -> Iterator[Finding]:
+def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], clips: Clips) -> Iterator[Finding]:
     """What records of different splits share. A split is a file, or what a file's records name as their split."""
     placed = [
         (f"{file} ({question.split})" if question.split else str(file), question)
@@ -137,7 +137,7 @@ def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], decoded: 
     ]
 
     def samples(question: AudioQuestion) -> bytes | None:
-        return decoded[question.audio_path].pcm
+        return clips[question.audio_path].pcm
 
     yield from _shared("same_audio", placed, samples, lambda question: f"the samples of {question.audio_path}")
     yield from _shared("same_video", placed, video_of, lambda question: f"the video {video_of(question)}")
@@ -179,15 +179,15 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _not_comparable(file: Path, read: Read[AudioQuestion], decoded: dict[Path, Decoded]) -> Iterator[Finding]:
+def _not_comparable(file: Path, read: Read[AudioQuestion], clips: Clips) -> Iterator[Finding]:
     if read.problems:
         yield Finding("compared_with_flaws", str(file), f"{len(read.problems):,} bad records")
-    undecodable = sum(decoded[question.audio_path].pcm is None for question in read.records)
+    undecodable = sum(clips[question.audio_path].pcm is None for question in read.records)
     if undecodable:
         yield Finding("compared_with_flaws", str(file), f"{undecodable:,} questions whose clip cannot be decoded")
 
 
-def _show(findings: Sequence[Finding], read: Read[AudioQuestion], decoded: dict[Path, Decoded]) -> None:
+def _show(findings: Sequence[Finding], read: Read[AudioQuestion], clips: Clips) -> None:
     """A table of what was found, with the first few of each rule."""
     console = Console()
     by_rule = {rule: [finding for finding in findings if finding.rule == rule] for rule in RULES}
@@ -204,11 +204,11 @@ def _show(findings: Sequence[Finding], read: Read[AudioQuestion], decoded: dict[
             lines.append(f"{rule}: ... and {len(found) - _SHOWN:,} more (--json lists all)")
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    clips = {question.audio_path for question in read.records}
-    hours = sum(decoded[clip].seconds for clip in clips) / 3600
+    paths = {question.audio_path for question in read.records}
+    hours = sum(clips[path].seconds for path in paths) / 3600
     counts = Counter(finding.severity for finding in findings)
     console.print(
-        f"{len(read.records):,} questions about {len(clips):,} clips ({hours:.2f} hours): "
+        f"{len(read.records):,} questions about {len(paths):,} clips ({hours:.2f} hours): "
         f"{counts[ERROR]:,} errors, {counts[WARNING]:,} warnings",
         highlight=False,
     )

@@ -178,7 +178,7 @@ def _sample(arguments: argparse.Namespace, prompts: Sequence[TextPrompt], file: 
             seed = batch_seed(arguments.seed, number)
             random.seed(seed)  # what the reward `random` draws from
             new = sampler(batch, seed)[max(0, done - number * size) :]
-            file.append(new)
+            file.add(new)
             progress.update(len(new))
 
 

@@ -200,7 +200,7 @@ def test_samples_of_other_settings_are_refused(
     before = contents(finished)
     assert best_of_n.main([*command, "--temperature", "0.5", "--seed", "3", "--out", str(finished)]) == 2
     message = capsys.readouterr().err
-    assert "temperature = 1.0, not 0.5" in message and "seed = 0, not 3" in message
+    assert "temperature was 1.0, now it is 0.5" in message and "seed was 0, now it is 3" in message
     assert contents(finished) == before
 
 
