@@ -5,7 +5,7 @@
 prints what each completion's reward amounts to: as R1-AQA has it, as many notes write it, and with `scale_rewards:
 none`.
 
-Exit codes: 0 done; 2 refused: fewer than two rewards, or one that is no number.
+Exit codes: 0 done; 2 refused: fewer than two rewards, or one that is not a number.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def advantages(rewards: Sequence[float], std: Spread = stdev, epsilon: float = 1
     Args:
         rewards: of the G completions of one prompt, at least two.
         std: `stdev` or `pstdev`.
-        epsilon: keeps the quotient finite where all rewards are equal.
+        epsilon: keeps the quotient finite if all rewards are equal.
     """
     centre, spread = mean(rewards), std(rewards)
     return [(reward - centre) / (spread + epsilon) for reward in rewards]
@@ -71,7 +71,7 @@ def _print(rewards: Sequence[float]) -> None:
         ratio = (sample + 1e-4) / (population + 1e-8)
         console.print(f"The advantages by the population std are {ratio:.4f} times those by the sample std.")
     else:
-        console.print("All rewards are equal: every advantage is 0, and the group teaches nothing.")
+        console.print("All rewards are equal: every advantage is 0, as in every zero-variance group.")
 
 
 def _number(text: str) -> float:

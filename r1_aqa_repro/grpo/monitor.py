@@ -1,38 +1,43 @@
-"""What a step's time went into, what its rewards were by task, and a few of its completions as a table."""
+"""What an optimizer step spends its time on, and what its rollouts amount to."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-
-from r1_aqa_repro.common.files import write_atomically
+from transformers import TrainerCallback
 
 PARTS = ("audio", "generation", "reference", "reward", "forward", "backward", "optimizer")
+OTHER = "other"  # bookkeeping
+
+
+def seconds() -> float:
+    """Wall time. GPUs work behind the program's back: wait for them first."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class StepClock:
-    """Seconds of an optimizer step by part; a part inside another counts for itself alone.
+    """How much a count, such as the seconds, grows in an optimizer step by part; a part inside another counts alone.
 
-    GPUs work behind the program's back: the clock waits for them at the ends of a part.
+    now: reads the count.
     """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._began = self._now()
+        self.now: Callable[[], float] = seconds
         self._inside: list[str] = []
+        self.restart()
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        """Count what grows inside for `part`."""
         self._turn()
         self._inside.append(part)
         try:
@@ -41,34 +46,28 @@ class StepClock:
             self._turn()
             self._inside.pop()
 
-    def read(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the last reading, and the share of each of `PARTS` in them; the rest is bookkeeping."""
+    def read(self) -> dict[str, float]:
+        """The growth since the last reading by part, `PARTS` and `OTHER`."""
         self._turn()
-        total = sum(self.seconds.values())
-        shares = {part: self.seconds[part] / total for part in PARTS}
-        self.seconds.clear()
-        return total, shares
+        grown = {part: self._grown[part] for part in (*PARTS, OTHER)}
+        self._grown.clear()
+        return grown
 
     def restart(self) -> None:
         """Forget what has passed since the last reading: it belongs to no step."""
-        self.seconds.clear()
-        self._began = self._now()
+        self._grown: dict[str, float] = defaultdict(float)
+        self._began = self.now()
 
     def _turn(self) -> None:
-        now = self._now()
-        self.seconds[self._inside[-1] if self._inside else "other"] += now - self._began
+        now = self.now()
+        self._grown[self._inside[-1] if self._inside else OTHER] += now - self._began
         self._began = now
-
-    @staticmethod
-    def _now() -> float:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 class StepRecord:
-    """What the rollouts of an optimizer step amounted to on this process.
+    """What the rollouts of an optimizer step amount to on this process.
 
+    batches: of rows that were asked about; further questions count with the batch that they were drawn for.
     clips: questions asked, each with its clip.
     tokens: generated.
     """
@@ -77,7 +76,7 @@ class StepRecord:
         self._clear()
 
     def _clear(self) -> None:
-        self.clips = self.tokens = 0
+        self.batches = self.clips = self.tokens = 0
         self._sums: dict[tuple[str, str], tuple[float, int]] = {}
 
     def add_rewards(self, figures: Mapping[str, torch.Tensor], tasks: Sequence[str | None]) -> None:
@@ -102,23 +101,26 @@ class StepRecord:
         return figures
 
 
-class CompletionTable:
-    """`completions.csv` of a run folder: a few completions of every logged step, with their rewards.
+class StepMonitor(TrainerCallback):
+    """Starts clock and record with every optimizer step and hands their figures to `log` at its end.
 
-    Rows of steps that a resumed run does again are dropped, and so is a row that a kill cut off.
+    What lies between steps (saving, evaluating) is left out.
     """
 
-    def __init__(self, file: Path, columns: Sequence[str], resumed_step: int):
-        self.file, self.columns = file, ["step", *columns]
-        rows = []
-        if resumed_step and file.is_file():
-            with open(file, encoding="utf-8", newline="") as lines:
-                rows = [row for row in csv.reader(lines) if len(row) == len(self.columns)][1:]
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([self.columns, *(row for row in rows if int(row[0]) <= resumed_step)])
-        write_atomically(file, text.getvalue())
+    def __init__(self, clock: StepClock, record: StepRecord, log: Callable[[dict[str, float]], None]):
+        self.clock, self.record, self.log = clock, record, log
+        self._optimizer = ExitStack()
 
-    def add(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Append rows, each with the table's columns."""
-        with open(self.file, "a", encoding="utf-8", newline="") as target:
-            csv.writer(target).writerows([[step, *(row[column] for column in self.columns[1:])] for row in rows])
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.clock.restart()
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._optimizer.enter_context(self.clock("optimizer"))
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._optimizer.close()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        grown = self.clock.read()
+        total = sum(grown.values())
+        self.log({f"time/{part}": grown[part] / total for part in PARTS} | self.record.read(total))

@@ -30,7 +30,6 @@ from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import disable_dropout_in_model, entropy_from_logits, selective_log_softmax
 
 from r1_aqa_repro.data.conversations import TextPrompt, answer
-from r1_aqa_repro.grpo.monitor import CompletionTable
 from r1_aqa_repro.model.generation import generate, sampling_config
 from r1_aqa_repro.model.inputs import (
     PromptInputs,
@@ -54,6 +53,7 @@ from r1_aqa_repro.ppo.objectives import (
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from r1_aqa_repro.rewards.rules import RewardFunction
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.completion_table import CompletionTable
 
 CRITIC = "critic"  # folder inside a checkpoint
 _NOTED = 4  # completions of a logged step in completions.csv
@@ -220,7 +220,7 @@ class PPOTrainer(ResumableTrainer):
         self.prompts = prompts
         self._columns = sorted({name for prompt in prompts for name in prompt.columns})
         self.generation_config = sampling_config(policy, processing_class, args.max_completion_length, args.temperature)
-        self._completions: CompletionTable | None = None
+        self._completions = CompletionTable(args.output_dir)
 
     def _frozen(self, model: nn.Module) -> nn.Module:
         """A model that is only asked, on its device and, with ZeRO-3, in parts."""
@@ -449,21 +449,13 @@ class PPOTrainer(ResumableTrainer):
         step = self.state.global_step + 1
         if not self.accelerator.is_main_process or step % self.state.logging_steps:
             return
-        if self._completions is None:
-            columns = ["id", "prompt", "completion", *self.reward_funcs, "kl"]
-            file = Path(str(self.args.output_dir)) / "completions.csv"
-            self._completions = CompletionTable(file, columns, self.state.global_step)
         texts = self.processing_class.batch_decode(completion_ids[:_NOTED], skip_special_tokens=True)
         self._completions.add(
             step,
             [
-                {
-                    "id": prompts[row].id,
-                    "prompt": prompts[row].messages[-1]["content"],
-                    "completion": text,
-                    "kl": round(kl[row].item(), 4),
-                    **dict(zip(self.reward_funcs, rewards[row].tolist(), strict=True)),
-                }
+                {"id": prompts[row].id, "prompt": prompts[row].messages[-1]["content"], "completion": text}
+                | dict(zip(self.reward_funcs, rewards[row].tolist(), strict=True))
+                | {"kl": round(kl[row].item(), 4)}
                 for row, text in enumerate(texts)
             ],
         )

@@ -1,4 +1,4 @@
-"""GRPO on text: the shared prompt is the plain forward, rewards and columns arrive, and a run learns from them."""
+"""GRPO on text: rewards and columns arrive, and a run learns from them. `tests/grpo` has the shared prompt."""
 
 from __future__ import annotations
 
@@ -10,160 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from r1_aqa_repro import train_grpo_text
 from r1_aqa_repro.data.conversations import TextPrompt, answer, read_prompts
 from r1_aqa_repro.embedded.text_tasks import true_reward
-from r1_aqa_repro.grpo import shared_prefix
-from r1_aqa_repro.grpo.trainer import Batch, TextGRPOTrainer
-from r1_aqa_repro.model.generation import generate
-from r1_aqa_repro.model.inputs import attention_mask_left, pad_left, pad_right, text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
 from r1_aqa_repro.rewards import registry
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from tests.text_world import LORA, Build, answer_log_prob, arguments, perturb, state_of, write_lines
 
-# float32 sums in another order: two forwards of the same row differ by up to ~2e-6 in log-probability here
-LOGP_TOLERANCE = 2e-5
-ASKED = [
-    [{"role": "user", "content": "Why?"}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name 3 tools other than saw. " * 8}],
-    [
-        {"role": "user", "content": "What is 2 + 2?"},
-        {"role": "assistant", "content": "The answer is 4."},
-        {"role": "user", "content": "And how do I clean a lamp?"},
-    ],
-]
-
-# --- The shared prompt
-
-
-def scored_batch(trainer: TextGRPOTrainer, group: list[int], lengths: list[int]) -> tuple[Batch, dict[str, Any]]:
-    """A batch as TRL hands it to the loss: left-padded prompts, right-padded completions of the given lengths."""
-    inputs = text_inputs(trainer.processing_class, ASKED)
-    rows, pad = torch.tensor(group), trainer.processing_class.pad_token_id
-    generator = torch.Generator().manual_seed(0)
-    prompts = [inputs.prompt_ids[index] for index in group]
-    completions = [torch.randint(5, 250, (length,), generator=generator).tolist() for length in lengths]
-    mask = pad_right([[1] * len(ids) for ids in completions], 0)
-    return Batch(inputs, rows), {
-        "prompt_ids": pad_left(prompts, pad),
-        "prompt_mask": attention_mask_left(prompts),
-        "completion_ids": pad_right(completions, pad),
-        "completion_mask": mask,
-        "advantages": torch.linspace(-1, 1, len(group)),
-        "num_items_in_batch": torch.tensor(float(sum(lengths))),
-        "ref_per_token_logps": -6 - torch.rand(mask.shape, generator=generator),
-        "group": rows,
-    }
-
-
-def log_probs_of(trainer: TextGRPOTrainer, model: torch.nn.Module, batch: Batch, rows: dict[str, Any]) -> Any:
-    with trainer._working_on(batch):
-        return trainer._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1),
-            torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1),
-            rows["completion_ids"].size(1),
-            compute_entropy=True,
-        )
-
-
-CASES = {
-    "one group": ([1, 1, 1, 1], [3, 5, 1, 4]),
-    "ragged groups in shuffled order": ([2, 0, 1, 0, 2, 1, 1, 0], [1, 7, 3, 3, 6, 2, 5, 60]),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("split", [False, True], ids=["one mask", "two masks"])
-def test_sharing_changes_neither_log_probs_nor_loss_nor_gradients(
-    case: str, lora: bool, split: bool, build: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared_prefix, "SPLIT_FROM", 0 if split else float("inf"))
-    trainer = build("grpo", "--activation_checkpointing", str(split).lower(), *(LORA if lora else []))
-    perturb(trainer.model, 0.1)
-    trainer.current_gradient_accumulation_steps = 1
-    batch, rows = scored_batch(trainer, *CASES[case])
-    trainer._inputs["train"] = batch.inputs
-    mask = rows["completion_mask"].bool()
-    measured = []
-    for share in (True, False):
-        trainer.share = share
-        trainer.model.zero_grad()
-        log_probs, entropy, _ = log_probs_of(trainer, trainer.model, batch, rows)
-        loss = trainer._compute_loss(trainer.model, rows)
-        loss.backward()
-        gradients = {
-            name: each.grad.clone() for name, each in trainer.model.named_parameters() if each.grad is not None
-        }
-        measured.append((log_probs[mask], entropy[mask], loss, gradients))
-    shared, plain = measured
-    for index in (0, 1):
-        torch.testing.assert_close(shared[index], plain[index], atol=LOGP_TOLERANCE, rtol=0)
-    torch.testing.assert_close(shared[2], plain[2], atol=1e-5, rtol=1e-5)
-    assert shared[3].keys() == plain[3].keys() and len(plain[3]) >= 14
-    for name, gradient in plain[3].items():
-        # relative to the gradient's own size: sums of some hundred float32 terms in another order
-        assert (shared[3][name] - gradient).norm() < 1e-3 * gradient.norm(), name
-
-
-@pytest.mark.parametrize("which", ["policy", "reference"])
-def test_log_probs_equal_a_row_alone(which: str, build: Build) -> None:
-    """Independent of both forwards: the model itself, one prompt and completion at a time, and log_softmax.
-
-    The reference is a model of its own, which TRL loads and the trainer prepares.
-    """
-    trainer = build("grpo")
-    model = trainer.model if which == "policy" else trainer.ref_model
-    perturb(model, 0.1)
-    group, lengths = CASES["ragged groups in shuffled order"]
-    batch, rows = scored_batch(trainer, group, lengths)
-    for share in (True, False):
-        trainer.share = share
-        with torch.no_grad():
-            log_probs, _, _ = log_probs_of(trainer, model, batch, rows)
-            for row, (asked, length) in enumerate(zip(group, lengths, strict=True)):
-                prompt, completion = batch.inputs.prompt_ids[asked], rows["completion_ids"][row, :length]
-                logits = model(input_ids=torch.tensor([prompt + completion.tolist()])).logits[0, len(prompt) - 1 : -1]
-                expected = logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
-                torch.testing.assert_close(log_probs[row, :length], expected, atol=LOGP_TOLERANCE, rtol=0)
-
-
-def test_only_scored_positions_reach_the_head(build: Build) -> None:
-    trainer = build("grpo")
-    group, lengths = CASES["ragged groups in shuffled order"]
-    batch, rows = scored_batch(trainer, group, lengths)
-    shapes: list[tuple[int, ...]] = []
-    for model in (trainer.model, trainer.ref_model):
-        hook = model.base_model.register_forward_hook(lambda *call: shapes.append(tuple(call[-1][0].shape)))
-        with torch.no_grad():
-            log_probs_of(trainer, model, batch, rows)
-        hook.remove()
-    assert shapes == [(1, sum(lengths), 32)] * 2
-
-
-def test_greedy_tokens_equal_with_and_without_sharing_and_one_by_one(build: Build) -> None:
-    trainer = build("grpo")
-    tokenizer = trainer.processing_class
-    config = GenerationConfig(
-        max_new_tokens=20,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        repetition_penalty=1.5,  # a random model repeats one token for ever; this makes the rows differ
-    )
-    rows = torch.arange(3).repeat_interleave(2)
-    expected = [
-        generate(trainer.model, text_inputs(tokenizer, [asked]), torch.tensor([0]), config, share=False)[0]
-        for asked in ASKED
-    ]
-    assert len(set(map(tuple, expected))) == 3
-    for share in (True, False):
-        found = generate(trainer.model, text_inputs(tokenizer, ASKED), rows, config, share=share)
-        assert found == [expected[index] for index in rows]
+ASKED = [{"role": "user", "content": "Why?"}]
 
 
 def test_shared_and_plain_training_take_the_same_steps(build: Build, reward_model: Path) -> None:
@@ -288,7 +145,7 @@ def test_columns_reach_the_rewards_and_absent_ones_are_none(
 def test_columns_that_rewards_could_not_see_are_refused(
     name: str, text_set: Path, policy: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    file = write_lines(tmp_path / "prompts.jsonl", [{"id": "p", "prompt": ASKED[0], name: 1}] * 1)
+    file = write_lines(tmp_path / "prompts.jsonl", [{"id": "p", "prompt": ASKED, name: 1}])
     argv = [*arguments("grpo", tmp_path / "run", text_set, policy), "--train_file", str(file)]
     assert train_grpo_text.main(argv) == 2
     assert f"{file}: p: the column {name} has a name" in capsys.readouterr().err
@@ -345,14 +202,14 @@ def test_lora_takes_its_base_as_reference_and_saves_the_adapter(
     assert not (final / "model.safetensors").exists()
     models = (trainer.model.eval(), load_policy(final))
     with torch.no_grad():
-        own, reloaded = (float(answer_log_prob(model, tokenizer, ASKED[0], "saw.")) for model in models)
+        own, reloaded = (float(answer_log_prob(model, tokenizer, ASKED, "saw.")) for model in models)
     assert reloaded == pytest.approx(own, abs=1e-6)
 
 
 def test_prompts_of_the_same_text_are_different_questions(build: Build, tmp_path: Path) -> None:
     """A group is found by the sampler's rows, not by what is asked."""
-    records = [{"id": f"p{index}", "prompt": ASKED[0], "answer": str(index)} for index in range(4)]
+    records = [{"id": f"p{index}", "prompt": ASKED, "answer": str(index)} for index in range(4)]
     trainer = build("grpo", "--train_file", str(write_lines(tmp_path / "prompts.jsonl", records)))
     output = trainer._generate_and_score_completions([trainer.train_dataset[k] for k in range(4) for _ in range(4)])
     assert output["group"].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
-    assert trainer.train_dataset[2]["question"] == TextPrompt("p2", ASKED[0], {"answer": "2"})
+    assert trainer.train_dataset[2]["question"] == TextPrompt("p2", ASKED, {"answer": "2"})

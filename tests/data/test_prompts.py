@@ -7,7 +7,8 @@ import pytest
 
 from r1_aqa_repro.data.prompts import PROMPT_STYLES, build_messages, prompt_text, target_text
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.grpo.trainer import question_columns, rows_of
+from r1_aqa_repro.grpo.rollout import rows_of
+from r1_aqa_repro.grpo.trainer import question_columns
 
 QUESTION = AudioQuestion(
     id="1",

@@ -57,9 +57,9 @@ def test_each_process_has_whole_groups_of_its_own(trained: Job) -> None:
 def test_processes_that_need_different_things(
     questions: list[AudioQuestion], model_folder: Path, tmp_path: Path
 ) -> None:
-    """Replacing silent groups, encoding clips once, leaving completions out, evaluating: with ZeRO-3 as with DDP.
+    """Replacing zero-variance groups, encoding clips once, leaving completions out, evaluating: ZeRO-3 as DDP.
 
-    Two of three questions are silent, so that one process often asks further ones for the sake of the other, has clips
+    Two of three questions have zero variance, so that one process often asks further ones for the sake of the other, has clips
     in its cache that the other lacks, or nothing left to learn from in a batch.
     """
     manifest, held_out = tmp_path / "train.jsonl", tmp_path / "held_out.jsonl"

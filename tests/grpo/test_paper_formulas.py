@@ -11,8 +11,6 @@ to show that the comparison would notice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,24 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.grpo.rollout import Rollout
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.model.inputs import question_inputs
+from r1_aqa_repro.model.inputs import PromptInputs, question_inputs
 from r1_aqa_repro.rewards.rules import REWARDS
-from tests.paper import paper_trainer
+from tests.grpo.conftest import MakeTrainer
 
 Array = NDArray[np.float64]
-PaperTrainer = Callable[..., AudioGRPOTrainer]
 
 GROUP = 8
 BETA = 0.04
-
-
-@pytest.fixture
-def make(model_folder: Path, questions: list[AudioQuestion], tmp_path: Path) -> PaperTrainer:
-    def of(*overrides: str) -> AudioGRPOTrainer:
-        return paper_trainer(tmp_path / "run", model_folder, questions, *overrides)
-
-    return of
 
 
 # --- Advantages
@@ -88,8 +78,8 @@ def fixed_rewards(monkeypatch: pytest.MonkeyPatch) -> Array:
 SHORT = ("--max_completion_length", "2")  # what is said does not matter where the rewards are given
 
 
-def test_advantages(make: PaperTrainer, fixed_rewards: Array) -> None:
-    advantages = advantages_of(make(*SHORT), len(fixed_rewards))
+def test_advantages(paper: MakeTrainer, fixed_rewards: Array) -> None:
+    advantages = advantages_of(paper(*SHORT), len(fixed_rewards))
     expected = paper_advantages(fixed_rewards)
     # the rewards are exact in float32; what is left is the rounding of a few operations on values up to 2.5
     np.testing.assert_allclose(advantages, expected, rtol=1e-5, atol=1e-6)
@@ -112,8 +102,8 @@ def test_advantages(make: PaperTrainer, fixed_rewards: Array) -> None:
     ],
     ids=" ".join,
 )
-def test_settings_of_the_advantages_act(make: PaperTrainer, fixed_rewards: Array, override: tuple[str, ...]) -> None:
-    advantages = advantages_of(make(*SHORT, *override), len(fixed_rewards))
+def test_settings_of_the_advantages_act(paper: MakeTrainer, fixed_rewards: Array, override: tuple[str, ...]) -> None:
+    advantages = advantages_of(paper(*SHORT, *override), len(fixed_rewards))
     assert np.abs(advantages - paper_advantages(fixed_rewards)).max() > 0.1
 
 
@@ -139,7 +129,7 @@ def loss_gradient(log_probs: Array, reference: Array, advantages: Array, mask: A
     return (up - down) / (2 * h)
 
 
-class Rollout:
+class Step:
     """A step's 128 completions of 1 to 256 tokens: log-probs of policy and reference, advantages, entropies."""
 
     def __init__(self, seed: int) -> None:
@@ -167,7 +157,6 @@ class Rollout:
         size, accumulation = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
         assert size * accumulation == len(self.mask)
         trainer.current_gradient_accumulation_steps = accumulation
-        trainer._inputs["train"] = None  # type: ignore[assignment]  # the model isn't asked
         log_probs = torch.tensor(self.log_probs, dtype=torch.float32, requires_grad=True)
         total = 0.0
         for start in range(0, len(self.mask), size):
@@ -192,6 +181,7 @@ class Rollout:
                     "ref_per_token_logps": given(self.reference),
                     "num_items_in_batch": mask.sum(),
                     "group": torch.zeros(size, dtype=torch.long),
+                    "rollout": [Rollout(PromptInputs([]), torch.zeros(size))],  # the model isn't asked
                 },
             )
             loss.backward()
@@ -212,23 +202,23 @@ def check_gradient(found: Array, expected: Array) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_loss_and_gradient_of_a_step(make: PaperTrainer, seed: int) -> None:
-    rollout = Rollout(seed)
-    loss, gradient = rollout.of(make())
-    expected_loss, expected_gradient = rollout.expected
+def test_loss_and_gradient_of_a_step(paper: MakeTrainer, seed: int) -> None:
+    step = Step(seed)
+    loss, gradient = step.of(paper())
+    expected_loss, expected_gradient = step.expected
     check_loss(loss, expected_loss)
     check_gradient(gradient, expected_gradient)
-    assert not gradient[rollout.mask == 0].any()
+    assert not gradient[step.mask == 0].any()
 
 
 def test_differences_give_the_gradient_of_k3() -> None:
     """d k3 / d logp = 1 - exp(ref - logp), derived by hand, is what `loss_gradient` finds; likewise 1 for the ratio."""
-    rollout = Rollout(2)
-    share = rollout.mask / rollout.mask.sum(axis=1, keepdims=True) / len(rollout.mask)
-    of_k3 = 1 - np.exp(rollout.reference - rollout.log_probs)
-    for advantages in (np.zeros(len(share)), rollout.advantages):
+    step = Step(2)
+    share = step.mask / step.mask.sum(axis=1, keepdims=True) / len(step.mask)
+    of_k3 = 1 - np.exp(step.reference - step.log_probs)
+    for advantages in (np.zeros(len(share)), step.advantages):
         by_hand = (BETA * of_k3 - advantages[:, None]) * share
-        found = loss_gradient(rollout.log_probs, rollout.reference, advantages, rollout.mask)
+        found = loss_gradient(step.log_probs, step.reference, advantages, step.mask)
         np.testing.assert_allclose(found, by_hand, rtol=1e-6, atol=1e-11)
 
 
@@ -244,22 +234,22 @@ def test_differences_give_the_gradient_of_k3() -> None:
     ],
     ids=" ".join,
 )
-def test_settings_of_the_loss_act(make: PaperTrainer, override: tuple[str, ...]) -> None:
-    rollout = Rollout(0)
-    loss, gradient = rollout.of(make(*override))
-    expected_loss, expected_gradient = rollout.expected
+def test_settings_of_the_loss_act(paper: MakeTrainer, override: tuple[str, ...]) -> None:
+    step = Step(0)
+    loss, gradient = step.of(paper(*override))
+    expected_loss, expected_gradient = step.expected
     assert abs(loss - expected_loss) > 1e-3  # five hundred times the tolerance above
     assert np.linalg.norm(gradient - expected_gradient) > 1e-2 * np.linalg.norm(expected_gradient)
 
 
-def test_bias_correction_of_the_kl_changes_the_gradient_alone(make: PaperTrainer) -> None:
+def test_bias_correction_of_the_kl_changes_the_gradient_alone(paper: MakeTrainer) -> None:
     """TRL's default multiplies k3 by the ratio: 1 in value, but k3 is then added to its own gradient."""
-    rollout = Rollout(0)
-    loss, gradient = rollout.of(make("--use_bias_correction_kl", "true"))
-    expected_loss, expected_gradient = rollout.expected
+    step = Step(0)
+    loss, gradient = step.of(paper("--use_bias_correction_kl", "true"))
+    expected_loss, expected_gradient = step.expected
     check_loss(loss, expected_loss)
-    share = rollout.mask / rollout.mask.sum(axis=1, keepdims=True) / len(rollout.mask)
-    gap = rollout.reference - rollout.log_probs
+    share = step.mask / step.mask.sum(axis=1, keepdims=True) / len(step.mask)
+    gap = step.reference - step.log_probs
     check_gradient(gradient, expected_gradient + BETA * (np.exp(gap) - gap - 1) * share)
     assert not np.allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-7)
 
@@ -267,11 +257,11 @@ def test_bias_correction_of_the_kl_changes_the_gradient_alone(make: PaperTrainer
 @pytest.mark.parametrize(
     "override", [("--epsilon", "0.001"), ("--importance_sampling_level", "sequence")], ids=" ".join
 )
-def test_what_never_binds_at_one_update(make: PaperTrainer, override: tuple[str, ...]) -> None:
+def test_what_never_binds_at_one_update(paper: MakeTrainer, override: tuple[str, ...]) -> None:
     """The configuration's comment on these two keys: with a ratio of 1 they change neither loss nor gradient."""
-    rollout = Rollout(0)
-    loss, gradient = rollout.of(make(*override))
-    expected_loss, expected_gradient = rollout.expected
+    step = Step(0)
+    loss, gradient = step.of(paper(*override))
+    expected_loss, expected_gradient = step.expected
     check_loss(loss, expected_loss)
     check_gradient(gradient, expected_gradient)
 
@@ -298,12 +288,12 @@ def full_softmax_log_probs(
     return rows
 
 
-def test_loss_of_a_rollout(make: PaperTrainer, questions: list[AudioQuestion], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_of_a_rollout(paper: MakeTrainer, questions: list[AudioQuestion], monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling, reference, rewards and loss together, on a policy that has moved away from its start."""
     rewards = [float(value) for value in np.random.default_rng(0).integers(0, 2, 2 * GROUP)]
     monkeypatch.setitem(REWARDS, "accuracy", lambda completions, **_: rewards)
     monkeypatch.setitem(REWARDS, "format", lambda completions, **_: [0.0] * len(completions))
-    trainer = make("--max_completion_length", "12")
+    trainer = paper("--max_completion_length", "12")
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,12 @@ from transformers import TrainingArguments
 
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer, Batch
+from r1_aqa_repro.grpo.rollout import Rollout
+from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model.inputs import question_inputs
 from tests.paper import paper_trainer, paper_training
 
 GROUP = 8
-PaperTrainer = Callable[..., AudioGRPOTrainer]
-
-
-@pytest.fixture
-def make(model_folder: Path, questions: list[AudioQuestion], tmp_path: Path) -> PaperTrainer:
-    def of(*overrides: str) -> AudioGRPOTrainer:
-        return paper_trainer(tmp_path / "run", model_folder, questions, *overrides)
-
-    return of
 
 
 class TestUpdates:
@@ -55,8 +46,8 @@ class TestUpdates:
         trainer.train()
         return rollouts
 
-    def test_each_rollout_is_used_once(self, make):
-        trainer = make(*self.STEPS, *self.QUICK)
+    def test_each_rollout_is_used_once(self, paper):
+        trainer = paper(*self.STEPS, *self.QUICK)
         clipping: list[float] = []
         clip = trainer.accelerator.clip_grad_norm_
         trainer.accelerator.clip_grad_norm_ = lambda parameters, max_norm, *rest, **more: (
@@ -74,15 +65,15 @@ class TestUpdates:
             assert len(clips) == 5 and not any(clips.values())
         assert clipping == [1.0, 1.0]  # max_grad_norm
 
-    def test_more_iterations_would_reuse_them(self, make):
+    def test_more_iterations_would_reuse_them(self, paper):
         """The control: with 4 updates a rollout there is one in all, and the log-probs at sampling are needed."""
-        rollouts = self.watched(make(*self.STEPS, *self.QUICK, "--num_iterations", "4"))
+        rollouts = self.watched(paper(*self.STEPS, *self.QUICK, "--num_iterations", "4"))
         assert len(rollouts) == 1 and "old_per_token_logps" in rollouts[0]["keys"]
 
-    def test_gradients_are_clipped_at_max_grad_norm(self, make):
+    def test_gradients_are_clipped_at_max_grad_norm(self, paper):
         """Plain SGD at rate 1 moves the weights by the clipped gradient, here by 1e-3."""
         sgd = ("--optim", "sgd", "--learning_rate", "1.0", "--lr_scheduler_type", "constant")
-        trainer = make(*self.STEPS, *self.QUICK, *sgd, "--max_grad_norm", "1e-3", "--max_steps", "1")
+        trainer = paper(*self.STEPS, *self.QUICK, *sgd, "--max_grad_norm", "1e-3", "--max_steps", "1")
         before = torch.cat([value.detach().double().ravel() for value in trainer.model.parameters()])
         trainer.train()
         after = torch.cat([value.detach().double().ravel() for value in trainer.model.parameters()])
@@ -102,8 +93,8 @@ class TestOptimizer:
             trainer.lr_scheduler.step()
         return rates
 
-    def test_learning_rate_falls_linearly_to_zero(self, make):
-        trainer = make()
+    def test_learning_rate_falls_linearly_to_zero(self, paper):
+        trainer = paper()
         assert trainer.args.max_steps == 1000
         rates = self.rates(trainer)
         for step in (0, 1, 500, 999, 1000):
@@ -113,8 +104,8 @@ class TestOptimizer:
     @pytest.mark.parametrize(
         "override", [("--warmup_steps", "10"), ("--lr_scheduler_type", "cosine")], ids=lambda pair: pair[1]
     )
-    def test_the_schedule_is_a_setting(self, make, override):
-        rates = self.rates(make(*override))
+    def test_the_schedule_is_a_setting(self, paper, override):
+        rates = self.rates(paper(*override))
         assert np.abs(rates - 1e-6 * (1 - np.arange(1001) / 1000)).max() > 1e-7
 
     @pytest.mark.parametrize(
@@ -129,8 +120,8 @@ class TestOptimizer:
         ],
         ids=["paper", "others"],
     )
-    def test_the_settings_reach_adamw(self, make, overrides, expected):
-        trainer = make(*overrides)
+    def test_the_settings_reach_adamw(self, paper, overrides, expected):
+        trainer = paper(*overrides)
         optimizer = trainer.create_optimizer()
         assert type(optimizer) is torch.optim.AdamW
         decayed, others = optimizer.param_groups  # biases and norms are never decayed
@@ -157,7 +148,7 @@ class TestSampling:
         """The first token of many completions of one question, generated as in training."""
         inputs = question_inputs(trainer.processing_class, [question], "answer")
         torch.manual_seed(0)
-        with trainer._working_on(Batch(inputs, torch.zeros(self.NUM_SAMPLES, dtype=torch.long))):
+        with trainer._working_on(Rollout(inputs, torch.zeros(self.NUM_SAMPLES, dtype=torch.long))):
             completions, _ = trainer._generate_single_turn([], None, {}, GROUP)
         return [completion[0] for completion in completions]
 
@@ -194,8 +185,8 @@ class TestSampling:
         processor.save_pretrained(tmp_path / "sharp")
         return tmp_path / "sharp"
 
-    def test_generation_config(self, make):
-        config = make().generation_config
+    def test_generation_config(self, paper):
+        config = paper().generation_config
         settings = (config.do_sample, config.temperature, config.top_k, config.top_p, config.repetition_penalty)
         assert settings == (True, 1.0, 50, 1.0, 1.0)
         assert config.max_new_tokens == 256

@@ -14,8 +14,9 @@ from trl.trainer.utils import RepeatSampler
 
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.divergence import kl_to_start
-from r1_aqa_repro.grpo.sampler import EpochRepeatSampler
-from r1_aqa_repro.grpo.trainer import group_rows, question_columns, rows_of
+from r1_aqa_repro.grpo.rollout import group_rows, rows_of
+from r1_aqa_repro.grpo.selection import EpochRepeatSampler
+from r1_aqa_repro.grpo.trainer import question_columns
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import question_inputs
 

@@ -1,4 +1,4 @@
-"""Groups that teach nothing, their replacement, and the filter of the better completions."""
+"""Zero-variance groups, their replacement, and the filter of the better completions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import pytest
 import torch
 
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.grpo.signal import better_completions, draw_further, groups_with_signal, replace_groups
+from r1_aqa_repro.grpo.rollout import replace_groups
+from r1_aqa_repro.grpo.selection import better_completions, draw_further, informative_groups
 from r1_aqa_repro.model.inputs import ModelInputs
 from r1_aqa_repro.rewards.rules import REWARDS
 
 REWARDS_OF_GROUPS = torch.tensor([0.3, 0.3, 0.3, 0.3, 1.0, 0.0, 0.0, 0.0, 2.0, 2.0, 1.0, 1.0])
 
 
-def test_groups_with_signal() -> None:
-    assert groups_with_signal(REWARDS_OF_GROUPS, 4).tolist() == [False, True, True]
+def test_groups_are_informative_if_any_reward_differs() -> None:
+    assert informative_groups(REWARDS_OF_GROUPS, 4).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("reward", [0.1, 0.3, 0.6, 0.7, 0.9, 1.2])
-def test_equal_rewards_have_no_signal_however_their_mean_is_rounded(reward: float) -> None:
+def test_equal_rewards_are_not_informative_however_their_mean_is_rounded(reward: float) -> None:
     """Their advantages by TRL's formula are not zero: the mean of eight such float32 numbers is rounded."""
     rewards = torch.full((8,), reward)
-    assert not groups_with_signal(rewards, 8).any()
+    assert not informative_groups(rewards, 8).any()
     assert not better_completions(rewards, 8, "above_mean", 0.5).any()
 
 
@@ -100,27 +101,27 @@ def test_drawing_is_a_function_of_its_seeds() -> None:
         draw_further(3, [0], 3, 0)
 
 
-def some_teach_reward(prompts: Any, completions: list[Any], question: list[AudioQuestion], **_: Any) -> list[float]:
+def some_vary_reward(prompts: Any, completions: list[Any], question: list[AudioQuestion], **_: Any) -> list[float]:
     """Questions with an odd number get rewards 0, 1, 2, ... in a group; all others the same."""
     return [float(row % 4 if int(asked.id[1:]) % 2 else 1) for row, asked in enumerate(question)]
 
 
 @pytest.fixture
-def some_teach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REWARDS, "some_teach", some_teach_reward)
+def some_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REWARDS, "some_vary", some_vary_reward)
 
 
 def test_dynamic_sampling_in_training(
-    make_trainer: Any, questions: list[AudioQuestion], some_teach: None, monkeypatch: pytest.MonkeyPatch
+    make_trainer: Any, questions: list[AudioQuestion], some_vary: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Silent groups are replaced by further questions with a signal, and each row is scored with its own clip."""
-    trainer = make_trainer(dynamic_sampling=9, reward_funcs=["some_teach"], beta=0.04, max_steps=3)
+    """Zero-variance groups are replaced by informative ones, and each row is scored with its own clip."""
+    trainer = make_trainer(dynamic_sampling=9, reward_funcs=["some_vary"], beta=0.04, max_steps=3)
     seen = []
     rollout = type(trainer)._generate_and_score_completions
 
     def watch(self: Any, inputs: Any) -> Any:
         output = rollout(self, inputs)
-        seen.append((inputs, output, self._inputs["train"]))
+        seen.append(output)
         return output
 
     monkeypatch.setattr(type(trainer), "_generate_and_score_completions", watch)
@@ -130,11 +131,12 @@ def test_dynamic_sampling_in_training(
     assert replaced >= 1
     with open(Path(trainer.args.output_dir) / "completions.csv", encoding="utf-8", newline="") as lines:
         table = list(csv.DictReader(lines))
-    assert [float(row["some_teach_reward"]) for row in table] == [0, 1, 2, 3] * 3
+    assert [float(row["some_vary_reward"]) for row in table] == [0, 1, 2, 3] * 3
     assert all(int(row["id"][1:]) % 2 for row in table)  # the questions that took the places
-    for rows, output, inputs in seen:
-        # nine further prompts for three groups: half of the questions teach, so none stays silent with these seeds
-        assert groups_with_signal(output["advantages"], 4).all()
+    for output in seen:
+        rows, inputs = output["rollout"][0].rows, output["rollout"][0].inputs
+        # nine further prompts for three groups: half of the questions vary, so all places are filled with these seeds
+        assert informative_groups(output["advantages"], 4).all()
         for group, row in enumerate(rows[::4]):
             assert int(row["question"].id[1:]) % 2
             ids = output["prompt_ids"][4 * group][output["prompt_mask"][4 * group].bool()].tolist()
@@ -164,10 +166,10 @@ def test_dynamic_sampling_ends_where_the_questions_do(
     assert trainer.state.log_history[0]["dynamic_sampling/drawn"] == 1
 
 
-def test_what_is_logged_is_of_the_questions_asked_first(make_trainer: Any, some_teach: None) -> None:
+def test_what_is_logged_is_of_the_questions_asked_first(make_trainer: Any, some_vary: None) -> None:
     logs = []
     for further in (0, 9):
-        trainer = make_trainer(dynamic_sampling=further, reward_funcs=["some_teach"], max_steps=1)
+        trainer = make_trainer(dynamic_sampling=further, reward_funcs=["some_vary"], max_steps=1)
         trainer.train()
         logs.append(trainer.state.log_history[0])
     assert logs[1]["dynamic_sampling/drawn"] > 0
@@ -176,11 +178,11 @@ def test_what_is_logged_is_of_the_questions_asked_first(make_trainer: Any, some_
 
 
 @pytest.mark.parametrize("sharing", ["auto", "off"])
-def test_filtered_completions_count_as_zero(make_trainer: Any, sharing: str, some_teach: None) -> None:
+def test_filtered_completions_count_as_zero(make_trainer: Any, sharing: str, some_vary: None) -> None:
     """The loss with a filter is the sum over the kept completions, over all of them: written out from the log-probs."""
     losses = {}
     for advantage_filter in ("none", "above_mean"):
-        trainer = make_trainer(advantage_filter=advantage_filter, reward_funcs=["some_teach"], sharing=sharing, seed=5)
+        trainer = make_trainer(advantage_filter=advantage_filter, reward_funcs=["some_vary"], sharing=sharing, seed=5)
         trainer.create_optimizer_and_scheduler(2)
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1

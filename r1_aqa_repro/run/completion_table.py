@@ -1,0 +1,41 @@
+"""`completions.csv` of a run folder: what the policy says while it is trained."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r1_aqa_repro.common.files import write_atomically
+
+
+class CompletionTable:
+    """A few completions of every logged step, with their rewards.
+
+    The file begins with the first rows: with those of an earlier run that came from steps before the one that is
+    resumed. Rows of steps that are done again are dropped, and so is a row that a kill cut off.
+    """
+
+    def __init__(self, run_folder: str | Path | None):
+        self.file = Path(str(run_folder)) / "completions.csv"
+        self._columns: list[str] = []
+
+    def add(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Append the rows of a step, all with the same columns."""
+        if not self._columns:
+            self._begin(["step", *rows[0]], before=step)
+        with open(self.file, "a", encoding="utf-8", newline="") as target:
+            csv.DictWriter(target, self._columns).writerows({"step": step} | row for row in rows)
+
+    def _begin(self, columns: list[str], before: int) -> None:
+        self._columns = columns
+        kept: list[list[str]] = []
+        if before > 1 and self.file.is_file():
+            with open(self.file, encoding="utf-8", newline="") as lines:
+                rows = [row for row in csv.reader(lines) if len(row) == len(columns)][1:]
+            kept = [row for row in rows if int(row[0]) < before]
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([columns, *kept])
+        write_atomically(self.file, text.getvalue())
