@@ -59,8 +59,8 @@ def test_processes_that_need_different_things(
 ) -> None:
     """Replacing zero-variance groups, encoding clips once, leaving completions out, evaluating: ZeRO-3 as DDP.
 
-    Two of three questions have zero variance, so that one process often asks further ones for the sake of the other, has clips
-    in its cache that the other lacks, or nothing left to learn from in a batch.
+    Two of three questions have zero variance, so that one process often asks further ones for the sake of the other,
+    has clips in its cache that the other lacks, or nothing left to learn from in a batch.
     """
     manifest, held_out = tmp_path / "train.jsonl", tmp_path / "held_out.jsonl"
     write_manifest(manifest, questions[:19])

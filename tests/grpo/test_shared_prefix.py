@@ -188,6 +188,7 @@ def test_only_scored_positions_reach_the_head(world: World) -> None:
     group, lengths = CASES[RAGGED]
     rows = rows_for_loss(trainer, world.inputs(trainer, world.asked), group, lengths)
     shapes: list[tuple[int, ...]] = []
+    model: Any
     for model in (trainer.model, trainer.ref_model):
         hook = model.base_model.register_forward_hook(lambda *call: shapes.append(tuple(call[-1][0].shape)))
         with torch.no_grad():
