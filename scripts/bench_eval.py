@@ -27,19 +27,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `eval`, `scripts` and `r1_aqa_repro` also without an installation
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import GenerationConfig, Qwen2AudioForConditionalGeneration  # noqa: E402
+import torch
+import transformers
+from transformers import GenerationConfig, Qwen2AudioForConditionalGeneration
 
-from eval.generation import Generator  # noqa: E402
-from eval.grid import prompts_of  # noqa: E402
-from r1_aqa_repro.common.console import Options, positive, say  # noqa: E402
-from r1_aqa_repro.common.errors import EXIT_DONE, command  # noqa: E402
-from r1_aqa_repro.common.files import write_json  # noqa: E402
-from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio  # noqa: E402
-from r1_aqa_repro.data.prompts import build_messages  # noqa: E402
-from r1_aqa_repro.data.questions import AudioQuestion, read_questions  # noqa: E402
-from scripts.bench_grpo_step import PROMPT_STYLE, SETUPS, prepare  # noqa: E402
+from eval.generation import Generator
+from eval.grid import prompts_of
+from r1_aqa_repro.common.console import Options, positive, say
+from r1_aqa_repro.common.errors import EXIT_DONE, command
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
+from r1_aqa_repro.data.prompts import build_messages
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions
+from scripts.bench_grpo_step import PROMPT_STYLE, SETUPS, prepare
 
 SAMPLED = {"do_sample": True, "top_k": 50}  # what transformers makes of a checkpoint that only says that it samples
 GEOMETRIES = ("tiny", "mid")

@@ -1,50 +1,63 @@
 """Best of n, DPO, PPO and GRPO side by side: the same start, the same task, the same number of samples.
 
-    python -m scripts.compare_algorithms [--output-dir runs/compare_algorithms] [--seed 0]
+    python -m scripts.compare_algorithms [--output-dir runs/compare_algorithms] [--seed 0] [--samples 6400]
 
 The task is the part of the embedded text set that has to be learned from preferences (lists and safety); all four go
 by one reward model. Each may sample the same number of completions: GRPO and PPO while they train; DPO before, as the
 pairs of best of n; best of n itself learns nothing and samples n completions for every answer that it gives. Writes
-comparison.json and comparison.png. Every training runs in a process of its own, whose memory is measured.
+comparison.json and comparison.png.
 
-Interrupted, the same command goes on. On one CPU core, with a model too small for a GPU.
+After an interruption the same command goes on. On one CPU core, with a model too small for a GPU.
 
 Exit codes: 0 done; 1 a training failed; 2 refused; 130 interrupted.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import multiprocessing
-import os
-import signal
-import time
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project also without an installation
+
+import numpy as np
+import torch
 from rich.table import Table
 
-from r1_aqa_repro.common.console import Options, positive, say
-from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Refused, command
-from r1_aqa_repro.common.files import write_json
-from r1_aqa_repro.common.memory import peak_memory, reset_peak_memory
-from r1_aqa_repro.data.conversations import TextPrompt, read_prompts
+from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text
+from r1_aqa_repro.common.claim import claim
+from r1_aqa_repro.common.console import positive, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused
+from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.samples import Sampled, kl_bound
-
-if TYPE_CHECKING:
-    from scripts.workshop import Workshop
+from r1_aqa_repro.grpo.divergence import token_kls
+from r1_aqa_repro.model.inputs import text_inputs
+from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.run.checkpoints import FINAL
+from scripts.workshop import (
+    MAX_NEW_TOKENS,
+    Block,
+    TextWorkshop,
+    command_of_stages,
+    evaluated,
+    gain,
+    interval,
+    mean_reward,
+    options_of_run,
+    plotted,
+    table,
+    trainer_state,
+    without_rewards,
+)
 
 NUM = 8  # completions of a group and of best of n
 GRPO_PROMPTS, PPO_PROMPTS = 16, 64  # of a step
 STEP = max(NUM * GRPO_PROMPTS, PPO_PROMPTS)  # samples; the larger is a multiple of the other
 BEST_OF_N, DPO, PPO, GRPO = "best of n", "DPO", "PPO", "GRPO"
-_LIBRARIES = ("datasets", "trl", "r1_aqa_repro.rewards.registry")  # what the measured commands import, some of it late
+FOLDER = Path("runs") / "compare_algorithms"
 
 
 @dataclass(frozen=True)
@@ -88,37 +101,29 @@ KNOWN = {
 }
 
 
-@command
+@command_of_stages
 def main(argv: list[str]) -> int:
-    """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(argv)
-    _check_samples(arguments.samples)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also of the processes that are started
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from scripts.workshop import Interrupted, Workshop
-
-    folder: Path = arguments.output_dir
-    workshop = Workshop(folder.parent, arguments.seed)
-    say(f"comparison in {folder}, seed {arguments.seed}, {arguments.samples} samples each")
-    try:
-        contest = Contest(workshop, folder, arguments.samples)
-        contest.carry_out()
-    except Interrupted as interrupted:
-        return interrupted.code
+    """Carry out what is not done yet. Returns the exit code."""
+    parser = options_of_run(__doc__, f"{FOLDER}; start and reward model are kept beside it")
+    parser.add_argument("--samples", type=positive, default=6400, metavar="N",
+                        help="completions that each may sample (default: 6400)")  # fmt: skip
+    own = parser.parse_args(argv)
+    if own.samples % STEP:
+        what = f"{own.samples} is no multiple of {STEP}"
+        raise Refused.because("--samples", what, "Choose one: they make whole steps.")
+    folder = own.output_dir or FOLDER
+    workshop = TextWorkshop(folder.parent, own.seed)
+    say(f"comparison in {folder}, seed {own.seed}, {own.samples} samples each")
+    contest = Contest(workshop, folder, own.samples)
+    contest.carry_out()
     with workshop.stages(f"{folder.name}: evaluation"):
         comparison = contest.evaluate()
-    write_json(folder / "comparison.json", comparison)
+    comparison["seconds"] = workshop.stages.asked_for
     plot(folder / "comparison.png", comparison)
-    print_comparison(comparison, folder)
-    say(f"{sum(workshop.stages.asked_for.values()):.0f} s in all, set-up aside")
+    first, files = figures_of(comparison), f"Results: {folder}/comparison.json, {folder}/comparison.png"
+    said = (first, sentence(comparison["start"]), literature(), files)
+    workshop.report(folder, comparison, *said, file="comparison.json", width=110)
     return EXIT_DONE
-
-
-def _check_samples(samples: int) -> None:
-    """Refuse a budget that is not whole steps of everybody."""
-    if samples % STEP:
-        what = f"{samples} is no multiple of {STEP}"
-        raise Refused.because("--samples", what, "Choose one: they make whole steps.")
 
 
 class Contest:
@@ -130,16 +135,17 @@ class Contest:
         samples: that each may draw.
 
     Raises:
-        Refused: there are too few prompts for so many.
+        Refused: there are too few prompts for so many samples, or the folder is another comparison's.
     """
 
-    def __init__(self, workshop: Workshop, folder: Path, samples: int):
+    def __init__(self, workshop: TextWorkshop, folder: Path, samples: int):
         self.workshop, self.folder, self.samples = workshop, folder, samples
-        self.data = workshop.data()
-        prompts = len(read_prompts(self.data / "assist_prompts_train.jsonl").records)
+        prompts = len(workshop.prompts("assist_prompts_train"))
         if samples > NUM * prompts:
             what = f"DPO could not use {samples}: there are {NUM} for each of the {prompts} prompts to train on"
             raise Refused.because("--samples", what, f"Choose at most {NUM * prompts // STEP * STEP}.")
+        settings = {"seed": workshop.seed, "samples": samples}
+        claim(folder / "settings.json", settings, "Choose another --output-dir, or delete this one.")
         self.start, self.reward_model = workshop.policy(), workshop.reward_model()
 
     def carry_out(self) -> None:
@@ -148,205 +154,84 @@ class Contest:
         Raises:
             Interrupted: a part ended before it was done, and has said why.
         """
-        prompts = self.data / "assist_prompts_train.jsonl"
-        judge = ["--reward_model_name_or_path", str(self.reward_model)]
-        self._best_of_n("best_of_n", self.data / "assist_prompts_held_out.jsonl", ["--rewards", "true"], [1, 0])
-        self._best_of_n("pairs", prompts, ["--limit", str(self.samples // NUM)], [1])
-        self._train(DPO, "train_dpo", "dpo_embedded", self.folder / "pairs" / "pairs.jsonl", [])
-        for name, entry, config, per_step in (
-            (PPO, "train_ppo_text", "ppo_text_embedded", PPO_PROMPTS),
-            (GRPO, "train_grpo_text", "grpo_text_embedded", NUM * GRPO_PROMPTS),
-        ):
-            sizes = ["--max_steps", str(self.samples // per_step), "--prompts_per_step"]
-            sizes += [str(PPO_PROMPTS)] if name == PPO else [str(GRPO_PROMPTS), "--num_generations", str(NUM)]
-            self._train(name, entry, config, prompts, [*judge, *sizes])
+        prompts = self.workshop.data() / "assist_prompts_train.jsonl"
+        held_out = self.workshop.data() / "assist_prompts_held_out.jsonl"
+        self._best_of_n("best_of_n", held_out, ["--rewards", "true", "--reward-weights", "1", "0"])
+        pairs = self._best_of_n("pairs", prompts, ["--limit", str(self.samples // NUM), "--reward-weights", "1"])
+        rewards = ["--reward_model_name_or_path", str(self.reward_model)]
+        ppo = ["--max_steps", str(self.samples // PPO_PROMPTS), "--prompts_per_step", str(PPO_PROMPTS)]
+        grpo = ["--max_steps", str(self.samples // (NUM * GRPO_PROMPTS)), "--prompts_per_step", str(GRPO_PROMPTS)]
+        grpo += ["--num_generations", str(NUM)]
+        self._train(DPO, train_dpo, "dpo_embedded", pairs, [])
+        self._train(PPO, train_ppo_text, "ppo_text_embedded", prompts, [*rewards, *ppo])
+        self._train(GRPO, train_grpo_text, "grpo_text_embedded", prompts, [*rewards, *grpo])
 
-    def _best_of_n(self, name: str, prompts: Path, more: Sequence[str], weights: Sequence[float]) -> None:
-        from scripts.workshop import MAX_NEW_TOKENS
+    def _stage(self, part: str) -> str:
+        return f"{self.folder.name}: {part}"
 
-        argv = ["--model", str(self.start), "--reward-model", str(self.reward_model), "--prompts", str(prompts)]
-        argv += ["--out", str(self.folder / name), "--num", str(NUM), "--max-new-tokens", str(MAX_NEW_TOKENS), *more]
-        argv += ["--reward-weights", *map(str, weights), "--batch-size", "16", "--seed", str(self.workshop.seed)]
-        self._measured(name, "best_of_n", argv, self.folder / name / "pairs.jsonl")
+    def _best_of_n(self, name: str, prompts: Path, more: Sequence[str]) -> Path:
+        options = ["--reward-model", str(self.reward_model), "--num", str(NUM), "--batch-size", "16", *more]
+        return self.workshop.pairs(self._stage(name), self.start, prompts, self.folder / name, options)
 
-    def _train(self, name: str, entry: str, config: str, data: Path, more: Sequence[str]) -> None:
-        from r1_aqa_repro.run.checkpoints import FINAL
-        from scripts.workshop import ROOT
-
+    def _train(self, name: str, entry: Any, config: str, data: Path, more: Sequence[str]) -> None:
         out = self.folder / name.lower()
-        argv = ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--output_dir", str(out)]
-        argv += ["--model_name_or_path", str(self.start), "--train_file", str(data)]
-        self._measured(name.lower(), entry, [*argv, "--seed", str(self.workshop.seed), *more], out / FINAL)
-
-    def _measured(self, name: str, module: str, argv: Sequence[str], done: Path) -> None:
-        """Run a module's command where `done` is not there, and add what it took to `measured.json`."""
-        from scripts.workshop import Interrupted
-
-        file = self.folder / "measured.json"
-        records = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if name in records and records[name]["argv"] != list(argv):
-            what = f"its part {name} was made with other settings ({' '.join(records[name]['argv'])})"
-            raise Refused.because(str(self.folder), what, "Choose another --output-dir, or delete this one.")
-        if done.exists() and name in records:
-            return
-        with self.workshop.stages(f"{self.folder.name}: {name}"):
-            code, seconds, memory = in_own_process(f"r1_aqa_repro.{module}", argv, _LIBRARIES)
-        before = records.get(name, {"seconds": 0.0, "memory_mb": 0.0})  # of a part that was interrupted
-        records[name] = {
-            "seconds": before["seconds"] + seconds,
-            "memory_mb": max(before["memory_mb"], memory),
-            "argv": list(argv),
-        }
-        write_json(file, records)
-        if code != EXIT_DONE:
-            raise Interrupted(code)
+        self.workshop.train(self._stage(name.lower()), entry, config, out, self.start, data, more)
 
     def evaluate(self) -> dict[str, Any]:
-        """The content of comparison.json."""
-        from r1_aqa_repro.common.intervals import mean_interval, paired_gain
-        from r1_aqa_repro.run.checkpoints import FINAL
-        from scripts.workshop import judged
-
-        seed = self.workshop.seed
-        prompts = read_prompts(self.data / "assist_prompts_held_out.jsonl").records
-        measured = json.loads((self.folder / "measured.json").read_text(encoding="utf-8"))
-        before = judged(self.start, prompts, seed, self.reward_model)
-        parameters = {"policy": parameters_of(self.start), "critic": parameters_of(self.reward_model)}
-        algorithms: dict[str, dict[str, Any]] = {}
+        """The content of comparison.json, but for the seconds of all stages."""
+        seed, prompts = self.workshop.seed, self.workshop.prompts("assist_prompts_held_out")
+        before = evaluated(self.start, prompts, seed, self.reward_model)
+        critic = load_reward_model(self.reward_model, load_tokenizer(self.reward_model))
+        parameters = {"policy": load_policy(self.start).num_parameters(), "critic": critic.num_parameters()}
+        blocks = {BEST_OF_N: self._best_answers()}
         for name in (DPO, PPO, GRPO):
             final = self.folder / name.lower() / FINAL
-            block = judged(final, prompts, seed, self.reward_model)
-            block["kl"] = divergence(final, self.start, prompts, seed)
-            algorithms[name] = block | self._costs(name.lower(), measured)
-        chosen, scores = best_answers(self.folder / "best_of_n" / "samples.jsonl")
-        mean, low, high = mean_interval(chosen)
+            blocks[name] = evaluated(final, prompts, seed, self.reward_model) | self._costs(name.lower())
+            blocks[name]["kl"] = divergence(final, self.start, prompts, seed)
+        blocks[DPO]["sampling_seconds"] = self.workshop.stages.asked_for[self._stage("pairs")]
         algorithms = {
-            BEST_OF_N: {
-                "true_reward": mean,
-                "ci95": [low, high],
-                "n": len(chosen),
-                "rewards": chosen,
-                "model_reward": sum(scores) / len(scores),
-                "kl": {"nats_an_answer": kl_bound(NUM), "upper_bound": True},
-                "seconds": measured["best_of_n"]["seconds"],
-                "seconds_a_step": measured["best_of_n"]["seconds"] / len(chosen),
-                "memory_mb": measured["best_of_n"]["memory_mb"],
-            }
-        } | algorithms
-        algorithms[DPO]["sampling_seconds"] = measured["pairs"]["seconds"]
-        algorithms[DPO]["memory_mb"] = max(measured[part]["memory_mb"] for part in ("pairs", "dpo"))
-        for name, block in algorithms.items():
-            gain, low, high = paired_gain(before["rewards"], block.pop("rewards"))
-            block |= {
-                "gain": {"true_reward": gain, "ci95": [low, high]},
+            name: without_rewards(block)
+            | {
+                "gain": gain(before, block),
                 "samples": 0 if name == BEST_OF_N else self.samples,
                 "samples_an_answer": NUM if name == BEST_OF_N else 1,
                 "models": KNOWN[name].models,
                 "trainable_parameters": sum(parameters[part] for part in KNOWN[name].trained),
                 "literature": KNOWN[name].literature,
             }
-        del before["rewards"]
+            for name, block in blocks.items()
+        }
         return {
             "algorithms": algorithms,
-            "start": before,
+            "start": without_rewards(before),
             "samples": self.samples,
             "seed": seed,
-            "seconds": self.workshop.stages.asked_for,
             "how": {
                 "true_reward": "held-out prompts, one answer each, sampled at temperature 1; 95 % intervals",
                 "kl": "to the start, on held-out answers of the trained model; at each token exact over the vocabulary",
-                "memory_mb": "highest resident memory of the process, over what it was after importing everything",
-                "seconds": "of the whole process but its start and imports",
+                "seconds": "of training, or of the whole sampling",
             },
         }
 
-    def _costs(self, name: str, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        from r1_aqa_repro.run.checkpoints import last_checkpoint
-
-        checkpoint = last_checkpoint(self.folder / name)
-        assert checkpoint is not None, "a finished training leaves its last checkpoint"
-        steps = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        run = json.loads((self.folder / name / "run.json").read_text(encoding="utf-8"))
-        return {
-            "seconds": measured[name]["seconds"],
-            "memory_mb": measured[name]["memory_mb"],
-            "steps": steps,
-            "seconds_a_step": sum(run["seconds"].values()) / steps,
+    def _best_answers(self) -> Block:
+        rewards, scores = best_answers(self.folder / "best_of_n" / "samples.jsonl")
+        seconds = self.workshop.stages.asked_for[self._stage("best_of_n")]
+        return mean_reward(rewards) | {
+            "rewards": rewards,
+            "model_reward": sum(scores) / len(scores),
+            "kl": {"nats_an_answer": kl_bound(NUM), "upper_bound": True},
+            "seconds": seconds,
+            "seconds_a_step": seconds / len(rewards),
         }
 
-
-def in_own_process(module: str, argv: Sequence[str], libraries: Sequence[str] = ()) -> tuple[int, float, float]:
-    """Run the `main(argv)` of a module in a new process.
-
-    Ctrl-C and SIGTERM reach it; it keeps its work, and this process waits for that.
-
-    Args:
-        module: its full name.
-        argv: of its command.
-        libraries: modules that are imported before the measuring begins, so that what `main` imports late is not
-            counted.
-
-    Returns:
-        Exit code, seconds, and MB of memory over what the process took before it began.
-    """
-    context = multiprocessing.get_context("spawn")  # a forked one would begin with this one's memory
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(module, list(argv), list(libraries), sending))
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        process.terminate()
-
-    earlier = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        process.start()
-        sending.close()
-        while True:
-            try:
-                process.join()
-                break
-            except KeyboardInterrupt:  # it has reached the other process too
-                continue
-        code, seconds, memory = receiving.recv() if receiving.poll() else (EXIT_FAILED, 0.0, 0.0)
-    except EOFError:  # it died without a word
-        code, seconds, memory = (EXIT_INTERRUPTED if process.exitcode == -signal.SIGTERM else EXIT_FAILED), 0.0, 0.0
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
-    return code, seconds, memory
-
-
-def _run(module: str, argv: list[str], libraries: list[str], sending: Connection) -> None:
-    entry = importlib.import_module(module)
-    for library in libraries:
-        importlib.import_module(library)
-    began, memory = time.perf_counter(), reset_peak_memory()
-    code = entry.main(argv)
-    sending.send((code, time.perf_counter() - began, peak_memory() - memory))
-
-
-def parameters_of(checkpoint: Path) -> int:
-    """How many numbers the weights of a checkpoint are."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in checkpoint.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
-                size = 1
-                for length in opened.get_slice(name).get_shape():
-                    size *= length
-                total += size
-    return total
+    def _costs(self, name: str) -> Block:
+        run = json.loads((self.folder / name / "run.json").read_text(encoding="utf-8"))
+        steps, seconds = trainer_state(self.folder / name)["global_step"], sum(run["seconds"].values())
+        return {"seconds": seconds, "steps": steps, "seconds_a_step": seconds / steps}
 
 
 def divergence(final: Path, start: Path, prompts: Sequence[TextPrompt], seed: int) -> dict[str, float]:
     """KL(final || start) in nats, a whole answer and a token."""
-    import torch
-
-    from r1_aqa_repro.grpo.divergence import token_kls
-    from r1_aqa_repro.model.inputs import text_inputs
-    from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
-    from scripts.workshop import MAX_NEW_TOKENS
-
     tokenizer = load_tokenizer(final)
     inputs = text_inputs(tokenizer, [prompt.messages for prompt in prompts])
     answers = token_kls(load_policy(final), load_policy(start), tokenizer, inputs, MAX_NEW_TOKENS, seed)
@@ -361,54 +246,22 @@ def best_answers(samples: Path) -> tuple[list[float], list[float]]:
     rewards, scores = [], []
     for line in samples.read_text(encoding="utf-8").splitlines():
         sampled = Sampled(**json.loads(line))
-        best = max(range(len(sampled.scores)), key=sampled.scores.__getitem__)
+        best = int(np.argmax(sampled.scores))
         rewards.append(sampled.rewards["true"][best])
         scores.append(sampled.scores[best])
     return rewards, scores
 
 
-def print_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
-    """The table, and what the literature says."""
-    algorithms, start = comparison["algorithms"], comparison["start"]
-    table = Table(title=f"the same start, task and {comparison['samples']} samples", title_style="bold")
-    table.add_column("")
-    for name in algorithms:
-        table.add_column(name, justify="right")
-    for label, show in _ROWS.items():
-        table.add_row(label, *(show(block) for block in algorithms.values()))
-    console = Console(width=max(110, Console().width))
-    console.print(table)
-    low, high = start["ci95"]
-    console.print(
-        f"The start: true reward {start['true_reward']:.3f} ({low:.3f} to {high:.3f}), model reward "
-        f"{start['model_reward']:.2f}. A step is an update of DPO, a rollout with its updates of PPO and GRPO, and an "
-        "answer of best of n. Memory is over that of the imported libraries.",
-        highlight=False,
-    )
-    said = Table(title="what the literature says", title_style="bold", show_lines=True)
-    said.add_column("")
-    said.add_column("")
-    for name, block in algorithms.items():
-        said.add_row(name, block["literature"])
-    console.print(said)
-    console.print(f"Results: {folder}/comparison.json, {folder}/comparison.png", highlight=False)
-
-
-def _with_interval(block: Mapping[str, Any]) -> str:
-    low, high = block["ci95"]
-    return f"{block['true_reward']:.3f}\n{low:.3f} to {high:.3f}"
-
-
-def _gain(block: Mapping[str, Any]) -> str:
+def _gain(block: Block) -> str:
     low, high = block["gain"]["ci95"]
     return f"{block['gain']['true_reward']:+.3f}\n{low:+.3f} to {high:+.3f}"
 
 
-def _kl(block: Mapping[str, Any]) -> str:
+def _kl(block: Block) -> str:
     return f"{'at most ' if block['kl'].get('upper_bound') else ''}{block['kl']['nats_an_answer']:.2f}"
 
 
-def _seconds(block: Mapping[str, Any]) -> str:
+def _seconds(block: Block) -> str:
     sampling = f" + {block['sampling_seconds']:.0f} sampling" if "sampling_seconds" in block else ""
     return f"{block['seconds']:.0f}{sampling}"
 
@@ -416,55 +269,56 @@ def _seconds(block: Mapping[str, Any]) -> str:
 _ROWS = {
     "models in memory": lambda block: block["models"].replace("; ", "\n"),
     "trainable parameters": lambda block: f"{block['trainable_parameters']:,}",
-    "peak memory, MB": lambda block: f"{block['memory_mb']:.0f}",
     "seconds": _seconds,
     "seconds a step": lambda block: f"{block['seconds_a_step']:.3f}",
     "samples in training": lambda block: f"{block['samples']:,}",
     "samples an answer": lambda block: str(block["samples_an_answer"]),
-    "true reward": _with_interval,
+    "true reward": lambda block: f"{block['true_reward']:.3f}\n{interval(block)}",
     "gain over the start": _gain,
     "model reward": lambda block: f"{block['model_reward']:.2f}",
     "KL to the start, nats an answer": _kl,
 }
 
 
+def figures_of(comparison: Mapping[str, Any]) -> Table:
+    """The algorithms as columns, one row a figure."""
+    algorithms = comparison["algorithms"]
+    shown = table(f"the same start, task and {comparison['samples']} samples", "", *algorithms)
+    for label, show in _ROWS.items():
+        shown.add_row(label, *(show(block) for block in algorithms.values()))
+    return shown
+
+
+def sentence(start: Block) -> str:
+    """What the start is worth, and what a step is."""
+    return (
+        f"The start: true reward {start['true_reward']:.3f} ({interval(start)}), model reward "
+        f"{start['model_reward']:.2f}. A step is an update of DPO, a rollout with its updates of PPO and GRPO, and an "
+        "answer of best of n."
+    )
+
+
+def literature() -> Table:
+    """What the literature says of each algorithm."""
+    said = Table("", "", title="what the literature says", title_style="bold", show_lines=True)
+    for name, known in KNOWN.items():
+        said.add_row(name, known.literature)
+    return said
+
+
 def plot(path: Path, comparison: Mapping[str, Any]) -> None:
-    """Draw true reward over KL, and memory and seconds as bars."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Draw true reward over KL, and seconds as bars."""
     algorithms, start = comparison["algorithms"], comparison["start"]
-    figure, (reward, memory, seconds) = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    points = {"start": start | {"kl": {"nats_an_answer": 0.0}}} | algorithms
-    for name, block in points.items():
-        low, high = block["ci95"]
-        spread = [[block["true_reward"] - low], [high - block["true_reward"]]]
-        reward.errorbar([block["kl"]["nats_an_answer"]], [block["true_reward"]], spread, fmt="o", capsize=3, label=name)
-    reward.set(title="true reward, 95 % intervals", xlabel="KL to the start, nats an answer")
-    reward.legend(fontsize="small")
-    memory.bar(list(algorithms), [block["memory_mb"] for block in algorithms.values()])
-    memory.set(title="peak memory over the libraries', MB")
-    seconds.bar(list(algorithms), [block["seconds"] for block in algorithms.values()], label="training or answering")
-    sampled = [block.get("sampling_seconds", 0.0) for block in algorithms.values()]
-    seconds.bar(list(algorithms), sampled, bottom=[block["seconds"] for block in algorithms.values()], label="sampling")
-    seconds.set(title="seconds")
-    seconds.legend(fontsize="small")
-    for axis in (reward, memory, seconds):
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def _parser() -> Options:
-    parser = Options(__doc__, "python -m scripts.compare_algorithms")
-    add = parser.add_argument
-    add("--output-dir", type=Path, default=Path("runs") / "compare_algorithms", metavar="DIR",
-        help="default: runs/compare_algorithms; start and reward model are kept beside it")  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N", help="of the text set and of everything else (default: 0)")
-    add("--samples", type=positive, default=6400, metavar="N", help="completions that each may sample (default: 6400)")
-    return parser
+    with plotted(path, "true reward, 95 % intervals", "seconds") as (reward, seconds):
+        for name, block in ({"start": start | {"kl": {"nats_an_answer": 0.0}}} | algorithms).items():
+            value, (low, high), kl = block["true_reward"], block["ci95"], block["kl"]["nats_an_answer"]
+            reward.errorbar([kl], [value], [[value - low], [high - value]], fmt="o", capsize=3, label=name)
+        reward.set(xlabel="KL to the start, nats an answer")
+        spent = [block["seconds"] for block in algorithms.values()]
+        seconds.bar(list(algorithms), spent, label="training or answering")
+        sampled = [block.get("sampling_seconds", 0.0) for block in algorithms.values()]
+        seconds.bar(list(algorithms), sampled, bottom=spent, label="sampling")
+        seconds.set(xlabel="")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/embedded_run.py [--num_train N] [--num_held_out N] [--any key of configs/grpo_embedded.yaml]
 
 Stages: question set -> small Qwen2-Audio -> SFT warm start -> evaluation -> GRPO -> evaluation, also with silence in
-place of the clips -> learning curve. Each stage keeps what it has done; the same command goes on after an interruption.
+place of the clips -> learning curve. Each stage keeps what it has done; after an interruption the same command goes on.
 """
 
 from __future__ import annotations
@@ -11,100 +11,105 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
-import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model is too small for a GPU
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # `eval` and `r1_aqa_repro` also without an installation
+sys.path.insert(0, str(ROOT))  # the project also without an installation
 
-from eval.run import EvalSettings, evaluate  # noqa: E402
-from r1_aqa_repro import train_grpo, train_sft  # noqa: E402
-from r1_aqa_repro.common.console import Options, say  # noqa: E402
-from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_REFUSED, Refused, command  # noqa: E402
-from r1_aqa_repro.common.files import write_json  # noqa: E402
-from r1_aqa_repro.common.stopwatch import Stages  # noqa: E402
-from r1_aqa_repro.data.prompts import prompt_text  # noqa: E402
-from r1_aqa_repro.data.questions import read_questions  # noqa: E402
-from r1_aqa_repro.embedded.question_set import write_question_set  # noqa: E402
-from r1_aqa_repro.embedded.tiny_model import build_tiny_qwen2_audio  # noqa: E402
-from r1_aqa_repro.grpo.divergence import kl_to_start  # noqa: E402
-from r1_aqa_repro.model import loading  # noqa: E402
-from r1_aqa_repro.rewards.registry import check_names  # noqa: E402
-from r1_aqa_repro.rewards.rules import REWARDS  # noqa: E402
-from r1_aqa_repro.run.checkpoints import FINAL  # noqa: E402
-from r1_aqa_repro.run.checks import check_free_space, check_grpo, check_settings  # noqa: E402
-from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config  # noqa: E402
-from r1_aqa_repro.run.folder import update_run  # noqa: E402
-from scripts.embedded_report import plot_learning_curve, print_results, results  # noqa: E402
+from rich.table import Table
 
+from eval.run import EvalSettings, evaluate
+from eval.scores import read_verdicts
+from eval.targets import EMBEDDED_HEADING
+from r1_aqa_repro import train_grpo, train_sft
+from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_REFUSED, Refused
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.data.prompts import prompt_text
+from r1_aqa_repro.data.questions import read_questions
+from r1_aqa_repro.embedded.question_set import write_question_set
+from r1_aqa_repro.embedded.tiny_model import build_tiny_qwen2_audio
+from r1_aqa_repro.grpo.divergence import kl_to_start
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.rewards.registry import check_names
+from r1_aqa_repro.rewards.rules import REWARDS
+from r1_aqa_repro.run.checks import check_free_space, check_grpo, check_settings
+from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
+from r1_aqa_repro.run.folder import RUN, update_run
+from scripts.workshop import (
+    Block,
+    Interrupted,
+    Workshop,
+    command_of_stages,
+    draw_log,
+    plotted,
+    results,
+    table,
+    trainer_state,
+)
+
+TRAIN, HELD_OUT = Path("train", "manifest.jsonl"), Path("held_out", "mmau_format.json")  # of the question set
 PROMPT_STYLE = "answer"
 EVAL_BATCH = 50
 KL_QUESTIONS = 120
 BYTES_A_QUESTION = 250_000  # two 3-s clips of 16-bit samples, and the checkpoints' share
 
+Scores = Mapping[str, Any]  # the content of a scores.json: accuracies in percent
 
-@command
+
+@command_of_stages
 def main(argv: list[str]) -> int:
     """Carry out every stage that is not done yet. Returns the exit code."""
     own, overrides = _parser().parse_known_args(argv)
-    grpo_argv = ["--config", str(own.grpo_config), *overrides]
-    data_settings, training, model = parse_config(AudioGRPOConfig, grpo_argv)
+    data_settings, training, model = parse_config(AudioGRPOConfig, ["--config", str(own.grpo_config), *overrides])
     folder = Path(str(training.output_dir))
-    data, start, sft = folder / "data", folder / "start", folder / "sft"
-    manifest, held_out = data / "train" / "manifest.jsonl", data / "held_out" / "mmau_format.json"
+    data, start, sft, scored = folder / "data", folder / "start", folder / "sft", folder / "eval"
+    held_out = data / HELD_OUT
     problems = check_settings(training, model) + check_grpo(training, model)
     problems += check_names(training.reward_funcs, training.reward_weights, REWARDS)
     if not folder.exists():
         problems += check_free_space(folder, own.num_train * BYTES_A_QUESTION, "clips and checkpoints")
     if problems:
         raise Refused(problems)
+    workshop = Workshop(folder, training.seed)
     if data_settings.overwrite and (data / "question_set.json").is_file():
-        for made in (data, start, sft, folder / "eval"):
-            shutil.rmtree(made, ignore_errors=True)
-        for name in ("stages.json", "results.json", "learning_curve.png"):
-            (folder / name).unlink(missing_ok=True)
-    stages = Stages(folder / "stages.json")
+        workshop.clear(data, start, sft, scored, folder / "results.json", folder / "learning_curve.png")
     say(f"embedded run in {folder}, seed {training.seed}")
 
-    with stages("data"):
+    with workshop.stages("data"):
         write_question_set(data, seed=training.seed, num_train=own.num_train, num_held_out=own.num_held_out)
-    with stages("model"):
+    with workshop.stages("model"):
         if not start.is_dir():
-            texts = [prompt_text(question, PROMPT_STYLE) for question in read_questions(manifest).records]
+            texts = [prompt_text(question, PROMPT_STYLE) for question in read_questions(data / TRAIN).records]
             build_tiny_qwen2_audio(start, texts=texts, seed=training.seed)
-    common = ["--train_file", str(manifest), "--seed", str(training.seed)]
-    with stages("sft"):
-        sft_argv = ["--config", str(own.sft_config), "--model_name_or_path", str(start), "--output_dir", str(sft)]
-        code = _train(train_sft, [*sft_argv, *common], sft, held_out)
-    if code != EXIT_DONE:
-        return code
-    scores = {}
-    with stages("eval_before"):
-        scores["before"] = _evaluate(sft / FINAL, held_out, folder / "eval" / "before")
-    with stages("grpo"):
-        argv = [*grpo_argv, *common, "--model_name_or_path", str(sft / FINAL)]
-        code = _train(train_grpo, argv, folder, held_out)
-    if code != EXIT_DONE:
-        return code
-    with stages("eval_after"):
-        scores["after"] = _evaluate(folder / FINAL, held_out, folder / "eval" / "after")
-        scores["blind"] = _evaluate(folder / FINAL, held_out, folder / "eval" / "blind_after", no_audio=True)
-    with stages("learning_curve"):
-        points = _curve(folder, sft / FINAL, held_out, own.curve_questions, training.seed)
-        last = json.loads((points[-1]["checkpoint"] / "trainer_state.json").read_text(encoding="utf-8"))
-        plot_learning_curve(folder / "learning_curve.png", last["log_history"], points)
+    warm = _train(workshop, "sft", train_sft, own.sft_config, sft, start, data)
+    with workshop.stages("eval_before"):
+        before = _evaluate(warm, held_out, scored / "before")
+        block_before = block_of(before, scored / "before")  # now: --overwrite lets GRPO delete the folder's evaluations
+    final = _train(workshop, "grpo", train_grpo, own.grpo_config, folder, warm, data, overrides)
+    with workshop.stages("eval_after"):
+        after = _evaluate(final, held_out, scored / "after")
+        without_audio = _evaluate(final, held_out, scored / "blind_after", no_audio=True)
+    with workshop.stages("learning_curve"):
+        points = _curve(folder, warm, held_out, own.curve_questions, training.seed)
+        plot_learning_curve(folder / "learning_curve.png", trainer_state(folder)["log_history"], points)
 
-    update_run(folder, seconds=stages.seconds)
-    verdicts = (folder / "eval" / "before" / "verdicts.jsonl", folder / "eval" / "after" / "verdicts.jsonl")
-    summary = results(scores["before"], scores["after"], scores["blind"], verdicts, training.seed, stages.seconds)
+    update_run(folder, seconds=workshop.stages.asked_for)
+    chance, first = after["baselines"]["chance"] / 100, after["baselines"]["always_first"] / 100
+    summary = results(
+        workshop,
+        {"accuracy": chance, "ci95": [chance, chance], "n": after["n"]},
+        block_before,
+        block_of(after, scored / "after"),
+        blind_after=_share(without_audio["total"]),
+        controls={"always_first": {"accuracy": first, "n": after["n"]}},
+    )
     summary["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    write_json(folder / "results.json", summary)
-    print_results(summary, scores["before"], scores["after"], folder)
-    say(f"{sum(stages.seconds.values()):.0f} s in all, set-up aside")
+    files = f"Results: {folder}/results.json, {folder}/learning_curve.png; model: {folder}/final"
+    workshop.report(folder, summary, accuracies(summary, before, after), sentence(summary), files)
     return EXIT_DONE
 
 
@@ -118,27 +123,29 @@ def _parser() -> Options:
     return parser
 
 
-def _train(entry: Any, argv: list[str], run: Path, held_out: Path) -> int:
-    """Train, and note in the run's run.json on what `eval.mmau` evaluates it unless told otherwise."""
-    code = _run_entry(entry, argv)
-    if code != EXIT_REFUSED:
-        relative = {"data": os.path.relpath(held_out, run), "audio_dir": os.path.relpath(held_out.parent, run)}
-        update_run(run, embedded_held_out=relative | {"prompt_style": PROMPT_STYLE})
-    return code
-
-
-def _run_entry(entry: Any, argv: list[str]) -> int:
-    """Run a training entry point here, or in NPROC processes if the environment asks for several."""
-    processes = os.environ.get("NPROC", "1")
-    if processes == "1":
-        return entry.main(argv)
-    launcher = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", processes]
-    with subprocess.Popen([*launcher, "-m", entry.__name__, *argv]) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # it reached the children too: wait for the checkpoint they are saving
-                continue
+def _train(
+    workshop: Workshop,
+    stage: str,
+    entry: Any,
+    config: Path,
+    run: Path,
+    model: Path,
+    data: Path,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train in NPROC processes, and note in run.json on what `eval.mmau` evaluates the checkpoints unless told
+    otherwise."""
+    manifest, held_out, processes = data / TRAIN, data / HELD_OUT, int(os.environ.get("NPROC", "1"))
+    code = EXIT_DONE
+    try:
+        return workshop.train(stage, entry, config, run, model, manifest, overrides, processes)
+    except Interrupted as interrupted:
+        code = interrupted.code
+        raise
+    finally:
+        if code != EXIT_REFUSED and (run / RUN).is_file():
+            relative = {"data": os.path.relpath(held_out, run), "audio_dir": os.path.relpath(held_out.parent, run)}
+            update_run(run, embedded_held_out=relative | {"prompt_style": PROMPT_STYLE})
 
 
 def _evaluate(checkpoint: Path, held_out: Path, out: Path, **settings: Any) -> dict[str, Any]:
@@ -171,8 +178,67 @@ def _curve(folder: Path, start: Path, held_out: Path, limit: int, seed: int) -> 
             kl = kl_to_start(policy, start_model, processor, questions, PROMPT_STYLE, max_new_tokens=16, seed=seed)
             write_json(kl_file, {"kl": kl, "questions": len(questions)})
         kl = json.loads(kl_file.read_text(encoding="utf-8"))["kl"]
-        points.append({"step": step, "checkpoint": checkpoint, "scores": scores, "kl": kl})
+        points.append({"step": step, "scores": scores, "kl": kl})
     return points
+
+
+def block_of(scores: Scores, folder: Path) -> Block:
+    """What results.json says of an evaluation, in fractions; `rewards` are the verdicts, question by question."""
+    return _share(scores["total"]) | {
+        "format_rate": scores["format_rate"],
+        "by_task": {task: _share(tally) for task, tally in scores["task"].items()},
+        "rewards": [verdict["official"] for verdict in read_verdicts(folder / "verdicts.jsonl").values()],
+    }
+
+
+def _share(tally: Mapping[str, Any]) -> Block:
+    """A tally in percent as fractions."""
+    return {"accuracy": tally["accuracy"] / 100, "ci95": [bound / 100 for bound in tally["ci95"]], "n": tally["n"]}
+
+
+def accuracies(summary: Mapping[str, Any], before: Scores, after: Scores) -> Table:
+    """Accuracy by task, difficulty and family, before and after."""
+    shown = table(EMBEDDED_HEADING, "", "n", "before", "after", "gain")
+    for group in ("task", "difficulty", "sub_category"):
+        for label, tally in after[group].items():
+            old, new = before[group][label]["accuracy"], tally["accuracy"]
+            shown.add_row(label, str(tally["n"]), f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}")
+        shown.add_section()
+    old, total, gain = before["total"]["accuracy"], after["total"], summary["gain"]
+    low, high = (100 * bound for bound in gain["ci95"])
+    change = f"{100 * gain['accuracy']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    shown.add_row("total", str(total["n"]), f"{old:.1f}", f"{total['accuracy']:.1f}", change, style="bold")
+    return shown
+
+
+def sentence(summary: Mapping[str, Any]) -> str:
+    """What the table's figures stand beside."""
+    chance, without_audio = summary["chance"]["accuracy"], summary["blind_after"]["accuracy"]
+    return (
+        f"Accuracy in percent on held-out questions, greedy decoding. Chance {100 * chance:.1f}; the trained model "
+        f"given silence {100 * without_audio:.1f}; format {100 * summary['after']['format_rate']:.1f} %."
+    )
+
+
+def plot_learning_curve(path: Path, log_history: list[dict[str, float]], points: list[dict[str, Any]]) -> None:
+    """Draw reward, held-out accuracy by task, reward std, entropy and KL to the start over steps.
+
+    Args:
+        path: the PNG to write.
+        log_history: the trainer's log, one entry a step.
+        points: evaluated checkpoints: `step`, `scores` (content of scores.json), `kl`.
+    """
+    steps, scores = [point["step"] for point in points], [point["scores"] for point in points]
+    accuracy_title = f"held-out accuracy, % of {scores[0]['n']}"
+    titles = ("reward (accuracy + format)", accuracy_title, "reward std", "entropy (nats a token)")
+    with plotted(path, *titles, "KL to the start (nats a token)") as (reward, accuracy, spread, entropy, kl):
+        for axis, name in ((reward, "reward"), (spread, "reward_std"), (entropy, "entropy")):
+            draw_log(axis, log_history, name)
+        for task in scores[0]["task"]:
+            accuracy.plot(steps, [each["task"][task]["accuracy"] for each in scores], marker=".", label=task)
+        accuracy.plot(steps, [each["total"]["accuracy"] for each in scores], color="black", label="total")
+        accuracy.axhline(scores[0]["baselines"]["chance"], color="grey", linestyle=":", label="chance")
+        kl.plot(steps, [point["kl"] for point in points], marker=".")
 
 
 if __name__ == "__main__":

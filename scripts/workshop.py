@@ -1,24 +1,37 @@
-"""The embedded text runs: every stage from nothing to a results.json, each keeping what it has done.
+"""What runs of several stages share: running and timing a stage, evaluating, results.json, curves and tables.
 
-A stage trains with an entry point, as a user does, on the embedded text set. What it starts from (the set, the common
-start made by supervised fine-tuning, the reward model) is made first where it is not there, in folders beside its own.
+A stage trains with an entry point, as a user does, and keeps what it has done: the same command goes on after an
+interruption. The embedded text runs also share what they start from (`TextWorkshop`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Column, Table
 
-from r1_aqa_repro import train_reward_model, train_sft_text
-from r1_aqa_repro.common.errors import EXIT_DONE
-from r1_aqa_repro.common.files import open_locked
+from r1_aqa_repro import best_of_n, train_reward_model, train_sft_text
+from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.errors import EXIT_DONE, command
+from r1_aqa_repro.common.files import open_locked, write_json
 from r1_aqa_repro.common.intervals import mean_interval, paired_gain
 from r1_aqa_repro.common.stopwatch import Stages
-from r1_aqa_repro.data.conversations import TextPrompt, answer
+from r1_aqa_repro.data.conversations import TextPrompt, answer, read_prompts
 from r1_aqa_repro.embedded.text_set import write_text_set
 from r1_aqa_repro.embedded.text_tasks import TASKS, true_reward, vocabulary_texts
 from r1_aqa_repro.embedded.tiny_qwen2 import build_tiny_qwen2
@@ -26,35 +39,149 @@ from r1_aqa_repro.model.generation import generate, greedy_config, sampling_conf
 from r1_aqa_repro.model.inputs import text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.reward_model import score_conversations
-from r1_aqa_repro.run.checkpoints import FINAL
+from r1_aqa_repro.run.checkpoints import FINAL, last_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_NEW_TOKENS = 24  # the longest good answer takes 22
+MAX_NEW_TOKENS = 24  # the longest good answer of the text set takes 22
+FIGURES = ("accuracy", "pair_accuracy", "true_reward")  # one of them stands in every block of results.json
 _AT_ONCE = 120  # prompts
+
+Block = dict[str, Any]  # of results.json: a figure, its `ci95` and `n`; `rewards` holds one value a question
 
 
 class Interrupted(Exception):
-    """A stage ended before it was done; `code` is the exit code."""
+    """A stage ended before it was done, and has said why; `code` is the exit code."""
 
     def __init__(self, code: int):
         self.code = code
 
 
+def command_of_stages(main: Callable[[list[str]], int]) -> Callable[..., int]:
+    """`command` for a run of several stages: a stage that ends early ends the run with its own exit code.
+
+    The models are too small for a GPU, so that none is used; and a bar for every thousand short lines of data is not
+    shown.
+    """
+
+    @command
+    @functools.wraps(main)
+    def run(argv: list[str]) -> int:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        datasets.disable_progress_bars()
+        try:
+            return main(argv)
+        except Interrupted as interrupted:
+            return interrupted.code
+
+    return run
+
+
+def options_of_run(doc: str | None, folder: str) -> Options:
+    """The options that every text run has; `folder` is its default folder."""
+    parser = Options(doc)
+    parser.add_argument("--output-dir", type=Path, help=f"folder of the run (default: {folder})")
+    parser.add_argument("--seed", type=int, default=0, help="of data, models and trainings (default: 0)")
+    return parser
+
+
+# --- Running and timing
+
+
 class Workshop:
-    """What the embedded text runs of one seed start from, in one folder; made when it is asked for.
+    """A folder in which one process at a time carries out stages, and their seconds.
 
     Args:
-        folder: `runs`, or wherever a run's own folder lies.
-        seed: of the text set and of every training.
+        folder: made if it is not there.
+        seed: of every training.
 
     Raises:
         Refused: another process has the folder.
     """
 
+    LOCK, SECONDS = ".lock", "stages.json"
+
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
-        self._lock = open_locked(folder / ".text_runs.lock", "Choose an --output_dir in another folder.")
-        self.stages = Stages(folder / "text_stages.json")
+        self._lock = open_locked(folder / self.LOCK, "Choose an --output_dir in another folder.")
+        self.stages = Stages(folder / self.SECONDS)
+
+    def clear(self, *made: Path) -> None:
+        """Delete what an earlier run has made, and its seconds."""
+        for path in made:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (self.folder / self.SECONDS).unlink(missing_ok=True)
+
+    def run(self, stage: str, entry: Any, argv: Sequence[str], processes: int = 1) -> None:
+        """Run the command of a module, here or in several processes of their own.
+
+        Raises:
+            Interrupted: it did not end with exit code 0.
+        """
+        with self.stages(stage):
+            code = entry.main(list(argv)) if processes == 1 else _launched(entry, argv, processes)
+        if code != EXIT_DONE:
+            raise Interrupted(code)
+
+    def train(
+        self,
+        stage: str,
+        entry: Any,
+        config: Path | str,
+        out: Path,
+        model: Path,
+        data: Path,
+        overrides: Sequence[str] = (),
+        processes: int = 1,
+    ) -> Path:
+        """Train with an entry point unless that is done; returns the final checkpoint.
+
+        Args:
+            stage: whose seconds these are.
+            entry: the module of the entry point.
+            config: a file, or the name of one in `configs/`.
+            out: folder of the training.
+            model: where it starts.
+            data: its training file.
+            overrides: further keys of the configuration.
+            processes: how many train together.
+
+        Raises:
+            Interrupted: it refused, failed or was interrupted.
+        """
+        file = ROOT / "configs" / f"{config}.yaml" if isinstance(config, str) else config
+        argv = ["--config", str(file), "--output_dir", str(out), "--seed", str(self.seed)]
+        argv += ["--model_name_or_path", str(model), "--train_file", str(data), *overrides]
+        self.run(stage, entry, argv, processes)
+        return out / FINAL
+
+    def report(
+        self, folder: Path, summary: Mapping[str, Any], *shown: Table | str, file: str = "results.json", width: int = 80
+    ) -> None:
+        """Write what a run has found, show it (in so many columns at least), and say what the run has taken."""
+        write_json(folder / file, summary)
+        console = Console(width=max(width, Console().width))
+        for each in shown:
+            console.print(each, highlight=False)
+        say(f"{sum(self.stages.asked_for.values()):.0f} s in all, set-up aside")
+
+
+def _launched(entry: Any, argv: Sequence[str], processes: int) -> int:
+    launcher = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", str(processes)]
+    with subprocess.Popen([*launcher, "-m", entry.__name__, *argv]) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # it reached the children too: wait for the checkpoint they are saving
+                continue
+
+
+class TextWorkshop(Workshop):
+    """What the embedded text runs of one seed start from, each made when it is first asked for.
+
+    Their folders lie beside each other in one folder, `runs` unless asked otherwise.
+    """
+
+    LOCK, SECONDS = ".text_runs.lock", "text_stages.json"
 
     def data(self) -> Path:
         """The embedded text set."""
@@ -62,6 +189,10 @@ class Workshop:
         with self.stages("data"):
             write_text_set(out, seed=self.seed)
         return out
+
+    def prompts(self, name: str) -> list[TextPrompt]:
+        """Those of a file of the text set."""
+        return read_prompts(self.data() / f"{name}.jsonl").records
 
     def start(self) -> Path:
         """A small Qwen2 with random weights."""
@@ -72,48 +203,36 @@ class Workshop:
         return out
 
     def policy(self) -> Path:
-        """The common start: `start` after supervised fine-tuning on answers of mixed quality; the one that is there."""
+        """The common start: `start` after supervised fine-tuning on answers of mixed quality."""
         data, start = self.data() / "sft.jsonl", self.start()
-        return self._there("sft", "train_sft_text") or self.train(
-            "sft", train_sft_text, "sft_text_embedded", "train_sft_text", start, data
-        )
+        return self._trained_once("sft", train_sft_text, "sft_text_embedded", "train_sft_text", start, data)
 
     def reward_model(self) -> Path:
-        """A reward model that has learned from preference pairs; the one that is there."""
+        """A reward model that has learned from preference pairs."""
         data, start = self.data() / "pairs_train.jsonl", self.policy()
-        return self._there("reward_model", "train_reward_model") or self.train(
-            "reward_model", train_reward_model, "reward_model_embedded", "train_reward_model", start, data
-        )
+        config, folder = "reward_model_embedded", "train_reward_model"
+        return self._trained_once("reward_model", train_reward_model, config, folder, start, data)
 
-    def _there(self, stage: str, folder: str) -> Path | None:
-        """What a stage has made, with settings of one's own perhaps; None where it is not done."""
-        final = self.folder / folder / FINAL
-        if not final.is_dir():
-            return None
-        with self.stages(stage):
-            return final
+    def _trained_once(self, stage: str, entry: Any, config: str, folder: str, model: Path, data: Path) -> Path:
+        """The model that is there, trained with settings of the user's own perhaps; otherwise trained now."""
+        out = self.folder / folder
+        if (out / FINAL).is_dir():
+            with self.stages(stage):
+                return out / FINAL
+        return self.train(stage, entry, config, out, model, data)
 
-    def train(
-        self, stage: str, entry: Any, config: str, folder: str, model: Path, data: Path, overrides: Sequence[str] = ()
-    ) -> Path:
-        """`train_with`, counted for a stage, in one of the shared folders or below it."""
-        with self.stages(stage):
-            return train_with(entry, config, self.folder / folder, model, data, self.seed, overrides)
+    def pairs(self, stage: str, model: Path, prompts: Path, out: Path, options: Sequence[str]) -> Path:
+        """Preference pairs that rewards have made of a model's own answers.
+
+        Raises:
+            Interrupted: see `run`.
+        """
+        argv = ["--model", str(model), "--prompts", str(prompts), "--out", str(out), "--seed", str(self.seed)]
+        self.run(stage, best_of_n, [*argv, "--max-new-tokens", str(MAX_NEW_TOKENS), *options])
+        return out / "pairs.jsonl"
 
 
-def train_with(
-    entry: Any, config: str, out: Path, model: Path, data: Path, seed: int, overrides: Sequence[str] = ()
-) -> Path:
-    """Run an entry point where that is not yet done; the final checkpoint.
-
-    Raises:
-        Interrupted: it refused, failed or was interrupted, and has said why.
-    """
-    argv = ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--output_dir", str(out), "--seed", str(seed)]
-    code = entry.main([*argv, "--model_name_or_path", str(model), "--train_file", str(data), *overrides])
-    if code != EXIT_DONE:
-        raise Interrupted(code)
-    return out / FINAL
+# --- Evaluating text policies
 
 
 def answers_of(checkpoint: Path, prompts: Sequence[TextPrompt], seed: int, *, greedy: bool = False) -> list[str]:
@@ -131,20 +250,18 @@ def answers_of(checkpoint: Path, prompts: Sequence[TextPrompt], seed: int, *, gr
 
 
 def true_rewards(prompts: Sequence[TextPrompt], texts: Sequence[str]) -> list[float]:
-    """What answers to prompts of the embedded set are worth."""
+    """What answers to prompts of the embedded text set are worth."""
     return [true_reward(prompt.columns, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def judged(
-    checkpoint: Path, prompts: Sequence[TextPrompt], seed: int, reward_model: Path | None = None
-) -> dict[str, Any]:
-    """What a policy is worth on held-out prompts, as a block of results.json; `rewards` holds one value a prompt."""
+def evaluated(checkpoint: Path, prompts: Sequence[TextPrompt], seed: int, reward_model: Path | None = None) -> Block:
+    """What a policy is worth on held-out prompts."""
     texts = answers_of(checkpoint, prompts, seed)
     rewards = true_rewards(prompts, texts)
-    block = _mean(rewards) | {"rewards": rewards}
+    block = mean_reward(rewards) | {"rewards": rewards}
     tasks = [prompt.columns["task"] for prompt in prompts]
     block["by_task"] = {
-        task: _mean([reward for reward, its in zip(rewards, tasks, strict=True) if its == task])
+        task: mean_reward([reward for reward, its in zip(rewards, tasks, strict=True) if its == task])
         for task in dict.fromkeys(tasks)
     }
     block["greedy"] = float(np.mean(true_rewards(prompts, answers_of(checkpoint, prompts, seed, greedy=True))))
@@ -156,7 +273,7 @@ def judged(
     return block
 
 
-def chance_of(prompts: Sequence[TextPrompt], seed: int) -> dict[str, Any]:
+def chance_of(prompts: Sequence[TextPrompt], seed: int) -> Block:
     """What a good answer to another prompt of the same task is worth: the form without the content."""
     rng = np.random.default_rng(seed)
     rewards = []
@@ -165,24 +282,88 @@ def chance_of(prompts: Sequence[TextPrompt], seed: int) -> dict[str, Any]:
         others = [other for other in prompts if other.columns["task"] == task and other.id != prompt.id]
         other = others[int(rng.integers(len(others)))]
         rewards.append(true_reward(prompt.columns, TASKS[task].good(other.columns, rng)))
-    return _mean(rewards)
+    return mean_reward(rewards)
 
 
-def results(
-    chance: dict[str, Any], before: dict[str, Any], after: dict[str, Any], workshop: Workshop
-) -> dict[str, Any]:
-    """The content of results.json for a policy before and after a training, on the same prompts."""
-    gain, low, high = paired_gain(before.pop("rewards"), after.pop("rewards"))
-    return {
-        "chance": chance,
-        "before": before,
-        "after": after,
-        "gain": {"true_reward": gain, "ci95": [low, high]},
-        "seconds": workshop.stages.asked_for,
-        "seed": workshop.seed,
-    }
+# --- results.json
 
 
-def _mean(rewards: Sequence[float]) -> dict[str, Any]:
+def mean_reward(rewards: Sequence[float]) -> Block:
+    """The block of a mean true reward."""
     mean, low, high = mean_interval(rewards)
     return {"true_reward": mean, "ci95": [low, high], "n": len(rewards)}
+
+
+def gain(before: Block, after: Block) -> Block:
+    """What `after` is worth above `before` on the same questions, with the 95 % interval of a paired bootstrap."""
+    mean, low, high = paired_gain(before["rewards"], after["rewards"])
+    return {figure_of(after): mean, "ci95": [low, high]}
+
+
+def figure_of(block: Block) -> str:
+    """The name of the figure that a block holds."""
+    return next(name for name in FIGURES if name in block)
+
+
+def without_rewards(block: Block) -> Block:
+    """A block as results.json holds it."""
+    return {key: value for key, value in block.items() if key != "rewards"}
+
+
+def results(workshop: Workshop, chance: Block, before: Block, after: Block, **more: Any) -> dict[str, Any]:
+    """The content of results.json for a model before and after a training.
+
+    Args:
+        workshop: whose seed and seconds these are.
+        chance: what a guess is worth.
+        before, after: blocks; if both hold `rewards`, of the same questions, the gain is added.
+        more: further keys.
+    """
+    blocks = {"chance": chance, "before": without_rewards(before), "after": without_rewards(after)}
+    if "rewards" in before:
+        blocks["gain"] = gain(before, after)
+    return {**blocks, **more, "seconds": workshop.stages.asked_for, "seed": workshop.seed}
+
+
+def trainer_state(run: Path) -> dict[str, Any]:
+    """What the trainer of a finished run has written beside its last checkpoint, its log among it."""
+    checkpoint = last_checkpoint(run)
+    assert checkpoint is not None, "a finished training leaves its last checkpoint"
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+# --- Tables and curves
+
+
+def table(title: str, first: str, *others: str, **style: Any) -> Table:
+    """A table to be filled: names in the first column, figures aligned to the right in the others."""
+    columns = [Column(first), *(Column(name, justify="right") for name in others)]
+    return Table(*columns, title=title, title_style="bold", **style)
+
+
+def interval(block: Mapping[str, Any]) -> str:
+    """Such as `0.403 to 0.463`."""
+    low, high = block["ci95"]
+    return f"{low:.3f} to {high:.3f}"
+
+
+@contextmanager
+def plotted(path: Path, *titles: str) -> Iterator[list[Axes]]:
+    """A PNG with one panel a title, to be drawn into; panels with labels get a legend."""
+    figure = Figure(figsize=(4.2 * len(titles), 3.7), layout="constrained")
+    axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+    yield axes
+    for axis in axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def draw_log(axis: Axes, log_history: Sequence[Mapping[str, float]], *names: str) -> None:
+    """Draw logged figures over steps, each only where it was logged."""
+    for name in names:
+        points = [(entry["step"], entry[name]) for entry in log_history if entry.get(name) is not None]
+        axis.plot(*zip(*points, strict=True), linewidth=0.9, label=name if len(names) > 1 else None)

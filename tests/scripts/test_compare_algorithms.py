@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from r1_aqa_repro import compare_algorithms as old_name
+from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.samples import Sampled
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
@@ -17,17 +21,7 @@ from r1_aqa_repro.grpo.divergence import token_kls
 from r1_aqa_repro.model.inputs import text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
 from scripts import compare_algorithms
-from scripts.compare_algorithms import (
-    BEST_OF_N,
-    DPO,
-    KNOWN,
-    best_answers,
-    divergence,
-    in_own_process,
-    parameters_of,
-    plot,
-    print_comparison,
-)
+from scripts.compare_algorithms import BEST_OF_N, DPO, KNOWN, best_answers, divergence, figures_of, literature, plot
 from scripts.workshop import MAX_NEW_TOKENS
 
 PROMPTS = [TextPrompt(f"p{i}", [{"role": "user", "content": f"Name {i} {'very ' * i}red things."}]) for i in range(5)]
@@ -83,10 +77,6 @@ def test_the_divergence_of_answers_is_the_sum_over_their_tokens(start: Path, mov
     assert found["nats_a_token"] == pytest.approx(float(torch.cat(tokens).mean()), rel=1e-5)
 
 
-def test_parameters_are_counted_from_the_files(start: Path) -> None:
-    assert parameters_of(start) == load_policy(start).num_parameters()
-
-
 def test_the_best_answer_goes_by_the_score_alone(tmp_path: Path) -> None:
     samples = [
         Sampled("a", ["x", "y"], [True, True], {"reward_model": [2.0, 1.0], "true": [0.25, 1.0]}, [2.0, 1.0]),
@@ -96,31 +86,38 @@ def test_the_best_answer_goes_by_the_score_alone(tmp_path: Path) -> None:
     assert best_answers(tmp_path / "samples.jsonl") == ([0.25, 0.75], [2.0, 3.0])
 
 
-def test_the_memory_of_a_process_is_its_own() -> None:
-    """200 MB are seen, whatever this process holds; a process that dies has failed."""
-    ballast = torch.ones(50_000_000)  # 200 MB in this one
-    code, seconds, memory = in_own_process("tests.scripts.allocating", ["200", "0.3", "5", "return"])
-    assert code == 5
-    assert 0.3 <= seconds < 5
-    assert 195 < memory < 230  # the allocator's own and what Python needs to call it
-    assert in_own_process("tests.scripts.allocating", ["1", "0", "9", "die"]) == (1, 0.0, 0.0)
-    assert ballast[-1] == 1
-
-
-def test_a_budget_that_is_no_whole_steps_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compare_algorithms.main(["--output-dir", str(tmp_path / "out"), "--samples", "100"]) == 2
-    assert "--samples: 100 is no multiple of 128" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_budget_that_one_of_them_could_not_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """DPO samples eight answers a prompt, and there are 1,032 prompts."""
-    assert compare_algorithms.main(["--output-dir", str(tmp_path / "out"), "--samples", "12800"]) == 2
-    assert "--samples: DPO could not use 12800" in (said := capsys.readouterr().err) and "at most 8192" in said
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        ("100", ["--samples: 100 is no multiple of 128"]),
+        # DPO samples eight answers a prompt, and there are 1,032 prompts
+        ("12800", ["--samples: DPO could not use 12800", "at most 8192"]),
+    ],
+)
+def test_a_budget_that_not_all_can_use_is_refused_before_any_training(
+    samples: str, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare_algorithms.main(["--output-dir", str(tmp_path / "out"), "--samples", samples]) == 2
+    printed = capsys.readouterr().err
+    assert all(text in printed for text in said)
     assert not (tmp_path / "out").exists() and not (tmp_path / "train_reward_model").exists()
 
 
-def test_the_table_and_the_plot_show_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_budget_or_seed_in_the_same_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "out" / "settings.json", {"seed": 0, "samples": 256})
+    assert compare_algorithms.main(["--output-dir", str(tmp_path / "out"), "--samples", "128"]) == 2
+    assert f"{tmp_path / 'out' / 'settings.json'}: samples was 256, now it is 128" in capsys.readouterr().err
+    assert not (tmp_path / "train_reward_model").exists()
+
+
+def test_the_old_name_says_where_the_comparison_went(capsys: pytest.CaptureFixture[str]) -> None:
+    assert old_name.main(["--samples", "128"]) == 2
+    assert "scripts/compare_algorithms.py" in capsys.readouterr().err
+
+
+def test_the_table_and_the_plot_show_everything(tmp_path: Path) -> None:
     block: dict[str, Any] = {"true_reward": 0.5, "ci95": [0.4, 0.6], "n": 10, "model_reward": 1.25}
     algorithms = {
         name: block
@@ -129,29 +126,18 @@ def test_the_table_and_the_plot_show_everything(tmp_path: Path, capsys: pytest.C
             "gain": {"true_reward": 0.125, "ci95": [0.025, 0.225]},
             "models": known.models,
             "trainable_parameters": 12345,
-            "memory_mb": 321.0,
             "seconds": 45.0,
             "seconds_a_step": 0.25,
             "samples": 6400,
             "samples_an_answer": 1,
-            "literature": known.literature,
         }
         for name, known in KNOWN.items()
     }
     algorithms[DPO]["sampling_seconds"] = 7.0
     comparison = {"algorithms": algorithms, "start": block, "samples": 6400}
-    print_comparison(comparison, tmp_path)
-    shown = " ".join(capsys.readouterr().out.split())
-    for text in (
-        "at most 1.50",
-        "+0.125",
-        "+0.025 to +0.225",
-        "12,345",
-        "45 + 7 sampling",
-        "2305.18290",
-        "1.25",
-        "321",
-    ):
+    Console(width=110, file=(printed := StringIO())).print(figures_of(comparison), literature())
+    shown = " ".join(printed.getvalue().split())
+    for text in ("at most 1.50", "+0.125", "+0.025 to +0.225", "12,345", "45 + 7 sampling", "2305.18290", "1.25"):
         assert text in shown
     plot(tmp_path / "comparison.png", comparison)
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from scripts.workshop import Workshop
-from tests.conftest import ROOT
+import pytest
+
+from scripts import embedded_text
+from scripts.workshop import TextWorkshop
 
 
-def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
-    """Both would make the common start, in the same place; the second one is told, and has written nothing."""
-    workshop = Workshop(tmp_path, seed=0)
-    command = [sys.executable, str(ROOT / "scripts" / "embedded_text.py"), "sft", "--output_dir", str(tmp_path / "sft")]
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert second.returncode == 2
-    assert f"{tmp_path / '.text_runs.lock'}: another process is writing to it" in second.stderr
+def test_a_second_run_in_the_same_folder_is_refused_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both would make the common start, in the same place."""
+    workshop = TextWorkshop(tmp_path, seed=0)
+    assert embedded_text.main(["sft", "--output_dir", str(tmp_path / "sft")]) == 2
+    assert f"{tmp_path / '.text_runs.lock'}: another process is writing to it" in capsys.readouterr().err
     assert [path.name for path in workshop.folder.iterdir()] == [".text_runs.lock"]
     del workshop
-    Workshop(tmp_path, seed=0)
+    TextWorkshop(tmp_path, seed=0)
