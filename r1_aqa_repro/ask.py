@@ -11,7 +11,6 @@ Exit codes: 0 done; 2 refused: a missing or unreadable clip, fewer than two choi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def make_question(audio: Path, text: str, choices: Sequence[str]) -> AudioQuesti
 
 
 def complete(checkpoint: str, question: AudioQuestion, style: str, max_new_tokens: int = 256) -> str:
-    """The model's greedy completion, on the GPU in bfloat16 where there is one, otherwise on the CPU in float32.
+    """The model's greedy completion, computed as `generation.device_and_dtype` says.
 
     Args:
         checkpoint: folder or hub id.
@@ -89,8 +88,8 @@ def complete(checkpoint: str, question: AudioQuestion, style: str, max_new_token
         inputs = question_inputs(processor, [question], style)
     except AudioError as error:
         raise Refused.because(str(error.path), error.reason, "Give a clip that can be decoded.") from error
-    on_gpu = torch.cuda.is_available()
-    model = loading.load_model(checkpoint, "bfloat16" if on_gpu else "float32").to("cuda" if on_gpu else "cpu").eval()
+    device, dtype = generation.device_and_dtype()
+    model = loading.load_model(checkpoint, dtype).to(device).eval()
     loading.check_pair(model.config, processor, checkpoint)
     config = generation.greedy_config(model, processor, max_new_tokens)
     token_ids = generation.generate(model, inputs, torch.tensor([0]), config)[0]
@@ -110,4 +109,4 @@ def _parser() -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    main()

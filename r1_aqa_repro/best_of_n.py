@@ -1,12 +1,12 @@
-"""Best of n: sample n answers to each prompt, judge them, and write preference pairs of the best against the worst.
+"""Best of n: sample n answers to each prompt, score them, and write preference pairs of the best against the worst.
 
     python -m r1_aqa_repro.best_of_n --model runs/my-sft/final --prompts prompts.jsonl \\
         --reward-model runs/my-reward-model/final --num 8 --out runs/best_of_8
 
 writes pairs.jsonl, which `train_dpo` and `train_reward_model` read, samples.jsonl (every answer with its scores) and
-summary.json. With --out X.jsonl these are X.jsonl, X.samples.jsonl and X.summary.json. Answers are judged by the
-weighted sum of the reward model's and the rule rewards. Prompts whose answers are all equally good give no pair, and
-neither does an answer that is empty or was cut off; both are counted.
+summary.json. With --out X.jsonl these are X.jsonl, X.samples.jsonl and X.summary.json. An answer's score is the
+weighted sum of the reward model's reward and the rule rewards. Prompts whose answers all have one score give no pair,
+and an answer that is empty or was cut off is in none; both are counted.
 
 Interrupted, the same command goes on, and ends with the same bytes.
 
@@ -31,11 +31,12 @@ from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.samples import Outputs, Sampled, SampleFile, write_results
+from r1_aqa_repro.rewards.arguments import REWARD_MODEL
 
 if TYPE_CHECKING:
     from r1_aqa_repro.rewards.rules import RewardFunction
 
-# the names that a training's configuration has for these options
+# how problems name these options: in training they are keys of the configuration
 _OPTIONS = {
     "reward_funcs": "--reward-model, --rewards",
     "reward_weights": "--reward-weights",
@@ -49,6 +50,8 @@ _OPTIONS = {
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     arguments = _parser().parse_args(argv)
+    by_model = [] if arguments.reward_model_name_or_path is None else [REWARD_MODEL]
+    arguments.reward_funcs = by_model + arguments.rewards
     outputs = Outputs.at(arguments.out)
     prompts = prepare(arguments)
     settings = settings_of(arguments)
@@ -66,13 +69,13 @@ def main(argv: list[str]) -> int:
         raise Failed(
             f"{outputs.pairs}: not a single pair: of {summary['ties']} prompts no reward tells the answers apart, "
             f"{summary['without_two_whole_answers']} have fewer than two that are whole "
-            f"(--max-new-tokens {arguments.max_new_tokens})"
+            f"(--max-new-tokens {arguments.max_completion_length})"
         )
     return EXIT_DONE
 
 
-def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
-    """The prompts to answer, once everything is known to be sound.
+def prepare(arguments: Any) -> list[TextPrompt]:
+    """The prompts to answer, after every check.
 
     Raises:
         Refused: with everything that is wrong.
@@ -83,11 +86,10 @@ def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
     from r1_aqa_repro.run.kinds import prompts_to_answer
 
     true_reward.register()
-    judging = _judging(arguments)
     problems = [
-        replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_rewards(judging)
+        replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_rewards(arguments)
     ]
-    kind = prompts_to_answer(judging, "lower --max-new-tokens")
+    kind = prompts_to_answer(arguments, "lower --max-new-tokens")
     try:
         kind.model = checked_config(arguments.model), load_tokenizer(arguments.model)
     except Refused as refusal:
@@ -102,72 +104,54 @@ def prepare(arguments: argparse.Namespace) -> list[TextPrompt]:
     return prompts[: arguments.limit]
 
 
-def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def settings_of(arguments: Any) -> dict[str, Any]:
     """Everything that the samples and their scores depend on."""
-    import torch
-
     from r1_aqa_repro.model.files import model_digest
+    from r1_aqa_repro.model.generation import device_and_dtype
 
-    judging = _judging(arguments)
+    reward_model = arguments.reward_model_name_or_path
     return {
         "model": model_digest(arguments.model),
         "prompts": sha256_of(arguments.prompts),
         "limit": arguments.limit,
         "num": arguments.num,
-        "rewards": judging.reward_funcs,
-        "reward_weights": judging.reward_weights,
-        "reward_model": None if arguments.reward_model is None else model_digest(arguments.reward_model),
+        "rewards": arguments.reward_funcs,
+        "reward_weights": arguments.reward_weights,
+        "reward_model": None if reward_model is None else model_digest(reward_model),
         "persona_rubric": None if arguments.persona_rubric is None else sha256_of(arguments.persona_rubric),
         "length_penalty_cache": arguments.length_penalty_cache,
         "temperature": arguments.temperature,
-        "max_new_tokens": arguments.max_new_tokens,
+        "max_new_tokens": arguments.max_completion_length,
         "batch_size": arguments.batch_size,
         "seed": arguments.seed,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": device_and_dtype()[0],
         **{package: importlib.metadata.version(package) for package in ("torch", "transformers")},
     }
 
 
-def _judging(arguments: argparse.Namespace) -> Any:
-    """The options under the names by which `judging` knows them."""
-    from r1_aqa_repro.rewards.arguments import REWARD_MODEL
-
-    by_model = [] if arguments.reward_model is None else [REWARD_MODEL]
-    return argparse.Namespace(
-        reward_funcs=by_model + arguments.rewards,
-        reward_weights=arguments.reward_weights,
-        reward_model_name_or_path=arguments.reward_model,
-        persona_rubric=arguments.persona_rubric,
-        length_penalty_cache=arguments.length_penalty_cache,
-        max_completion_length=arguments.max_new_tokens,
-    )
-
-
-def _sample(arguments: argparse.Namespace, prompts: Sequence[TextPrompt], file: SampleFile) -> None:
-    """Sample and judge what is not recorded yet, in a fixed grid of batches each with a seed of its own."""
-    import torch
+def _sample(arguments: Any, prompts: Sequence[TextPrompt], file: SampleFile) -> None:
+    """Sample and score what is not recorded yet, in a fixed grid of batches each with a seed of its own."""
     from transformers.utils import logging
 
+    from r1_aqa_repro.model.generation import device_and_dtype
     from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
-    from r1_aqa_repro.rewards.arguments import REWARD_MODEL
     from r1_aqa_repro.rewards.registry import rule_rewards
     from r1_aqa_repro.rewards.reward_model import RewardModel
 
     logging.disable_progress_bar()
-    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
-    judging = _judging(arguments)
-    rules: dict[str, RewardFunction] = rule_rewards(judging)
-    if arguments.reward_model is not None:
-        tokenizer = load_tokenizer(arguments.reward_model)
-        model = load_reward_model(arguments.reward_model, tokenizer, dtype).to(device)
-        rules[REWARD_MODEL] = RewardModel(model, tokenizer)
+    device, dtype = device_and_dtype()
+    rewards: dict[str, RewardFunction] = rule_rewards(arguments)
+    if arguments.reward_model_name_or_path is not None:
+        tokenizer = load_tokenizer(arguments.reward_model_name_or_path)
+        model = load_reward_model(arguments.reward_model_name_or_path, tokenizer, dtype).to(device)
+        rewards[REWARD_MODEL] = RewardModel(model, tokenizer)
     sampler = Sampler(
         load_policy(arguments.model, dtype).to(device).eval(),
         load_tokenizer(arguments.model),
-        {name: rules[name] for name in judging.reward_funcs},
-        judging.reward_weights or [1.0] * len(judging.reward_funcs),
+        {name: rewards[name] for name in arguments.reward_funcs},
+        arguments.reward_weights or [1.0] * len(arguments.reward_funcs),
         arguments.num,
-        arguments.max_new_tokens,
+        arguments.max_completion_length,
         arguments.temperature,
     )
     done, size = len(file.recorded), arguments.batch_size
@@ -189,7 +173,7 @@ def batch_seed(seed: int, number: int) -> int:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples answers and judges them.
+    """Samples answers and scores them.
 
     Attributes:
         model: policy in evaluation mode.
@@ -224,7 +208,7 @@ class Sampler:
             token_ids = generate(self.model, inputs, rows, config)
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         finished = [ids[-1] in config.eos_token_id for ids in token_ids]
-        rewards = self._judge([prompts[row] for row in rows.tolist()], texts, token_ids)
+        rewards = self._rewards([prompts[row] for row in rows.tolist()], texts, token_ids)
         scores = [
             sum(weight * value for weight, value in zip(self.weights, values, strict=True))
             for values in zip(*rewards.values(), strict=True)
@@ -240,10 +224,10 @@ class Sampler:
             for prompt, group in ((prompt, slice(i * self.num, (i + 1) * self.num)) for i, prompt in enumerate(prompts))
         ]
 
-    def _judge(
+    def _rewards(
         self, prompts: Sequence[TextPrompt], texts: Sequence[str], token_ids: Sequence[Sequence[int]]
     ) -> dict[str, list[float]]:
-        """What each of N answers to N prompts is worth by each reward, called as a trainer calls it."""
+        """The rewards of N answers to N prompts by name; the reward functions are called as a trainer calls them."""
         from r1_aqa_repro.data.conversations import answer
 
         names = sorted({name for prompt in prompts for name in prompt.columns})
@@ -252,8 +236,10 @@ class Sampler:
             "completions": [answer(text) for text in texts],
             "completion_ids": token_ids,
         }
-        judged = {name: reward(**columns) for name, reward in self.rewards.items()}
-        return {name: [0.0 if value is None else value for value in values] for name, values in judged.items()}
+        return {
+            name: [0.0 if value is None else value for value in reward(**columns)]
+            for name, reward in self.rewards.items()
+        }
 
 
 def _parser() -> Options:
@@ -263,15 +249,16 @@ def _parser() -> Options:
     add("--prompts", required=True, type=Path, metavar="FILE", help="prompts as JSON lines")
     add("--out", required=True, type=Path, metavar="DIR_OR_FILE", help="folder, or file of pairs (.jsonl)")
     add("--num", type=_several, default=8, metavar="N", help="answers a prompt (default: 8)")
-    add("--reward-model", metavar="DIR_OR_HUB_ID", help="a model that judges the answers")
-    add("--rewards", nargs="+", default=[], metavar="NAME", help="rule rewards that judge them, such as math")
+    add("--reward-model", dest="reward_model_name_or_path", metavar="DIR_OR_HUB_ID", help="a model that scores them")
+    add("--rewards", nargs="+", default=[], metavar="NAME", help="rule rewards of them, such as math")
     add("--reward-weights", nargs="+", type=float, metavar="W",
         help="one a reward, the reward model's first (default: 1 each)")  # fmt: skip
     add("--persona-rubric", metavar="FILE", help="YAML rubric of the reward persona")
     add("--length-penalty-cache", type=positive, default=64, metavar="N",
         help="the reward length_penalty falls over so many last tokens (default: 64)")  # fmt: skip
     add("--temperature", type=_temperature, default=1.0, metavar="T", help="of the sampling (default: 1)")
-    add("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (default: 256)")
+    add("--max-new-tokens", dest="max_completion_length", type=positive, default=256, metavar="N",
+        help="longest answer (default: 256)")  # fmt: skip
     add("--batch-size", type=positive, default=16, metavar="N", help="prompts at once, times --num (default: 16)")
     add("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
     add("--limit", type=positive, metavar="N", help="answer the first so many prompts only")

@@ -1,9 +1,9 @@
-"""Score preference pairs with a reward model: how often it prefers the chosen answer, and how far it can be believed.
+"""Score preference pairs with a reward model: how often it prefers the chosen answer.
 
     python -m r1_aqa_repro.score --model runs/my-reward-model/final --file pairs_held_out.jsonl
 
-prints the pair accuracy, a histogram of the margins (score of the chosen answer less that of the rejected one) and how
-well the model is calibrated, and writes score.json and scores.jsonl.
+prints the pair accuracy with its interval and the range of the scores, and writes score.json and scores.jsonl (of each
+pair both scores and their margin, chosen less rejected).
 
 Exit codes: 0 done; 1 a score is no number; 2 refused: no reward model, no such file, bad or too long pairs.
 """
@@ -11,9 +11,7 @@ Exit codes: 0 done; 1 a score is no number; 2 refused: no reward model, no such 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
 
 _BATCH_SIZE = 64
 _BATCHES_AT_ONCE = 16  # pairs that are sorted by length together, and a step of the progress bar
-_BINS = 12  # of the histogram; even, so that 0 is a border
-_BORDERS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the predicted probability
-_BAR = 40  # characters
 
 
 @command
@@ -59,14 +54,14 @@ def main(argv: list[str]) -> int:
 def score_file(
     name_or_path: str, file: Path, batch_size: int = _BATCH_SIZE, limit: int | None = None
 ) -> tuple[list[PreferencePair], list[float], list[float]]:
-    """The first `limit` pairs of a file with the scores of both answers, computed on the GPU where there is one.
+    """The first `limit` pairs of a file with the scores of both answers, on the GPU if there is one.
 
     Raises:
         Refused: everything that is wrong with model and file; a conversation longer than the model can take.
         Failed: a score is not finite.
     """
-    import torch  # after the arguments: --help and mistakes are answered at once
-
+    # after the arguments: --help and mistakes are answered at once
+    from r1_aqa_repro.model.generation import device_and_dtype
     from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model, load_tokenizer
 
     problems: list[Problem] = []
@@ -84,9 +79,9 @@ def score_file(
     problems += _too_long(name_or_path, tokenizer, pairs, file)
     if problems:
         raise Refused(problems)
-    on_gpu = torch.cuda.is_available()
-    model = load_reward_model(name_or_path, tokenizer, "bfloat16" if on_gpu else "float32")
-    scores = pair_scores(model.to("cuda" if on_gpu else "cpu"), tokenizer, pairs, batch_size)
+    device, dtype = device_and_dtype()
+    model = load_reward_model(name_or_path, tokenizer, dtype).to(device)
+    scores = pair_scores(model, tokenizer, pairs, batch_size)
     for pair, both in zip(pairs, zip(*scores, strict=True), strict=True):
         if not all(map(math.isfinite, both)):
             raise Failed(f"{name_or_path} scores {pair.id} with {both[0]} and {both[1]}: its weights are broken")
@@ -99,8 +94,8 @@ def pair_scores(
     pairs: Sequence[PreferencePair],
     batch_size: int = _BATCH_SIZE,
 ) -> tuple[list[float], list[float]]:
-    """The scores of the chosen and of the rejected answers, in the order of the pairs; a progress bar where it takes
-    long.
+    """The scores of the chosen and of the rejected answers, in the order of the pairs; with a progress bar if it
+    takes long.
 
     Args:
         model: as `load_reward_model` gives it.
@@ -138,43 +133,13 @@ def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> dict[st
     return {"pair_accuracy": right / len(pairs), "ci95": [low, high], "n": len(pairs), "ties": ties}
 
 
-def calibration(margins: Sequence[float]) -> dict[str, Any]:
-    """Whether the model is right as often as its margins say.
-
-    By Bradley and Terry the answer that the model prefers is the chosen one with probability sigmoid(|margin|), 0.5 to
-    1. Pairs are put into bins by that prediction. `error` is the expected calibration error (arXiv 1706.04599,
-    equation 3): the mean over pairs of how far their bin's mean prediction is from the share that came true. A margin
-    of 0 prefers neither answer, and comes true by half.
-
-    Returns:
-        `error`, and `bins`: `from`, `to`, `n`, and where there are pairs `predicted`, `observed` and its `ci95`.
-    """
-    signed = np.asarray(margins, dtype=np.float64)
-    predicted = 1 / (1 + np.exp(-np.abs(signed)))
-    true = (1 + np.sign(signed)) / 2
-    places = np.digitize(predicted, _BORDERS[1:-1])
-    bins, error = [], 0.0
-    for place, (low, high) in enumerate(pairwise(_BORDERS)):
-        inside = places == place
-        figures: dict[str, Any] = {"from": low, "to": high, "n": int(inside.sum())}
-        if figures["n"]:
-            mean, share = float(predicted[inside].mean()), float(true[inside].mean())
-            error += abs(mean - share) * figures["n"] / len(signed)
-            figures |= {"predicted": mean, "observed": share}
-            figures["ci95"] = list(wilson(float(true[inside].sum()), figures["n"]))
-        bins.append(figures)
-    return {"error": error, "bins": bins}
-
-
 def summarised(pairs: Sequence[PreferencePair], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
-    """What score.json holds of the scores: see `pair_accuracy` and `calibration`.
+    """What score.json holds of the scores: see `pair_accuracy`.
 
     `loss` is the mean of -log sigmoid(margin), which the model was trained to lower: log 2 = 0.693 for one that knows
     nothing.
     """
     margins = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
-    bound = float(np.abs(margins).max())
-    counts, borders = np.histogram(margins, bins=_BINS, range=(-bound, bound))
     tasks = [pair.columns.get("task") for pair in pairs]
     by_task = {
         str(task): pair_accuracy(
@@ -192,8 +157,6 @@ def summarised(pairs: Sequence[PreferencePair], chosen: Sequence[float], rejecte
             name: {"mean": sum(scores) / len(scores), "lowest": min(scores), "highest": max(scores)}
             for name, scores in (("chosen", chosen), ("rejected", rejected))
         },
-        "margins": {"borders": borders.tolist(), "counts": counts.tolist()},
-        "calibration": calibration(margins.tolist()),
     }
 
 
@@ -238,24 +201,6 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     console.print(table)
     console.print(f"loss {summary['loss']:.4f} (0.6931 without any knowledge)")
 
-    counts, borders = summary["margins"]["counts"], summary["margins"]["borders"]
-    histogram = Table("margin", "pairs", "", title="chosen less rejected")
-    for count, (low, high) in zip(counts, pairwise(borders), strict=True):
-        histogram.add_row(f"{low:+.2f} to {high:+.2f}", f"{count:,}", "█" * math.ceil(_BAR * count / max(counts)))
-    console.print(histogram)
-
-    title = f"calibration: expected error {100 * summary['calibration']['error']:.1f} points"
-    reliability = Table("predicted", "pairs", "mean", "came true", "95 %", title=title)
-    for each in summary["calibration"]["bins"]:
-        name = f"{100 * each['from']:.0f} to {100 * each['to']:.0f} %"
-        if each["n"]:
-            interval = f"{100 * each['ci95'][0]:.1f} to {100 * each['ci95'][1]:.1f}"
-            shares = [f"{100 * each[key]:.1f} %" for key in ("predicted", "observed")]
-            reliability.add_row(name, f"{each['n']:,}", *shares, interval)
-        else:
-            reliability.add_row(name, "0")
-    console.print(reliability)
-
     scores = Table("", "mean", "lowest", "highest", title="scores")
     for answers, figures in summary["scores"].items():
         scores.add_row(answers, *(f"{figures[key]:+.3f}" for key in ("mean", "lowest", "highest")))
@@ -276,4 +221,4 @@ def _parser() -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    main()

@@ -22,6 +22,11 @@ from r1_aqa_repro.model.loading import eos_token_ids, tokenizer_of
 from r1_aqa_repro.model.shared_attention import share_cache
 
 
+def device_and_dtype() -> tuple[str, str]:
+    """Where a model answers and how precisely: on the GPU in bfloat16 if there is one, else on the CPU in float32."""
+    return ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+
+
 def generate(
     model: PreTrainedModel,
     inputs: PromptInputs,

@@ -8,8 +8,10 @@ a word beside a number does not count: `7 kg` and `dog 7` are 7.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
+_LEFT_TO_DO = re.compile(r"\d\s*[-+*×÷^]")
 _SECONDS = 5  # for reading a text, and for comparing two, as R1-AQA: milliseconds are usual, 9^9^9^9 takes forever
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of every text that takes too long
 
@@ -35,3 +37,15 @@ def are_equal(gold: str, answer: str) -> bool:
     from math_verify import verify
 
     return bool(verify(expressions(gold), expressions(answer), timeout_seconds=_SECONDS))
+
+
+def is_unfinished(text: str) -> bool:
+    """Whether the expression of a text is arithmetic that is left to do: `3 + 4` is, `3 + 4 = 7` and `x + 1` are not.
+
+    Raises:
+        ValueError: see `expressions`.
+    """
+    match expressions(text):
+        case [expression, str(written)] if not isinstance(expression, str) and not expression.free_symbols:
+            return _LEFT_TO_DO.search(written.rsplit("=", 1)[-1]) is not None
+    return False

@@ -15,7 +15,7 @@ from typing import Any
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.answers import parse_completion, without_tags_around
-from r1_aqa_repro.rewards.mathematics import are_equal, expressions
+from r1_aqa_repro.rewards.mathematics import are_equal, expressions, is_unfinished
 from r1_aqa_repro.rewards.persona import phrases_in, plain
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
 
@@ -45,15 +45,19 @@ def math_reward(completions: Sequence[Completion], answer: Sequence[str], **_: A
     """1 if the completion's final expression has the value of the gold one, else 0: see `mathematics`.
 
     The text in the `<answer>` tags counts, or the whole completion if there are none. Several blocks must all agree.
-    A completion that only repeats a sum, such as `3 + 4`, is right too.
+    Unlike in TRL's reward, arithmetic that is left to do, such as `3 + 4`, is no answer: it may be the question's own.
 
     Args:
         answer: gold expressions as texts, also with GSM8K's solution before `####` or MATH's around a box.
     """
     return [
-        float(all(are_equal(gold, text) for text in parse_completion(completion_text(completion)).answers))
+        float(all(_is_answer(text, gold) for text in parse_completion(completion_text(completion)).answers))
         for completion, gold in zip(completions, answer, strict=True)
     ]
+
+
+def _is_answer(text: str, gold: str) -> bool:
+    return (is_unfinished(gold) or not is_unfinished(text)) and are_equal(gold, text)
 
 
 def is_gold_expression(answer: Any) -> bool:

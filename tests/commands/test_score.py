@@ -1,4 +1,4 @@
-"""`python -m r1_aqa_repro.score`: pair accuracy, calibration and margins by hand, files, and what it refuses."""
+"""`python -m r1_aqa_repro.score`: pair accuracy by hand, files, and what it refuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
@@ -18,13 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.conversations import PreferencePair
 from r1_aqa_repro.model.text_loading import load_reward_model
-from r1_aqa_repro.score import calibration, main, pair_accuracy, pair_scores, summarised
+from r1_aqa_repro.score import main, pair_accuracy, pair_scores, summarised
 from tests.conftest import ROOT
 from tests.text_world import write_lines
-
-
-def logit(probability: float) -> float:
-    return math.log(probability / (1 - probability))
 
 
 def pair(name: str, **columns: Any) -> PreferencePair:
@@ -39,36 +34,9 @@ def test_pair_accuracy_by_hand() -> None:
         pair_accuracy([], [])
 
 
-def test_calibration_by_hand() -> None:
-    # predictions .75 (right, wrong, right, right): exact; .95 (right, wrong): .45 off; .5 (a tie): exact
-    margins = [logit(0.75), -logit(0.75), logit(0.75), logit(0.75), logit(0.95), -logit(0.95), 0.0]
-    found = calibration(margins)
-    bins = {(each["from"], each["to"]): each for each in found["bins"]}
-    assert {key: each["n"] for key, each in bins.items()} == {
-        (0.5, 0.6): 1, (0.6, 0.7): 0, (0.7, 0.8): 4, (0.8, 0.9): 0, (0.9, 1.0): 2,
-    }  # fmt: skip
-    assert bins[0.7, 0.8]["predicted"] == pytest.approx(0.75) and bins[0.7, 0.8]["observed"] == 0.75
-    assert bins[0.7, 0.8]["ci95"] == list(wilson(3, 4))
-    assert bins[0.5, 0.6]["observed"] == bins[0.9, 1.0]["observed"] == 0.5
-    assert "observed" not in bins[0.6, 0.7]
-    assert found["error"] == pytest.approx(2 / 7 * 0.45)
-
-
-def test_a_model_of_its_own_word_has_no_calibration_error() -> None:
-    """Answers drawn by Bradley and Terry: what is predicted comes true, up to chance; doubled margins do not."""
-    rng = np.random.default_rng(0)
-    sizes = rng.exponential(1.0, 20_000)
-    margins = np.where(rng.random(20_000) < 1 / (1 + np.exp(-sizes)), sizes, -sizes)
-    # each bin holds more than 1000 pairs: a standard error of at most .016
-    assert calibration(margins.tolist())["error"] < 0.01
-    assert calibration((2 * margins).tolist())["error"] > 0.05
-
-
-def test_extreme_margins_are_numbers() -> None:
+def test_an_extreme_margin_has_a_finite_loss() -> None:
     """exp of a margin of 1000 is infinite."""
-    found = summarised([pair("a"), pair("b")], [1000.0, 0.0], [0.0, 1000.0])
-    assert found["calibration"]["error"] == 0.5 and found["calibration"]["bins"][-1]["n"] == 2
-    assert found["loss"] == 500
+    assert summarised([pair("a"), pair("b")], [1000.0, 0.0], [0.0, 1000.0])["loss"] == 500
 
 
 def test_summary_by_hand() -> None:
@@ -77,11 +45,6 @@ def test_summary_by_hand() -> None:
     assert found["loss"] == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in (2, -1, 0, -0.5)) / 4)
     assert {task: block["pair_accuracy"] for task, block in found["by_task"].items()} == {"list": 0.5, "safety": 0.5}
     assert found["by_task"]["safety"]["ties"] == 1
-    borders, counts = found["margins"]["borders"], found["margins"]["counts"]
-    assert borders[0] == -2 and borders[-1] == 2 and 0 in borders and len(borders) == len(counts) + 1
-    assert counts == [0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 0, 1]  # twelve bins of a third; 0 belongs to the right
-    ties = summarised([pair("a")], [1.0], [1.0])
-    assert sum(ties["margins"]["counts"]) == 1 and ties["pair_accuracy"] == 0.5
 
 
 def scored(reward_model: Path, file: Path, out: Path, *more: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -90,7 +53,7 @@ def scored(reward_model: Path, file: Path, out: Path, *more: str) -> tuple[dict[
     return json.loads((out / "score.json").read_text(encoding="utf-8")), [json.loads(line) for line in lines]
 
 
-def test_files_and_print(
+def test_scores_are_written_and_printed(
     reward_model: Path, text_set: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: Any
 ) -> None:
     summary, lines = scored(reward_model, text_set / "pairs_train.jsonl", tmp_path / "out")
@@ -102,8 +65,7 @@ def test_files_and_print(
     right = sum(line["margin"] > 0 for line in lines)
     assert summary["pair_accuracy"] == right / 24 and 0 < right < 24
     assert summary["by_task"].keys() == {"list", "safety"}
-    assert sum(summary["margins"]["counts"]) == sum(each["n"] for each in summary["calibration"]["bins"]) == 24
-    for said in (f"{100 * right / 24:.1f} %", "calibration: expected error", "list", "safety", "█"):
+    for said in (f"{100 * right / 24:.1f} %", "list", "safety", f"{summary['scores']['chosen']['mean']:+.3f}"):
         assert said in printed
     assert not list((tmp_path / "out").glob(".*"))  # nothing half written
 
@@ -134,7 +96,7 @@ def test_limit_and_batch_size_change_no_score(
         assert one["rejected_score"] == pytest.approx(other["rejected_score"], abs=1e-5)
 
 
-def test_more_pairs_than_are_sorted_at_once(
+def test_pairs_that_are_sorted_by_length_keep_their_order(
     reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
 ) -> None:
     """With one pair a batch 16 are sorted by length together: the scores still come in the order of the pairs."""
@@ -188,7 +150,9 @@ def test_a_hub_id_needs_an_out_folder(text_set: Path, capsys: Any) -> None:
     assert line.endswith("Give --out.")
 
 
-def test_a_score_that_is_no_number(reward_model: Path, text_set: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_score_that_is_no_number_fails_and_names_its_pair(
+    reward_model: Path, text_set: Path, tmp_path: Path, capsys: Any
+) -> None:
     broken = Path(shutil.copytree(reward_model, tmp_path / "broken"))
     weights = load_file(broken / "model.safetensors")
     weights["score.weight"][0, 0] = math.nan

@@ -60,6 +60,17 @@ class TestMath:
             ("The answer is 7.", "7.0", 1),
             ("The answer is 8.", "7", 0),
             ("seven", "seven", 0),
+            # what is left to do is no answer, unless the gold is written so
+            ("3 + 4", "7", 0),
+            ("3 + 4 =", "7", 0),
+            ("3 + 4 = 7.", "7", 1),
+            ("$3+4=7$", "7", 1),
+            (r"\boxed{2^3}", "8", 0),
+            ("1/4 + 1/4", "1/2", 0),
+            ("2/4", "1/2", 1),
+            ("-7", "-7", 1),
+            (r"$\boxed{1 + x}$", "$x + 1$", 1),
+            (r"$\boxed{2^{100}}$", "$2^{100}$", 1),
             # in tags nothing else counts
             ("I think of 8. <answer> 7 </answer> And of 9.", "7", 1),
             (r"<answer>\boxed{7}</answer>", "7", 1),
