@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+import warnings
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -14,6 +16,17 @@ def say(text: str) -> None:
     """One line for the person at the terminal, from the main process only."""
     if is_main_process():
         print(text, file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Leave out what libraries tell each other's developers, some of it at every step, and DeepSpeed on stdout."""
+    if not sys.warnoptions:  # a user who asks for warnings gets them
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate|torch")
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 class Options(argparse.ArgumentParser):

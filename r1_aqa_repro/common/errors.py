@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.console import quiet_libraries, say
 from r1_aqa_repro.common.distributed import num_processes
 
 EXIT_DONE = 0
@@ -130,6 +130,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
         if argv is None:  # from the command line
+            quiet_libraries()
             leave(run(sys.argv[1:]))
         try:
             return main(argv)

@@ -1,9 +1,10 @@
-"""Training as a person at the terminal meets it: one progress line, and a Ctrl-C that keeps the work."""
+"""Training as a person meets it: how far it is, and a Ctrl-C that keeps the work."""
 
 from __future__ import annotations
 
 import signal
 import time
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
+from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import is_main_process
 
-# what the progress line shows, if logged: Trainer's or TRL's name -> short name
+# what is shown of progress, if logged: Trainer's or TRL's name -> short name
 _SHOWN = {
     "loss": "loss",
     "reward": "reward",
@@ -27,8 +29,8 @@ _SHOWN = {
 }
 
 
-class ProgressLine(ProgressCallback):
-    """Trainer's progress bar (steps, speed, time left) with the latest figures on it instead of a dictionary a step."""
+class ProgressBar(ProgressCallback):
+    """Trainer's progress bar (steps, speed, time left) with the latest figures on it, for a terminal."""
 
     def on_log(
         self,
@@ -38,10 +40,64 @@ class ProgressLine(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            figures = {short: float(logs[name]) for name, short in _SHOWN.items() if logs.get(name) is not None}
-            if figures:
-                self.training_bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
+        if state.is_world_process_zero and self.training_bar is not None and (figures := figures_of(logs)):
+            self.training_bar.set_postfix(figures)
+
+    def close(self) -> None:
+        """End the line of the bar."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
+
+class ProgressLines(TrainerCallback):
+    """A line every `SECONDS` and at the end, for a file: what a bar redraws would stand there step by step."""
+
+    SECONDS = 30.0
+
+    def __init__(self) -> None:
+        self._figures: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._first, self._began = state.global_step, time.monotonic()
+        self._said = self._began
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._figures |= figures_of(logs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if time.monotonic() - self._said >= self.SECONDS:
+            self._say(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._say(state)
+
+    def _say(self, state: TrainerState) -> None:
+        self._said = time.monotonic()
+        a_step = (self._said - self._began) / max(1, state.global_step - self._first)
+        left = timedelta(seconds=round(a_step * (state.max_steps - state.global_step)))
+        figures = "".join(f", {name} {value}" for name, value in self._figures.items())
+        share = state.global_step / max(1, state.max_steps)
+        say(f"step {state.global_step} of {state.max_steps} ({share:.0%}){figures}; {a_step:.2g} s a step, {left} left")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def figures_of(logs: dict[str, Any] | None) -> dict[str, str]:
+    """What a person wants to see of a step's log, by its short name."""
+    logged = {name: value for name, value in (logs or {}).items() if value is not None}
+    return {short: f"{float(logged[name]):.3f}" for name, short in _SHOWN.items() if name in logged}
 
 
 class StopAtLoss(TrainerCallback):
@@ -69,7 +125,7 @@ class StopOnSignal(TrainerCallback):
     """Ctrl-C or SIGTERM ends training after the step in progress, with a checkpoint; a second signal ends it at once.
 
     With several processes, one process's signal stops all of them after the same step. torchrun also sends SIGTERM
-    where another process failed: no checkpoint is written then, since the next collective fails or torchrun's SIGKILL
+    if another process failed: no checkpoint is written then, since the next collective fails or torchrun's SIGKILL
     comes 30 s later.
     """
 

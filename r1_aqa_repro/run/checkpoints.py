@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,13 @@ def told_of_full_disk(run_folder: Path) -> Iterator[None]:
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer (to be mixed in before any subclass of it) whose interrupted runs continue exactly."""
+    """A Trainer (to be mixed in before any subclass of it) whose interrupted runs continue exactly.
 
+    Attributes:
+        write_card: writes the model card of the model that was just saved in a folder, if it is a run's.
+    """
+
+    write_card: Callable[[Path, Trainer], None] | None = None
     _staging = False
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -152,6 +157,14 @@ class ResumableTrainer(Trainer):
             and not self.is_deepspeed_enabled
             and not self.is_fsdp_enabled
         )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.write_card is not None and self.args.should_save:
+            self.write_card(Path(output_dir or self.args.output_dir), self)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: TRL's card, for the run's folder, knows neither base model nor data."""
 
     def save_final(self) -> Path:
         """Write model, processor and generation config to `<output_dir>/final`, whole or not at all."""

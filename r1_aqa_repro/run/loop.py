@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 import transformers
@@ -15,7 +17,7 @@ from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import end_distributed, is_main_process, start_distributed
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED
 from r1_aqa_repro.common.stopwatch import Stages
-from r1_aqa_repro.run.callbacks import ProgressLine, StopAtLoss, StopOnSignal
+from r1_aqa_repro.run.callbacks import ProgressBar, ProgressLines, StopAtLoss, StopOnSignal
 from r1_aqa_repro.run.checkpoints import (
     FINAL,
     ResumableTrainer,
@@ -25,6 +27,7 @@ from r1_aqa_repro.run.checkpoints import (
     told_of_full_disk,
 )
 from r1_aqa_repro.run.folder import RUN
+from r1_aqa_repro.run.model_card import write_card
 
 
 def run_training(build_trainer: Callable[[], ResumableTrainer], training: TrainingArguments, stage: str) -> int:
@@ -55,19 +58,18 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
     start_distributed(training)
     set_seed(training.seed)  # weights of an adapter or a new head are drawn before any trainer seeds
     trainer = build_trainer()
-    stop, progress = StopOnSignal(), ProgressLine()
+    trainer.write_card = partial(write_card, folder)
+    stop, progress = StopOnSignal(), ProgressBar() if sys.stderr.isatty() else ProgressLines()
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
     trainer.add_callback(stop)
-    try:
-        with told_of_full_disk(folder), Stages(folder / RUN, "seconds")(stage) if is_main_process() else nullcontext():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if not stop.stopped:
-                trainer.save_final()
-    finally:
-        if progress.training_bar is not None:  # it would be drawn over the message of what went wrong
-            progress.training_bar.close()
+    seconds = Stages(folder / RUN, "seconds")
+    # a bar that is not closed would be drawn over the message of what went wrong
+    with closing(progress), told_of_full_disk(folder), seconds(stage) if is_main_process() else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not stop.stopped:
+            trainer.save_final()
     end_distributed()
     if stop.stopped:
         say(f"interrupted: saved {last_checkpoint(folder)}; the same command goes on from it")

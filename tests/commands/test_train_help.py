@@ -1,0 +1,61 @@
+"""`--help` of the training commands: at once, without the libraries, and with every key of our own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from transformers import TrainingArguments
+from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
+
+from r1_aqa_repro.model.text_loading import TextModelConfig
+from r1_aqa_repro.ppo.trainer import PPOConfig
+from r1_aqa_repro.run import config
+from r1_aqa_repro.run.arguments import DataArguments, RunArguments
+from tests.conftest import ROOT
+
+ENTRIES = {
+    "train_sft": (config.AudioSFTConfig, TrainingArguments),
+    "train_grpo": (config.AudioGRPOConfig, GRPOConfig),
+    "train_sft_text": (config.TextSFTConfig, SFTConfig),
+    "train_reward_model": (config.RewardModelConfig, RewardConfig),
+    "train_dpo": (config.PairDPOConfig, DPOConfig),
+    "train_grpo_text": (config.TextGRPOConfig, GRPOConfig),
+    "train_ppo_text": (PPOConfig, TrainingArguments),
+}
+SHOW = """
+import runpy, sys
+try:
+    runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+finally:
+    print(sorted({"torch", "transformers", "trl"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_help_names_every_own_key_without_importing_the_libraries(name: str) -> None:
+    command = [sys.executable, "-c", SHOW, f"r1_aqa_repro.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert f"usage: python -m r1_aqa_repro.{name} --config FILE" in done.stdout and "--help-all" in done.stdout
+    training, library = ENTRIES[name]
+    data, model = (
+        (RunArguments, TextModelConfig)
+        if "text" in name or library in (DPOConfig, RewardConfig)
+        else (
+            DataArguments,
+            ModelConfig,
+        )
+    )
+    ours = {field.name for each in (training, data, model) for field in fields(each)}
+    ours -= {field.name for each in (library, ModelConfig) for field in fields(each)}
+    assert "train_file" in ours and all(f"--{key} " in done.stdout for key in ours)
+
+
+def test_help_all_names_the_keys_of_the_libraries_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        config.parse_config(config.AudioGRPOConfig, ["--help-all"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and all(key in shown for key in ("--learning_rate", "--lora_r", "--prompts_per_step"))
