@@ -125,7 +125,7 @@ def _from_trl(record: dict[str, Any]) -> _Parts:
     require_turns(messages, "the common beginning of chosen and rejected")
     # as in UltraFeedback: the question once more, as a text beside the conversations that hold it
     if prompt is not None and _text(prompt, "prompt") not in (message["content"] for message in messages):
-        what = "prompt is none of the messages that chosen and rejected have in common"
+        what = "chosen and rejected do not have the prompt among their common messages"
         raise BadRecord(what, "Correct it, or remove it.")
     answers = answer_from(chosen[end:], "the answer in chosen"), answer_from(rejected[end:], "the answer in rejected")
     return "trl messages, prompt extracted", messages, *answers

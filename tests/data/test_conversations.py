@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.conversations import (
     PreferencePair,
     SFTExample,
@@ -13,7 +12,6 @@ from r1_aqa_repro.data.conversations import (
     read_prompts,
     read_sft,
 )
-from r1_aqa_repro.data.records import BadRecord, require_object
 from tests.hostile import HOSTILE
 
 CONVERT = "Convert the file with `python -m data_prep.preferences` and give the train.jsonl that it writes."
@@ -21,14 +19,12 @@ MESSAGE = '{"role": "user" or "assistant", "content": "..."}'
 WRITE = f"Write every message as {MESSAGE}."
 LISTED = f"as a list of messages {MESSAGE}."
 EMPTY = "Give its text, or leave the record out."
-OBJECT = "Each record must be a JSON object."
 CORRECT = "Correct the text."
 GIVE_ID = "Give id as a text or an integer, or leave it out."
 ROLES = "Only system, user, assistant are supported; leave the record out."
 ONE_TURN = "What comes before the answer belongs into the prompt alone; an answer is one turn."
 NOTHING = "Leave the pair out: it says nothing."
 ORDER = "After an optional system message user and assistant alternate, from user to user."
-READERS = [read_prompts, read_pairs, read_sft]
 
 
 def user(text="Why?"):
@@ -88,14 +84,6 @@ def test_demonstrations(tmp_path):
     assert read_sft(file).records == [SFTExample("a", [user()], "Done.", {"task": "list"})]
 
 
-def test_a_json_list(tmp_path):
-    file = tmp_path / "file.json"
-    file.write_text(json.dumps([pair(), pair(prompt="Why?"), pair(prompt=[user("How?")])], indent=1))
-    read = read_pairs(file)
-    assert [record.id for record in read.records] == ["record 1", "record 3"]
-    assert [problem.where for problem in read.problems] == [f"{file}:record 2"]
-
-
 def test_texts_come_through_as_they_are(tmp_path):
     texts = [*HOSTILE, "  spaces and lines around  \n\n"]
     file = written(tmp_path, *(pair(prompt=[user(text)], chosen=[assistant(text)]) for text in texts))
@@ -107,9 +95,6 @@ def test_texts_come_through_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("record", "what", "remedy"),
     [
-        (3, "expected an object, found int", OBJECT),
-        ([pair()], "expected an object, found list", OBJECT),
-        ('{"prompt": [', "malformed JSON (Expecting value)", "Each line must be one JSON object."),
         (
             {"prompt": "Why?", "chosen": "good", "rejected": "bad"},
             "expected prompt, chosen and rejected, each a list of messages; "
@@ -124,8 +109,6 @@ def test_texts_come_through_as_they_are(tmp_path):
         ),
         ({}, "expected prompt, chosen and rejected, each a list of messages; found no keys", CONVERT),
         (pair(id=""), "id is ''", GIVE_ID),
-        (pair(id=True), "id is True", GIVE_ID),
-        (pair(id="first"), "id 'first' was already used at line 1", "Make ids unique."),
         (pair(prompt=[]), "prompt is []", f"Give prompt {LISTED}"),
         (pair(prompt=["Why?"]), "prompt message 1 is str, expected an object", WRITE),
         (pair(prompt=[{"content": "Why?"}]), "prompt message 1 has no role, only ['content']", WRITE),
@@ -143,7 +126,6 @@ def test_texts_come_through_as_they_are(tmp_path):
             WRITE + " Anything else would be lost.",
         ),
         (pair(prompt=[user("\ud83d")]), "'prompt' is no valid Unicode (half of a surrogate pair)", CORRECT),
-        (pair(task="\udfff"), "'task' is no valid Unicode (half of a surrogate pair)", CORRECT),
         (pair(prompt=[assistant(), user()]), "prompt message 1 is of assistant, expected user", ORDER),
         (pair(prompt=[user(), user()]), "prompt message 2 is of user, expected assistant", ORDER),
         (pair(prompt=[user(), system(), user()]), "prompt message 2 is of system, expected assistant", ORDER),
@@ -186,33 +168,4 @@ def test_a_bad_demonstration(tmp_path, record, what):
 
 def test_a_bad_prompt(tmp_path):
     file = written(tmp_path, {"prompt": [user()]}, {"prompt": "Why?"}, {"prompt": [user()]})
-    what, remedy = only_problem(read_prompts(file), file)
-    assert what == "prompt is 'Why?'"
-    assert remedy == f"Give prompt {LISTED}"
-
-
-@pytest.mark.parametrize("read", READERS)
-def test_files_that_are_refused_as_a_whole(tmp_path, read):
-    for content, what in [
-        (None, "there is no such file"),
-        (b"", "the file holds no records"),
-        (b" \n\n", "the file holds no records"),
-        (b"[]", "the file holds no records"),
-        (b'{"prompt": "\xe9"}', "not UTF-8 text (invalid continuation byte at byte 12 of the line)"),
-        (b'[{"prompt": 1}, {"pro', "malformed JSON"),
-    ]:
-        file = tmp_path / "file.jsonl"
-        if content is not None:
-            file.write_bytes(content)
-        with pytest.raises(Refused) as refusal:
-            read(file)
-        [problem] = refusal.value.problems
-        assert problem.where.startswith(str(file)) and problem.what.startswith(what)
-
-
-def test_what_nests_deeper_than_can_be_written_is_bad():
-    nested = []
-    for _ in range(2_000):
-        nested = [nested]
-    with pytest.raises(BadRecord, match="'deep' is nested too deeply"):
-        require_object({"prompt": [user()], "deep": nested})
+    assert only_problem(read_prompts(file), file) == ("prompt is 'Why?'", f"Give prompt {LISTED}")

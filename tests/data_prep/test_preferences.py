@@ -3,6 +3,7 @@
 import datetime
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -53,6 +54,10 @@ def sharegpt(**changed):
         "rejected": said("gpt", "No."),
     }
     return {**record, **changed}
+
+
+def conversation(*turns):
+    return sharegpt(conversations=list(turns))
 
 
 def alpaca(**changed):
@@ -248,16 +253,10 @@ def test_texts_come_through_as_they_are(case):
     ]
 
 
-@pytest.mark.parametrize("kind", ["list", "parquet", "with byte order mark"])
-def test_other_kinds_of_files(case, kind):
+def test_rows_of_a_parquet_file_are_pairs(case):
     records = [sharegpt(id="a", system=None), sharegpt(id="b", system="Be brief.")]
-    if kind == "parquet":
-        rows = [{**record, "made": datetime.date(2024, 2, 29)} for record in records]  # JSON knows no dates
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), case.input)
-    elif kind == "list":
-        case.input.write_text(json.dumps(records, indent=1))
-    else:
-        case.input.write_text("\ufeff" + "\n\n".join(map(json.dumps, records)), encoding="utf-8")
+    rows = [{**record, "made": datetime.date(2024, 2, 29)} for record in records]  # JSON knows no dates
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), case.input)
     assert case.run() == EXIT_DONE
     assert case.train == [
         line("a", chat("Why?"), "Because.", "No."),
@@ -277,190 +276,157 @@ KNOWN = (
     "alpaca: instruction, chosen, rejected, perhaps input, system, history."
 )
 EXPECTED_TRL = "Expected trl: chosen and rejected, perhaps prompt."
-REMOVE = "Put what matters into the prompt and remove the key."
+ALIKE = "Expected all three as texts, or all as lists of messages; prompt may be absent."
 GPT = 'Write every message as {"from": "human" or "gpt", "value": "..."}.'
-ORDER = "After an optional system message human and gpt alternate, from human to human."
 OWN_KEY = "Give the prompt as a key of its own."
 SAME = "Everything before the answers must be the same in both."
 ONE_TURN = "What comes before the answer belongs into the prompt alone; an answer is one turn."
 EMPTY = "Give its text, or leave the record out."
+# of each: the record, what is wrong, and a part of the remedy
 BAD_RECORDS = {
-    "no object": (3, "expected an object, found int. Each record must be a JSON object."),
-    "cut off": (
-        '{"prompt": "Why?", "chosen": ',
-        "malformed JSON (Expecting value). Each line must be one JSON object.",
-    ),
-    "surrogate": (
-        {**TRL, "prompt": "\ud83d"},
-        "'prompt' is no valid Unicode (half of a surrogate pair). Correct the text.",
-    ),
-    "bad id": ({**TRL, "id": ["a"]}, "id is ['a']. Give id as a text or an integer, or leave it out."),
-    "id twice": (
-        {**TRL, "id": "first", "prompt": "How?"},
-        "id 'first' was already used at {file}:line 1. Make ids unique.",
-    ),
+    "no object": (3, "expected an object, found int", "a JSON object"),
+    "bad id": ({**TRL, "id": ["a"]}, "id is ['a']", "or leave it out"),
+    "id twice": ({**TRL, "id": "first", "prompt": "How?"}, "id 'first' was already used at {file}:line 1", "unique"),
     # formats
-    "unknown": ({"question": "?", "answers": []}, "unknown format with the keys ['answers', 'question']. " + KNOWN),
-    "no pair": (
-        {"conversations": [], "messages": 1},
-        "unknown format with the keys ['conversations', 'messages']. " + KNOWN,
-    ),
+    "unknown": ({"question": "?", "answers": []}, "unknown format with the keys ['answers', 'question']", KNOWN),
+    "no pair": ({"messages": 1}, "unknown format with the keys ['messages']", KNOWN),
     "ambiguous": (
         {**sharegpt(), "prompt": "Why?"},
-        "ambiguous format: the keys ['chosen', 'conversations', 'prompt', 'rejected'] are those of trl and sharegpt. "
-        f"{KNOWN} Remove what does not belong there.",
+        "ambiguous format: the keys ['chosen', 'conversations', 'prompt', 'rejected'] are those of trl and sharegpt",
+        KNOWN,
     ),
-    "null": (
-        {**TRL, "rejected": None},
-        f"rejected absent or null, only ['chosen', 'prompt', 'rejected']. {EXPECTED_TRL}",
-    ),
-    "lost": (
-        {**TRL, "system": "Be brief."},
-        f"system has no place in the format trl and would be lost. {EXPECTED_TRL} {REMOVE}",
-    ),
+    "null": ({**TRL, "rejected": None}, "rejected absent or null, only ['chosen', 'prompt', 'rejected']", EXPECTED_TRL),
+    "lost": ({**TRL, "system": "Hm."}, "system has no place in the format trl and would be lost", EXPECTED_TRL),
     "another name of prompt": (
         {"question": "Why?", "chosen": "Because.", "rejected": "But."},
-        f"question has no place in the format trl and would be lost. {EXPECTED_TRL} {REMOVE}",
+        "question has no place in the format trl and would be lost",
+        "Put what matters into the prompt and remove the key.",
     ),
-    "texts and messages": (
-        {**TRL, "chosen": chat("Why?", "Because.")},
-        "prompt is str, chosen is list, rejected is str. "
-        "Expected all three as texts, or all as lists of messages; prompt may be absent.",
-    ),
-    "numbers": (
-        {**TRL, "chosen": 1, "rejected": 2},
-        "prompt is str, chosen is int, rejected is int. "
-        "Expected all three as texts, or all as lists of messages; prompt may be absent.",
-    ),
+    "texts and messages": ({**TRL, "chosen": chat("A", "B")}, "prompt is str, chosen is list, rejected is str", ALIKE),
+    "numbers": ({**TRL, "chosen": 1, "rejected": 2}, "prompt is str, chosen is int, rejected is int", ALIKE),
     # trl texts
-    "empty prompt": ({**TRL, "prompt": " "}, f"prompt is empty. {EMPTY}"),
-    "empty answer": ({**TRL, "chosen": ""}, f"chosen is empty. {EMPTY}"),
-    "identical": ({**TRL, "chosen": "No. "}, "chosen and rejected are identical. Leave the pair out: it says nothing."),
+    "empty prompt": ({**TRL, "prompt": " "}, "prompt is empty", EMPTY),
+    "empty answer": ({**TRL, "chosen": ""}, "chosen is empty", EMPTY),
+    "identical": ({**TRL, "chosen": "No. "}, "chosen and rejected are identical", "Leave the pair out"),
     "no common beginning": (
         {"chosen": "Yes, it is.", "rejected": "No."},
-        f"chosen and rejected have no common prompt: they begin differently. {OWN_KEY}",
+        "chosen and rejected have no common prompt: they begin differently",
+        OWN_KEY,
     ),
     "one text goes on": (
         {"chosen": "The sky is", "rejected": "The sky is blue."},
-        "one of chosen and rejected is the beginning of the other, so nothing tells where the answers begin. "
-        + OWN_KEY,
+        "one of chosen and rejected is the beginning of the other, so nothing tells where the answers begin",
+        OWN_KEY,
     ),
-    "empty rest": ({"chosen": "Why? ", "rejected": "Why?\n!"}, f"the answer in chosen is empty. {EMPTY}"),
-    "task": ({**TRL, "task": 3}, "task is int, expected a text. Give task as a text."),
-    "margin": (
-        {**TRL, "margin": "2"},
-        "margin is '2', expected a number. Give margin as a finite number, or leave it out.",
-    ),
-    "no number": (
-        json.dumps({**TRL, "margin": float("nan")}),
-        "margin is nan, expected a number. Give margin as a finite number, or leave it out.",
-    ),
+    "empty rest": ({"chosen": "Why? ", "rejected": "Why?\n!"}, "the answer in chosen is empty", EMPTY),
+    "task": ({**TRL, "task": 3}, "task is int, expected a text", "Give task as a text"),
+    "margin": ({**TRL, "margin": "2"}, "margin is '2', expected a number", "a finite number"),
+    "no number": (json.dumps({**TRL, "margin": math.nan}), "margin is nan, expected a number", "a finite number"),
     # trl messages
     "two turns": (
-        {"prompt": chat("Why?"), "chosen": chat("Because.", "Oh?", "Yes.")[1:], "rejected": [turn("assistant", "No.")]},
-        f"chosen has messages of assistant, user, expected one message of assistant. {ONE_TURN}",
+        {"prompt": chat("Why?"), "chosen": chat("?", "Because.", "Oh?", "Yes.")[1:], "rejected": chat("?", "No.")[1:]},
+        "chosen has messages of assistant, user, assistant, expected one message of assistant",
+        ONE_TURN,
     ),
     "two turns after an implicit prompt": (
         {"chosen": chat("Why?", "Because.", "Oh?", "Yes."), "rejected": chat("Why?", "No.")},
-        "the answer in chosen has messages of assistant, user, assistant, expected one message of assistant. "
-        + ONE_TURN,
+        "the answer in chosen has messages of assistant, user, assistant, expected one message of assistant",
+        ONE_TURN,
     ),
     "wrong order": (
-        {
-            "prompt": chat("Why?", "Because."),
-            "chosen": [turn("assistant", "Yes.")],
-            "rejected": [turn("assistant", "No.")],
-        },
-        "prompt does not end with a message of user. "
-        "After an optional system message user and assistant alternate, from user to user.",
+        {"prompt": chat("Why?", "Oh."), "chosen": chat("?", "Yes.")[1:], "rejected": chat("?", "No.")[1:]},
+        "prompt does not end with a message of user",
+        "user and assistant alternate, from user to user",
     ),
     "different prompts": (
         {"chosen": chat("Hi", "Hello", "Why?", "Because."), "rejected": chat("Hi", "Hello", "How?", "No.")},
-        f"chosen and rejected answer different prompts: message 3 differs. {SAME}",
+        "chosen and rejected answer different prompts: message 3 differs",
+        SAME,
     ),
     "answers alone": (
-        {"chosen": [turn("assistant", "Yes.")], "rejected": [turn("assistant", "No.")]},
-        f"chosen and rejected have no common prompt: they begin with the answers. {SAME}",
+        {"chosen": chat("?", "Yes.")[1:], "rejected": chat("?", "No.")[1:]},
+        "chosen and rejected have no common prompt: they begin with the answers",
+        SAME,
     ),
     "one conversation goes on": (
         {"chosen": chat("Why?", "Because.", "Oh?", "Yes."), "rejected": chat("Why?", "Because.")},
-        "one of chosen and rejected goes on where the other ends. Both must end with an answer to the same message.",
+        "one of chosen and rejected goes on where the other ends",
+        "Both must end with an answer to the same message",
     ),
     "identical conversations": (
         {"chosen": chat("Why?", "Because."), "rejected": chat("Why?", "Because.")},
-        "chosen and rejected are identical. Leave the pair out: it says nothing.",
+        "chosen and rejected are identical",
+        "Leave the pair out",
     ),
     "another prompt beside them": (
         {"prompt": "How?", "chosen": chat("Why?", "Because."), "rejected": chat("Why?", "No.")},
-        "prompt is none of the messages that chosen and rejected have in common. Correct it, or remove it.",
+        "chosen and rejected do not have the prompt among their common messages",
+        "Correct it",
     ),
     # sharegpt
-    "no role": (
-        sharegpt(conversations=[{"value": "Why?"}]),
-        f"conversations message 1 has no from, only ['value']. {GPT}",
-    ),
+    "no role": (conversation({"value": "Why?"}), "conversations message 1 has no from, only ['value']", GPT),
     "function call": (
-        sharegpt(conversations=[said("human", "Why?"), said("function_call", "{}"), said("observation", "1")]),
-        "conversations message 2 has the unsupported from 'function_call'. "
-        "Only system, human, gpt are supported; leave the record out.",
+        conversation(said("human", "Why?"), said("function_call", "{}"), said("observation", "1")),
+        "conversations message 2 has the unsupported from 'function_call'",
+        "Only system, human, gpt are supported",
     ),
     "pictures": (
-        sharegpt(conversations=[said("human", [{"type": "image"}])]),
-        f"conversations message 1 has [{{'type': 'image'}}] as value, expected a text. {GPT}",
+        conversation(said("human", [{"type": "image"}])),
+        "conversations message 1 has [{'type': 'image'}] as value, expected a text",
+        GPT,
     ),
     "gpt first": (
-        sharegpt(conversations=[said("gpt", "Hi"), said("human", "Why?")]),
-        f"conversations message 1 is of gpt, expected human. {ORDER}",
+        conversation(said("gpt", "Hi"), said("human", "Why?")),
+        "conversations message 1 is of gpt, expected human",
+        "human and gpt alternate, from human to human",
     ),
     "gpt last": (
-        sharegpt(conversations=[said("human", "Why?"), said("gpt", "Because.")]),
-        f"conversations does not end with a message of human. {ORDER}",
+        conversation(said("human", "Why?"), said("gpt", "Because.")),
+        "conversations does not end with a message of human",
+        "human and gpt alternate, from human to human",
     ),
-    "no conversation": (
-        sharegpt(conversations=[]),
-        'conversations is []. Give conversations as a list of messages {"from": "human" or "gpt", "value": "..."}.',
-    ),
-    "text as chosen": (
-        sharegpt(chosen="Because."),
-        'chosen is str, expected an object. Give chosen as {"from": "gpt", "value": "..."}.',
-    ),
+    "no conversation": (conversation(), "conversations is []", "Give conversations as a list of messages"),
+    "text as chosen": (sharegpt(chosen="Because."), "chosen is str, expected an object", "Give chosen as {"),
     "human as chosen": (
         sharegpt(chosen=said("human", "Because.")),
-        f"chosen has messages of human, expected one message of gpt. {ONE_TURN}",
+        "chosen has messages of human, expected one message of gpt",
+        ONE_TURN,
     ),
     "tools": (
         sharegpt(tools="[{}]"),
-        "tools has no place in the format sharegpt and would be lost. "
-        f"Expected sharegpt: conversations, chosen, rejected, perhaps system. {REMOVE}",
+        "tools has no place in the format sharegpt and would be lost",
+        "Expected sharegpt: conversations, chosen, rejected, perhaps system.",
     ),
     "two systems": (
-        sharegpt(conversations=[said("system", "A"), said("human", "Why?")], system="B"),
-        "system is given twice, as a key and as the first of conversations. Remove one.",
+        {**conversation(said("system", "A"), said("human", "Why?")), "system": "B"},
+        "system is given twice, as a key and as the first of conversations",
+        "Remove one",
     ),
     # alpaca
-    "no instruction": (alpaca(instruction=""), f"instruction is empty. {EMPTY}"),
-    "list as answer": (alpaca(chosen=["a", "b"]), "chosen is list, expected a text. Give chosen as a text."),
+    "no instruction": (alpaca(instruction=""), "instruction is empty", EMPTY),
+    "list as answer": (alpaca(chosen=["a", "b"]), "chosen is list, expected a text", "Give chosen as a text"),
     "history": (
         alpaca(history=[["Hi"]]),
-        "history is [['Hi']], expected a list of questions with their answers. "
-        "Give history as [[question, answer], ...].",
+        "history is [['Hi']], expected a list of questions with their answers",
+        "Give history as [[question, answer], ...]",
     ),
-    "empty history": (alpaca(history=[["Hi", ""]]), f"answer 1 of history is empty. {EMPTY}"),
+    "empty history": (alpaca(history=[["Hi", ""]]), "answer 1 of history is empty", EMPTY),
 }
 
 
 @pytest.mark.parametrize("name", BAD_RECORDS)
 def test_a_bad_record_refuses_the_file_and_nothing_is_written(case, capsys, name):
-    record, message = BAD_RECORDS[name]
+    record, what, remedy = BAD_RECORDS[name]
     case.write({**TRL, "id": "first"}, "", record)
     assert case.run() == EXIT_REFUSED
-    expected = f"error: {case.input}:line 3: {message.replace('{file}', str(case.input))}"
-    assert capsys.readouterr().err.splitlines() == [expected]
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {case.input}:line 3: {what.replace('{file}', str(case.input))}. ")
+    assert remedy in error
     assert case.wrote_nothing()
 
 
 def test_all_bad_records_are_named_at_once_or_left_out(case, capsys):
-    bad = [record for record, _ in BAD_RECORDS.values()]
+    bad = [record for record, *_ in BAD_RECORDS.values()]
     case.write({**TRL, "id": "first"}, *bad, {**TRL, "id": "last", "prompt": "What?"})
     assert case.run() == EXIT_REFUSED
     shown = capsys.readouterr().err.splitlines()
@@ -474,8 +440,8 @@ def test_all_bad_records_are_named_at_once_or_left_out(case, capsys):
     dropped = report["dropped"]["bad record"]
     assert dropped == ["first" if name == "id twice" else f"pairs.jsonl:line {number}"
                        for number, name in enumerate(BAD_RECORDS, start=2)]  # fmt: skip
-    for (_, message), detail in zip(BAD_RECORDS.values(), report["details"]["bad record"], strict=True):
-        assert detail.endswith(message.replace("{file}", str(case.input)))
+    for (_, what, remedy), detail in zip(BAD_RECORDS.values(), report["details"]["bad record"], strict=True):
+        assert what.replace("{file}", str(case.input)) in detail and remedy in detail
     assert f"dropped, bad record: {len(bad)}" in capsys.readouterr().err
 
 
@@ -484,28 +450,14 @@ def test_a_bad_record_with_an_id_is_named_by_it(case):
     assert case.report["dropped"] == {"bad record": ["12"]}
 
 
-@pytest.mark.parametrize(
-    ("content", "where", "what"),
-    [
-        (None, "", "there is no such file. Give a JSON list, JSON lines or a parquet file."),
-        (b"", "", "the file holds no records. Check that it was written completely."),
-        (b"\n \n", "", "the file holds no records. Check that it was written completely."),
-        (b"[]", "", "the file holds no records. Check that it was written completely."),
-        (b'{"prompt": "\xe9"}', ":line 1", "not UTF-8 text (invalid continuation byte at byte 12 of the line)."),
-        (b'[{"prompt": "Why?", "chosen": "a", "rejected": "b"},\n{"prompt": "Ho', ":line 2",
-         "malformed JSON (Unterminated string starting at). The file may have been cut off"),
-        (b'{\n"prompt": "Why?"\n}', "",
-         "it is one JSON object, not records. Give a JSON list of records, or one record a line."),
-        (b"PAR1 and no more", "", "no readable parquet file ("),
-    ],
-)  # fmt: skip
-def test_a_file_that_is_broken_as_a_whole(case, capsys, content, where, what):
+@pytest.mark.parametrize("content", [None, b"", b'[{"prompt": "Why?"}, {"prompt": "Ho', b"PAR1 and no more"])
+def test_a_file_that_is_broken_as_a_whole_is_refused_even_if_bad_records_are_skipped(case, capsys, content):
     if content is not None:
         case.input.write_bytes(content)
     for options in ([], ["--skip-bad-records"]):
         assert case.run(*options) == EXIT_REFUSED
         [message] = capsys.readouterr().err.splitlines()
-        assert message.startswith(f"error: {case.input}{where}: {what}")
+        assert message.startswith(f"error: {case.input}:")
         assert case.wrote_nothing()
 
 
