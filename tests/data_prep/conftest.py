@@ -1,6 +1,8 @@
 """Media of known content, made with PyAV: what a YouTube download, a mirror or a wav folder would hold."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -9,6 +11,7 @@ import pytest
 import soundfile
 
 from r1_aqa_repro.data.audio import SAMPLING_RATE
+from tests.conftest import ROOT
 
 # ending -> (container, codec, sampling rate of the source)
 CONTAINERS = {
@@ -21,6 +24,8 @@ CONTAINERS = {
     "wav": ("wav", "pcm_s16le", 22_050),
     "mp3": ("mp3", "libmp3lame", 44_100),
 }
+
+PRINT_PEAK = "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024)"  # MB
 
 
 def signal(rate, seconds, seed=0):
@@ -85,6 +90,46 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
+def write_lines(path, records):
+    """JSON lines; a text is written as it stands."""
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def write_json(path, records):
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def wav(path, seconds=0.5, seed=0):
+    """Mono noise at 16 kHz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, signal(SAMPLING_RATE, seconds, seed), SAMPLING_RATE)
+    return path
+
+
+def report_of(out):
+    """The report of a preparation, in which every record is accounted for."""
+    report = json.loads((out / "prep_report.json").read_text(encoding="utf-8"))
+    assert report["kept"] + sum(map(len, report["dropped"].values())) == report["records_in"]
+    return report
+
+
+def result(out):
+    """All that a preparation of audio leaves, but for how long it took."""
+    files = {path.name: path.read_bytes() for path in (out / "audio").iterdir()}
+    timeless = {key: value for key, value in report_of(out).items() if not key.startswith(("seconds", "clips_"))}
+    return (out / "manifest.jsonl").read_bytes(), files, timeless
+
+
+def peak_of(module, *arguments):
+    """MB of a command at the highest; resource.getrusage would begin with what the process that started it had."""
+    code = f"import sys; from {module} import main; assert main(sys.argv[1:]) == 0; {PRINT_PEAK}"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+
 def avqa_record(number, video_name, **changed):
     """A record as AVQA's annotations have it."""
     return {
@@ -102,8 +147,4 @@ def avqa_record(number, video_name, **changed):
 
 @pytest.fixture
 def clip(tmp_path):
-    """A second of mono WAV at 16 kHz."""
-    path = tmp_path / "media" / "clip.wav"
-    path.parent.mkdir()
-    soundfile.write(path, signal(SAMPLING_RATE, 1), SAMPLING_RATE)
-    return path
+    return wav(tmp_path / "media" / "clip.wav", seconds=1)

@@ -1,7 +1,6 @@
 """The AVQA command: every naming, every format of the annotations, and what its users get to see."""
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -24,54 +23,74 @@ from data_prep.pipeline import Report
 from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
 from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import read_questions
+from tests.conftest import ROOT
 from tests.data_prep.conftest import (
     CONTAINERS,
+    PRINT_PEAK,
     avqa_record,
     correlation,
+    peak_of,
     read_lines,
+    report_of,
+    result,
     signal,
+    wav,
+    write_json,
+    write_lines,
     write_media,
     write_silent_film,
 )
 
-ROOT = Path(__file__).parents[2]
 VIDEO = "-HG3Omg_89c"
-# MB of this process at the highest; resource.getrusage would begin with what the process that started it had
-PRINT_PEAK = "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024)"
 
 
 def command(annotations, media, out, *more):
-    media = ["--media", media] if media else []
+    media = ["--media", *media] if isinstance(media, list) else ["--media", media] if media else []
     return main([str(part) for part in ("--annotations", annotations, *media, "--out", out, "--workers", 1, *more)])
 
 
-def write_json(path, records):
-    path.write_text(json.dumps(records), encoding="utf-8")
-    return path
+class World:
+    """Annotations, the folder of media for them, and the folder that they are prepared into."""
+
+    def __init__(self, folder):
+        self.folder, self.media, self.out = folder, folder / "media", folder / "out"
+        self.annotations = folder / "qa.json"
+
+    def annotate(self, *records):
+        write_json(self.annotations, records)
+        return self
+
+    def rows(self, rows, name="train.parquet"):
+        self.annotations = self.folder / name
+        pandas.DataFrame(rows).to_parquet(self.annotations)
+        return self
+
+    def run(self, *more, media="media", out="out"):
+        """The exit code; `media` and `out` are below the folder."""
+        self.out = self.folder / out
+        return command(self.annotations, media and self.folder / media, self.out, *more)
+
+    @property
+    def questions(self):
+        read = read_questions(self.out / "manifest.jsonl")
+        assert not read.problems
+        return read.records
+
+    @property
+    def report(self):
+        return report_of(self.out)
 
 
-def report_of(out):
-    return json.loads((out / "prep_report.json").read_text(encoding="utf-8"))
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
 
 
-def result(out):
-    """All that a preparation leaves, but for how long it took."""
-    files = {path.name: path.read_bytes() for path in (out / "audio").iterdir()}
-    timeless = {key: value for key, value in report_of(out).items() if not key.startswith(("seconds", "clips_"))}
-    return (out / "manifest.jsonl").read_bytes(), files, timeless
-
-
-def wav(path, seconds=0.5, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, signal(SAMPLING_RATE, seconds, seed), SAMPLING_RATE)
-    return path
-
-
-def test_a_record_becomes_a_line(tmp_path):
-    wav(tmp_path / "media" / f"{VIDEO}_30.wav")
-    annotations = write_json(tmp_path / "train_qa.json", [avqa_record(183, f"{VIDEO}_000030", answer=1)])
-    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
-    assert read_lines(tmp_path / "out" / "manifest.jsonl") == [
+def test_a_record_becomes_a_line(world):
+    wav(world.media / f"{VIDEO}_30.wav")
+    world.annotations = world.folder / "train_qa.json"
+    assert world.annotate(avqa_record(183, f"{VIDEO}_000030", answer=1)).run() == 0
+    assert read_lines(world.out / "manifest.jsonl") == [
         {
             "id": "183",
             "audio_path": f"audio/{VIDEO}_000030.flac",
@@ -85,14 +104,11 @@ def test_a_record_becomes_a_line(tmp_path):
             "source_video": f"{VIDEO}_000030",
         }
     ]
-    report = report_of(tmp_path / "out")
-    assert (report["records_in"], report["kept"], report["dropped"]) == (1, 1, {})
-    question = read_questions(tmp_path / "out" / "manifest.jsonl").records[0]
+    assert (world.report["records_in"], world.report["kept"], world.report["dropped"]) == (1, 1, {})
     # the word is replaced for the model, there and nowhere else
-    assert prompt_text(question, "direct").startswith("What happened in the audio?")
-    source = "".join(path.read_text() for path in Path(r1_aqa_repro.__file__).parent.rglob("*.py"))
-    source += "".join(path.read_text() for path in (ROOT / "data_prep").glob("*.py"))
-    assert source.count('replace("video"') == 1
+    assert prompt_text(world.questions[0], "direct").startswith("What happened in the audio?")
+    sources = [*Path(r1_aqa_repro.__file__).parent.rglob("*.py"), *(ROOT / "data_prep").glob("*.py")]
+    assert "".join(path.read_text() for path in sources).count('replace("video"') == 1
 
 
 @pytest.mark.parametrize("ending", CONTAINERS)
@@ -154,9 +170,9 @@ def test_links_that_lead_back(tmp_path, capsys):
     assert len(index) == 1 and not capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_read_is_left_out(tmp_path, monkeypatch, capsys):
-    wav(tmp_path / "media" / "ID_1.wav")
-    wav(tmp_path / "media" / "closed" / "ID_2.wav")
+def test_a_folder_that_cannot_be_read_is_left_out(world, monkeypatch, capsys):
+    wav(world.media / "ID_1.wav")
+    wav(world.media / "closed" / "ID_2.wav")
     scandir = os.scandir
 
     def closed(path):
@@ -165,242 +181,168 @@ def test_a_folder_that_cannot_be_read_is_left_out(tmp_path, monkeypatch, capsys)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    annotations = write_json(tmp_path / "qa.json", [avqa_record(1, "ID_000001"), avqa_record(2, "ID_000002")])
-    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
-    assert report_of(tmp_path / "out")["dropped"] == {"missing": ["2"]}
+    assert world.annotate(avqa_record(1, "ID_000001"), avqa_record(2, "ID_000002")).run() == 0
+    assert world.report["dropped"] == {"missing": ["2"]}
     assert "closed cannot be read" in capsys.readouterr().err
 
 
-def test_the_clip_is_cut_from_the_whole_video(tmp_path):
+def test_the_clip_is_cut_from_the_whole_video(world):
     sound = signal(44_100, 60)
-    write_media(tmp_path / "media" / "whole.mp4", sound, 44_100, pictures=True)
-    shutil.copy(tmp_path / "media" / "whole.mp4", tmp_path / "media" / "uncut_000040.mp4")
-    write_media(tmp_path / "media" / "clip_000040.mp4", sound[: 12 * 44_100], 44_100)
-    names = ["whole_000020", "whole_000055", "uncut_000040", "clip_000040", "whole_000070"]
-    annotations = write_json(tmp_path / "qa.json", [avqa_record(n, name) for n, name in enumerate(names)])
-    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
-    clips = {
-        q.source_video: load_audio(q.audio_path) for q in read_questions(tmp_path / "out" / "manifest.jsonl").records
-    }
-    for name, (start, seconds) in {
-        "whole_000020": (20, 10),
-        "whole_000055": (55, 5),
-        "uncut_000040": (40, 10),
-        "clip_000040": (0, 12),
-    }.items():
-        assert abs(len(clips[name]) / SAMPLING_RATE - seconds) < 0.05
-        assert correlation(clips[name], sound[start * 44_100 :], 44_100) > 0.9
-    assert report_of(tmp_path / "out")["dropped"] == {"shorter than 0.1 s": ["4"]}
+    write_media(world.media / "whole.mp4", sound, 44_100, pictures=True)
+    shutil.copy(world.media / "whole.mp4", world.media / "uncut_000040.mp4")
+    write_media(world.media / "clip_000040.mp4", sound[: 12 * 44_100], 44_100)
+    parts = {"whole_000020": (20, 10), "whole_000055": (55, 5), "uncut_000040": (40, 10), "clip_000040": (0, 12)}
+    assert world.annotate(*(avqa_record(name, name) for name in (*parts, "whole_000070"))).run() == 0
+    assert [question.id for question in world.questions] == list(parts)
+    for question in world.questions:
+        (start, seconds), clip = parts[question.id], load_audio(question.audio_path)
+        assert abs(len(clip) / SAMPLING_RATE - seconds) < 0.05
+        assert correlation(clip, sound[start * 44_100 :], 44_100) > 0.9
+    assert world.report["dropped"] == {"shorter than 0.1 s": ["whole_000070"]}
 
 
-def test_bad_records(tmp_path):
-    """Each is reported, none stops the others."""
+def test_every_bad_record_is_reported_and_none_stops_the_others(world):
     good = "ID_000001"
-    wav(tmp_path / "media" / "ID_1.wav")
-    wav(tmp_path / "media" / "with space ü_3.wav", seed=3)
-    (tmp_path / "media" / "ID_4.mp4").touch()
-    write_silent_film(tmp_path / "media" / "ID_5.mp4")
+    wav(world.media / "ID_1.wav")
+    wav(world.media / "with space ü_3.wav", seed=3)
+    (world.media / "ID_4.mp4").touch()
+    write_silent_film(world.media / "ID_5.mp4")
     nan = np.full(9000, np.nan, np.float32)
-    soundfile.write(tmp_path / "media" / "ID_6.wav", nan, SAMPLING_RATE, subtype="FLOAT")
+    soundfile.write(world.media / "ID_6.wav", nan, SAMPLING_RATE, subtype="FLOAT")
+    fields = {
+        "text": {"answer": "motorboat"}, "digit": {"answer": "1"}, "high": {"answer": 4}, "low": {"answer": -1},
+        "yes": {"answer": True}, "half": {"answer": 1.0}, "none": {"answer": None},
+        "dict": {"multi_choice": {"A": "motorboat"}}, "deep": {"multi_choice": [["motorboat"], ["car"]]},
+        "one": {"multi_choice": ["motorboat"], "answer": 0}, "blank": {"multi_choice": ["motorboat", " "]},
+        "empty": {"question_text": ""}, "list": {"question_text": ["What?"]}, "nameless": {"video_name": None},
+        "name": {"video_name": {"id": "ID"}}, "category": {"question_type": {"a": [1]}},
+    }  # fmt: skip
+    missing = {
+        "path": {"video_name": "../../ID_000001"}, "gone": {"video_name": "ID_000007"},
+        "long": {"video_name": "x" * 5000, "audio_path": "y" * 5000},
+        "null": {"video_name": "nu\0ll", "audio_path": "\0"},
+    }  # fmt: skip
     records = [
         avqa_record("ok", good),
-        avqa_record("text", good, answer="motorboat"),
-        avqa_record("digit", good, answer="1"),
-        avqa_record("high", good, answer=4),
-        avqa_record("low", good, answer=-1),
-        avqa_record("yes", good, answer=True),
-        avqa_record("half", good, answer=1.0),
-        avqa_record("none", good, answer=None),
+        *(avqa_record(name, good) | changed for name, changed in (fields | missing).items()),
         avqa_record("ok", good),
-        avqa_record({"nested": 1}, good),
-        avqa_record(None, good),
-        avqa_record("dict", good, multi_choice={"A": "motorboat"}),
-        avqa_record("deep", good, multi_choice=[["motorboat"], ["car"]]),
-        avqa_record("one", good, multi_choice=["motorboat"], answer=0),
-        avqa_record("blank", good, multi_choice=["motorboat", " "], answer=0),
-        avqa_record("empty", good, question_text=""),
-        avqa_record("list", good, question_text=["What?"]),
-        avqa_record("nameless", None),
-        avqa_record("name", {"id": "ID"}),
-        avqa_record("category", good, question_type={"a": [1]}),
-        "a text",
-        None,
-        [avqa_record("inner", good)],
-        {},
+        *("a text", None, [avqa_record("inner", good)], {}, avqa_record({"nested": 1}, good), avqa_record(None, good)),
         avqa_record("unicode", "with space ü_000003"),
-        avqa_record("path", "../../ID_000001"),
-        avqa_record("zero", "ID_000004"),
-        avqa_record("film", "ID_000005"),
-        avqa_record("nan", "ID_000006"),
-        avqa_record("gone", "ID_000007"),
-        avqa_record("long", "x" * 5000, audio_path="y" * 5000),
-        avqa_record("null", "nu\0ll", audio_path="\0"),
+        *(avqa_record(name, f"ID_{n:06d}") for n, name in ((4, "zero"), (5, "film"), (6, "nan"))),
         avqa_record(int("8" * 4000), good),
     ]
-    assert command(write_json(tmp_path / "qa.json", records), tmp_path / "media", tmp_path / "out") == 0
-    report = report_of(tmp_path / "out")
-    assert [line["id"] for line in read_lines(tmp_path / "out" / "manifest.jsonl")] == ["ok", "unicode", "8" * 4000]
-    dropped = report["dropped"]
-    assert report["records_in"] == len(records) == report["kept"] + sum(map(len, dropped.values()))
-    assert dropped.pop("missing") == ["path", "gone", "long", "null"]
-    assert dropped.pop("undecodable") == ["zero", "nan"]
-    assert dropped.pop("no audio track") == ["film"]
-    numbered = [f"qa.json:record {number}" for number in (10, 11, 21, 22, 23, 24)]
-    bad = ["text", "digit", "high", "low", "yes", "half", "none", "ok", *numbered[:2], "dict", "deep", "one", "blank",
-           "empty", "list", "nameless", "name", "category", *numbered[2:]]  # fmt: skip
-    assert dropped == {"bad record": bad}
+    assert world.annotate(*records).run() == 0
+    assert [question.id for question in world.questions] == ["ok", "unicode", "8" * 4000]
+    report, places = world.report, [f"qa.json:record {number}" for number in range(23, 29)]
+    assert report["records_in"] == len(records)
+    assert report["dropped"] == {
+        "bad record": [*fields, "ok", *places],
+        "missing": list(missing),
+        "undecodable": ["zero", "nan"],
+        "no audio track": ["film"],
+    }
     assert "high: answer index 4 is out of range for 4 choices" in report["details"]["bad record"]
 
 
-def test_r1_aqa_lines(tmp_path):
-    wav(tmp_path / "audios" / f"{VIDEO}_30.wav", seed=1)
-    wav(tmp_path / "moved" / "ID_5.wav", seed=2)
+def test_lines_of_r1_aqa_are_found_by_path_or_by_name(world):
+    clips = [wav(world.folder / "audios" / f"{VIDEO}_30.wav", seed=1), wav(world.media / "ID_5.wav", seed=2)]
     records = [
         avqa_record(1, f"{VIDEO}_000030", dataset_name="AVQA", audio_path=f"audios/{VIDEO}_30.wav"),
         avqa_record(2, "ID_000005", dataset_name="AVQA", audio_path="/somewhere/else/ID_5.wav"),
         avqa_record(3, "ID_000006", dataset_name="AVQA", audio_path="ID_6.wav"),
     ]
-    lines = tmp_path / "train.jsonl"
-    lines.write_text("\n".join([*map(json.dumps, records), "", "{not JSON", '"text"']), encoding="utf-8")
-    assert command(lines, tmp_path / "moved", tmp_path / "out") == 0
-    questions = read_questions(tmp_path / "out" / "manifest.jsonl").records
-    assert [question.id for question in questions] == ["1", "2"]
-    for question, source in zip(questions, ("audios/" + f"{VIDEO}_30.wav", "moved/ID_5.wav"), strict=True):
-        assert np.array_equal(load_audio(question.audio_path), load_audio(tmp_path / source))
-    dropped = {"missing": ["3"], "bad record": ["train.jsonl:line 5", "train.jsonl:line 6"]}
-    assert report_of(tmp_path / "out")["dropped"] == dropped
-    lines.write_text(json.dumps(records[0]), encoding="utf-8")
-    assert command(lines, None, tmp_path / "without media") == 0
+    world.annotations = write_lines(world.folder / "train.jsonl", [*records, "", "{not JSON", '"text"'])
+    assert world.run() == 0
+    assert [question.id for question in world.questions] == ["1", "2"]
+    for question, source in zip(world.questions, clips, strict=True):
+        assert np.array_equal(load_audio(question.audio_path), load_audio(source))
+    assert world.report["dropped"] == {"missing": ["3"], "bad record": ["train.jsonl:line 5", "train.jsonl:line 6"]}
+    write_lines(world.annotations, records[:1])
+    assert world.run(media=None, out="without media") == 0
 
 
-def test_parquet_with_embedded_audio(tmp_path):
-    clip = wav(tmp_path / "clip.wav")
+def test_parquet_with_embedded_audio_brings_question_and_choices_in_one_text(world):
+    clip = wav(world.folder / "clip.wav")
     audio = {"bytes": clip.read_bytes(), "path": f"{VIDEO}_000030.wav"}
     text = "What happened in the video?\nChoices:\nA. motorboat\nB. a car. And more\nC. (none)"
-    rows = [
-        {"audio": audio, "question": text, "answer": "a car. And more"},
-        {"audio": audio, "question": text, "answer": "C"},
-        {"audio": audio, "question": text, "answer": "A. motorboat"},
-        {"audio": audio, "question": text, "answer": "D"},
-        {"audio": audio, "question": text, "answer": "lorry"},
+    rows = [{"audio": audio, "question": text, "answer": answer}
+            for answer in ("a car. And more", "C", "A. motorboat", "D", "lorry")]  # fmt: skip
+    rows += [
         {"audio": audio, "question": "no choices", "answer": "A"},
         {"audio": {"bytes": b"broken", "path": "ID_1.wav"}, "question": text, "answer": "A"},
         {"audio": None, "question": text, "answer": "A"},
     ]
-    pandas.DataFrame(rows).to_parquet(tmp_path / "train-00000.parquet")
-    assert command(tmp_path / "train-00000.parquet", None, tmp_path / "out") == 0
-    read = read_questions(tmp_path / "out" / "manifest.jsonl")
-    assert not read.problems
-    assert [question.answer for question in read.records] == ["a car. And more", "(none)", "motorboat"]
-    assert read.records[0].question == "What happened in the video?"
-    assert read.records[0].choices == ("motorboat", "a car. And more", "(none)")
-    assert np.array_equal(load_audio(read.records[0].audio_path), load_audio(clip))
-    report = report_of(tmp_path / "out")
-    assert {reason: len(ids) for reason, ids in report["dropped"].items()} == {"bad record": 4, "undecodable": 1}
-    assert report["audio"]["clips"] == 1
+    assert world.rows(rows, "train-00000.parquet").run(media=None) == 0
+    assert [question.answer for question in world.questions] == ["a car. And more", "(none)", "motorboat"]
+    first = world.questions[0]
+    assert first.question == "What happened in the video?"
+    assert first.choices == ("motorboat", "a car. And more", "(none)")
+    assert np.array_equal(load_audio(first.audio_path), load_audio(clip))
+    dropped = {reason: len(ids) for reason, ids in world.report["dropped"].items()}
+    assert dropped == {"bad record": 4, "undecodable": 1} and world.report["audio"]["clips"] == 1
 
     as_in_avqa = [{**avqa_record(n, f"{VIDEO}_000030"), "audio": audio} for n in range(3)]
-    pandas.DataFrame(as_in_avqa).to_parquet(tmp_path / "val.parquet")
-    assert command(tmp_path / "val.parquet", None, tmp_path / "columns") == 0
-    assert [q.split for q in read_questions(tmp_path / "columns" / "manifest.jsonl").records] == ["val"] * 3
+    assert world.rows(as_in_avqa, "val.parquet").run(media=None, out="columns") == 0
+    assert [question.split for question in world.questions] == ["val"] * 3
 
 
-def test_a_number_in_a_name_is_not_always_a_start(tmp_path):
+def test_a_number_in_a_name_is_not_always_a_start(world):
     """Without `video_name`, only what looks like a YouTube id with its second is cut."""
-    for name in ("clip_3.wav", f"{VIDEO}_3.wav", "moved/other_3.wav"):
-        wav(tmp_path / name, seconds=17)
+    for name in ("clip_3.wav", f"{VIDEO}_3.wav", "media/other_3.wav"):
+        wav(world.folder / name, seconds=17)
     paths = ["clip_3.wav", f"{VIDEO}_3.wav", "elsewhere/other_3.wav"]
-    records = [avqa_record(n, None, audio_path=path) for n, path in enumerate(paths)]
-    annotations = write_json(tmp_path / "qa.json", records)
-    assert command(annotations, tmp_path / "moved", tmp_path / "out") == 0
-    questions = read_questions(tmp_path / "out" / "manifest.jsonl").records
-    assert [soundfile.info(question.audio_path).duration for question in questions] == [17, 10, 17]
-    assert [question.source_video for question in questions] == [None, f"{VIDEO}_3", None]
-    write_json(annotations, [avqa_record(3, "clip_3", audio_path="clip_3.wav")])
-    assert command(annotations, None, tmp_path / "named") == 0
-    question = read_questions(tmp_path / "named" / "manifest.jsonl").records[0]
-    assert soundfile.info(question.audio_path).duration == 10
+    assert world.annotate(*(avqa_record(n, None, audio_path=path) for n, path in enumerate(paths))).run() == 0
+    assert [soundfile.info(question.audio_path).duration for question in world.questions] == [17, 10, 17]
+    assert [question.source_video for question in world.questions] == [None, f"{VIDEO}_3", None]
+    assert world.annotate(avqa_record(3, "clip_3", audio_path="clip_3.wav")).run(media=None, out="named") == 0
+    assert soundfile.info(world.questions[0].audio_path).duration == 10
 
 
-def test_spelled_out_choices_stay_where_they_are(tmp_path):
+def test_spelled_out_choices_stay_where_they_are(world):
     """An empty or a missing one would shift the others, and make another one the answer."""
-    audio = {"bytes": wav(tmp_path / "clip.wav").read_bytes(), "path": f"{VIDEO}_000030.wav"}
+    audio = {"bytes": wav(world.folder / "clip.wav").read_bytes(), "path": f"{VIDEO}_000030.wav"}
     listed = ["A. dog\nB. \nC. cat", "A. dog\nC. cat", "B. dog\nA. cat", "A. dog\n  B) a  cow \nC. cat"]
     rows = [{"audio": audio, "question": f"What?\nChoices:\n{choices}", "answer": letter}
             for choices, letter in zip(listed, "CBBB", strict=True)]  # fmt: skip
-    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
-    assert command(tmp_path / "train.parquet", None, tmp_path / "out") == 0
-    questions = read_questions(tmp_path / "out" / "manifest.jsonl").records
-    assert [(question.choices, question.answer) for question in questions] == [(("dog", "a  cow", "cat"), "a  cow")]
-    assert questions[0].source_video == f"{VIDEO}_000030"  # by which splits that share it are found
-    told = report_of(tmp_path / "out")["details"]["bad record"]
+    assert world.rows(rows).run(media=None) == 0
+    (question,) = world.questions
+    assert (question.choices, question.answer) == (("dog", "a  cow", "cat"), "a  cow")
+    assert question.source_video == f"{VIDEO}_000030"  # by which splits that share it are found
+    told = world.report["details"]["bad record"]
     assert ["choice is empty" in told[0], "A, C, not A, B" in told[1], "B, A, not A, B" in told[2]] == [True] * 3
 
 
-def test_parquet_with_damaged_pages(tmp_path, capsys):
-    """The footer, at the end, is whole."""
-    rows = [
-        {**avqa_record(n, f"{VIDEO}_000030"), "audio": {"bytes": random.Random(n).randbytes(999)}} for n in range(50)
-    ]
-    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
-    content = bytearray((tmp_path / "train.parquet").read_bytes())
-    content[4 : len(content) // 3] = b"\xff" * (len(content) // 3 - 4)
-    (tmp_path / "train.parquet").write_bytes(content)
-    assert command(tmp_path / "train.parquet", None, tmp_path / "out") == 2
-    assert "no readable parquet file" in capsys.readouterr().err
+@pytest.mark.parametrize("content", [b"", b'[{"id": 1}, {"id"', b"PAR1 and no more"])
+def test_annotations_that_are_broken_as_a_whole_are_refused_before_anything_is_made(content, world, capsys):
+    world.annotations.write_bytes(content)
+    wav(world.media / "ID_1.wav")
+    assert world.run() == 2
+    assert f"error: {world.annotations}:" in capsys.readouterr().err
+    assert not world.out.exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "holds no records"),
-        (b"[]", "holds no records"),
-        (b" \n", "holds no records"),
-        (b'[{"id": 1}', "malformed JSON"),
-        (b'[{"id": 1}, {"id"', "line 1: malformed JSON"),
-        (b'[{"id": 1} {"id": 2}]', "malformed JSON (Expecting ',' delimiter)"),
-        (b'[{"id": 1}, oops, {"id": 2}]', "line 1: malformed JSON"),
-        (b'[{"id": 1}] [{"id": 2}]', "malformed JSON (Extra data)"),
-        (b'[] [{"id": 2}]', "malformed JSON (Extra data)"),
-        (b"[1]" + b" " * 70_000 + b"x", "malformed JSON (Extra data)"),
-        (b"[" * 200_000, "malformed JSON"),
-        (b'[{"id": ' + b"8" * 5000 + b"}]", "malformed JSON"),
-        (b'[{"id": "\xff"}]', "not UTF-8"),
-        (b'{\n  "data": []\n}', "one JSON object"),
-        (b"PAR1 and no more", "no readable parquet"),
-    ],
-)
-def test_annotations_that_cannot_be_read(content, said, tmp_path, capsys):
-    (tmp_path / "qa.json").write_bytes(content)
-    wav(tmp_path / "media" / "ID_1.wav")
-    assert command(tmp_path / "qa.json", tmp_path / "media", tmp_path / "out") == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_is_refused(tmp_path, capsys):
-    annotations = write_json(tmp_path / "qa.json", [avqa_record(1, "ID_000001")])
-    (tmp_path / "empty").mkdir()
-    assert command(tmp_path / "nothing.json", tmp_path / "nowhere", tmp_path / "out") == 2
+def test_files_that_are_not_there_and_impossible_options_are_refused(world, capsys):
+    world.annotate(avqa_record(1, "ID_000001"))
+    (world.folder / "empty").mkdir()
+    assert command(world.folder / "nothing.json", world.folder / "nowhere", world.out) == 2
     shown = capsys.readouterr().err
     assert "nothing.json: there is no such file" in shown and "nowhere: there is no such folder" in shown
-    assert command(annotations, tmp_path / "empty", tmp_path / "out") == 2
+    assert world.run(media="empty") == 2
     assert "there is no media file" in capsys.readouterr().err
-    assert command(annotations, None, tmp_path / "out") == 2
+    assert world.run(media=None) == 2
     for more in (["--workers", "0"], ["--channel", "left"], ["--format", "mp3"], ["--min-kept", "-1"], ["--unknown"]):
         with pytest.raises(SystemExit) as stopped:
-            command(annotations, tmp_path / "empty", tmp_path / "out", *more)
+            world.run(*more, media="empty")
         assert stopped.value.code == 2
-    assert not (tmp_path / "out").exists()
+    assert not world.out.exists()
 
 
-def test_fewer_than_wanted(tmp_path):
-    wav(tmp_path / "media" / "ID_1.wav")
-    annotations = write_json(tmp_path / "qa.json", [avqa_record(n, f"ID_{n:06d}") for n in (1, 2, 3, 4)])
+def test_fewer_than_wanted_is_told_by_the_exit_code(world):
+    wav(world.media / "ID_1.wav")
+    world.annotate(*(avqa_record(n, f"ID_{n:06d}") for n in (1, 2, 3, 4)))
     for wanted, code in [(0, 0), (0.25, 0), (1, 0), (0.3, 3), (2, 3), (1.0, 3)]:
-        assert command(annotations, tmp_path / "media", tmp_path / "out", "--min_kept", wanted) == code
-    write_json(annotations, [avqa_record(2, "ID_000002")])
-    assert command(annotations, tmp_path / "media", tmp_path / "nothing") == 3
+        assert world.run("--min_kept", wanted) == code
+    assert world.annotate(avqa_record(2, "ID_000002")).run(out="nothing") == 3
 
 
 def test_a_share_is_no_matter_of_rounding():
@@ -410,32 +352,28 @@ def test_a_share_is_no_matter_of_rounding():
     assert Report(records_in=100, kept=1).keeps(1) and not Report(records_in=100, kept=99).keeps(1.0)
 
 
-def test_other_annotations_are_not_mixed_in(tmp_path, capsys):
-    wav(tmp_path / "media" / "ID_1.wav")
-    annotations = write_json(tmp_path / "qa.json", [avqa_record(1, "ID_000001")])
-    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
-    before = result(tmp_path / "out")
-    write_json(annotations, [avqa_record(2, "ID_000001")])
-    assert command(annotations, tmp_path / "media", tmp_path / "out") == 2
+def test_other_annotations_are_not_mixed_in(world, capsys):
+    wav(world.media / "ID_1.wav")
+    assert world.annotate(avqa_record(1, "ID_000001")).run() == 0
+    before = result(world.out)
+    assert world.annotate(avqa_record(2, "ID_000001")).run() == 2
     assert "annotations was" in capsys.readouterr().err
-    assert result(tmp_path / "out") == before
+    assert result(world.out) == before
 
 
-def test_more_media_are_taken_up(tmp_path):
-    wav(tmp_path / "media" / "ID_1.wav")
-    wav(tmp_path / "more" / "ID_2.wav", seed=2)
-    annotations = write_json(tmp_path / "qa.json", [avqa_record(n, f"ID_{n:06d}") for n in (2, 1)])
-    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
-    both = ["--annotations", annotations, "--media", tmp_path / "media", tmp_path / "more", "--workers", 1]
-    assert main([*map(str, both), "--out", str(tmp_path / "out")]) == 0
-    assert report_of(tmp_path / "out")["clips_decoded"] == 1
-    assert main([*map(str, both), "--out", str(tmp_path / "fresh")]) == 0
-    assert result(tmp_path / "out") == result(tmp_path / "fresh")
+def test_more_media_are_taken_up(world):
+    wav(world.media / "ID_1.wav")
+    more = wav(world.folder / "more" / "ID_2.wav", seed=2).parent
+    assert world.annotate(*(avqa_record(n, f"ID_{n:06d}") for n in (2, 1))).run() == 0
+    assert command(world.annotations, [world.media, more], world.out) == 0
+    assert world.report["clips_decoded"] == 1
+    assert command(world.annotations, [world.media, more], world.folder / "fresh") == 0
+    assert result(world.out) == result(world.folder / "fresh")
 
 
-def start(annotations, media, out, *more):
+def start(annotations, media, out):
     """The real command, in a process group of its own."""
-    arguments = ["--annotations", annotations, "--media", media, "--out", out, "--workers", 2, *more]
+    arguments = ["--annotations", annotations, "--media", media, "--out", out, "--workers", 2]
     command = [sys.executable, "-m", "data_prep.avqa", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -475,11 +413,7 @@ def mirror(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         records.append(record)
-    return (
-        write_json(folder / "train_qa.json", records),
-        media,
-        {reason: sorted(ids, key=int) for reason, ids in lost.items()},
-    )
+    return write_json(folder / "train_qa.json", records), media, lost
 
 
 @pytest.mark.slow
@@ -531,20 +465,17 @@ def _left_over(group):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_records(tmp_path):
+def test_memory_does_not_grow_with_the_records(world):
     for n in range(10):
-        wav(tmp_path / "media" / f"ID_{n}.wav", seconds=0.2, seed=n)
-    code = f"import sys; from data_prep.avqa import main; assert main(sys.argv[1:]) == 0; {PRINT_PEAK}"
+        wav(world.media / f"ID_{n}.wav", seconds=0.2, seed=n)
     used = {}
     for number in (1_000, 100_000):
-        records = [avqa_record(n, f"ID_{n % 10:06d}") for n in range(number)]
-        annotations = tmp_path / f"{number}.jsonl"  # lines: a JSON list is read whole
-        annotations.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        arguments = ["--annotations", annotations, "--media", tmp_path / "media", "--out", tmp_path / str(number)]
-        command_line = [sys.executable, "-c", code, *map(str, arguments), "--workers", "1"]
-        done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=True)
-        used[number] = float(done.stdout)
-        assert report_of(tmp_path / str(number))["kept"] == number
+        records = (avqa_record(n, f"ID_{n % 10:06d}") for n in range(number))
+        annotations = write_lines(world.folder / f"{number}.jsonl", records)  # a JSON list is read whole
+        out = world.folder / str(number)
+        arguments = ("--annotations", annotations, "--media", world.media, "--out", out, "--workers", 1)
+        used[number] = peak_of("data_prep.avqa", *arguments)
+        assert report_of(out)["kept"] == number
     # MB; the file alone has 30, its records would take 150, and their ids 6
     assert used[100_000] < used[1_000] + 5, used
 
@@ -588,26 +519,25 @@ def test_three_hours(tmp_path):
     before = time.perf_counter()
     assert command(write_json(tmp_path / "qa.json", records), tmp_path / "media", tmp_path / "out") == 0
     assert time.perf_counter() - before < 10
-    assert report_of(tmp_path / "out")["dropped"] == {"undecodable": ["3"]}
-    assert "too long" in report_of(tmp_path / "out")["details"]["undecodable"][0]
-    for question, start_second in zip(
-        read_questions(tmp_path / "out" / "manifest.jsonl").records, (30, 30), strict=True
-    ):
+    report = report_of(tmp_path / "out")
+    assert report["dropped"] == {"undecodable": ["3"]} and "too long" in report["details"]["undecodable"][0]
+    questions = read_questions(tmp_path / "out" / "manifest.jsonl").records
+    assert len(questions) == 2
+    for question in questions:
         clip = load_audio(question.audio_path)
         assert len(clip) == 10 * SAMPLING_RATE
-        assert correlation(clip, minute[start_second * rate :], rate) > 0.9
+        assert correlation(clip, minute[30 * rate :], rate) > 0.9
 
 
 @pytest.mark.slow
-def test_training_starts_from_the_output(model_folder, tmp_path):
+def test_training_starts_from_the_output(model_folder, world, tmp_path):
     from r1_aqa_repro import train_grpo
 
     for second in range(4):
-        wav(tmp_path / "media" / f"ID_{second}.wav", seed=second)
-    annotations = write_json(tmp_path / "train_qa.json", [avqa_record(n, f"ID_{n:06d}") for n in range(4)])
-    assert command(annotations, tmp_path / "media", tmp_path / "out") == 0
+        wav(world.media / f"ID_{second}.wav", seed=second)
+    assert world.annotate(*(avqa_record(n, f"ID_{n:06d}") for n in range(4))).run() == 0
     arguments = [
-        "--model_name_or_path", model_folder, "--train_file", tmp_path / "out" / "manifest.jsonl",
+        "--model_name_or_path", model_folder, "--train_file", world.out / "manifest.jsonl",
         "--output_dir", tmp_path / "run", "--max_steps", 1, "--prompts_per_step", 2, "--num_generations", 2,
         "--max_completion_length", 4, "--loss_type", "grpo", "--report_to", "none", "--bf16", "false",
         "--activation_checkpointing", "false", "--use_cpu", "true",

@@ -7,23 +7,20 @@ import math
 import os
 import random
 import signal
-import subprocess
 import sys
-from types import SimpleNamespace
+from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from trl.data_utils import extract_prompt
 
-from data_prep.preference_formats import FORMATS, TEXT_EXTRACTED, convert
+from data_prep.preference_formats import FORMATS, TEXT_EXTRACTED
 from data_prep.preferences import CONTRADICTION, is_held_out, main
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, EXIT_REFUSED
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.conversations import read_pairs
-from r1_aqa_repro.data.records import Rejected
-from tests.conftest import ROOT
-from tests.data_prep.conftest import read_lines
+from tests.data_prep.conftest import peak_of, read_lines, report_of, write_lines
 from tests.hostile import HOSTILE
 
 TRL = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
@@ -71,8 +68,7 @@ class Case:
         self.input, self.out = folder / "pairs.jsonl", folder / "new" / "out"
 
     def write(self, *records):
-        lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
-        self.input.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        write_lines(self.input, records)
         return self
 
     def run(self, *options, held_out=0.0):
@@ -88,7 +84,7 @@ class Case:
 
     @property
     def report(self):
-        return json.loads((self.out / "prep_report.json").read_text())
+        return report_of(self.out)
 
     def wrote_nothing(self):
         return [path.name for path in self.input.parent.iterdir()] in ([self.input.name], [])
@@ -99,87 +95,62 @@ def case(tmp_path):
     return Case(tmp_path)
 
 
+BRIEF = turn("system", "Be brief.")
+THREE = chat("Hi", "Hello", "Why?")
 CONVERSION = [
     (
-        "trl",
         "trl texts",
         {"id": "a", "prompt": "Why is it blue?", "chosen": " It scatters.", "rejected": " No idea.", "task": "list"},
         line("a", chat("Why is it blue?"), " It scatters.", " No idea.", task="list"),
     ),
     (
-        "trl",
         TEXT_EXTRACTED,
         {"id": 1, "chosen": "The sky is blue.", "rejected": "The sky is green."},
         line("1", chat("The sky is"), " blue.", " green."),
     ),
     (
-        "trl",
         "trl messages",
-        {
-            "prompt": [turn("system", "Be brief."), *chat("Hi", "Hello", "Why?")],
-            "chosen": [turn("assistant", "Because.")],
-            "rejected": [turn("assistant", "No.")],
-            "margin": 1.5,
-            "chosen_score": 9,
-            "rejected_score": 7.5,
-        },
-        line(
-            "pairs.jsonl:line 1",
-            [turn("system", "Be brief."), *chat("Hi", "Hello", "Why?")],
-            "Because.",
-            "No.",
-            chosen_score=9,
-            rejected_score=7.5,
-            margin=1.5,
-        ),
+        {"prompt": [BRIEF, *THREE], "chosen": chat("?", "Because.")[1:], "rejected": chat("?", "No.")[1:],
+         "margin": 1.5, "chosen_score": 9, "rejected_score": 7.5},
+        line("pairs.jsonl:line 1", [BRIEF, *THREE], "Because.", "No.", chosen_score=9, rejected_score=7.5, margin=1.5),
     ),
     (
-        "trl",
         "trl messages, prompt extracted",
         {"id": "a", "chosen": chat("Hi", "Hello", "Why?", "Because."), "rejected": chat("Hi", "Hello", "Why?", "No.")},
-        line("a", chat("Hi", "Hello", "Why?"), "Because.", "No."),
+        line("a", THREE, "Because.", "No."),
     ),
     (
-        "trl",
         "trl messages, prompt extracted",  # the form of UltraFeedback
         {"id": "a", "prompt": "Why?", "chosen": chat("Why?", "Because."), "rejected": chat("Why?", "No.")},
         line("a", chat("Why?"), "Because.", "No."),
     ),
     (
         "sharegpt",
-        "sharegpt",
-        {
-            "id": "a",
-            "conversations": [said("human", "Hi"), said("gpt", "Hello"), said("human", "Why?")],
-            "chosen": said("gpt", "Because."),
-            "rejected": said("gpt", "Never."),
-            "system": "Be brief.",
-        },
-        line("a", [turn("system", "Be brief."), *chat("Hi", "Hello", "Why?")], "Because.", "Never."),
+        {**conversation(said("human", "Hi"), said("gpt", "Hello"), said("human", "Why?")), "id": "a",
+         "system": "Be brief.", "rejected": said("gpt", "Never.")},
+        line("a", [BRIEF, *THREE], "Because.", "Never."),
     ),
     (
         "sharegpt",
-        "sharegpt",
-        sharegpt(id="a", conversations=[said("system", "Be brief."), said("human", "Why?")], system=""),
-        line("a", [turn("system", "Be brief."), *chat("Why?")], "Because.", "No."),
+        {**conversation(said("system", "Be brief."), said("human", "Why?")), "id": "a", "system": ""},
+        line("a", [BRIEF, *chat("Why?")], "Because.", "No."),
     ),
     (
-        "alpaca",
         "alpaca",
         {"id": "a", "instruction": "Translate.", "input": "chat", "chosen": "cat", "rejected": "dog"},
         line("a", chat("Translate.\nchat"), "cat", "dog"),
     ),
     (
         "alpaca",
-        "alpaca",
         alpaca(id="a", system="Be brief.", history=[["Hi", "Hello"], ["You?", "Fine."]]),
-        line("a", [turn("system", "Be brief."), *chat("Hi", "Hello", "You?", "Fine.", "Why?")], "Because.", "No."),
+        line("a", [BRIEF, *chat("Hi", "Hello", "You?", "Fine.", "Why?")], "Because.", "No."),
     ),
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("format_name", "shape", "record", "expected"), CONVERSION)
-def test_every_format_becomes_messages_with_explicit_prompt(case, format_name, shape, record, expected):
+@pytest.mark.parametrize(("shape", "record", "expected"), CONVERSION)
+def test_every_format_becomes_messages_with_explicit_prompt(case, shape, record, expected):
+    format_name = shape.split()[0]
     for chosen_format in ("auto", format_name):
         assert case.write(record).run("--format", chosen_format, "--overwrite") == EXIT_DONE
         assert case.train == [expected]
@@ -190,27 +161,14 @@ def test_every_format_becomes_messages_with_explicit_prompt(case, format_name, s
         assert case.run("--format", other, "--overwrite") == EXIT_REFUSED
 
 
-def test_formats_may_be_mixed_in_one_file_and_are_counted(case):
-    records = [{**record, "id": number} for number, (_, _, record, _) in enumerate(CONVERSION)]
-    case.write(*records).run()
-    assert case.train == [{**line, "id": str(number)} for number, (_, _, _, line) in enumerate(CONVERSION)]
-    assert case.report["formats"] == {
-        "alpaca": 2,
-        "sharegpt": 2,
-        "trl messages": 1,
-        "trl messages, prompt extracted": 2,
-        "trl texts": 1,
-        TEXT_EXTRACTED: 1,
-    }
-
-
-def test_what_is_written_is_read_again_unchanged(case):
-    case.write(*({**record, "id": number} for number, (_, _, record, _) in enumerate(CONVERSION))).run()
-    first = case.train
-    assert len(first) == len(CONVERSION)
+def test_formats_may_be_mixed_in_one_file_and_what_is_written_is_read_again_unchanged(case):
+    case.write(*({**record, "id": number} for number, (_, record, _) in enumerate(CONVERSION))).run()
+    expected = [{**line, "id": str(number)} for number, (*_, line) in enumerate(CONVERSION)]
+    assert case.train == expected
+    assert case.report["formats"] == Counter(shape for shape, *_ in CONVERSION)
     case.input, case.out = case.out / "train.jsonl", case.out.with_name("again")
     assert case.run() == EXIT_DONE
-    assert case.train == first
+    assert case.train == expected
 
 
 @pytest.mark.parametrize(
@@ -248,9 +206,8 @@ def test_texts_come_through_as_they_are(case):
         for one, two, three in zip(HOSTILE, [*HOSTILE[1:], "a"], [*HOSTILE[2:], "b", "c"], strict=True)
     ]
     case.write(*records).run()
-    assert [(one["prompt"][0]["content"], one["chosen"][0]["content"]) for one in case.train] == [
-        (record["prompt"], record["chosen"]) for record in records
-    ]
+    written = [{key: one[key][0]["content"] for key in ("prompt", "chosen", "rejected")} for one in case.train]
+    assert written == records
 
 
 def test_rows_of_a_parquet_file_are_pairs(case):
@@ -260,7 +217,7 @@ def test_rows_of_a_parquet_file_are_pairs(case):
     assert case.run() == EXIT_DONE
     assert case.train == [
         line("a", chat("Why?"), "Because.", "No."),
-        line("b", [turn("system", "Be brief."), *chat("Why?")], "Because.", "No."),
+        line("b", [BRIEF, *chat("Why?")], "Because.", "No."),
     ]
 
 
@@ -464,10 +421,8 @@ def test_a_file_that_is_broken_as_a_whole_is_refused_even_if_bad_records_are_ski
 def test_nothing_but_bad_records(case, capsys):
     case.write("3", "{")
     assert case.run("--skip-bad-records") == EXIT_REFUSED
-    assert [message.split(": ")[1] for message in capsys.readouterr().err.splitlines()] == [
-        f"{case.input}:line 1",
-        f"{case.input}:line 2",
-    ]
+    where = [message.split(": ")[1] for message in capsys.readouterr().err.splitlines()]
+    assert where == [f"{case.input}:line 1", f"{case.input}:line 2"]
     assert case.wrote_nothing()
 
 
@@ -518,14 +473,13 @@ def test_no_prompt_is_on_both_sides(case):
     records = []
     for number, record in enumerate(prompts(300)):
         question = record["prompt"]
-        one, other = chat("Yes.")[0] | {"role": "assistant"}, chat("No.")[0] | {"role": "assistant"}
         for prompt in (
             chat(question),
             chat(f"  {question.upper()} "),
             [turn("system", f"You are number {number}."), *chat(question)],
             chat(question, "Yes.", "Really?"),
         ):
-            records.append({"prompt": prompt, "chosen": [one], "rejected": [other]})
+            records.append({"prompt": prompt, "chosen": chat("?", "Yes.")[1:], "rejected": chat("?", "No.")[1:]})
     random.Random(1).shuffle(records)
     case.write(*records).run(held_out=0.3)
 
@@ -642,7 +596,7 @@ def test_an_empty_folder_that_is_there_is_used(case):
 def is_killed_at(step, case, *options):
     """Run the command in a process that kills itself just before its `step`-th change of a file or folder.
 
-    Returns False where it has fewer steps: it then did its work.
+    Returns False if it has fewer steps: it then did its work.
     """
     process = os.fork()
     if process == 0:
@@ -683,7 +637,7 @@ def test_a_kill_at_any_moment_leaves_nothing_half(case):
 
 def test_a_kill_while_a_folder_is_replaced_leaves_whole_files(case):
     old_input = case.input.with_name("old.jsonl")
-    Case.write(SimpleNamespace(input=old_input), *prompts(200))
+    write_lines(old_input, prompts(200))
     case.write(*prompts(200, seed=1)).run(held_out=0.3)
     new, out = contents(case.out), case.out
     for step in itertools.count(1):
@@ -711,26 +665,9 @@ def test_a_disk_that_cannot_be_written_leaves_nothing(case, capsys):
 
 
 def test_memory_does_not_grow_with_the_records(tmp_path):
-    # VmHWM begins anew with each program; getrusage would give the peak of the process that started it
-    script = (
-        "import sys; from data_prep.preferences import main; assert main(sys.argv[1:]) == 0; "
-        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-    )
     used = {}
     for number in (100, 5_000):
         file = tmp_path / f"{number}.jsonl"
-        with open(file, "w", encoding="utf-8") as opened:
-            opened.writelines(json.dumps({**record, "chosen": "yes " * 1500}) + "\n" for record in prompts(number))
-        command = [sys.executable, "-c", script, "--input", file, "--out", tmp_path / f"out {number}"]
-        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-        used[number] = int(done.stdout) / 1024
+        write_lines(file, ({**record, "chosen": "yes " * 1500} for record in prompts(number)))
+        used[number] = peak_of("data_prep.preferences", "--input", file, "--out", tmp_path / f"out {number}")
     assert used[5_000] < used[100] + 10, used  # MiB; the file has 30, and ids and digests take 2
-
-
-def test_reading_alone_needs_no_out_folder(case):
-    """`convert` gives the pairs and the bad records in order, for whoever wants them without files."""
-    case.write(TRL, "{", {**TRL, "id": "b"})
-    first, bad, last = convert(case.input)
-    assert not isinstance(first, Rejected) and first.pair.id == "pairs.jsonl:line 1" and first.shape == "trl texts"
-    assert isinstance(bad, Rejected) and bad.problem.where == f"{case.input}:line 2"
-    assert not isinstance(last, Rejected) and last.pair.id == "b"
