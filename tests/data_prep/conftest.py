@@ -1,8 +1,10 @@
 """Media of known content, made with PyAV: what a YouTube download, a mirror or a wav folder would hold."""
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import av
@@ -107,6 +109,25 @@ def wav(path, seconds=0.5, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, signal(SAMPLING_RATE, seconds, seed), SAMPLING_RATE)
     return path
+
+
+def write_tar(path, files, compression=""):
+    """files: (name, bytes) or TarInfo"""
+    with tarfile.open(path, f"w:{compression}") as archive:
+        for entry in files:
+            if isinstance(entry, tarfile.TarInfo):
+                archive.addfile(entry)
+            else:
+                info = tarfile.TarInfo(entry[0])
+                info.size, info.mtime = len(entry[1]), 1_700_000_000
+                archive.addfile(info, io.BytesIO(entry[1]))
+    return path
+
+
+def special(name, kind, link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
 
 
 def report_of(out):

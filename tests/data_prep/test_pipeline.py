@@ -1,6 +1,5 @@
 """The engine: accounting, sharing, going on after an interruption, and what it refuses to mix."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from r1_aqa_repro.common.errors import Failed, Problem, Refused
 from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.data.records import Rejected
-from tests.data_prep.conftest import read_lines, signal
+from tests.data_prep.conftest import read_lines, report_of, result, wav
 
 FIELDS = {"question": "What is heard?", "choices": ("dog", "cat"), "answer": "dog", "dataset": "AVQA"}
 
@@ -35,25 +34,13 @@ def run(records, out, workers=1, **more):
     return prepare(iter(records), out, **{"settings": {"command": "test"}, "workers": workers, **more})
 
 
-def result(out):
-    """All that a preparation leaves, but for how long it took."""
-    report = json.loads((out / "prep_report.json").read_text(encoding="utf-8"))
-    files = {path.name: path.read_bytes() for path in (out / "audio").iterdir()}
-    timeless = {key: value for key, value in report.items() if not key.startswith(("seconds", "clips_"))}
-    return (out / "manifest.jsonl").read_bytes(), files, timeless
-
-
 @pytest.fixture
 def clips(tmp_path):
     """Ten clips of different lengths, by name."""
-    folder = tmp_path / "media"
-    folder.mkdir()
-    for index in range(10):
-        soundfile.write(folder / f"c{index}.wav", signal(SAMPLING_RATE, 0.2 + index / 10, seed=index), SAMPLING_RATE)
-    return {path.stem: path for path in sorted(folder.iterdir())}
+    return {f"c{n}": wav(tmp_path / "media" / f"c{n}.wav", seconds=0.2 + n / 10, seed=n) for n in range(10)}
 
 
-def test_accounting(clips, tmp_path):
+def test_every_record_is_kept_or_dropped_with_its_reason(clips, tmp_path):
     broken, silent = tmp_path / "broken.mp4", tmp_path / "silent.wav"
     broken.write_bytes(b"nothing")
     soundfile.write(silent, np.zeros(9000), SAMPLING_RATE)
@@ -80,8 +67,7 @@ def test_accounting(clips, tmp_path):
         "silent": ["silent"],
         "bad record": ["c1", "line 7", "half", "one choice", "other answer"],
     }
-    assert report.kept + report.num_dropped == report.records_in
-    written = json.loads((tmp_path / "out" / "prep_report.json").read_text(encoding="utf-8"))
+    written = report_of(tmp_path / "out")
     for key in ("records_in", "kept", "dropped", "seconds", "clips_per_second"):
         assert written[key] == getattr(report, key)
     assert written["audio"]["clips"] == report.clips_decoded == 10
@@ -99,7 +85,7 @@ def test_accounting(clips, tmp_path):
     assert len(list((tmp_path / "out" / "audio").iterdir())) == 10
 
 
-def test_the_line(clips, tmp_path):
+def test_a_line_holds_what_is_known_and_flags(clips, tmp_path):
     run([record("a", clips["c1"], choices=("dog", "dog", "é"), split="train", task=None)], tmp_path / "out")
     assert read_lines(tmp_path / "out" / "manifest.jsonl") == [
         {
@@ -135,7 +121,7 @@ def test_bytes_are_as_good_as_a_file(clips, tmp_path):
 def test_what_changed_is_done_again(clips, tmp_path):
     records = [record(name, path) for name, path in clips.items()]
     run(records, tmp_path / "out")
-    soundfile.write(clips["c2"], signal(SAMPLING_RATE, 1, seed=77), SAMPLING_RATE)
+    wav(clips["c2"], seconds=1, seed=77)
     clips["c4"].write_bytes(b"no longer audio")
     (tmp_path / "out" / "audio" / "c5.flac").unlink()
     (tmp_path / "out" / "audio" / "c6.flac").write_bytes(b"half")
