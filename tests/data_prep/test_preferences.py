@@ -246,7 +246,6 @@ BAD_RECORDS = {
     "id twice": ({**TRL, "id": "first", "prompt": "How?"}, "id 'first' was already used at {file}:line 1", "unique"),
     # formats
     "unknown": ({"question": "?", "answers": []}, "unknown format with the keys ['answers', 'question']", KNOWN),
-    "no pair": ({"messages": 1}, "unknown format with the keys ['messages']", KNOWN),
     "ambiguous": (
         {**sharegpt(), "prompt": "Why?"},
         "ambiguous format: the keys ['chosen', 'conversations', 'prompt', 'rejected'] are those of trl and sharegpt",
@@ -260,10 +259,8 @@ BAD_RECORDS = {
         "Put what matters into the prompt and remove the key.",
     ),
     "texts and messages": ({**TRL, "chosen": chat("A", "B")}, "prompt is str, chosen is list, rejected is str", ALIKE),
-    "numbers": ({**TRL, "chosen": 1, "rejected": 2}, "prompt is str, chosen is int, rejected is int", ALIKE),
     # trl texts
     "empty prompt": ({**TRL, "prompt": " "}, "prompt is empty", EMPTY),
-    "empty answer": ({**TRL, "chosen": ""}, "chosen is empty", EMPTY),
     "identical": ({**TRL, "chosen": "No. "}, "chosen and rejected are identical", "Leave the pair out"),
     "no common beginning": (
         {"chosen": "Yes, it is.", "rejected": "No."},
@@ -280,20 +277,10 @@ BAD_RECORDS = {
     "margin": ({**TRL, "margin": "2"}, "margin is '2', expected a number", "a finite number"),
     "no number": (json.dumps({**TRL, "margin": math.nan}), "margin is nan, expected a number", "a finite number"),
     # trl messages
-    "two turns": (
-        {"prompt": chat("Why?"), "chosen": chat("?", "Because.", "Oh?", "Yes.")[1:], "rejected": chat("?", "No.")[1:]},
-        "chosen has messages of assistant, user, assistant, expected one message of assistant",
-        ONE_TURN,
-    ),
     "two turns after an implicit prompt": (
         {"chosen": chat("Why?", "Because.", "Oh?", "Yes."), "rejected": chat("Why?", "No.")},
         "the answer in chosen has messages of assistant, user, assistant, expected one message of assistant",
         ONE_TURN,
-    ),
-    "wrong order": (
-        {"prompt": chat("Why?", "Oh."), "chosen": chat("?", "Yes.")[1:], "rejected": chat("?", "No.")[1:]},
-        "prompt does not end with a message of user",
-        "user and assistant alternate, from user to user",
     ),
     "different prompts": (
         {"chosen": chat("Hi", "Hello", "Why?", "Because."), "rejected": chat("Hi", "Hello", "How?", "No.")},
@@ -322,27 +309,11 @@ BAD_RECORDS = {
     ),
     # sharegpt
     "no role": (conversation({"value": "Why?"}), "conversations message 1 has no from, only ['value']", GPT),
-    "function call": (
-        conversation(said("human", "Why?"), said("function_call", "{}"), said("observation", "1")),
-        "conversations message 2 has the unsupported from 'function_call'",
-        "Only system, human, gpt are supported",
-    ),
-    "pictures": (
-        conversation(said("human", [{"type": "image"}])),
-        "conversations message 1 has [{'type': 'image'}] as value, expected a text",
-        GPT,
-    ),
-    "gpt first": (
-        conversation(said("gpt", "Hi"), said("human", "Why?")),
-        "conversations message 1 is of gpt, expected human",
-        "human and gpt alternate, from human to human",
-    ),
     "gpt last": (
         conversation(said("human", "Why?"), said("gpt", "Because.")),
         "conversations does not end with a message of human",
         "human and gpt alternate, from human to human",
     ),
-    "no conversation": (conversation(), "conversations is []", "Give conversations as a list of messages"),
     "text as chosen": (sharegpt(chosen="Because."), "chosen is str, expected an object", "Give chosen as {"),
     "human as chosen": (
         sharegpt(chosen=said("human", "Because.")),
@@ -636,8 +607,7 @@ def test_a_kill_at_any_moment_leaves_nothing_half(case):
 
 
 def test_a_kill_while_a_folder_is_replaced_leaves_whole_files(case):
-    old_input = case.input.with_name("old.jsonl")
-    write_lines(old_input, prompts(200))
+    old_input = write_lines(case.input.with_name("old.jsonl"), prompts(200))
     case.write(*prompts(200, seed=1)).run(held_out=0.3)
     new, out = contents(case.out), case.out
     for step in itertools.count(1):
