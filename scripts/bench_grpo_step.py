@@ -16,20 +16,15 @@ what else the machine does hits both, and gives the ratio of each pair: plain se
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import wraps
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,39 +33,29 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `eval` and `r1_aqa_repro` also without an installation
 
 import numpy as np  # noqa: E402
-import psutil  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-from transformers import (  # noqa: E402
-    Qwen2AudioConfig,
-    Qwen2AudioProcessor,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_callback import PrinterCallback, ProgressCallback  # noqa: E402
+from transformers import Qwen2AudioConfig, Qwen2AudioProcessor, TrainerCallback, TrainerState  # noqa: E402
+from transformers.trainer_callback import PrinterCallback  # noqa: E402
 
 from r1_aqa_repro.common.console import Options, positive, say  # noqa: E402
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command  # noqa: E402
 from r1_aqa_repro.common.files import write_json  # noqa: E402
+from r1_aqa_repro.common.memory import peak_memory, reset_peak_memory  # noqa: E402
 from r1_aqa_repro.data.audio import SAMPLING_RATE  # noqa: E402
 from r1_aqa_repro.data.prompts import prompt_text  # noqa: E402
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest  # noqa: E402
+from r1_aqa_repro.embedded import tiny_model  # noqa: E402
 from r1_aqa_repro.embedded.question_set import make_question  # noqa: E402
-from r1_aqa_repro.embedded.tiny_model import (  # noqa: E402
-    TINY,
-    Geometry,
-    build_processor,
-    build_tiny_qwen2_audio,
-    with_random_weights,
-)
+from r1_aqa_repro.grpo import monitor  # noqa: E402
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer  # noqa: E402
 from r1_aqa_repro.model import loading  # noqa: E402
-from r1_aqa_repro.model.inputs import num_audio_tokens, question_inputs  # noqa: E402
+from r1_aqa_repro.model.inputs import question_inputs  # noqa: E402
+from r1_aqa_repro.planning.floor import Prompt, step_floor  # noqa: E402
 from r1_aqa_repro.planning.geometries import mid_config, qwen2_audio_7b_config  # noqa: E402
 from r1_aqa_repro.run.config import AudioGRPOConfig  # noqa: E402
 
@@ -79,8 +64,7 @@ NUM_GENERATIONS = 8
 PROMPT_STYLE = "answer"
 PROMPT_TOKENS, CLIP_SECONDS = 351, 10  # of mid and 7b; 250 of the tokens are audio
 LORA_RANK = 16
-SECTIONS = ("generation", "reward", "reference", "forward", "backward", "optimizer", "other")
-MB = 2**20
+PARTS = (*monitor.PARTS, monitor.OTHER)
 
 
 @dataclass(frozen=True)
@@ -107,14 +91,10 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     setup = SETUPS[arguments.geometry]
     if setup.device == "cuda" and not torch.cuda.is_available():
-        raise Refused.because(
-            f"--geometry {setup.geometry}", "it needs a GPU, and there is none here", "Choose mid: it runs anywhere."
-        )
-    setup = replace(
-        setup,
-        prompts=arguments.prompts or setup.prompts,
-        completion_tokens=arguments.completion_tokens or setup.completion_tokens,
-    )
+        what = "it needs a GPU, and there is none here"
+        raise Refused.because(f"--geometry {setup.geometry}", what, "Choose mid: it runs anywhere.")
+    sizes = {name: getattr(arguments, name) for name in ("prompts", "completion_tokens")}
+    setup = replace(setup, **{name: size for name, size in sizes.items() if size})
     modes = list(SHARING) if arguments.mode == "compare" else [arguments.mode]
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # read by the processes that are started
     with tempfile.TemporaryDirectory() as folder:
@@ -163,34 +143,43 @@ def measure(
     say(f"{setup.geometry}: making model and clips")
     transformers.utils.logging.disable_progress_bar()
     config, questions = prepare(setup, folder)
-    processor = loading.load_processor(folder / "model")
-    inputs = question_inputs(processor, questions, PROMPT_STYLE)
-    prompts = [
-        Prompt(len(ids), int(frames))
-        for ids, frames in zip(inputs.prompt_ids, inputs.feature_attention_mask.sum(-1), strict=True)
-    ]
+    inputs = question_inputs(loading.load_processor(folder / "model"), questions, PROMPT_STYLE)
+    frames = inputs.feature_attention_mask.sum(-1).tolist()
+    prompts = [Prompt(len(ids), count) for ids, count in zip(inputs.prompt_ids, frames, strict=True)]
     tokens_of_step = NUM_GENERATIONS * sum(prompt.tokens + setup.completion_tokens for prompt in prompts)
-    floor = step_floor(config, prompts, NUM_GENERATIONS, setup.completion_tokens, setup.lora)
+    lora_rank = LORA_RANK if setup.lora else None
+    floor = step_floor(config, prompts, NUM_GENERATIONS, setup.completion_tokens, lora_rank)
     with ExitStack() as running:
         workers: dict[str, Stepper] = {}
         for mode in modes:
             say(f"{mode}: loading")
-            process = started(setup, mode, folder, warmup + steps + 1, threads, tokens_of_step)
-            workers[mode] = running.enter_context(process)
-        for number in range(warmup):
-            for mode, worker in workers.items():
-                say(f"{mode}: warm-up step {number + 1} of {warmup}, {worker.take_step()['seconds']:.2f} s")
-        timed: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
-        for number in range(steps):
+            worker = started(setup, mode, folder, warmup + steps + 1, threads, tokens_of_step)
+            workers[mode] = running.enter_context(worker)
+        timed: dict[str, list[Step]] = {mode: [] for mode in modes}
+        for number in range(warmup + steps):
             for mode, worker in workers.items():
                 timed[mode].append(worker.take_step())
-                say(f"{mode}: step {number + 1} of {steps}, {timed[mode][-1]['seconds']:.2f} s")
+                kind = "warm-up step" if number < warmup else "step"
+                say(f"{mode}: {kind} {number + 1}, {timed[mode][-1].total:.2f} s")
         results = {}
         for mode, worker in workers.items():
             say(f"{mode}: counting the operations of one more step")
-            counted = worker.take_step(count=True)
-            results[mode] = figures(setup, mode, prompts, worker.loaded, timed[mode], counted, floor, peak_tflops)
-    return results, {mode: [step["seconds"] for step in timed[mode]] for mode in modes}
+            taken, counted = timed[mode][warmup:], worker.take_step(count=True)
+            results[mode] = figures(setup, mode, prompts, worker.loaded, taken, counted, floor, peak_tflops)
+    return results, {mode: [step.total for step in timed[mode][warmup:]] for mode in modes}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step took: seconds (or FLOPs, if they were counted) by part of it, tokens seen, and memory at most."""
+
+    parts: dict[str, float]
+    tokens: int
+    peak_mb: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
 
 
 def figures(
@@ -198,16 +187,16 @@ def figures(
     mode: str,
     prompts: Sequence[Prompt],
     loaded: dict[str, Any],
-    timed: Sequence[dict[str, Any]],
-    counted: dict[str, Any],
+    timed: Sequence[Step],
+    counted: Step,
     floor: int,
     peak_tflops: float | None,
 ) -> dict[str, Any]:
     """The figures of one mode, from what its process said of each step."""
-    seconds = statistics.median(step["seconds"] for step in timed)
-    peak = max(step["peak_mb"] for step in timed)
+    seconds = statistics.median(step.total for step in timed)
+    peak = max(step.peak_mb for step in timed)
     completions = len(prompts) * NUM_GENERATIONS
-    breakdown = {name: statistics.median(step["breakdown"][name] for step in timed) for name in SECTIONS}
+    breakdown = {name: statistics.median(step.parts[name] for step in timed) for name in PARTS}
     result = {
         "geometry": setup.geometry,
         "mode": mode,
@@ -216,30 +205,26 @@ def figures(
         "prompt_tokens": round(statistics.mean(prompt.tokens for prompt in prompts)),
         "completions": completions,
         "completion_tokens": setup.completion_tokens,
-        "gflop_per_step": round(counted["flops"] / 1e9, 3),
+        "gflop_per_step": round(counted.total / 1e9, 3),
         "seconds_per_step": round(seconds, 4),
         "completions_per_second": round(completions / seconds, 3),
         "peak_memory_mb": round(peak, 1),
         "breakdown": {name: round(value, 4) for name, value in breakdown.items()},
-        "gflop_breakdown": {name: round(counted["flop_breakdown"][name] / 1e9, 3) for name in SECTIONS},
+        "gflop_breakdown": {name: round(value / 1e9, 3) for name, value in counted.parts.items()},
         "memory_over_models_mb": round(peak - loaded["memory_mb"], 1),
         "floor_gflop": round(floor / 1e9, 3),
-        "share_of_floor": round(floor / counted["flops"], 4),
+        "share_of_floor": round(floor / counted.total, 4),
     }
     if peak_tflops is not None:
-        trained = ("forward", "backward")
-        flops = sum(counted["flop_breakdown"][name] for name in trained)
-        result["model_flop_utilisation"] = round(
-            flops / sum(breakdown[name] for name in trained) / (peak_tflops * 1e12), 4
-        )
+        work, time = (sum(of[name] for name in ("forward", "backward")) for of in (counted.parts, breakdown))
+        result["model_flop_utilisation"] = round(work / time / (peak_tflops * 1e12), 4)
     return result
 
 
 def ratio_of(shared: Sequence[float], plain: Sequence[float]) -> dict[str, float]:
     """How many times longer a plain step takes than the shared step beside it: median, min and max over the pairs."""
     ratios = [slow / fast for fast, slow in zip(shared, plain, strict=True)]
-    of = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-    return {name: round(value, 3) for name, value in of.items()}
+    return {name: round(of(ratios), 3) for name, of in (("median", statistics.median), ("min", min), ("max", max))}
 
 
 def summary(results: dict[str, dict[str, Any]], ratio: dict[str, float] | None) -> str:
@@ -259,117 +244,12 @@ def summary(results: dict[str, dict[str, Any]], ratio: dict[str, float] | None) 
         f"{first['prompt_tokens']} tokens, {first['completions']} completions of {first['completion_tokens']}",
         f"{'':24}" + "".join(f"{mode:>12}" for mode in results),
         *(f"{text:24}" + "".join(f"{column[key]:12.2f}" for column in columns) for text, key in rows),
-        *(f"  {name + ', s':22}" + "".join(f"{column['breakdown'][name]:12.3f}" for column in columns)
-          for name in SECTIONS),
-    ]  # fmt: skip
+    ]
+    for part in PARTS:
+        lines.append(f"  {part + ', s':22}" + "".join(f"{column['breakdown'][part]:12.3f}" for column in columns))
     if ratio is not None:
         lines.append(f"plain / shared, seconds: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
     return "\n".join(lines)
-
-
-# --- The unavoidable part
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Tokens of a prompt (its audio tokens among them), and mel frames of its clip."""
-
-    tokens: int
-    frames: int
-
-
-@dataclass(frozen=True)
-class Forward:
-    """FLOPs of one pass over a prompt and its completions, by what their backward pass costs.
-
-    first: the first convolution, whose input needs no gradient. encoder: the rest up to the language model, projector
-    and attention included. linear: matrix products with the language model's weights, `entry` of them the first
-    layer's q, k, v. attention: the language model's. head: lm_head. adapters: LoRA's on q, k, v, o,
-    `adapter_entry` of them the products of the first layer's inputs.
-    """
-
-    first: int
-    encoder: int
-    linear: int
-    entry: int
-    attention: int
-    head: int
-    adapters: int
-    adapter_entry: int
-
-    @property
-    def base(self) -> int:
-        """Without adapters."""
-        return self.first + self.encoder + self.linear + self.attention + self.head
-
-    @property
-    def full_backward(self) -> int:
-        """Every weight trained: a product costs two more (gradients of its input and of its weight)."""
-        return 2 * self.base - self.first
-
-    @property
-    def lora_backward(self) -> int:
-        """Adapters trained: nothing before the language model, frozen weights pass on the gradient of their input."""
-        frozen = self.linear - self.entry + self.head
-        return frozen + 2 * self.attention + 2 * self.adapters - self.adapter_entry
-
-
-def forward_of(
-    config: Qwen2AudioConfig, prompt: Prompt, num_completions: int, completion_tokens: int, rank: int = 0
-) -> Forward:
-    """One pass that computes every distinct position once; a multiplication and an addition are two operations.
-
-    The encoder hears the clip's own frames. The language model runs the prompt once and each completion without its
-    last token (which predicts nothing). A position attends to itself and what precedes it in its own completion and
-    in the prompt: also the work of decoding with a key-value cache. lm_head runs where a token is drawn or scored,
-    for the first token once a prompt. As in `FlopCounterMode`, only matrix products and convolutions count.
-    """
-    audio, text = config.audio_config, config.text_config
-    width, frames = audio.d_model, prompt.frames
-    positions = (frames - 1) // 2 + 1  # after the second convolution
-    features = int(num_audio_tokens(torch.ones(1, frames)))
-    conv1 = 2 * frames * width * audio.num_mel_bins * 3
-    conv2 = 2 * positions * width * width * 3
-    layer = 2 * positions * (4 * width * width + 2 * width * audio.encoder_ffn_dim) + 4 * positions**2 * width
-    projector = 2 * features * width * text.hidden_size
-
-    hidden = text.hidden_size
-    head_dim = hidden // text.num_attention_heads
-    queries, keys = text.num_attention_heads * head_dim, text.num_key_value_heads * head_dim
-    fed = completion_tokens - 1
-    tokens = prompt.tokens + num_completions * fed
-    pairs = prompt.tokens * (prompt.tokens + 1) // 2 + num_completions * (fed * prompt.tokens + fed * (fed + 1) // 2)
-    entry = 2 * tokens * hidden * (queries + 2 * keys)
-    rest = 2 * tokens * (queries * hidden + 3 * hidden * text.intermediate_size)
-    adapter_inputs = 2 * tokens * rank * hidden * 3
-    adapters = adapter_inputs + 2 * tokens * rank * (queries + 2 * keys + queries + hidden)
-    return Forward(
-        first=conv1,
-        encoder=conv2 + audio.encoder_layers * layer + projector,
-        linear=text.num_hidden_layers * (entry + rest),
-        entry=entry,
-        attention=text.num_hidden_layers * 4 * pairs * queries,
-        head=2 * (1 + num_completions * fed) * hidden * text.vocab_size,
-        adapters=text.num_hidden_layers * adapters,
-        adapter_entry=adapter_inputs,
-    )
-
-
-def step_floor(
-    config: Qwen2AudioConfig, prompts: Sequence[Prompt], num_completions: int, completion_tokens: int, lora: bool
-) -> int:
-    """FLOPs of a step that computes nothing twice: one pass for the rollout, one for the reference (without adapters),
-    one for the policy and its backward pass.
-
-    With adapters the trainer needs less: the encoder is frozen, and a clip that an earlier step met is not encoded
-    again.
-    """
-    total = 0
-    for prompt in prompts:
-        forward = forward_of(config, prompt, num_completions, completion_tokens, LORA_RANK if lora else 0)
-        backward = forward.lora_backward if lora else forward.full_backward
-        total += 3 * forward.base + 2 * forward.adapters + backward
-    return total
 
 
 # --- Model and questions
@@ -380,15 +260,16 @@ def prepare(setup: Setup, folder: Path) -> tuple[Qwen2AudioConfig, list[AudioQue
     model_folder = folder / "model"
     if setup.geometry == "tiny":
         questions, texts = _embedded_questions(folder, setup.prompts)
-        build_tiny_qwen2_audio(model_folder, texts=texts, seed=0, geometry=TINY)
+        tiny_model.build_tiny_qwen2_audio(model_folder, texts=texts, seed=0, geometry=tiny_model.TINY)
         config = Qwen2AudioConfig.from_pretrained(model_folder)
     else:
         config = mid_config() if setup.geometry == "mid" else qwen2_audio_7b_config()
         # the chat template's words too: without them the bare prompt alone would be too long
         text = prompt_text(_filled_question(Path("clip.wav"), 10), PROMPT_STYLE) + " You are a helpful assistant"
-        processor = build_processor(Geometry(num_mel_bins=128, hop_length=160, window_seconds=30), [text] * 2)
+        geometry = tiny_model.Geometry(num_mel_bins=128, hop_length=160, window_seconds=30)
+        processor = tiny_model.build_processor(geometry, [text] * 2)
         processor.save_pretrained(model_folder)
-        model = with_random_weights(config, processor, seed=0, device="meta" if setup.lora else "cpu")
+        model = tiny_model.with_random_weights(config, processor, seed=0, device="meta" if setup.lora else "cpu")
         if setup.lora:
             config.save_pretrained(model_folder)
         else:
@@ -413,16 +294,12 @@ def _embedded_questions(folder: Path, prompts: int) -> tuple[list[AudioQuestion]
 def _exact_questions(processor: Qwen2AudioProcessor, folder: Path, prompts: int) -> list[AudioQuestion]:
     """Questions about 10 s of noise each, padded with words to exactly PROMPT_TOKENS tokens."""
     rng = np.random.default_rng(0)
-    questions: list[AudioQuestion] = []
-    filler = 0
-    for index in range(prompts):
-        clip = folder / f"clip-{index}.wav"
+    clips = [folder / f"clip-{index}.wav" for index in range(prompts)]
+    for clip in clips:
         soundfile.write(clip, 0.1 * rng.standard_normal(CLIP_SECONDS * SAMPLING_RATE), SAMPLING_RATE)
-        if index == 0:
-            bare = question_inputs(processor, [_filled_question(clip, 0)], PROMPT_STYLE)
-            filler = PROMPT_TOKENS - len(bare.prompt_ids[0])
-        questions.append(_filled_question(clip, filler))
-    return questions
+    bare = question_inputs(processor, [_filled_question(clips[0], 0)], PROMPT_STYLE)
+    filler = PROMPT_TOKENS - len(bare.prompt_ids[0])
+    return [_filled_question(clip, filler) for clip in clips]
 
 
 def _filled_question(clip: Path, filler: int) -> AudioQuestion:
@@ -435,9 +312,8 @@ def build_trainer(setup: Setup, mode: str, folder: Path, max_steps: int) -> Audi
     model_folder = folder / "model"
     questions = read_questions(folder / "manifest.jsonl").records
     if setup.lora:
-        processor = loading.load_processor(model_folder)
-        config = Qwen2AudioConfig.from_pretrained(model_folder)
-        model = with_random_weights(config, processor, seed=0, dtype=torch.bfloat16, device=setup.device)
+        config, processor = Qwen2AudioConfig.from_pretrained(model_folder), loading.load_processor(model_folder)
+        model = tiny_model.with_random_weights(config, processor, seed=0, dtype=torch.bfloat16, device=setup.device)
     else:
         model, processor = loading.load(model_folder)
     training = AudioGRPOConfig(
@@ -461,12 +337,11 @@ def build_trainer(setup: Setup, mode: str, folder: Path, max_steps: int) -> Audi
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
+        disable_tqdm=True,
         seed=0,
     )
-    trainer = AudioGRPOTrainer(
-        model, training, questions, processor, PROMPT_STYLE, peft_config=adapters() if setup.lora else None
-    )
-    trainer.remove_callback(ProgressCallback)
+    peft_config = adapters() if setup.lora else None
+    trainer = AudioGRPOTrainer(model, training, questions, processor, PROMPT_STYLE, peft_config=peft_config)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -489,15 +364,15 @@ class Stepper:
         self.mode, self._connection, self._tokens = mode, connection, tokens_of_step
         self.loaded: dict[str, Any] = self._answer()
 
-    def take_step(self, count: bool = False) -> dict[str, Any]:
-        """One optimizer step: `seconds`, `breakdown`, `tokens`, `peak_mb`; counted also `flops`, `flop_breakdown`."""
+    def take_step(self, count: bool = False) -> Step:
+        """One optimizer step, timed or with its FLOPs counted."""
         self._connection.send("count" if count else "step")
-        answer = self._answer()
-        if answer["tokens"] != self._tokens:  # the modes would not have done the same work
-            raise Failed(f"{self.mode}: a step saw {answer['tokens']} tokens, not the {self._tokens} it was to see")
-        return answer
+        step: Step = self._answer()
+        if step.tokens != self._tokens:  # the modes would not have done the same work
+            raise Failed(f"{self.mode}: a step saw {step.tokens} tokens, not the {self._tokens} it was to see")
+        return step
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Any:
         try:
             return self._connection.recv()
         except (EOFError, ConnectionError):
@@ -528,127 +403,46 @@ def serve(connection: Connection, setup: Setup, mode: str, folder: Path, max_ste
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     trainer = build_trainer(setup, mode, folder, max_steps)
-    trainer.add_callback(OnDemand(trainer, connection))
+    # before the trainer's own monitor, which starts the clock, and reads what is left on it
+    trainer.callback_handler.callbacks.insert(0, OnDemand(trainer, connection))
     trainer.train()
 
 
 class OnDemand(TrainerCallback):
-    """Waits before each step until it is asked for, and answers with what the step took.
+    """Waits before each step until it is asked for, and answers with what the trainer's clock says of it.
 
     A step lasts from the batch's questions to the zeroed gradients; reading the data set is outside, loading the
     clips and their features inside.
     """
 
     def __init__(self, trainer: AudioGRPOTrainer, connection: Connection):
-        self.trainer, self.connection = trainer, connection
+        self.trainer, self.connection, self.counting = trainer, connection, ExitStack()
         self.device = trainer.accelerator.device.type
-        self.sections = Sections(trainer)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.sections.watch(self.trainer.optimizer, "step", "optimizer")
-        models = [model for model in (self.trainer.model, self.trainer.ref_model) if model is not None]
-        with torch.no_grad():  # weights that are still only mapped from their file become resident
-            for model in models:
-                for parameter in model.parameters():
-                    parameter.sum()
-        parameters = sum(parameter.numel() for parameter in self.trainer.model.parameters())
+        own = list(self.trainer.model.parameters())
+        reference = [] if self.trainer.ref_model is None else list(self.trainer.ref_model.parameters())
+        for parameter in own + reference:  # weights that are still only mapped from their file become resident
+            parameter.detach().sum()
+        parameters = sum(parameter.numel() for parameter in own)
         self.connection.send({"parameters": parameters, "memory_mb": reset_peak_memory(self.device)})
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        self.counting = self.connection.recv() == "count"
-        self.tokens_before = state.num_input_tokens_seen
-        self.sections.begin(self.counting)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        tokens = state.num_input_tokens_seen - self.tokens_before
-        self.connection.send(self.sections.end() | {"tokens": tokens, "peak_mb": peak_memory(self.device)})
-
-
-class Sections:
-    """Seconds, and when counting also FLOPs, of a step by section, measured around the trainer's own methods."""
-
-    def __init__(self, trainer: AudioGRPOTrainer):
-        self.synchronize: Callable[[], None] = (
-            torch.cuda.synchronize if trainer.accelerator.device.type == "cuda" else lambda: None
-        )
-        self.counting = ExitStack()
-        self.counter: FlopCounterMode | None = None
-        self.watch(trainer, "_generate_single_turn", "generation")
-        self.watch(trainer, "_calculate_rewards", "reward")
-        # the policy's log-probabilities are part of the forward pass
-        self.watch(trainer, "_get_per_token_logps_and_entropies", "reference", unless=torch.is_grad_enabled)
-        self.watch(trainer, "compute_loss", "forward")
-        self.watch(trainer.accelerator, "backward", "backward")
-        self.watch(trainer, "_clip_grad_norm", "optimizer")
-
-    def watch(self, owner: Any, method: str, section: str, unless: Callable[[], bool] = lambda: False) -> None:
-        """Add what `owner.method` takes to `section`, unless the predicate holds when it is called."""
-        original = getattr(owner, method)
-
-        @wraps(original)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            if unless():
-                return original(*args, **kwargs)
-            seconds, flops = self._now()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                seconds_after, flops_after = self._now()
-                self.seconds[section] += seconds_after - seconds
-                self.flops[section] += flops_after - flops
-
-        setattr(owner, method, watched)
-
-    def begin(self, count: bool) -> None:
-        """Start a step."""
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.flops: defaultdict[str, float] = defaultdict(int)
-        self.counter = None
-        # Attention as matrix products, which the counter sees on every device. It does not see the in-place addmm_ that
-        # TRL sums the gradients of lm_head with: 1 to 3 % of a step of mid.
-        if count:
+    def on_step_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        if self.connection.recv() == "count":
+            # Attention as matrix products, which the counter sees on every device. It does not see the in-place addmm_
+            # that TRL sums the gradients of lm_head with: 1 to 3 % of a step of mid.
             self.counting.enter_context(sdpa_kernel(SDPBackend.MATH))
-            self.counter = self.counting.enter_context(FlopCounterMode(display=False))
-        self.began, _ = self._now()
+            counter = self.counting.enter_context(FlopCounterMode(display=False))
+            self.trainer.clock.now = counter.get_total_flops
+        self.tokens_before = state.num_input_tokens_seen
 
-    def end(self) -> dict[str, Any]:
-        """End it: `seconds` and `breakdown`; counted also `flops` and `flop_breakdown`."""
-        now, flops = self._now()
+    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        parts = self.trainer.clock.read()
         self.counting.close()
-        seconds = now - self.began
-        answer = {"seconds": seconds, "breakdown": _with_other(self.seconds, seconds)}
-        if self.counter is not None:
-            answer |= {"flops": flops, "flop_breakdown": _with_other(self.flops, flops)}
-        return answer
-
-    def _now(self) -> tuple[float, int]:
-        self.synchronize()
-        return time.perf_counter(), self.counter.get_total_flops() if self.counter else 0
-
-
-def _with_other(sections: defaultdict[str, float], total: float) -> dict[str, float]:
-    return {name: total - sum(sections.values()) if name == "other" else sections[name] for name in SECTIONS}
-
-
-def reset_peak_memory(device: str) -> float:
-    """MB in use now, and from now on the peak is counted anew: resident memory on a CPU, allocated memory on a GPU."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / MB
-    if platform.system() == "Linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what loading freed but the allocator kept
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark, proc(5)
-    return psutil.Process().memory_info().rss / MB
-
-
-def peak_memory(device: str) -> float:
-    """MB at the highest since `reset_peak_memory` (without Linux: resident memory now)."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / MB
-    if platform.system() == "Linux":
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    return psutil.Process().memory_info().rss / MB
+        self.trainer.clock.now = monitor.seconds
+        self.trainer.clock.restart()
+        tokens = state.num_input_tokens_seen - self.tokens_before
+        self.connection.send(Step(parts, tokens, peak_memory(self.device)))
 
 
 if __name__ == "__main__":
