@@ -153,8 +153,8 @@ def measure(
         workers: dict[str, Stepper] = {}
         for mode in modes:
             say(f"{mode}: loading")
-            worker = started(setup, mode, folder, warmup + steps + 1, threads, tokens_of_step)
-            workers[mode] = running.enter_context(worker)
+            process = started(setup, mode, folder, warmup + steps + 1, threads, tokens_of_step)
+            workers[mode] = running.enter_context(process)
         timed: dict[str, list[Step]] = {mode: [] for mode in modes}
         for number in range(warmup + steps):
             for mode, worker in workers.items():
