@@ -7,13 +7,14 @@
 #   bash scripts/test.sh -m MARKS       the tests that pytest selects by these marks, such as slow
 #   bash scripts/test.sh --setup-only   makes .venv, with the tools for the checks, and stops
 #
-# Tests run on all cores; those that take or measure the whole machine come afterwards, one by one.
+# Tests run on all cores; distributed ones, which take several themselves, come afterwards, one by one.
 # Further arguments go to pytest: bash scripts/test.sh -k rewards
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/setup.sh"
 show_help_if_asked "${BASH_SOURCE[0]}" "$@"
 
-chosen="not slow and not distributed"
+fast="not slow and not distributed"
+chosen="$fast"
 setup_only=false
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -37,7 +38,7 @@ stage() { # stage NAME COMMAND...
     shift
     printf '\n== %s\n' "$name"
     "$@" || code=$?
-    summary+="$(printf '%-10s %-18s %4d s' "$name" "$([ $code = 0 ] && echo passed || echo "failed (exit $code)")" \
+    summary+="$(printf '%-11s %-18s %4d s' "$name" "$([ $code = 0 ] && echo passed || echo "failed (exit $code)")" \
         $((SECONDS - began)))"$'\n'
     [ $code = 0 ] || { print_summary && exit $code; }
 }
@@ -72,7 +73,7 @@ stage lint "$PYTHON" -m ruff check
 stage format "$PYTHON" -m ruff format --check
 stage types "$PYTHON" -m mypy
 if [ -t 1 ]; then export PY_COLORS=1; fi # pytest writes to a pipe
-stage tests run_tests "($chosen) and not distributed and not alone" -n "$(count_workers)" --no-loadscope-reorder "$@"
-stage alone run_tests "($chosen) and (distributed or alone)" "$@"
+stage tests run_tests "($chosen) and not distributed" -n "$(count_workers)" --no-loadscope-reorder "$@"
+if [ "$chosen" != "$fast" ]; then stage distributed run_tests "($chosen) and distributed" "$@"; fi
 print_summary
 $any_ran || exit 5 # pytest's own code for it
