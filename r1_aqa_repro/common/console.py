@@ -6,7 +6,8 @@ import argparse
 import logging
 import sys
 import warnings
-from dataclasses import MISSING, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, field, fields
 from typing import Any
 
 from r1_aqa_repro.common.distributed import is_main_process
@@ -56,6 +57,14 @@ class Options(argparse.ArgumentParser):
         name, equals, value = argument.partition("=")
         with_hyphens = name.replace("_", "-")
         return with_hyphens + equals + value if with_hyphens in self._option_string_actions else argument
+
+
+def key(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
+    """A key of a configuration, a field of a dataclass, with what its help says; a list is copied for each."""
+    described = {"help": text, "choices": choices} if choices else {"help": text}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=described)
+    return field(default=default, metadata=described)
 
 
 def show_help_if_asked(name: str, doc: str | None, library: str, *keys: type) -> None:

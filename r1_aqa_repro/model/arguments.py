@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from r1_aqa_repro.common.console import key
 
 
 @dataclass
 class RopeArguments:
     """Another rotary embedding than the checkpoint's."""
 
-    rope_parameters: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Such as {rope_type: yarn, factor: 4.0}: docs/long_context.md."}
+    rope_parameters: dict[str, Any] | str | None = key(
+        None, "Such as {rope_type: yarn, factor: 4.0}: docs/long_context.md."
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from r1_aqa_repro.common.console import key
 
 REWARD_MODEL = "reward_model"
 
@@ -11,15 +13,11 @@ REWARD_MODEL = "reward_model"
 class RewardArguments:
     """What completions are rewarded for: `reward_model` or names of `RULES`, and what some of them need."""
 
-    reward_funcs: list[str] = field(
-        default_factory=lambda: [REWARD_MODEL],
-        metadata={"help": "reward_model, or names of rule rewards: see r1_aqa_repro.rewards.registry."},
+    reward_funcs: list[str] = key(
+        [REWARD_MODEL], "reward_model, or names of rule rewards: see r1_aqa_repro.rewards.registry."
     )
-    reward_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or hub id of the model behind the reward `reward_model`."}
-    )
-    persona_rubric: str | None = field(default=None, metadata={"help": "YAML rubric of the reward `persona`."})
-    length_penalty_cache: int = field(
-        default=64,
-        metadata={"help": "The reward `length_penalty` falls over so many last tokens of max_completion_length."},
+    reward_model_name_or_path: str | None = key(None, "Folder or hub id of the model behind the reward `reward_model`.")
+    persona_rubric: str | None = key(None, "YAML rubric of the reward `persona`.")
+    length_penalty_cache: int = key(
+        64, "The reward `length_penalty` falls over so many last tokens of max_completion_length."
     )

@@ -6,9 +6,10 @@ seconds: `--help` lists the keys without them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from r1_aqa_repro.common.console import key
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.data.audio import CHANNELS
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
@@ -23,27 +24,20 @@ BEST_METRIC = "eval_accuracy"  # decides which checkpoint is the best
 class RunArguments:
     """What a run learns from, and how it treats bad records and its own folder."""
 
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Audio: manifest.jsonl, R1-AQA JSONL lines, or a JSON file in MMAU's format. Text: JSON lines, "
-            "docs/data.md."
-        },
+    train_file: str | None = key(
+        None,
+        "Audio: manifest.jsonl, R1-AQA JSONL lines, or a JSON file in MMAU's format. Text: JSON lines, docs/data.md.",
     )
-    skip_bad_records: bool = field(
-        default=False, metadata={"help": "Drop and list bad records and clips instead of refusing to start."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Delete the checkpoints of an earlier run in output_dir."})
+    skip_bad_records: bool = key(False, "Drop and list bad records and clips instead of refusing to start.")
+    overwrite: bool = key(False, "Delete the checkpoints of an earlier run in output_dir.")
 
 
 @dataclass
 class DataArguments(RunArguments):
     """How audio questions are asked and heard."""
 
-    prompt_style: str = field(default="answer", metadata={"help": "direct, answer or think.", "choices": PROMPT_STYLES})
-    audio_channel: str = field(
-        default="first", metadata={"help": "first channel, as R1-AQA, or the mean of all.", "choices": CHANNELS}
-    )
+    prompt_style: str = key("answer", "direct, answer or think.", PROMPT_STYLES)
+    audio_channel: str = key("first", "first channel, as R1-AQA, or the mean of all.", CHANNELS)
 
 
 @dataclass
@@ -53,9 +47,7 @@ class HeldOutArguments:
     With `eval_file`, these follow: `eval_strategy: steps`, and `eval_steps` as `save_steps` unless given.
     """
 
-    eval_file: str | None = field(
-        default=None, metadata={"help": "Held-out records to evaluate on while training; formats as train_file."}
-    )
+    eval_file: str | None = key(None, "Held-out records to evaluate on while training; formats as train_file.")
 
     def __post_init__(self) -> None:
         if self.eval_file is not None:  # what contradicts these is left to preflight
@@ -69,10 +61,8 @@ class HeldOutArguments:
 class EvaluationArguments(HeldOutArguments):
     """Evaluation by the accuracy of answers; the best checkpoint is that of the highest `eval_accuracy`."""
 
-    eval_limit: int | None = field(default=None, metadata={"help": "Only the first so many questions of eval_file."})
-    per_device_eval_batch_size: int = field(
-        default=16, metadata={"help": "Questions of an evaluation answered at once; eval.mmau's --batch-size."}
-    )
+    eval_limit: int | None = key(None, "Only the first so many questions of eval_file.")
+    per_device_eval_batch_size: int = key(16, "Questions of an evaluation answered at once; eval.mmau's --batch-size.")
 
     def __post_init__(self) -> None:
         if self.eval_file is not None:
@@ -86,10 +76,8 @@ class EvaluationArguments(HeldOutArguments):
 class ExampleArguments:
     """Batch sizes of what learns from examples: they follow from `examples_per_step` and the number of processes."""
 
-    examples_per_step: int = field(default=32, metadata={"help": "Examples of an optimizer step, over all processes."})
-    max_examples_per_device: int = field(
-        default=32, metadata={"help": "At most so many examples a device at once; more are accumulated."}
-    )
+    examples_per_step: int = key(32, "Examples of an optimizer step, over all processes.")
+    max_examples_per_device: int = key(32, "At most so many examples a device at once; more are accumulated.")
 
     def __post_init__(self) -> None:
         self.batch_problem = derive_batch(
@@ -105,35 +93,17 @@ class GRPOArguments:
     A group's rows must stay together, and a step has the same prompts on 1, 2, 4 or 8 devices.
     """
 
-    prompts_per_step: int = field(default=16, metadata={"help": "Prompts of an optimizer step, over all processes."})
-    max_prompts_per_device: int = field(
-        default=2, metadata={"help": "At most so many prompts a device at once; more are accumulated."}
+    prompts_per_step: int = key(16, "Prompts of an optimizer step, over all processes.")
+    max_prompts_per_device: int = key(2, "At most so many prompts a device at once; more are accumulated.")
+    reward_funcs: list[str] = key(["accuracy", "format"], "accuracy, format and others: r1_aqa_repro.rewards.rules.")
+    dynamic_sampling: int = key(
+        0, "Up to so many further prompts a step, in place of those whose rewards are all the same."
     )
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["accuracy", "format"],
-        metadata={"help": "Names from rewards.rules.REWARDS."},
+    advantage_filter: str = key(
+        "none", "none, or keep only a group's better completions: above_mean, or its top_fraction.", ADVANTAGE_FILTERS
     )
-    dynamic_sampling: int = field(
-        default=0,
-        metadata={"help": "Up to so many further prompts a step, in place of those whose rewards are all the same."},
-    )
-    advantage_filter: str = field(
-        default="none",
-        metadata={
-            "help": "none, or keep only a group's better completions: above_mean, or its top_fraction.",
-            "choices": ADVANTAGE_FILTERS,
-        },
-    )
-    advantage_top_fraction: float = field(
-        default=0.5, metadata={"help": "Share of a group that advantage_filter top_fraction keeps."}
-    )
-    sharing: str = field(
-        default="auto",
-        metadata={
-            "help": "auto: compute prompt and clip once a group. off: once a completion.",
-            "choices": ["auto", "off"],
-        },
-    )
+    advantage_top_fraction: float = key(0.5, "Share of a group that advantage_filter top_fraction keeps.")
+    sharing: str = key("auto", "auto: compute prompt and clip once a group. off: once a completion.", ["auto", "off"])
 
     def __post_init__(self) -> None:
         args: Any = self
@@ -150,12 +120,10 @@ class GRPOArguments:
 class AudioGRPOArguments(EvaluationArguments, GRPOArguments):
     """GRPO on audio questions, with the evaluation while training."""
 
-    trained_parts: str = field(
-        default="all",
-        metadata={
-            "help": "all, as the paper; no_encoder: the audio encoder stays; projector: everything else stays.",
-            "choices": TRAINED_PARTS,
-        },
+    trained_parts: str = key(
+        "all",
+        "all, as the paper; no_encoder: the audio encoder stays; projector: everything else stays.",
+        TRAINED_PARTS,
     )
 
 
@@ -163,10 +131,8 @@ class AudioGRPOArguments(EvaluationArguments, GRPOArguments):
 class AudioSFTArguments(EvaluationArguments, ExampleArguments):
     """Supervised fine-tuning on audio questions, with the evaluation while training."""
 
-    stop_at_loss: float | None = field(
-        default=None, metadata={"help": "End once the mean loss of the last 20 logged steps is at most this."}
-    )
-    max_completion_length: int = field(default=256, metadata={"help": "Longest completion of an evaluation, tokens."})
+    stop_at_loss: float | None = key(None, "End once the mean loss of the last 20 logged steps is at most this.")
+    max_completion_length: int = key(256, "Longest completion of an evaluation, tokens.")
 
 
 @dataclass

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
 from r1_aqa_repro.common.console import say
@@ -32,14 +32,7 @@ _SHOWN = {
 class ProgressBar(ProgressCallback):
     """Trainer's progress bar (steps, speed, time left) with the latest figures on it, for a terminal."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and (figures := figures_of(logs)):
             self.training_bar.set_postfix(figures)
 
@@ -57,29 +50,18 @@ class ProgressLines(TrainerCallback):
     def __init__(self) -> None:
         self._figures: dict[str, str] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._first, self._began = state.global_step, time.monotonic()
         self._said = self._began
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self._figures |= figures_of(logs)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if time.monotonic() - self._said >= self.SECONDS:
             self._say(state)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._say(state)
 
     def _say(self, state: TrainerState) -> None:
@@ -111,7 +93,7 @@ class StopAtLoss(TrainerCallback):
     def __init__(self, threshold: float):
         self.threshold = threshold
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self.reached(state.log_history):
             control.should_training_stop = True
 
@@ -138,13 +120,11 @@ class StopOnSignal(TrainerCallback):
         self._signalled_at: float | None = None
         self._previous: dict[int, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._stop)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         # in the middle of a rollout's updates a resumed run could not go on
         is_between_rollouts = state.global_step % getattr(args, "num_iterations", 1) == 0
         if self._any_process_stopped(args.device) and is_between_rollouts:
@@ -152,9 +132,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from trl import ModelConfig, get_peft_config
 
 from r1_aqa_repro.common.distributed import num_processes
-from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.errors import Problem, Refused, existing_folder
 from r1_aqa_repro.run.arguments import BEST_METRIC
 from r1_aqa_repro.run.config import SharedPrefixGRPOConfig
 
@@ -151,8 +151,7 @@ def check_disk(training: TrainingArguments, parameters: int, examples: int) -> l
 
 def check_free_space(folder: Path, needed: int, purpose: str) -> list[Problem]:
     """A problem if the disk of `folder`, which need not exist yet, has less than `needed` bytes free."""
-    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(existing_folder(folder)).free
     if needed <= free:
         return []
     what = f"{purpose} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"

@@ -35,17 +35,8 @@ from r1_aqa_repro.run.evaluating import EVALUATIONS
 CONFIG, RUN = "config.resolved.yaml", "run.json"
 EXAMPLES = "examples"  # folder inside the run folder: the data as a library's trainer takes it
 PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "accelerate",
-    "deepspeed",
-    "datasets",
-    "peft",
-    "librosa",
-    "soundfile",
-    "numpy",
-)
+    "torch", "transformers", "trl", "accelerate", "deepspeed", "datasets", "peft", "librosa", "soundfile", "numpy",
+)  # fmt: skip
 # settings that do not change what a run computes: a resumed run may differ in them
 _FREE = (
     "overwrite", "output_dir", "logging_dir", "report_to", "run_name",
