@@ -1,4 +1,4 @@
-"""Prepare AVQA for training: its annotations and whatever media one has become a manifest with 16 kHz clips.
+"""Prepare AVQA for training: its annotations and the media that you have become a manifest with 16 kHz clips.
 
     python -m data_prep.avqa --annotations train_qa.json --media videos/ --out data/avqa
 
@@ -26,7 +26,7 @@ from typing import Any
 from data_prep.fingerprints import YOUTUBE_CLIP
 from data_prep.media import Excerpt
 from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, stem_of
-from data_prep.pipeline import Record, add_preparation_arguments, prepare, safe_stem
+from data_prep.pipeline import Making, Record, add_preparation_arguments, prepare, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
 from r1_aqa_repro.common.files import sha256_of
@@ -64,18 +64,11 @@ def main(argv: list[str]) -> int:
             where, "there is no media file", f"Give folders that hold {', '.join(MEDIA_ENDINGS)} files."
         )
     say(f"{total:,} records; {len(index):,} media files in {len(arguments.media)} folders")
-    report = prepare(
-        records(arguments.annotations, index),
-        arguments.out,
-        settings={
-            "command": "data_prep.avqa",
-            "annotations": [f"{file.name}, sha256 {sha256_of(file)}" for file in arguments.annotations],
-        },
-        workers=arguments.workers,
-        channel=arguments.channel,
-        audio_format=arguments.format,
-        total=total,
-    )
+    settings = {
+        "command": "data_prep.avqa",
+        "annotations": [f"{file.name}, sha256 {sha256_of(file)}" for file in arguments.annotations],
+    }
+    report = prepare(records(arguments.annotations, index), arguments.out, Making.of(arguments), settings, total)
     say(report.summary(arguments.out))
     return EXIT_DONE if report.keeps(arguments.min_kept) else EXIT_LOSSES
 

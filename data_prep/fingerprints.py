@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import multiprocessing
 import os
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from data_prep.media import MAX_SECONDS, MIN_SECONDS, SILENCE
 from data_prep.workers import ignore_interrupts
-from r1_aqa_repro.common.console import positive
 from r1_aqa_repro.common.errors import Failed
 from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, check_audio, load_audio
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -98,12 +96,6 @@ def decode_clips(questions: Iterable[AudioQuestion], workers: int) -> Clips:
             raise Failed(f"a clip makes the decoder crash: {last}") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def add_workers_argument(parser: argparse.ArgumentParser) -> None:
-    """`--workers`, for the commands that decode clips."""
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core)")
 
 
 def video_of(question: AudioQuestion) -> str | None:

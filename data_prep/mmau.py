@@ -1,4 +1,4 @@
-"""Prepare MMAU for an evaluation: its questions, and the clips where one has them, become a manifest.
+"""Prepare MMAU for an evaluation: its questions, and the clips if you have them, become a manifest.
 
     python -m data_prep.mmau --questions mmau-test-mini.json --audio test-mini-audios.tar.gz --out data/mmau
 
@@ -33,7 +33,7 @@ from data_prep import pipeline
 from data_prep.archives import is_tar, unpack
 from data_prep.media import Excerpt
 from data_prep.media_index import MEDIA_ENDINGS, MediaIndex
-from data_prep.pipeline import DEFAULT_WORKERS, Record, Report, add_preparation_arguments, safe_stem
+from data_prep.pipeline import DEFAULT, Making, Record, Report, add_preparation_arguments, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
 from r1_aqa_repro.common.files import sha256_of, write_atomically
@@ -119,35 +119,20 @@ class _Names:
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     arguments = _parser().parse_args(argv)
-    report = prepare(
-        arguments.questions,
-        arguments.audio,
-        arguments.out,
-        workers=arguments.workers,
-        channel=arguments.channel,
-        audio_format=arguments.format,
-    )
+    report = prepare(arguments.questions, arguments.audio, arguments.out, Making.of(arguments))
     has_audio = bool(arguments.audio) or any(map(is_parquet, arguments.questions))
     has_losses = report.dropped or (has_audio and report.flagged)
     return EXIT_LOSSES if has_losses or not report.keeps(arguments.min_kept) else EXIT_DONE
 
 
-def prepare(
-    questions: list[Path],
-    audio: list[Path],
-    out: Path,
-    *,
-    workers: int = DEFAULT_WORKERS,
-    channel: str = "first",
-    audio_format: str = "flac",
-) -> Report:
+def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making = DEFAULT) -> Report:
     """Write the manifest of MMAU's questions, and the clips that it names, to a folder.
 
     Args:
         questions: MMAU's JSON, or Parquet files of its Hugging Face copy, whose clips are embedded.
         audio: folders, tar archives and Parquet files that hold clips; what stands first is looked up first.
         out: the folder: new, or that of an interrupted call with the same questions.
-        workers, channel, audio_format: see `pipeline.prepare`.
+        making: how the clips are made.
 
     Raises:
         Refused: a file is absent or unreadable, an archive cannot be trusted, or `out` was made from other questions.
@@ -166,15 +151,9 @@ def prepare(
         say(f"warning: {names} is no published version of MMAU test-mini: recorded as version {UNKNOWN}")
     else:
         say(f"MMAU test-mini, version {version}")
-    report = pipeline.prepare(
-        records(by_file, audio, version, out / _UNPACKED, audio_format),
-        out,
-        settings={"command": "data_prep.mmau", "questions": hashes},
-        workers=workers,
-        channel=channel,
-        audio_format=audio_format,
-        total=len(listed),
-    )
+    settings = {"command": "data_prep.mmau", "questions": hashes}
+    stream = records(by_file, audio, version, out / _UNPACKED, making.format)
+    report = pipeline.prepare(stream, out, making, settings, len(listed))
     write_atomically(out / SOURCE, "".join(json.dumps(one.raw, default=str) + "\n" for one in listed))
     shutil.rmtree(out / _UNPACKED, ignore_errors=True)
     say(report.summary(out))

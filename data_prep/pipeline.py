@@ -29,9 +29,8 @@ from tqdm import tqdm
 
 from data_prep.journal import Journal, Outcome, explaining_errors, printable
 from data_prep.media import Excerpt, MediaError
-from data_prep.workers import PARTIAL, Clip, PassingError, Task, Workers
+from data_prep.workers import CORES, PARTIAL, Clip, PassingError, Task, Workers, add_workers_argument
 from r1_aqa_repro.common.claim import check_claim, claim
-from r1_aqa_repro.common.console import positive
 from r1_aqa_repro.common.errors import Refused, failing_plainly
 from r1_aqa_repro.common.files import whole_file, write_json
 from r1_aqa_repro.data.audio import CHANNELS
@@ -42,7 +41,6 @@ MANIFEST = "manifest.jsonl"
 REPORT = "prep_report.json"
 SETTINGS = "prep_settings.json"
 FORMATS = ("flac", "wav")
-DEFAULT_WORKERS = os.cpu_count() or 1
 
 _JOURNAL = ".journal.sqlite"
 _SAVE_EVERY = 0.25  # seconds between commits of the journal: what a kill costs at most
@@ -128,14 +126,34 @@ def first_of(details: Sequence[str], out: Path) -> list[str]:
     return [*(f"    {detail}" for detail in details[:_SHOWN]), *more]
 
 
+@dataclass(frozen=True)
+class Making:
+    """How clips are made.
+
+    Attributes:
+        workers: number of decoding processes; the result does not depend on it.
+        channel: `first` or `mean`, of several.
+        format: one of `FORMATS`.
+    """
+
+    workers: int = CORES
+    channel: str = "first"
+    format: str = "flac"
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Making:
+        """What the options of `add_preparation_arguments` say."""
+        return cls(arguments.workers, arguments.channel, arguments.format)
+
+
+DEFAULT = Making()
+
+
 def prepare(
     records: Iterable[Record | Rejected],
     out: Path,
-    *,
+    making: Making,
     settings: Mapping[str, Any],
-    workers: int,
-    channel: str = "first",
-    audio_format: str = "flac",
     total: int | None = None,
 ) -> Report:
     """Make every record's clip, then write the report and the manifest.
@@ -143,11 +161,9 @@ def prepare(
     Args:
         records: read once and in order, as a stream.
         out: folder to write to: new, or of a run with the same settings.
+        making: how the clips are made.
         settings: what, beside channel and format, the content of `out` depends on, such as the command's name and
             the annotations' hash (JSON values): a folder made with others is refused.
-        workers: number of decoding processes; the result does not depend on it.
-        channel: `first` or `mean`, of several.
-        audio_format: one of `FORMATS`.
         total: the number of records if it is known, for the progress bar.
 
     Raises:
@@ -159,14 +175,14 @@ def prepare(
     decoder = f"av {av.__version__}, soxr {soxr.__version__}"
     kept = "What was done is kept: mend that and give the same command again."
     with failing_plainly(out, kept), explaining_errors(out / _JOURNAL):
-        _enter(out, {**settings, "channel": channel, "format": audio_format, "decoder": decoder})
-        with closing(Journal(out / _JOURNAL)) as journal, Workers(workers) as pool:
+        _enter(out, {**settings, "channel": making.channel, "format": making.format, "decoder": decoder})
+        with closing(Journal(out / _JOURNAL)) as journal, Workers(making.workers) as pool:
             for leftover in (out / "audio").glob(f".*{PARTIAL}"):  # of a run that was killed: the journal is ours alone
                 leftover.unlink(missing_ok=True)
-            run = _Run(out, journal, pool, channel, audio_format)
+            run = _Run(out, journal, pool, making)
             with whole_file(out / MANIFEST) as manifest:
                 with tqdm(total=total, unit=" records", disable=None) as bar:
-                    run.through(records, manifest, bar, window=8 * workers + 16)
+                    run.through(records, manifest, bar, window=8 * making.workers + 16)
                 report = run.report
                 report.audio = journal.statistics()
                 report.seconds = round(time.perf_counter() - started, 3)
@@ -179,12 +195,11 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that every preparation has."""
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="where to write: a new folder, or an interrupted run's")
-    add("--workers", type=positive, default=DEFAULT_WORKERS, metavar="N",
-        help="decoding processes (default: one a core); the result does not depend on it")  # fmt: skip
+    add_workers_argument(parser)
     add("--channel", choices=CHANNELS, default="first", help="of several (default: first, as R1-AQA)")
     add("--format", choices=FORMATS, default="flac", help="of the prepared clips, 16 bits (default: flac)")
     add("--min-kept", type=_not_negative, default=0.0, metavar="N",
-        help="exit with 3 when fewer records are kept; with a point, up to 1.0: a share (default: 0)")  # fmt: skip
+        help="exit with 3 if fewer records are kept; with a point, up to 1.0: a share (default: 0)")  # fmt: skip
 
 
 def _not_negative(text: str) -> int | float:
@@ -216,9 +231,8 @@ class _Waiting:
 class _Run:
     """One run: the records in its window wait for their clips, and leave in their order."""
 
-    def __init__(self, out: Path, journal: Journal, pool: Workers, channel: str, audio_format: str):
-        self.audio, self.journal, self.pool = out / "audio", journal, pool
-        self.channel, self.audio_format = channel, audio_format
+    def __init__(self, out: Path, journal: Journal, pool: Workers, making: Making):
+        self.audio, self.journal, self.pool, self.making = out / "audio", journal, pool, making
         self.report = Report()
         self._making: dict[str, Outcome] = {}  # by stem
 
@@ -245,7 +259,7 @@ class _Run:
             return _Waiting(record.id, None, "", Outcome("", reason="bad record", detail=record.problem.what))
         question, bare = record.question, replace(record, source=None)
         try:
-            line = _line(question, f"audio/{record.stem}.{self.audio_format}")
+            line = _line(question, f"audio/{record.stem}.{self.making.format}")
             if record.path_if_lost is not None:
                 _line(question, record.path_if_lost)
             if not self.journal.is_new(question.id):
@@ -270,12 +284,12 @@ class _Run:
             if outcome.source != signature:
                 raise MediaError("bad record", f"audio/{stem} is already the clip of an earlier record's media")
             return outcome
-        target = self.audio / f"{stem}.{self.audio_format}"
+        target = self.audio / f"{stem}.{self.making.format}"
         if outcome is not None and outcome.source == signature and (outcome.reason or outcome.size == _size(target)):
             self.journal.use(stem)
             return outcome
         self._making[stem] = outcome = Outcome(signature)
-        self.pool.submit(Task(target, source, self.channel))
+        self.pool.submit(Task(target, source, self.making.channel))
         return outcome
 
     def _leave(self, waiting: deque[_Waiting], at_most: int, manifest: IO[bytes]) -> None:

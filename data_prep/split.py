@@ -21,7 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.fingerprints import Clips, add_workers_argument, decode_clips, video_of
+from data_prep.fingerprints import Clips, decode_clips, video_of
+from data_prep.workers import add_workers_argument
 from r1_aqa_repro.common.console import Options, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
 from r1_aqa_repro.common.files import sha256_of, write_json
@@ -101,7 +102,7 @@ def hold_out(groups: dict[str, str], wanted: int, seed: int) -> set[str]:
     """Names of groups that have together as nearly `wanted` questions as is possible: some of them, but not all.
 
     The groups are taken in an order drawn from the seed, each unless the rest could then not come as near. The set is
-    empty where there is one group only.
+    empty if there is only one group.
     """
     sizes = Counter(groups.values())
     order = sorted(sizes, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())

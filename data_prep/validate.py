@@ -11,7 +11,6 @@ Exit codes: 0 no errors; 3 errors were found, and they are listed; 2 the file ca
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter, defaultdict
@@ -22,18 +21,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.fingerprints import Clips, add_workers_argument, decode_clips, video_of
+from data_prep.fingerprints import Clips, decode_clips, video_of
+from data_prep.workers import add_workers_argument
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
 from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
-from r1_aqa_repro.data.records import Read
+from r1_aqa_repro.data.records import Read, read_records
 
 ERROR, WARNING = "error", "warning"
 # rule: (severity, what it means)
 RULES = {
     "bad_record": (ERROR, "no valid question: fields, types, unique id, at least 2 choices, answer among them"),
-    "no_answer": (ERROR, "a question without an answer, where others have one"),
+    "no_answer": (ERROR, "a question without an answer, though others have one"),
     "unlabelled": (WARNING, "no question has an answer: nothing to train on or to score with"),
     "absolute_path": (ERROR, "audio_path must be relative to the manifest"),
     "path_outside": (WARNING, "audio_path leaves the manifest's folder, which can then not be moved alone"),
@@ -114,18 +115,14 @@ def check(manifest: Path, read: Read[AudioQuestion], clips: Clips) -> Iterator[F
 
 def _paths(manifest: Path) -> Iterator[Finding]:
     """The audio paths as they stand in the file: `read_questions` has already made them absolute."""
-    for line in manifest.read_text(encoding="utf-8").split("\n"):
-        try:
-            record = json.loads(line)
-            path, record_id, _ = record["audio_path"], record["id"], record["choices"]  # other formats have other rules
-        except (ValueError, KeyError, TypeError):
+    for where, record in read_records(manifest):
+        if not isinstance(record, dict) or "choices" not in record:  # other formats have other rules
             continue
-        if not isinstance(path, str):
-            continue
-        if os.path.isabs(path):
-            yield Finding("absolute_path", str(record_id), path)
-        elif os.path.normpath(path).split(os.sep)[0] == os.pardir:
-            yield Finding("path_outside", str(record_id), path)
+        path, record_id = record.get("audio_path"), str(record.get("id", where))
+        if isinstance(path, str) and os.path.isabs(path):
+            yield Finding("absolute_path", record_id, path)
+        elif isinstance(path, str) and os.path.normpath(path).split(os.sep)[0] == os.pardir:
+            yield Finding("path_outside", record_id, path)
 
 
 def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], clips: Clips) -> Iterator[Finding]:
@@ -171,12 +168,8 @@ def _and_more(first: str, size: int) -> str:
 
 
 def _text(question: AudioQuestion) -> tuple[str, ...]:
-    """Question and choices as one reads them: case, white space and the order of the choices do not count."""
-    return _folded(question.question), *sorted(map(_folded, question.choices))
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
+    """Question and choices as people read them: case, white space and the order of the choices do not count."""
+    return fold(question.question), *sorted(map(fold, question.choices))
 
 
 def _not_comparable(file: Path, read: Read[AudioQuestion], clips: Clips) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ broken file takes a worker down with it, it is known which file that was.
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
 import multiprocessing
@@ -25,15 +26,23 @@ import numpy as np
 import soundfile
 
 from data_prep.media import Excerpt, MediaError, decode
+from r1_aqa_repro.common.console import positive
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 
 PARTIAL = ".partial"  # ending of a clip that is being written
+CORES = len(os.sched_getaffinity(0))
 _AHEAD = 4  # tasks a worker holds, so that it need not wait for the next
 
 
 # One thread each: the processes are the parallelism. And glibc keeps the memory of one clip for the next: to give it
 # back and be given it again, page by page, costs a fifth of the decoding. The figures are bytes.
 _OF_WORKERS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
+
+
+def add_workers_argument(parser: argparse.ArgumentParser) -> None:
+    """`--workers`, for the commands that decode clips."""
+    parser.add_argument("--workers", type=positive, default=CORES, metavar="N",
+        help="decoding processes (default: one a core); the result does not depend on it")  # fmt: skip
 
 
 @dataclass(frozen=True)

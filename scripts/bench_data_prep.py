@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 
 from data_prep.media import Excerpt, decode  # noqa: E402
 from data_prep.media_index import MEDIA_ENDINGS  # noqa: E402
-from data_prep.pipeline import FORMATS, Record, prepare  # noqa: E402
+from data_prep.pipeline import FORMATS, Making, Record, prepare  # noqa: E402
 from r1_aqa_repro.common.console import Options, say  # noqa: E402
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command  # noqa: E402
 from r1_aqa_repro.common.files import write_json  # noqa: E402
@@ -132,7 +132,7 @@ def _preparation(files: list[Path], out: Path, workers: int, audio_format: str) 
         for n, file in enumerate(files)
     )
     began = time.perf_counter()
-    report = prepare(records, out, settings={}, workers=workers, audio_format=audio_format)
+    report = prepare(records, out, Making(workers, format=audio_format), settings={})
     return report.clips_decoded / (time.perf_counter() - began)
 
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from data_prep.media import Excerpt, MediaError
-from data_prep.pipeline import Record, prepare, safe_stem
+from data_prep.pipeline import Making, Record, prepare, safe_stem
 from data_prep.workers import PassingError, Task, Workers, make_clip
 from r1_aqa_repro.common.errors import Failed, Problem, Refused
 from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
@@ -30,8 +30,8 @@ def record(record_id, media=None, stem=None, **changed):
     return Record(question, None if media is None else Excerpt(media, **part), stem or record_id)
 
 
-def run(records, out, workers=1, **more):
-    return prepare(iter(records), out, **{"settings": {"command": "test"}, "workers": workers, **more})
+def run(records, out, workers=1, command="test", **making):
+    return prepare(iter(records), out, Making(workers, **making), {"command": command})
 
 
 @pytest.fixture
@@ -104,9 +104,9 @@ def test_the_result_is_the_same_whoever_works(audio_format, clips, tmp_path):
     records = [record(f"{name} {n}", path, name) for n in range(7) for name, path in clips.items()]
     records.insert(33, record("gone"))
     for workers in (1, 3):
-        run(records, tmp_path / str(workers), workers, audio_format=audio_format)
+        run(records, tmp_path / str(workers), workers, format=audio_format)
     assert result(tmp_path / "1") == result(tmp_path / "3")
-    again = run(records, tmp_path / "1", 3, audio_format=audio_format)
+    again = run(records, tmp_path / "1", 3, format=audio_format)
     assert again.clips_decoded == 0
     assert result(tmp_path / "1") == result(tmp_path / "3")
 
@@ -153,8 +153,8 @@ def test_other_settings_are_refused(clips, tmp_path):
     run(records, tmp_path / "out")
     for more, said in [
         ({"channel": "mean"}, "channel was 'first', now it is 'mean'"),
-        ({"audio_format": "wav"}, "format was 'flac', now it is 'wav'"),
-        ({"settings": {"command": "other"}}, "command was 'test', now it is 'other'"),
+        ({"format": "wav"}, "format was 'flac', now it is 'wav'"),
+        ({"command": "other"}, "command was 'test', now it is 'other'"),
     ]:
         before = result(tmp_path / "out")
         with pytest.raises(Refused, match=said):
@@ -195,11 +195,11 @@ def test_an_interruption_keeps_what_was_done(clips, tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(records(True), tmp_path / "out", settings={}, workers=1)
+        run(records(True), tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
     assert not active_children()
-    prepare(records(False), tmp_path / "out", settings={}, workers=1)
-    prepare(records(False), tmp_path / "fresh", settings={}, workers=1)
+    run(records(False), tmp_path / "out")
+    run(records(False), tmp_path / "fresh")
     assert result(tmp_path / "out") == result(tmp_path / "fresh")
 
 
