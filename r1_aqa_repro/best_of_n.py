@@ -89,7 +89,7 @@ def prepare(arguments: Any) -> list[TextPrompt]:
     problems = [
         replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_rewards(arguments)
     ]
-    kind = prompts_to_answer(arguments, "lower --max-new-tokens")
+    kind = prompts_to_answer(arguments, "lower --max-new-tokens, ")
     try:
         kind.model = checked_config(arguments.model), load_tokenizer(arguments.model)
     except Refused as refusal:

@@ -21,10 +21,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from r1_aqa_repro.common.console import Options, positive
-from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, command
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.common.intervals import wilson
-from r1_aqa_repro.data.conversations import PreferencePair, read_pairs
+from r1_aqa_repro.data.conversations import PreferencePair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,22 +63,20 @@ def score_file(
     # after the arguments: --help and mistakes are answered at once
     from r1_aqa_repro.model.generation import device_and_dtype
     from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model, load_tokenizer
+    from r1_aqa_repro.run.kinds import preference_pairs
 
-    problems: list[Problem] = []
-    pairs: list[PreferencePair] = []
+    kind, problems = preference_pairs(None), []
     try:
-        read = read_pairs(file)
-        pairs, problems = read.records[:limit], list(read.problems)
+        kind.model = check_reward_model(name_or_path), load_tokenizer(name_or_path)
     except Refused as refusal:
         problems += refusal.problems
     try:
-        check_reward_model(name_or_path)
+        pairs, bad = kind.usable(str(file), limit)
     except Refused as refusal:
-        raise Refused(refusal.problems + problems) from refusal
+        raise Refused(problems + refusal.problems) from refusal
+    if problems + bad:
+        raise Refused(problems + bad)
     tokenizer = load_tokenizer(name_or_path)
-    problems += _too_long(name_or_path, tokenizer, pairs, file)
-    if problems:
-        raise Refused(problems)
     device, dtype = device_and_dtype()
     model = load_reward_model(name_or_path, tokenizer, dtype).to(device)
     scores = pair_scores(model, tokenizer, pairs, batch_size)
@@ -158,25 +156,6 @@ def summarised(pairs: Sequence[PreferencePair], chosen: Sequence[float], rejecte
             for name, scores in (("chosen", chosen), ("rejected", rejected))
         },
     }
-
-
-def _too_long(
-    name_or_path: str, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], file: Path
-) -> list[Problem]:
-    """A problem for each pair that the model has no positions for: it would go on with ones it has never seen."""
-    from r1_aqa_repro.data.conversations import answer
-    from r1_aqa_repro.model.inputs import token_ids
-    from r1_aqa_repro.model.text_loading import checked_config
-
-    limit = checked_config(name_or_path).max_position_embeddings
-    problems = []
-    for pair in pairs:
-        conversations = [[*pair.prompt, *answer(text)] for text in (pair.chosen, pair.rejected)]
-        length = max(map(len, token_ids(tokenizer, conversations, complete=True)))
-        if length > limit:
-            what = f"{length} tokens are more than the {limit} that the model can take"
-            problems.append(Problem(f"{file}: {pair.id}", what, "Shorten the pair, or leave it out."))
-    return problems
 
 
 def _default_out(name_or_path: str, file: Path) -> Path:

@@ -142,7 +142,7 @@ class TextRecords(Kind[Record]):
         read: the reader of a file.
         conversations: what the model sees of a record, each one conversation.
         limits: the longest conversation by what sets it, in tokens, beside the model's own; None sets no limit.
-        shorten: what else than the record can be changed if one is too long.
+        shorten: what else than the record can be changed if one is too long, with a comma after it.
         room: tokens that the model adds to a conversation.
         complete: whether the conversations hold the assistant's last turn.
         build: see `Kind`.
@@ -198,7 +198,7 @@ class TextRecords(Kind[Record]):
         beside = f" beside {self.room} of an answer" if self.room else ""
         longer = "use a longer context (docs/long_context.md), " if narrowest == own else ""
         what = f"{length} tokens are more than the {limit} that {narrowest}{beside}"
-        return [Problem(f"{file}: {record.id}", what, f"Shorten it, {self.shorten}, {longer}or leave it out.")]
+        return [Problem(f"{file}: {record.id}", what, f"Shorten it, {self.shorten}{longer}or leave it out.")]
 
     def check_together(self, records: Sequence[Record], file: str) -> list[Problem]:
         return self.check_all(records, file)
@@ -210,7 +210,7 @@ class TextRecords(Kind[Record]):
 
 def prompts_to_answer(
     rewarding: Any,
-    shorten: str = "lower max_completion_length",
+    shorten: str = "lower max_completion_length, ",
     critic: int | None = None,
     build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM,
 ) -> TextRecords[TextPrompt]:
@@ -243,7 +243,7 @@ def preference_pairs(
         read_pairs,
         lambda pair: [[*pair.prompt, *answer(pair.chosen)], [*pair.prompt, *answer(pair.rejected)]],
         {"max_length allows": max_length},
-        "raise max_length",
+        "" if max_length is None else "raise max_length, ",
         build=build,
     )
 
@@ -254,5 +254,5 @@ def demonstrations(max_length: int | None) -> TextRecords[SFTExample]:
         read_sft,
         lambda example: [[*example.prompt, *answer(example.completion)]],
         {"max_length allows": max_length},
-        "raise max_length",
+        "" if max_length is None else "raise max_length, ",
     )
