@@ -2,7 +2,7 @@
 
     python -m r1_aqa_repro.merge_adapter --adapter runs/my-run/final --out runs/my-run/merged
 
-Of a Qwen2-Audio, or of a text-only Qwen2, be it a policy or a reward model. The merged folder can be evaluated
+The base is a Qwen2-Audio or a text-only Qwen2, as a policy or a reward model. The merged folder can be evaluated
 (`eval.mmau --ckpt`) and trained further (`model_name_or_path`). The sum is taken in float32; with `--dtype bfloat16` it
 is rounded when it is written, which takes half the disk space.
 
@@ -11,7 +11,6 @@ Exit codes: 0 done; 1 the disk filled up; 2 refused before anything was written.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -29,6 +28,7 @@ from transformers import (
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, command, is_full_disk, space_left
+from r1_aqa_repro.model.files import ADAPTER_CONFIG, adapter_config
 from r1_aqa_repro.model.loading import (
     MODEL_TYPE,
     check_model_folder,
@@ -63,11 +63,11 @@ def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str 
         dtype: float32 or bfloat16, of the written weights.
 
     Raises:
-        Refused: `out` exists, the adapter is none of LoRA or does not fit, its base cannot be read, too little space.
+        Refused: `out` exists, the adapter is not a LoRA or does not fit, its base cannot be read, too little space.
         Failed: the disk filled up; nothing is left of `out`.
     """
-    base, processor_from = _check(adapter, out, base, dtype)
-    model, processor = _load(adapter, base, processor_from)
+    base = _check(adapter, out, base, dtype)
+    model, processor = _load(adapter, base)
     merged = model.merge_and_unload(safe_merge=True).to(DTYPES[dtype])
     staged = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
@@ -86,22 +86,22 @@ def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str 
     return out
 
 
-def _load(
-    adapter: Path, base: str, processor_from: str | Path
-) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]:
-    """The adapter on its base, whatever that is, in float32, and the processor or tokenizer."""
-    if model_type_of(base) == MODEL_TYPE:
-        return load_model(adapter, "float32", base=base), load_processor(processor_from)
-    tokenizer = load_tokenizer(processor_from)
-    is_reward_model = (
-        json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["task_type"] == "SEQ_CLS"
-    )
+def _load(adapter: Path, base: str) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]:
+    """The adapter on its base in float32, and the processor or tokenizer: the adapter's, or else the base's."""
+    is_audio = model_type_of(base) == MODEL_TYPE
+    file = "processor_config.json" if is_audio else "tokenizer_config.json"
+    source = adapter if (adapter / file).is_file() else base
+    if is_audio:
+        return load_model(adapter, "float32", base=base), load_processor(source)
+    tokenizer = load_tokenizer(source)
+    config = adapter_config(adapter) or {}
+    is_reward_model = config["task_type"] == "SEQ_CLS"
     own = load_reward_model(base, tokenizer, new_head=True) if is_reward_model else load_policy(base)
     return load_adapter(own, adapter), tokenizer
 
 
-def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> tuple[str, str | Path]:
-    """The base model's folder or hub id, and where the processor is.
+def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> str:
+    """The base model's folder or hub id.
 
     Raises:
         Refused: see `merge_adapter`, with everything that is wrong.
@@ -109,33 +109,31 @@ def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> tuple[str,
     problems = []
     if out.exists():
         problems.append(Problem(str(out), "is there already", "Choose another --out, or delete it."))
-    config_file = adapter / "adapter_config.json"
-    if not config_file.is_file():
-        what = "the folder holds no adapter_config.json"
+    config = adapter_config(adapter)
+    if config is None:
+        what = f"the folder holds no {ADAPTER_CONFIG}"
         raise Refused([*problems, Problem(str(adapter), what, "Give the folder of an adapter, such as RUN/final.")])
-    config = json.loads(config_file.read_text(encoding="utf-8"))
     if config["peft_type"] != "LORA":
         what = f"the adapter is a {config['peft_type']}, not a LORA"
         problems.append(Problem(str(adapter), what, "Only LoRA adapters can be merged here."))
     base = base or str(config["base_model_name_or_path"])
     try:
-        problems += _check_space(out, check_model_folder(base, model_type_of(base)), dtype)
+        needed = _parameters(check_model_folder(base, model_type_of(base))) * DTYPES[dtype].itemsize
+        remedy = "Free some space, or choose another --out."
+        full = check_free_space(out.parent, needed, "the merged weights")
     except Refused as refusal:
         remedy = "Give the base model that the adapter was trained on as --base."
-        problems += [replace(problem, remedy=remedy) for problem in refusal.problems]
+        full = refusal.problems
+    problems += [replace(problem, remedy=remedy) for problem in full]
     if problems:
         raise Refused(problems)
-    processor_file = "processor_config.json" if model_type_of(base) == MODEL_TYPE else "tokenizer_config.json"
-    return base, adapter if (adapter / processor_file).is_file() else base
+    return base
 
 
-def _check_space(out: Path, config: PreTrainedConfig, dtype: str) -> list[Problem]:
-    """A problem where the merged model would not fit on the disk of `out`."""
+def _parameters(config: PreTrainedConfig) -> int:
     with torch.device("meta"):
         build = Qwen2AudioForConditionalGeneration if config.model_type == MODEL_TYPE else Qwen2ForCausalLM
-        parameters = build(config).num_parameters()
-    problems = check_free_space(out.parent, parameters * DTYPES[dtype].itemsize, "the merged weights")
-    return [replace(problem, remedy="Free some space, or choose another --out.") for problem in problems]
+        return int(build(config).num_parameters())
 
 
 def _parser() -> Options:

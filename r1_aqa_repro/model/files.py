@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import sha256_of
@@ -32,10 +33,16 @@ MODEL_FILES = (
 )
 
 
+def adapter_config(name_or_path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The configuration of the adapter in a folder, as PEFT writes it; None for anything else."""
+    file = Path(name_or_path) / ADAPTER_CONFIG
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
 def adapter_base(name_or_path: str | os.PathLike[str]) -> str | None:
     """The base model that a folder with a LoRA adapter names; None for anything else."""
-    file = Path(name_or_path) / ADAPTER_CONFIG
-    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
+    config = adapter_config(name_or_path)
+    return None if config is None else config["base_model_name_or_path"]
 
 
 def model_digest(name_or_path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> str:

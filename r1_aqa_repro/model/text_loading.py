@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.model.arguments import RopeArguments
-from r1_aqa_repro.model.files import adapter_base
+from r1_aqa_repro.model.files import adapter_base, adapter_config
 from r1_aqa_repro.model.loading import TEXT_MODEL_TYPE, check_loaded, check_model_folder, load_adapter
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.model.yarn import apply_rope_parameters
@@ -147,8 +146,8 @@ def check_reward_model(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig
     config = check_model_folder(name_or_path, TEXT_MODEL_TYPE)
     check_vocabulary(load_tokenizer(name_or_path), config, str(name_or_path))
     folder = Path(name_or_path)
-    if adapter_base(folder) is not None:
-        if json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["task_type"] != "SEQ_CLS":
+    if (adapter := adapter_config(folder)) is not None:
+        if adapter["task_type"] != "SEQ_CLS":
             raise Refused.because(str(folder), _NO_HEAD, _TRAIN_ONE)
         return config
     names: set[str] = set()

@@ -1,4 +1,4 @@
-"""Role play judged by a rubric: a YAML file of named, weighted demands on the text of a completion.
+"""Role play by a rubric: a YAML file of named, weighted demands on the text of a completion.
 
     parts:
       keeps_the_lamp: {weight: 1.0, required: [lamp, fog]}
@@ -10,16 +10,16 @@
 Each part makes exactly one demand and meets it to a degree from 0 to 1:
 
 - `required`: a list of phrases; the share of them that occur.
-- `forbidden`: a list of phrases; 1 where none occurs.
-- `first_person`: `true`, or a share from 0 to 1; 1 where a sentence, or at least this share of the sentences, has `I`,
-  `me`, `my`, `mine`, `myself` or 我 (but for 我们, we).
-- `language`: `en` or `zh`; the share of the letters that are of its script, Latin or Han. French counts as `en`, and
-  the kanji of a Japanese text as `zh`: it is the script that is told, not the language.
-- `length`: some of `min_words`, `max_words`, `min_characters`, `max_characters`, all inclusive; 1 where the text keeps
-  to them. Words stand between white space, which Chinese does without: give characters there.
+- `forbidden`: a list of phrases; 1 if not one of them occurs.
+- `first_person`: `true`, or a share from 0 to 1; 1 if a sentence, or at least this share of the sentences, has `I`,
+  `me`, `my`, `mine`, `myself` or 我 (but not 我们, we).
+- `language`: `en` or `zh`; the share of the letters that are of its script, Latin or Han. It tells the script, not the
+  language: French counts as `en`, and the kanji of a Japanese text as `zh`.
+- `length`: some of `min_words`, `max_words`, `min_characters`, `max_characters`, all inclusive; 1 if the text keeps to
+  them. Words stand between white space, which Chinese does without: give characters there.
 
-The reward is the sum of weight times degree, and 0 for an empty text. It knows the surface of a text alone: a list of
-the required phrases with an `I` before it gets full marks. Use it beside a reward that reads the text.
+The reward is the sum of weight times degree, and 0 for an empty text. It sees only the surface of a text: a list of the
+required phrases with an `I` before it gets full marks. Use it beside a reward that reads the text.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
@@ -67,7 +67,7 @@ def persona_reward(rubric_file: str) -> RewardFunction:
     """The reward function of a rubric. It logs the mean of every part as `persona/<name>`.
 
     Raises:
-        Refused: the file cannot be read, or something in it is no rubric.
+        Refused: see `read_rubric`.
     """
     rubric = read_rubric(rubric_file)
 
@@ -85,7 +85,7 @@ def persona_reward(rubric_file: str) -> RewardFunction:
 
 
 def persona_parts(text: str, rubric: Rubric) -> dict[str, float]:
-    """What a text gets for each part of a rubric, by name: the part's weight times the degree. Silence gets nothing."""
+    """The reward of a text by the parts of a rubric: weight times degree, or 0 for an empty text."""
     return {name: part.weight * part.degree(text) if text.strip() else 0.0 for name, part in rubric.items()}
 
 
@@ -93,8 +93,8 @@ def read_rubric(path: str) -> Rubric:
     """Read a rubric.
 
     Raises:
-        Refused: the file cannot be read or is no YAML mapping; and with everything in it that is wrong: keys that are
-            absent or unknown, values that do not fit.
+        Refused: the file cannot be read or is no YAML mapping; or with everything in it that is wrong: absent and
+            unknown keys, values that do not fit.
     """
     content = read_yaml(path)
     parts = content.get("parts")
@@ -106,26 +106,26 @@ def read_rubric(path: str) -> Rubric:
     for name, part in parts.items():
         try:
             if not isinstance(name, str):
-                raise _BadPart("", "the name is no text", "Put it into quotation marks.")
+                raise Refused.because("", "the name is no text", "Put it into quotation marks.")
             rubric[name] = _part(part)
-        except _BadPart as bad:
-            problems.append(Problem(f"{path}: parts.{name}{bad.key and '.' + bad.key}", bad.what, bad.remedy))
+        except Refused as refusal:
+            problems += [replace(each, where=f"{path}: parts.{name}{each.where}") for each in refusal.problems]
     if problems:
         raise Refused(problems)
     return rubric
 
 
 def phrases_in(text: str, phrases: Sequence[str]) -> list[str]:
-    """Which of the phrases a text contains, in any case and with any white space, but not as a part of longer words.
+    """The phrases that a text contains, in any case and with any white space, but not as a part of longer words.
 
-    `I` is not in `It`. Where words have no clear end, as in Chinese, a phrase is found anywhere.
+    `I` is not in `It`. In scripts without spaces between words, such as Chinese, a phrase is found anywhere.
     """
     folded = plain(text)
     return [phrase for phrase in phrases if _pattern(phrase).search(folded)]
 
 
 def plain(text: str) -> str:
-    """`answers.fold`, and one kind of apostrophe: what phrases are looked for in."""
+    """A text as phrases are looked for in it: `answers.fold`, and one kind of apostrophe."""
     # before folding: NFKC makes a space and a combining accent of ´
     return fold(text.translate(_APOSTROPHES))
 
@@ -138,27 +138,19 @@ def _pattern(phrase: str) -> re.Pattern[str]:
     return re.compile(begin + re.escape(wanted) + end)
 
 
-class _BadPart(Exception):
-    """What is wrong with a part, and with which of its keys (or "", with the part as such)."""
-
-    def __init__(self, key: str, what: str, remedy: str):
-        super().__init__(what)
-        self.key, self.what, self.remedy = key, what, remedy
-
-
 def _part(content: Any) -> Part:
     if not isinstance(content, dict):
-        raise _BadPart("", f"{content!r} is no part", _EXAMPLE)
+        raise Refused.because("", f"{content!r} is no part", _EXAMPLE)
     demands = [key for key in content if key != "weight"]
     unknown = [key for key in demands if key not in _DEMANDS]
     if unknown:
-        raise _BadPart(str(unknown[0]), "there is no such key", f"Choose among weight, {', '.join(_DEMANDS)}.")
+        raise Refused.because(f".{unknown[0]}", "there is no such key", f"Choose among weight, {', '.join(_DEMANDS)}.")
     if len(demands) != 1:
         what = f"{len(demands)} demands ({', '.join(demands) or 'none'})"
-        raise _BadPart("", what, f"Make exactly one of {', '.join(_DEMANDS)} in each part.")
+        raise Refused.because("", what, f"Make exactly one of {', '.join(_DEMANDS)} in each part.")
     weight = content.get("weight")
     if not _is_number(weight) or not 0 < weight <= sys.float_info.max:
-        raise _BadPart("weight", "absent" if weight is None else f"{weight!r}", "Give a number above 0.")
+        raise Refused.because(".weight", "absent" if weight is None else f"{weight!r}", "Give a number above 0.")
     return Part(float(weight), _DEMANDS[demands[0]](content[demands[0]]))
 
 
@@ -178,13 +170,14 @@ def _forbidden(value: Any) -> Degree:
 
 def _phrases(key: str, value: Any) -> list[str]:
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and plain(text) for text in value):
-        raise _BadPart(key, f"{value!r}", "Give a list of texts, such as [lamp, fog].")
+        raise Refused.because(f".{key}", f"{value!r}", "Give a list of texts, such as [lamp, fog].")
     return value
 
 
 def _first_person(value: Any) -> Degree:
     if value is not True and not (_is_number(value) and 0 < value <= 1):
-        raise _BadPart("first_person", f"{value!r}", "Give true, or a share of the sentences above 0, at most 1.")
+        remedy = "Give true, or a share of the sentences above 0, at most 1."
+        raise Refused.because(".first_person", f"{value!r}", remedy)
 
     def degree(text: str) -> float:
         sentences = [part for part in map(plain, _SENTENCE_ENDS.split(text)) if any(map(str.isalpha, part))]
@@ -196,7 +189,7 @@ def _first_person(value: Any) -> Degree:
 
 def _language(value: Any) -> Degree:
     if not isinstance(value, str) or value not in _SCRIPTS:
-        raise _BadPart("language", f"{value!r}", f"Choose among {', '.join(_SCRIPTS)}.")
+        raise Refused.because(".language", f"{value!r}", f"Choose among {', '.join(_SCRIPTS)}.")
 
     def degree(text: str) -> float:
         letters = [letter for letter in plain(text) if letter.isalpha()]
@@ -208,17 +201,17 @@ def _language(value: Any) -> Degree:
 
 def _length(value: Any) -> Degree:
     if not isinstance(value, dict) or not value:
-        raise _BadPart("length", f"{value!r}", f"Give some of {', '.join(_LIMITS)}.")
+        raise Refused.because(".length", f"{value!r}", f"Give some of {', '.join(_LIMITS)}.")
     for key, limit in value.items():
         if key not in _LIMITS:
-            raise _BadPart(f"length.{key}", "there is no such key", f"Choose among {', '.join(_LIMITS)}.")
+            raise Refused.because(f".length.{key}", "there is no such key", f"Choose among {', '.join(_LIMITS)}.")
         if type(limit) is not int or limit < 0:
-            raise _BadPart(f"length.{key}", f"{limit!r}", "Give a whole number.")
+            raise Refused.because(f".length.{key}", f"{limit!r}", "Give a whole number.")
     ranges = {}
     for unit in ("words", "characters"):
         low, high = ranges[unit] = value.get(f"min_{unit}", 0), value.get(f"max_{unit}", math.inf)
         if low > high:
-            raise _BadPart("length", f"min_{unit} {low} is above max_{unit} {high}", "No text is both.")
+            raise Refused.because(".length", f"min_{unit} {low} is above max_{unit} {high}", "No text is both.")
 
     def degree(text: str) -> float:
         sizes = {"words": len(text.split()), "characters": len(text.strip())}
