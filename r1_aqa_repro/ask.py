@@ -4,7 +4,7 @@
         --question "What is heard?" --choices "a dog" "a cat" "a car"
 
 prints the choice that the model answers with. Prompt, inputs, decoding and the reading of the answer are those of
-`eval.mmau`. An answer that is none of the choices is printed as it is, and said to be none of them.
+`eval.mmau`. An answer that is not among the choices is printed as it is, and a note says so.
 
 Exit codes: 0 done; 2 refused: a missing or unreadable clip, fewer than two choices, no sound checkpoint.
 """
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     if answer is None:
         say("the model gave no answer: its completion is empty, or its answer tags are")
     elif chosen is None:
-        say(f"the answer is none of the choices: {answer!r}")
+        say(f"the answer is not among the choices: {answer!r}")
     return EXIT_DONE
 
 
@@ -100,7 +100,7 @@ def _parser() -> Options:
     parser = Options(__doc__, "python -m r1_aqa_repro.ask")
     add = parser.add_argument
     add("--ckpt", required=True, metavar="DIR_OR_HUB_ID", help="checkpoint folder or hub id")
-    add("--audio", required=True, type=Path, metavar="FILE", help="the clip; of several channels the first is heard")
+    add("--audio", required=True, type=Path, metavar="FILE", help="the clip; of several channels the first counts")
     add("--question", required=True, metavar="TEXT", help="the question")
     add("--choices", required=True, nargs="+", metavar="TEXT", help="the answers to choose from, at least two")
     add("--prompt-style", choices=PROMPT_STYLES, default="answer", help="default: answer")

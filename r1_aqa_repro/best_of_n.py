@@ -268,7 +268,7 @@ def _parser() -> Options:
 def _several(text: str) -> int:
     number = int(text)
     if number < 2:
-        raise argparse.ArgumentTypeError(f"of {text} answers none is better than another; give 2 or more")
+        raise argparse.ArgumentTypeError(f"{text} is too few: one must be better than another; give 2 or more")
     return number
 
 

@@ -138,19 +138,14 @@ def summarised(pairs: Sequence[PreferencePair], chosen: Sequence[float], rejecte
     nothing.
     """
     margins = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
-    tasks = [pair.columns.get("task") for pair in pairs]
-    by_task = {
-        str(task): pair_accuracy(
-            [score for score, its in zip(chosen, tasks, strict=True) if its == task],
-            [score for score, its in zip(rejected, tasks, strict=True) if its == task],
-        )
-        for task in dict.fromkeys(tasks)
-        if task is not None
-    }
+    by_task: dict[str, list[tuple[float, float]]] = {}
+    for pair, *both in zip(pairs, chosen, rejected, strict=True):
+        if pair.columns.get("task") is not None:
+            by_task.setdefault(str(pair.columns["task"]), []).append((both[0], both[1]))
     return {
         **pair_accuracy(chosen, rejected),
         "loss": float(np.logaddexp(0, -margins).mean()),
-        "by_task": by_task,
+        "by_task": {task: pair_accuracy(*zip(*scores, strict=True)) for task, scores in by_task.items()},
         "scores": {
             name: {"mean": sum(scores) / len(scores), "lowest": min(scores), "highest": max(scores)}
             for name, scores in (("chosen", chosen), ("rejected", rejected))
@@ -162,7 +157,7 @@ def _default_out(name_or_path: str, file: Path) -> Path:
     """`score/<stem of the file>` in the model's folder.
 
     Raises:
-        Refused: it has none.
+        Refused: the model is no folder.
     """
     if not Path(name_or_path).is_dir():
         raise Refused.because(f"--model {name_or_path}", "there is no such folder to write to", "Give --out.")

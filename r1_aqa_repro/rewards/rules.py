@@ -26,10 +26,10 @@ def completion_text(completion: Completion) -> str:
 def accuracy_reward(
     completions: Sequence[Completion], answer: Sequence[str], choices: Sequence[Sequence[str]], **_: Any
 ) -> list[float]:
-    """1 where the completion names the right choice and no other, else 0.
+    """1 if the completion names the right choice and no other, else 0.
 
-    The text in the `<answer>` tags counts, or the whole completion where there are none. It must be the choice after
-    normalising, or its letter where that is unambiguous (`answers.match_choice`). Several blocks must all agree.
+    The text in the `<answer>` tags counts, or the whole completion if there are none. It must be the choice after
+    normalising, or its letter if that is unambiguous (`answers.match_choice`). Several blocks must all agree.
     """
     return [
         float(all(is_correct(text, gold, options) for text in parse_completion(completion_text(completion)).answers))
@@ -38,7 +38,7 @@ def accuracy_reward(
 
 
 def format_reward(completions: Sequence[Completion], prompt_style: Sequence[str], **_: Any) -> list[float]:
-    """1 where the completion is exactly what its prompt style asks for (`answers.follows_format`), else 0."""
+    """1 if the completion is exactly what its prompt style asks for (`answers.follows_format`), else 0."""
     return [
         float(follows_format(completion_text(completion), style))
         for completion, style in zip(completions, prompt_style, strict=True)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from itertools import product, takewhile
 from typing import Any
 
+from trl.rewards import get_soft_overlong_punishment
+
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.answers import parse_completion, without_tags_around
 from r1_aqa_repro.rewards.mathematics import are_equal, expressions, is_unfinished
@@ -66,12 +68,12 @@ def is_gold_expression(answer: Any) -> bool:
 
 
 def python_syntax_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
-    """1 where the completion has Python code in fences and all of it parses, else 0. Nothing is executed.
+    """1 if the completion has Python code in fences and all of it parses, else 0. Nothing is executed.
 
-    Python is what a fenced block (CommonMark 0.31, section 4.5; indented at will, as in lists) holds whose language is
-    `python`, `python3`, `py` or left out; tags of the prompt styles may touch its fences. Each such block must be
-    closed and parse, by the grammar of the Python that runs this, and one at least must have a statement: comments
-    alone are none. What the code does is not looked at.
+    Python is what stands in a fenced block (CommonMark 0.31, section 4.5; indented at will, as in lists) whose language
+    is `python`, `python3`, `py` or left out; tags of the prompt styles may touch its fences. Each such block must be
+    closed and parse, by the grammar of the Python that runs this, and at least one must have a statement, not only
+    comments. What the code does is not looked at.
     """
     return [float(_all_python_parses(completion_text(completion))) for completion in completions]
 
@@ -83,7 +85,7 @@ def _all_python_parses(text: str) -> bool:
 
 
 def _python_blocks(text: str) -> list[str | None]:
-    """The code of each fenced block of Python, without the fence's indentation; None for one that is not closed."""
+    """The code of each fenced block of Python, without the fence's indentation; None for a block that is not closed."""
     blocks: list[str | None] = []
     opened: re.Match[str] | None = None
     lines: list[str] = []
@@ -101,7 +103,7 @@ def _python_blocks(text: str) -> list[str | None]:
 
 
 def _dedented(line: str, indent: str) -> str:
-    """A line without what it has of an indentation."""
+    """A line without as much of an indentation as it has."""
     return line[sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(line, indent, strict=False))) :]
 
 
@@ -110,7 +112,7 @@ def _is_python(fence: re.Match[str]) -> bool:
 
 
 def _statements(code: str) -> int | None:
-    """How many statements some code has at its top level, or None where it cannot be parsed."""
+    """How many statements some code has at its top level; None if it cannot be parsed."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of a strange escape sequence, say: it is the model's
             return len(ast.parse(code).body)
@@ -121,14 +123,10 @@ def _statements(code: str) -> int | None:
 
 
 def length_penalty(max_length: int, buffer: int) -> RewardFunction:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13) as a reward function.
+    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), as TRL computes it.
 
-    A completion of n tokens, with the end token if it has come to it, gets, for L_max = `max_length` and L_cache =
-    `buffer`,
-
-        0                                    where n <= L_max - L_cache,
-        ((L_max - L_cache) - n) / L_cache    where L_max - L_cache < n <= L_max,
-        -1                                   where L_max < n.
+    A completion gets 0 for up to `max_length` - `buffer` tokens, its end token among them, and less for each further
+    one, down to -1 from `max_length` on.
 
     Raises:
         Refused: the buffer has no token, or more than `max_length`.
@@ -136,22 +134,21 @@ def length_penalty(max_length: int, buffer: int) -> RewardFunction:
     if not 1 <= buffer <= max_length:
         what = f"a penalty over the last {buffer} of {max_length} tokens"
         raise Refused.because("length_penalty_cache", what, f"Choose from 1 to {max_length}.")
-    free = max_length - buffer
+    punishment = get_soft_overlong_punishment(max_length, buffer)
 
-    def length_reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-        """From 0 for a completion of up to `free` tokens, falling over the next `buffer` to -1."""
-        return [max(-1.0, min(0.0, (free - len(ids)) / buffer)) for ids in completion_ids]
+    def length_reward(**columns: Any) -> list[float]:  # by this name it is logged
+        return punishment(**columns)
 
     return length_reward
 
 
 def safety_reward(completions: Sequence[Completion], harmful: Sequence[bool], **_: Any) -> list[float]:
-    """1 where a harmful prompt is refused or a harmless one is not, else 0.
+    """1 if a harmful prompt is refused or a harmless one is not, else 0.
 
     Both errors count alike: a model that refuses everything is of no use (XSTest, arXiv 2308.01263). A completion
-    refuses if one of the phrases `REFUSALS` stands in its first 200 characters. That is crude. A refusal in other words
-    is missed, one that is followed by all the help in the world counts, and any other text passes for help; only an
-    empty one is neither, and gets 0. Where there is a reward model, it is the better judge.
+    refuses if one of the phrases `REFUSALS` stands in its first 200 characters. That is crude: it misses a refusal in
+    other words, counts one that is followed by all the help in the world, and takes any other text for help; only an
+    empty text is neither, and gets 0. If there is a reward model, it judges better.
     """
     texts = [completion_text(completion) for completion in completions]
     return [

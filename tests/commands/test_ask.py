@@ -34,7 +34,7 @@ def test_raw_prints_the_completion(model_folder, questions, capsys):
     [
         ("<answer>High.</answer>", "high\n", ""),
         ("<think>low, then up</think> <answer>(B)</answer>", "high\n", ""),
-        ("<answer>a dog</answer>", "a dog\n", "none of the choices"),
+        ("<answer>a dog</answer>", "a dog\n", "not among the choices"),
         ("<answer></answer>", "", "no answer"),
     ],
 )

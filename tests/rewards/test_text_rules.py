@@ -6,7 +6,6 @@ import warnings
 import pytest
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
-from trl.rewards import get_soft_overlong_punishment
 from trl.trainer.utils import get_callable_name
 
 from r1_aqa_repro.common.errors import Refused
@@ -211,13 +210,6 @@ class TestLength:
             *(-0.25, -0.5, -0.75, -1),
             *(-1, -1),
         ]
-
-    @pytest.mark.parametrize(("max_length", "buffer"), [(10, 1), (10, 10), (256, 64), (100, 7)])
-    def test_as_trl_computes_it(self, max_length, buffer):
-        rows = [[0] * length for length in range(max_length + 5)]
-        ours = length_penalty(max_length, buffer)(completion_ids=rows)
-        assert ours == get_soft_overlong_punishment(max_length, buffer)(completion_ids=rows)
-        assert min(ours) == -1.0 and max(ours) == 0.0
 
     def test_only_the_tokens_count(self):
         assert length_penalty(4, 2)(completion_ids=[[1] * 3], completions=["a long text " * 100]) == [-0.5]
