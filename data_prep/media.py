@@ -1,8 +1,8 @@
-"""Any media file, or the part of it that is wanted, as float32 mono at 16 kHz: what the prepared clips are made from.
+"""Decode any media file, or a part of it, to float32 mono at 16 kHz, from which the prepared clips are made.
 
-PyAV brings FFmpeg's demuxers and decoders inside its wheel, so nothing has to be installed beside it. What a file is
-gets read from its content: its name, and so a wrong extension, plays no part. Training itself never comes here: it
-reads the prepared files through `r1_aqa_repro.data.audio`, whose resampling this gives to the bit.
+PyAV brings FFmpeg's demuxers and decoders inside its wheel, so nothing has to be installed beside it. The content of a
+file tells its format, never its name. Training does not use this module: it reads the prepared files through
+`r1_aqa_repro.data.audio`, whose resampling this equals to the bit.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def decode(
 
     Args:
         source: the file, or its bytes.
-        start: where the clip begins, in seconds from the beginning of the file (default: there).
-        seconds: how long the clip is; a file that ends before gives what it has (default: to the end, and then the
+        start: of the clip, in seconds from the beginning of the file (default: 0).
+        seconds: length of the clip; a file that ends before gives what it has (default: to the end, and then the
             file may last 600 s at most).
         channel: `first` takes the first channel, as R1-AQA does; `mean` averages all channels.
-        cut_over: cut only a file that lasts longer than this many seconds; any other is the clip already. A file that
-            does not say how long it is gets decoded up to there to find out.
+        cut_over: cut only a file that lasts longer than this many seconds; any other is the clip already. A file
+            whose header has no length is decoded up to there to find out.
 
     Returns:
         float32 array [num_samples], mono, 16 kHz, amplitude in [-1, 1] for integer formats.
@@ -154,7 +154,7 @@ def _samples(
 ) -> tuple[np.ndarray, int] | None:
     """Mono samples at the file's own rate, and that rate in Hz.
 
-    None: the file does not say how long it is, and goes on after `cut_over`; the part has to be cut out of it.
+    None if the header has no length and the file goes on after `cut_over`, so that the part must be cut out of it.
     """
     stream = container.streams.best("audio")
     if stream is None:
@@ -196,7 +196,7 @@ def _samples(
 
 
 def _declared_seconds(container: av.container.InputContainer, stream: av.AudioStream) -> float | None:
-    """How long the audio track lasts, says the header."""
+    """Length of the audio track as the header gives it, or None if it gives no length."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     hours, *rest = stream.metadata.get("DURATION", "").split(":")  # Matroska's, such as 00:00:10.008000000

@@ -30,12 +30,11 @@ class MediaIndex:
         return len(self._found)
 
     def __getitem__(self, name: str) -> Path | None:
-        path = self._found.get(unicodedata.normalize("NFC", name))
+        path = self._found.get(composed(name))
         return None if path is None else Path(path)
 
     def _walk(self, folder: Path) -> Iterator[str]:
         seen = set()  # folders by device and inode: a link may lead back to one above it
-
         for where, inner, files in os.walk(folder, followlinks=True, onerror=_warn):
             here = os.stat(where)
             if (here.st_dev, here.st_ino) in seen:
@@ -55,5 +54,10 @@ def _ending(path: str) -> str:
 
 
 def stem_of(path: str) -> str:
-    """The name without folder and ending; an accented letter is one character, which macOS takes apart."""
-    return unicodedata.normalize("NFC", os.path.splitext(os.path.basename(path))[0])
+    """The name of a file, composed, without folder and ending."""
+    return composed(os.path.splitext(os.path.basename(path))[0])
+
+
+def composed(name: str) -> str:
+    """The name with each accented letter as one character: macOS takes them apart."""
+    return unicodedata.normalize("NFC", name)

@@ -22,9 +22,8 @@ import re
 import shutil
 import string
 import sys
-import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,7 +31,7 @@ from typing import Any
 from data_prep import pipeline
 from data_prep.archives import is_tar, unpack
 from data_prep.media import Excerpt
-from data_prep.media_index import MEDIA_ENDINGS, MediaIndex
+from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, composed
 from data_prep.pipeline import DEFAULT, Making, Record, Report, add_preparation_arguments, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
@@ -66,7 +65,7 @@ class Asked:
     @property
     def path(self) -> PurePosixPath:
         """What the clip is looked for under: `audio_id`, else the id."""
-        return PurePosixPath(_composed(self.audio_id or self.question.id))
+        return PurePosixPath(composed(self.audio_id or self.question.id))
 
     @property
     def clip(self) -> str:
@@ -82,16 +81,16 @@ class _Names:
         self._ids: set[str] = set()
         for asked in records:
             if isinstance(asked, Asked):
-                self._paths[_composed(asked.clip)].add(asked.path)
-                self._ids.add(_composed(asked.question.id))
+                self._paths[composed(asked.clip)].add(asked.path)
+                self._ids.add(composed(asked.question.id))
 
     def is_shared(self, name: str) -> bool:
         """Whether clips of several paths have the name, which then tells nothing."""
-        return len(self._paths.get(_composed(name), ())) > 1
+        return len(self._paths.get(composed(name), ())) > 1
 
     def is_wanted(self, name: str) -> bool:
         """Whether a clip can be known by the name alone."""
-        return (_composed(name) in self._ids or _composed(name) in self._paths) and not self.is_shared(name)
+        return (composed(name) in self._ids or composed(name) in self._paths) and not self.is_shared(name)
 
     def looked_for(self, asked: Asked) -> str:
         """The path if the name alone tells nothing, else the name."""
@@ -108,8 +107,8 @@ class _Names:
             return None
         if not self.is_shared(path.stem):
             return path.name if self.is_wanted(path.stem) else None
-        parts = PurePosixPath(_composed(member)).parts
-        paths = self._paths[_composed(path.stem)]
+        parts = PurePosixPath(composed(member)).parts
+        paths = self._paths[composed(path.stem)]
         fitting = (wanted for wanted in paths if parts[-len(wanted.parts) :] == wanted.parts)
         nearest = max(fitting, key=lambda wanted: len(wanted.parts), default=None)
         return None if nearest is None else f"{safe_stem(str(nearest))}{path.suffix}"
@@ -199,7 +198,7 @@ def records(
     index = MediaIndex(folders)
     for file, listed in by_file.items():
         has_audio = is_parquet(file)
-        embedded = _embedded(file) if has_audio else (None for _ in listed)
+        embedded = (_audio_bytes(row) for _, row in read_records(file)) if has_audio else (None for _ in listed)
         for record, own in zip(listed, embedded, strict=True):
             if isinstance(record, Rejected):
                 yield record
@@ -279,7 +278,7 @@ def _unpack(archive: Path, folder: Path, names: _Names) -> None:
     say(f"unpacking {archive}")
     try:
         if is_parquet(archive):
-            number = _unpack_parquet(archive, folder, names.is_wanted)
+            number = _unpack_parquet(archive, folder, names)
         else:
             number = unpack(archive, folder, names.unpacked)
     except Refused:
@@ -288,12 +287,7 @@ def _unpack(archive: Path, folder: Path, names: _Names) -> None:
     say(f"{number:,} of its clips belong to questions")
 
 
-def _composed(name: str) -> str:
-    """An accented letter as one character: macOS takes file names apart."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _unpack_parquet(file: Path, folder: Path, is_wanted: Callable[[str], bool]) -> int:
+def _unpack_parquet(file: Path, folder: Path, names: _Names) -> int:
     """Write the embedded clips under their question's id, or under their own name if that has no question."""
     folder.mkdir(parents=True, exist_ok=True)
     modified = file.stat().st_mtime
@@ -304,7 +298,7 @@ def _unpack_parquet(file: Path, folder: Path, is_wanted: Callable[[str], bool]) 
         except BadRecord:
             continue
         own_name = PurePosixPath(str(record.get("audio_id") or "")).stem
-        name = next((name for name in (str(record["id"]), own_name) if is_wanted(name)), None)
+        name = next((name for name in (str(record["id"]), own_name) if names.is_wanted(name)), None)
         audio = _audio_bytes(row)
         if name is None or audio is None or name in found:
             continue
@@ -312,13 +306,8 @@ def _unpack_parquet(file: Path, folder: Path, is_wanted: Callable[[str], bool]) 
         # the ending says nothing of the format, which is read from the content
         target = folder / f"{name.replace('/', '_')}.wav"
         target.write_bytes(audio)
-        os.utime(target, (modified, modified))  # who goes by size and time knows it again
+        os.utime(target, (modified, modified))  # so that the journal, which goes by size and time, knows it again
     return len(found)
-
-
-def _embedded(file: Path) -> Iterator[bytes | None]:
-    """The audio of every row, in order."""
-    return (_audio_bytes(row) for _, row in read_records(file))
 
 
 def _audio_bytes(row: dict[str, Any]) -> bytes | None:

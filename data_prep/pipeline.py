@@ -1,9 +1,9 @@
-"""From records and their media to `manifest.jsonl`, `audio/` and `prep_report.json`: what every preparation shares.
+"""Make `manifest.jsonl`, `audio/` and `prep_report.json` of records and their media: what all preparations share.
 
-Records are streamed through: whatever their number, only a window of them is in memory. Clips are decoded in worker
-processes and get their names when they are whole; a journal remembers each with the file it came from, so that a run
-that was killed goes on where it stood, and a file that changed is decoded again. The manifest keeps the order of the
-records and gets its name when it is complete.
+Only a window of the records is in memory, whatever their number. Clips are decoded in worker processes and get their
+names when they are whole; the journal remembers each with the file it came from, so that a run that was killed goes on
+where it stopped, and a file that changed is decoded again. The manifest keeps the order of the records and gets its
+name when it is complete.
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ class Record:
 class Report:
     """What became of the records.
 
-    `dropped` has an id and `details` a text for each one that was dropped, by reason; `flagged` an id and `details` a
-    text for each one that was kept without its clip, by flag and by reason.
+    Attributes:
+        dropped: ids of the records that were dropped, by reason.
+        flagged: ids of those that were kept without their clip, by flag.
+        details: a text for each record of both kinds, by reason.
     """
 
     records_in: int = 0
@@ -293,7 +295,7 @@ class _Run:
         return outcome
 
     def _leave(self, waiting: deque[_Waiting], at_most: int, manifest: IO[bytes]) -> None:
-        """Let the foremost records go, in order, until no more than `at_most` wait and the foremost is not ready."""
+        """Let records go in their order, until at most `at_most` wait and the clip of the first is not ready."""
         while waiting and (len(waiting) > at_most or waiting[0].outcome.known):
             if not waiting[0].outcome.known:
                 self._collect()

@@ -80,7 +80,7 @@ def _pair(record: dict[str, Any], name: str, place: str) -> tuple[PreferencePair
         what = f"{', '.join(lost)} has no place in the format {name} and would be lost"
         raise BadRecord(what, f"Expected {WANTED[name]}. Put what matters into the prompt and remove the key.")
     shape, prompt, chosen, rejected = _CONVERTERS[name](record)
-    require_difference(chosen.strip(), rejected.strip())  # a preference for a line break is none
+    require_difference(chosen.strip(), rejected.strip())  # a line break is nothing to prefer
     columns = {key: _column(record, key) for key in _KEPT[1:] if record.get(key) is not None}
     return PreferencePair(id_of(record, place), prompt, chosen, rejected, columns), shape
 
@@ -89,7 +89,7 @@ def _format_of(record: dict[str, Any]) -> str:
     """The format whose keys a record has.
 
     Raises:
-        BadRecord: none has them, or more than one.
+        BadRecord: no format has them, or several do.
     """
     all_wanted = f"Known are {'; '.join(WANTED.values())}."
     if "chosen" not in record or "rejected" not in record:

@@ -101,8 +101,9 @@ def is_held_out(prompt: list[Message], fraction: float, seed: int) -> bool:
 class _Sifted:
     """What becomes of the records.
 
-    `sides` says of each pair that waits, in order, where it goes: `TRAIN`, `HELD_OUT`, or, dropped, None. `dropped` has
-    an id and `details` a text for each record that was dropped, by reason.
+    Attributes:
+        sides: of each pair that waits, in order: `TRAIN`, `HELD_OUT`, or None if it is dropped.
+        dropped, details: an id and a text for each record that was dropped, by reason.
     """
 
     records_in: int = 0
@@ -191,7 +192,7 @@ def _require_pairs(sifted: _Sifted, source: Path, skip_bad_records: bool) -> Non
     if not sifted.records_in:
         raise no_records(source)
     if not any(sifted.sides):
-        what = f"none of its {sifted.records_in:,} pairs is left: they contradict each other"
+        what = f"its {sifted.records_in:,} pairs contradict each other, so that no pair is left"
         raise Refused.because(str(source), what, "Correct which of the answers is preferred.")
     if TRAIN not in sifted.sides:
         what = f"all of its {sifted.records_in:,} pairs would be held out"
@@ -199,10 +200,10 @@ def _require_pairs(sifted: _Sifted, source: Path, skip_bad_records: bool) -> Non
 
 
 def _require_own(out: Path, source: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Check that nothing is overwritten but what this command made with the same settings, or may be overwritten.
+    """Check that only what this command made with the same settings, or may replace, is overwritten.
 
     Raises:
-        Refused: it would be.
+        Refused: something else would be.
     """
     remedy = "Give another --out, or --overwrite."
     if out.exists() and not out.is_dir():
@@ -222,8 +223,10 @@ def _require_own(out: Path, source: Path, settings: dict[str, Any], overwrite: b
 def _write(
     out: Path, lines: Iterable[tuple[bytes, str | None]], settings: dict[str, Any], report: dict[str, Any]
 ) -> None:
-    """Write everything elsewhere and move it to `out` when it is complete: a new folder appears at once, in an old one
-    the report comes last."""
+    """Write everything elsewhere and move it to `out` when it is complete.
+
+    A new folder appears with all that is in it; in an old one the report is replaced last.
+    """
     is_new = not out.exists()
     made = out.with_name(f".{out.name}.partial") if is_new else out / ".partial"
     shutil.rmtree(made, ignore_errors=True)  # of a run that was killed

@@ -2,7 +2,7 @@
 
     python -m data_prep.stats data/avqa/manifest.jsonl
 
-prints the tables and writes stats.json and stats.png. The lazy strategies hear nothing: what they score, a model can
+prints the tables and writes stats.json and stats.png. The lazy strategies use no audio: what they score, a model can
 score without listening.
 
 Exit codes: 0 done; 2 the manifest has bad records or cannot be read; 130 interrupted.
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def clip_seconds(questions: Iterable[AudioQuestion]) -> dict[Path, float | None]:
-    """Length of every clip in seconds, by its header; None where it cannot be read."""
+    """Length of every clip in seconds, by its header; None if that cannot be read."""
 
     def length(path: Path) -> float | None:
         return None if check_audio(path) else float(soundfile.info(str(path)).duration)
@@ -129,28 +129,25 @@ def _lengths(seconds: Mapping[Path, float | None]) -> dict[str, Any]:
 
 
 def _show(summary: Mapping[str, Any]) -> None:
-    console = Console()
     table = Table("", "", "number", "%", title=f"{summary['questions']:,} questions")
+    choices = summary["choices"]
     kinds = {
         **{_KINDS[kind]: counted for kind, counted in summary["counts"].items()},
         "flags": summary["flags"],
-        "number of choices": summary["choices"]["number"],
-        "position of the right answer": summary["choices"]["answer_position"],
+        "number of choices": choices["number"],
+        "position of the right answer": choices["answer_position"],
+        "a choice twice": {"": choices["duplicate_choices"]},
     }
     for name, counted in kinds.items():
-        for index, (label, number) in enumerate(list(counted.items())[:_SHOWN]):
-            share = 100 * number / summary["questions"]
-            table.add_row(name if index == 0 else "", label, f"{number:,}", f"{share:.1f}")
+        shown = dict(list(counted.items())[:_SHOWN])
         if len(counted) > _SHOWN:
-            rest = sum(list(counted.values())[_SHOWN:])
-            table.add_row("", f"... and {len(counted) - _SHOWN:,} more", f"{rest:,}", "")
+            shown[f"... and {len(counted) - _SHOWN:,} more"] = sum(counted.values()) - sum(shown.values())
+        for label, number in shown.items():
+            table.add_row(name, label, f"{number:,}", f"{100 * number / summary['questions']:.1f}")
+            name = ""
         table.add_section()
-    duplicates = summary["choices"]["duplicate_choices"]
-    table.add_row("a choice twice", "", f"{duplicates:,}", f"{100 * duplicates / summary['questions']:.1f}")
-    for index, (name, accuracy) in enumerate(summary["lazy_strategies"].items()):
-        label = name.replace("_", " ")
-        table.add_row("right without listening" if index == 0 else "", label, "", f"{100 * accuracy:.1f}")
-    console.print(table, markup=False)
+    for name, accuracy in summary["lazy_strategies"].items():
+        table.add_row("right without listening", name.replace("_", " "), "", f"{100 * accuracy:.1f}")
     audio = summary["audio"]
     lengths = (
         f", {audio['min_seconds']:.1f} to {audio['max_seconds']:.1f} s, median {audio['median_seconds']:.1f} s, "
@@ -158,10 +155,10 @@ def _show(summary: Mapping[str, Any]) -> None:
         if "min_seconds" in audio
         else ""
     )
-    console.print(
-        f"{audio['clips']:,} clips, {audio['hours']:.2f} hours{lengths}; {audio['unreadable']:,} cannot be read",
-        highlight=False,
-    )
+    clips = f"{audio['clips']:,} clips, {audio['hours']:.2f} hours{lengths}; {audio['unreadable']:,} cannot be read"
+    console = Console()
+    console.print(table, markup=False)
+    console.print(clips, highlight=False)
 
 
 def _draw(path: Path, summary: Mapping[str, Any], seconds: Sequence[float]) -> None:

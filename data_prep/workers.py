@@ -1,7 +1,7 @@
 """Worker processes that turn media into clip files, one task at a time, and the queue that feeds them.
 
-Each worker has a pipe of its own: it ends by itself when the main process is gone, however that died, and when a
-broken file takes a worker down with it, it is known which file that was.
+Each worker has a pipe of its own: it ends by itself when the main process is gone, however that died, and if a broken
+file crashes a worker, it is known which file did.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Clip:
 
 
 class PassingError(MediaError):
-    """A clip that could not be made now, which need not be the file's fault: it is worth another try some day."""
+    """A clip that could not be made this time, perhaps through no fault of the file: the next run tries again."""
 
 
 def make_clip(task: Task) -> Clip:

@@ -28,8 +28,10 @@ _SURROUNDING = "\"'`´‘’“”«»*_.,;:!?…()[]{}- \t\n"
 class ParsedCompletion:
     """What a completion says.
 
-    `answer` is the text of the first `<answer>` block, or the whole completion where there is no complete block;
-    None where that is empty. `answers` holds every block's text (or the whole completion), stripped.
+    Attributes:
+        answer: the text of the first `<answer>` block, or the whole completion if it has no complete block; None if
+            that text is empty.
+        answers: the text of every block (or the whole completion), stripped.
     """
 
     answer: str | None
@@ -73,8 +75,8 @@ def match_choice(answer: str, choices: Sequence[str]) -> int | None:
     """Index of the one choice that `answer` names, or None.
 
     In this order: the choice's text (folded, then without surrounding punctuation), then a letter (`B`, `(B)`, `B.`)
-    or a letter with that choice's own text (`B. text`). A form that fits choices with different texts names none;
-    of choices with the same text the first is returned.
+    or a letter with that choice's own text (`B. text`). A form that fits choices with different texts names no
+    choice; of choices with the same text the first is returned.
     """
     for form in (fold, normalise):
         wanted = form(answer)
@@ -90,7 +92,7 @@ def match_choice(answer: str, choices: Sequence[str]) -> int | None:
     text = normalise(match["text"])
     if text:
         return index if text == normalise(choices[index]) else None
-    # a lone letter is no label where the choices themselves are letters (notes, keys, vitamins)
+    # a lone letter is no label if the choices themselves are letters (notes, keys, vitamins)
     return None if any(len(normalise(choice)) == 1 for choice in choices) else index
 
 

@@ -71,5 +71,5 @@ def check_audio(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> s
 
 
 def silence_like(samples: np.ndarray) -> np.ndarray:
-    """Silence of the same length: what the blind control hears instead of the clip."""
+    """Silence of the same length, which stands in for the clip in a run without audio."""
     return np.zeros_like(samples)

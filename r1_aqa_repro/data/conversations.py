@@ -117,10 +117,10 @@ def prompt_from(record: dict[str, Any], where: str) -> TextPrompt:
 
     Args:
         record: the object.
-        where: the id of a record that has none.
+        where: the id of a record that has no id.
 
     Raises:
-        BadRecord: the object does not hold one; the other `..._from` raise the same.
+        BadRecord: the object holds no prompt; the other `..._from` raise the same.
     """
     return TextPrompt(id_of(record, where), _prompt(record), _columns(record, "prompt"))
 

@@ -47,7 +47,7 @@ def build_messages(question: AudioQuestion, style: str) -> list[dict[str, Any]]:
 
 
 def target_text(question: AudioQuestion, style: str) -> str:
-    """What supervised fine-tuning teaches: the answer, in tags where the prompt asks for tags.
+    """What supervised fine-tuning teaches: the answer, in tags if the prompt asks for tags.
 
     Raises:
         ValueError: in style `think`, which has no reference thoughts to imitate, and for a question without answer.

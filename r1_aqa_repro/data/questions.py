@@ -117,7 +117,7 @@ def question_from_avqa(record: dict[str, Any], audio_path: Path, otherwise: str 
     Args:
         record: the object.
         audio_path: of its clip.
-        otherwise: the id of a record that has none; None if it must have one.
+        otherwise: the id of a record that has no id; None if it must have one.
 
     Raises:
         BadRecord: a field is absent or of another kind.
@@ -181,10 +181,10 @@ def _path_in_mmau(record: dict[str, Any], root: Path) -> Path:
 
 
 def check_question(question: AudioQuestion) -> None:
-    """Check that it is one: a text, two choices or more, an answer among them if it has one.
+    """Check that a question has a text, two choices or more, and, if it has an answer, the answer among them.
 
     Raises:
-        BadRecord: it is not.
+        BadRecord: it has not.
     """
     if not question.question.strip():
         raise BadRecord("the question is empty", "Give its text.")
@@ -200,7 +200,7 @@ def check_question(question: AudioQuestion) -> None:
 
 
 def with_answers(questions: Iterable[AudioQuestion], file: str | os.PathLike[str]) -> list[Problem]:
-    """A problem for each question that has no answer: training and scoring need one."""
+    """A problem for each question without an answer, which training and scoring need."""
     return [
         Problem(f"{file}: {question.id}", "the question has no answer", "Use a split with answers.")
         for question in questions
