@@ -196,7 +196,8 @@ def difference(before: Sequence[float], after: Sequence[float], seed: int = SEED
 
 def markdown(comparison: Mapping[str, Any]) -> str:
     """The content of comparison.json for people."""
-    from eval.report.markdown import escape, markdown_table
+    from eval.report.markdown import markdown_table
+    from eval.report.rendering import escape
 
     sizes = "" if set(comparison["questions"]) == {comparison["n"]} else f", of {_and(comparison['questions'])}"
     lines = [

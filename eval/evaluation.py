@@ -39,6 +39,11 @@ class Evaluation:
     version: str
     without_audio: Mapping[str, Any] | None = None
 
+    @property
+    def name(self) -> str:
+        """The checkpoint, or the file of predictions made elsewhere."""
+        return self.paths.get("checkpoint") or self.paths["predictions"]
+
     @cached_property
     def is_withheld(self) -> bool:
         """Whether the answers to the questions are withheld, as in MMAU's test split.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eval.evaluation import Evaluation
-from eval.report.markdown import markdown_report, unscored_report
+from eval.report.markdown import markdown_report
 from eval.submission import submission
 from r1_aqa_repro.common.files import write_atomically, write_json, write_lines
 from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS
@@ -24,16 +24,13 @@ def write_results(evaluation: Evaluation, embed_audio: bool = False) -> None:
         Refused: some questions have answers and others have none.
     """
     out = evaluation.folder
-    if evaluation.is_withheld:
-        report = unscored_report(evaluation)
-    else:
+    if not evaluation.is_withheld:
         write_json(out / "scores.json", evaluation.scores)
         write_lines(out / "verdicts.jsonl", evaluation.verdicts)
-        report = markdown_report(evaluation)
         from eval.report.page import write_page  # it brings a plotting library, which only a scored evaluation needs
 
         write_page(evaluation, embed_audio)
     if evaluation.is_withheld or evaluation.version in MMAU_VERSIONS.values():
         content = submission(Path(evaluation.paths["data"]), evaluation.questions, evaluation.predictions)
         write_json(out / "submission.json", content)
-    write_atomically(out / "report.md", report)
+    write_atomically(out / "report.md", markdown_report(evaluation))

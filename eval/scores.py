@@ -6,7 +6,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from eval.matcher import MATCHERS, named_choice, verdicts
@@ -17,6 +17,7 @@ from r1_aqa_repro.data.answers import follows_format
 from r1_aqa_repro.data.mmau_versions import baselines
 from r1_aqa_repro.data.questions import AudioQuestion
 
+GROUPS = {"task": "task", "difficulty": "difficulty", "category": "category", "sub_category": "sub-category"}  # names
 _RANK = {label: rank for rank, label in enumerate(("sound", "music", "speech", "easy", "medium", "hard"))}
 _Member = TypeVar("_Member")
 
@@ -70,10 +71,7 @@ def score(
         "missing": statuses.count("absent") + statuses.count("no_audio"),
         "unparsed": statuses.count("unparsed"),
         "total": tally(official),
-        "task": _by(questions, official, lambda question: question.task),
-        "difficulty": _by(questions, official, lambda question: question.difficulty),
-        "category": _by(questions, official, lambda question: question.category),
-        "sub_category": _by(questions, official, lambda question: question.sub_category),
+        **{key: _by(questions, official, key) for key in GROUPS},
         "matchers": {name: tally(shares[name]) for name in MATCHERS},
         "disagreements": sum(len({tuple(right[name][index]) for name in MATCHERS}) > 1 for index in range(len(asked))),
         "format_rate": None if style is None else _well_formed(everything, style) / len(everything),
@@ -249,13 +247,11 @@ def _permutation(
     }
 
 
-def _by(
-    questions: Sequence[AudioQuestion], shares: Sequence[float], label_of: Callable[[AudioQuestion], str | None]
-) -> dict[str, dict[str, Any]]:
+def _by(questions: Sequence[AudioQuestion], shares: Sequence[float], key: str) -> dict[str, dict[str, Any]]:
     """A tally for each label, in the benchmark's order; questions without a label are in none."""
     groups: dict[str, list[float]] = {}
     for question, share in zip(questions, shares, strict=True):
-        label = label_of(question)
+        label = getattr(question, key)
         if label is not None:
             groups.setdefault(label, []).append(share)
     return {label: tally(members) for label, members in in_order(groups)}

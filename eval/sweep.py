@@ -236,7 +236,8 @@ def markdown(found: Mapping[str, Any], curved: bool) -> str:
         found: the content of sweep.json.
         curved: whether there is a sweep.svg.
     """
-    from eval.report.markdown import escape, markdown_table
+    from eval.report.markdown import markdown_table
+    from eval.report.rendering import escape
 
     rows_of = [*found["points"], *([found["final"]] if isinstance(found["final"], dict) else [])]
     tasks = list(dict.fromkeys(task for point in rows_of for task in point["task"]))

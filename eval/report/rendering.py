@@ -1,0 +1,88 @@
+"""The templates of reports filled in: they hold the text, the modules beside them what it tells of."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from eval.evaluation import Evaluation
+from eval.scores import GROUPS
+
+GUESSING = "guessing at random"
+_NOT_LISTENING = {
+    "chance": GUESSING,
+    "always_first": "always the first choice",
+    "most_frequent": "always the choice that is the answer to most of the other questions",
+}
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$!:])")
+_WWW = re.compile(r"(www)\.", re.IGNORECASE)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of `templates/`.
+
+    What a model or a data set wrote is escaped by itself in HTML; in Markdown the template has to pass it through `md`.
+
+    Args:
+        template: such as `report.md.j2`.
+        values: what it names.
+    """
+    text = _environment().get_template(template).render(values)
+    # in Markdown any number of empty lines is one, so that templates need not care for those of absent parts
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n" if template.endswith(".md.j2") else text
+
+
+def shown(evaluation: Evaluation) -> dict[str, Any]:
+    """What the reports of an evaluation have in common, as values for their templates."""
+    scores = evaluation.scores
+    return {
+        "name": evaluation.name,
+        "scores": scores,
+        "settings": evaluation.settings,
+        "paths": evaluation.paths,
+        "shown_settings": {**evaluation.paths, **evaluation.settings},
+        "permutation": scores.get("permutation"),
+        "groups": GROUPS,
+    }
+
+
+def not_listening(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those who do not listen, by what they do: `accuracy` and, if it is no exact figure, `ci95`, in percent."""
+    found = {name: {"accuracy": scores["baselines"][key]} for key, name in _NOT_LISTENING.items()}
+    return found | ({"this model given silence": scores["blind"]} if "blind" in scores else {})
+
+
+def escape(value: object) -> str:
+    """Text written by a model or a data set, as one line of Markdown that shows it and does nothing else."""
+    line = "".join(character if character.isprintable() else " " for character in str(value))
+    marked = _MARKUP.sub(r"\\\1", " ".join(line.split()))
+    # GitHub links addresses and names of people wherever their text comes out, escaped or not: a comment parts it
+    return _WWW.sub(r"\1\\.", marked).replace("@", "@<!-- -->")
+
+
+def interval(ci95: Sequence[float]) -> str:
+    """Such as `58.3 to 64.4`."""
+    return "{:.1f} to {:.1f}".format(*ci95)
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("eval.report"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "md": escape,
+        "interval": interval,
+        "percent": "{:.2f}".format,
+        "number": lambda correct: str(correct) if isinstance(correct, int) else f"{correct:.2f}",
+    }
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    return environment
