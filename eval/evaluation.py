@@ -67,6 +67,14 @@ class Evaluation:
         return self._scored[1]
 
     @cached_property
+    def verdicts_of(self) -> dict[str, list[dict[str, Any]]]:
+        """The verdicts on each question, by repeat."""
+        grouped: dict[str, list[dict[str, Any]]] = {}
+        for record in self.verdicts:
+            grouped.setdefault(record["id"], []).append(record)
+        return grouped
+
+    @cached_property
     def of_question(self) -> dict[str, list[Prediction]]:
         """The predictions of each question that has any, by repeat."""
         return by_question(self.predictions.values())

@@ -175,9 +175,8 @@ def summary(run: Path, folder: Path, evaluated: Sequence[tuple[Plan, Path]]) -> 
         folder: of the sweep, which paths are relative to.
         evaluated: every plan with the folder that holds its evaluation, by step.
     """
-    from eval.report.page import reference_lines
     from eval.scores import read_verdicts
-    from eval.targets import EMBEDDED_HEADING, against_published
+    from eval.targets import EMBEDDED_HEADING, against_published, reference_lines
     from r1_aqa_repro.common.intervals import paired_gain
 
     everything = [_point(plan, where, folder) for plan, where in evaluated]

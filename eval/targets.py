@@ -10,6 +10,7 @@ from r1_aqa_repro.common.intervals import detectable_difference, unpaired_differ
 
 NUM_QUESTIONS = 1000
 TARGET = 64.5
+GUESSING = "guessing at random"  # the label of that figure
 EMBEDDED_HEADING = "embedded set, not MMAU: no comparison with 64.5"
 TASKS = ("sound", "music", "speech")
 
@@ -39,21 +40,26 @@ class Comparison:
 
     Attributes:
         rows: the published figures, the run's own last.
-        sentences: the distance to the target and what can be concluded; empty where `rows` is.
+        sentences: the distance to the target and what can be concluded; empty if `rows` is.
         reason: why there is nothing to compare with; empty otherwise.
         warning: what the figures must not be compared with; may be empty.
-        target: the figure that the run is measured against, in percent, or None.
-        distance: accuracy minus target, in points, with the 95 % interval of the run alone.
-        distance_both: the interval of the distance where the target's own questions count as a sample too.
+        target: that one of the rows which the run is measured against.
     """
 
     rows: tuple[Row, ...] = ()
     sentences: tuple[str, ...] = ()
     reason: str = ""
     warning: str = ""
-    target: float | None = None
-    distance: tuple[float, float, float] | None = None
-    distance_both: tuple[float, float] | None = None
+    target: Row | None = None
+
+
+def reference_lines(scores: Mapping[str, Any], compared: Comparison | None) -> dict[str, float]:
+    """The lines of a chart, in percent by label: the published figure if the two may be compared, and chance."""
+    lines = {}
+    if compared is not None and compared.target is not None:
+        name, *_, average = compared.target
+        lines[f"{average}: {name}, version {scores['version']}"] = average
+    return lines | {GUESSING: scores["baselines"]["chance"]}
 
 
 def against_published(scores: Mapping[str, Any], settings: Mapping[str, Any]) -> Comparison | None:
@@ -66,10 +72,7 @@ def against_published(scores: Mapping[str, Any], settings: Mapping[str, Any]) ->
     version = scores["version"]
     if version == "embedded":
         return None
-    published, target = {
-        "original": (PUBLISHED, TARGET),
-        "v05.15.25": (PUBLISHED_V05_15_25, PUBLISHED_V05_15_25[-1][-1]),
-    }.get(version, ((), 0.0))
+    published = {"original": PUBLISHED, "v05.15.25": PUBLISHED_V05_15_25}.get(version, ())
     reason = ""
     if not published:
         reason = (
@@ -79,38 +82,34 @@ def against_published(scores: Mapping[str, Any], settings: Mapping[str, Any]) ->
     elif scores["n"] != NUM_QUESTIONS:
         reason = f"the published figures are on all {NUM_QUESTIONS} questions, this run is on {scores['n']}"
     elif settings.get("no_audio"):
-        reason = "this run heard no audio"
+        reason = "this run was without audio"
     elif "permutation" in scores:
         reason = "this run was asked every question with its choices in several orders"
     if reason:
         return Comparison(reason=f"Not compared with {TARGET}: {reason}.")
     total = scores["total"]
     task = [scores["task"][name]["accuracy"] if name in scores["task"] else None for name in TASKS]
-    low, high = (bound - target for bound in total["ci95"])
-    _, both_low, both_high = unpaired_difference(
-        total["correct"], total["n"], target / 100 * NUM_QUESTIONS, NUM_QUESTIONS
-    )
+    target = next((row for row in published if row[-1] == TARGET), published[-1])
     warning = ""
     if version != "original":
         warning = (
             f"Not compared with {TARGET}: that is a figure on version original, this run is on version {version}, "
             "of which about a quarter of the questions differ. The figures below are on the same version as this run."
         )
-    distance = (total["accuracy"] - target, low, high)
     return Comparison(
         rows=(*published, ("this run", task[0], task[1], task[2], total["accuracy"])),
-        sentences=_conclusion(target, total, distance, (100 * both_low, 100 * both_high)),
+        sentences=_conclusion(target[-1], total),
         warning=warning,
         target=target,
-        distance=distance,
-        distance_both=(100 * both_low, 100 * both_high),
     )
 
 
-def _conclusion(
-    target: float, total: Mapping[str, Any], distance: tuple[float, float, float], both: tuple[float, float]
-) -> tuple[str, ...]:
-    points, low, high = distance
+def _conclusion(target: float, total: Mapping[str, Any]) -> tuple[str, ...]:
+    """The distance of a tally to a published figure in percent, and what it proves."""
+    low, high = (bound - target for bound in total["ci95"])
+    points = total["accuracy"] - target
+    published = target / 100 * NUM_QUESTIONS
+    both = [100 * bound for bound in unpaired_difference(total["correct"], total["n"], published, NUM_QUESTIONS)[1:]]
     measured = (
         f"Distance to {target}: {points:+.2f} points, 95 % interval of this run [{low:+.2f}, {high:+.2f}]; with the "
         f"published figure taken as a sample of its own [{both[0]:+.2f}, {both[1]:+.2f}]."

@@ -7,25 +7,24 @@ marker or a line style of its own too.
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Mapping, Sequence
+from html import escape
 from itertools import cycle
 from typing import Any
-from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from eval.targets import GUESSING
 
 Tally = Mapping[str, Any]  # `correct`, `n`, `accuracy` and `ci95` in percent, as in scores.json
 
 BLUE, GREEN, PURPLE, VERMILLION, ORANGE, SKY = "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#56B4E9"
 _SERIES = ((BLUE, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
 _STYLES = ("--", "-.", ":", "-")  # not as many as the colours, so that 20 series differ
-GUESSING = "guessing at random"  # label of that line
 _INK = "#010203"  # becomes the text colour of the page
 _LONGEST_LABEL = 36  # characters
-_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a dollar sign is a dollar sign
@@ -105,31 +104,22 @@ def plain(text: str, longest: int = _LONGEST_LABEL) -> str:
 
 def svg_file(figure: Figure) -> str:
     """The chart as a file of its own, on white, with the same bytes for the same figures."""
-    return ElementTree.tostring(_drawn(figure, "file", "white"), encoding="unicode") + "\n"
+    return _drawn(figure, "file", "white")
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The chart as an element of an HTML page that allows no inline styles; text takes the page's colour and font.
+    """The chart as an element of an HTML page; text takes the page's colour.
 
     Args:
         figure: the chart.
         name: of letters, unique in the page.
         description: for those who do not see it.
     """
-    root = _drawn(figure, name, "none")
-    width, height = (float(root.attrib.pop(key).removesuffix("pt")) for key in ("width", "height"))
-    root.attrib |= {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": plain(description, 400)}
-    for parent in list(root.iter()):
-        parent.attrib.pop("style", None) if parent is root else _style_to_attributes(parent)
-        if parent.tag == f"{{{_SVG}}}g":
-            parent.attrib.pop("id", None)  # figure_1, axes_1: the same in every chart, and nothing refers to them
-        for child in list(parent):
-            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
-                parent.remove(child)
-    return ElementTree.tostring(root, encoding="unicode").replace(_INK, "currentColor")
+    svg = _drawn(figure, name, "none").replace(_INK, "currentColor")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(plain(description, 400))}" ', 1)
 
 
-def _drawn(figure: Figure, name: str, ground: str) -> ElementTree.Element:
+def _drawn(figure: Figure, name: str, ground: str) -> str:
     figure.set_facecolor(ground)
     for axis in figure.axes:
         axis.set_facecolor("none")
@@ -137,20 +127,8 @@ def _drawn(figure: Figure, name: str, ground: str) -> ElementTree.Element:
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # only the widths are of matplotlib's font
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    ElementTree.register_namespace("", _SVG)
-    ElementTree.register_namespace("xlink", _XLINK)
-    return ElementTree.fromstring(drawn.getvalue())
-
-
-def _style_to_attributes(element: ElementTree.Element) -> None:
-    for declaration in filter(None, map(str.strip, element.attrib.pop("style", "").split(";"))):
-        name, value = (part.strip() for part in declaration.split(":", 1))
-        if name == "font":  # a shorthand, which is no attribute
-            size = re.search(r"[\d.]+px", value)
-            if size:
-                element.set("font-size", size[0])
-        else:
-            element.set(name, value)
+    _, element, content = drawn.getvalue().partition("<svg ")  # without the declarations of an XML file
+    return element + content
 
 
 def _line(label: str) -> dict[str, Any]:

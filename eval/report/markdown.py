@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from eval.evaluation import Evaluation
-from eval.matcher import MATCHERS, verdicts
-from eval.report.rendering import not_listening, render, shown
+from eval.matcher import verdicts
+from eval.report.rendering import render, shared_values
 from eval.scores import choices_as_asked
-from eval.targets import EMBEDDED_HEADING, against_published
 
 # what settings.json records of an evaluation that a person chose, as options of `eval.mmau`
 _OPTIONS = (
@@ -33,12 +32,10 @@ _OPTIONS = (
 def markdown_report(evaluation: Evaluation) -> str:
     """The report as GitHub-flavoured Markdown; if the answers are withheld, without figures that need them."""
     scores = evaluation.scores
-    values = shown(evaluation) | {
+    values = shared_values(evaluation) | {
         "withheld": evaluation.is_withheld,
         "asked": scores.get("asked", scores["n"]),
         "unknown": "not known",
-        "embedded_heading": EMBEDDED_HEADING,
-        "matchers": list(MATCHERS),
         "command": repeating_command(evaluation.settings, evaluation.paths),
         "listed": 20,  # completions shown, and the characters of each
         "characters": 120,
@@ -46,8 +43,6 @@ def markdown_report(evaluation: Evaluation) -> str:
     if not evaluation.is_withheld:
         clips = {one.id: str(one.audio_path) for one in evaluation.questions if one.id in scores["no_audio"]}
         values |= {
-            "compared": against_published(scores, evaluation.settings),
-            "not_listening": not_listening(scores),
             "disagreements": _disagreements(evaluation),
             "absent": [one for one in scores["missing_ids"] if one not in clips],
             "clips": clips,

@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eval.evaluation import Evaluation
+from eval.matcher import MATCHERS
 from eval.scores import GROUPS
+from eval.targets import EMBEDDED_HEADING, GUESSING, against_published
 
-GUESSING = "guessing at random"
 _NOT_LISTENING = {
     "chance": GUESSING,
     "always_first": "always the first choice",
@@ -36,24 +37,30 @@ def render(template: str, **values: Any) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n" if template.endswith(".md.j2") else text
 
 
-def shown(evaluation: Evaluation) -> dict[str, Any]:
-    """What the reports of an evaluation have in common, as values for their templates."""
+def shared_values(evaluation: Evaluation) -> dict[str, Any]:
+    """What the reports of an evaluation have in common, as values for their templates.
+
+    `not_listening` holds those who do not listen, by what they do: `accuracy` and, if it is no exact figure, `ci95`.
+    """
     scores = evaluation.scores
-    return {
+    values = {
         "name": evaluation.name,
         "scores": scores,
         "settings": evaluation.settings,
         "paths": evaluation.paths,
         "shown_settings": {**evaluation.paths, **evaluation.settings},
-        "permutation": scores.get("permutation"),
+        "embedded_heading": EMBEDDED_HEADING,
+        "matchers": list(MATCHERS),
         "groups": GROUPS,
     }
-
-
-def not_listening(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those who do not listen, by what they do: `accuracy` and, if it is no exact figure, `ci95`, in percent."""
-    found = {name: {"accuracy": scores["baselines"][key]} for key, name in _NOT_LISTENING.items()}
-    return found | ({"this model given silence": scores["blind"]} if "blind" in scores else {})
+    if evaluation.is_withheld:
+        return values
+    not_listening = {name: {"accuracy": scores["baselines"][key]} for key, name in _NOT_LISTENING.items()}
+    return values | {
+        "compared": against_published(scores, evaluation.settings),
+        "not_listening": not_listening | ({"this model given silence": scores["blind"]} if "blind" in scores else {}),
+        "permutation": scores.get("permutation"),
+    }
 
 
 def escape(value: object) -> str:

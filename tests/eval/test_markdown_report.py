@@ -12,7 +12,8 @@ from rich.markdown import Markdown
 
 from eval.evaluation import Evaluation
 from eval.mmau import _parser
-from eval.report.markdown import escape, markdown_report, repeating_command
+from eval.report.markdown import markdown_report, repeating_command
+from eval.report.rendering import escape
 from eval.scores import score
 from eval.targets import EMBEDDED_HEADING, TARGET, against_published
 from tests.eval.test_scores import make_questions, permuted, predictions_of, repeated
@@ -129,12 +130,10 @@ def test_what_can_be_concluded(correct, conclusion):
     compared = against_published(scores, SETTINGS)
     assert conclusion in " ".join(compared.sentences)
     assert "a true difference from 64.5 of 4.2 points" in " ".join(compared.sentences)
-    points, low, high = compared.distance
+    numbers = re.findall(r"[+-]\d+\.\d+", compared.sentences[0])
+    points, low, high, both_low, both_high = map(float, numbers)
     assert points == pytest.approx(correct / 10 - TARGET)
-    assert low < points < high
-    # two samples are less certain than one
-    assert compared.distance_both[0] < low
-    assert compared.distance_both[1] > high
+    assert both_low < low < points < high < both_high  # two samples are less certain than one
     assert compared.rows[-1][0] == "this run"
     assert compared.rows[-1][-1] == pytest.approx(correct / 10)
 
@@ -143,7 +142,7 @@ def test_repeats_of_the_whole_file_are_compared_and_orders_are_not():
     questions = make_questions(1000)
     scores, _ = score(questions, repeated(questions, [["cat", "dog"]] * 1000), "answer", "original")
     assert scores["total"]["accuracy"] == 50
-    assert against_published(scores, SETTINGS).distance[0] == pytest.approx(-14.5)
+    assert against_published(scores, SETTINGS).sentences[0].startswith("Distance to 64.5: -14.50 points")
     predictions = {}
     for question in questions:
         predictions |= permuted(question, [(("dog", "cat"), ["cat"]), (("cat", "dog"), ["cat"])])
@@ -196,7 +195,7 @@ def test_baselines_and_the_blind_run_stand_beside():
     without = reported(questions, predictions)
     assert "| guessing at random | 50.00 |  |" in without
     assert "| always the first choice | 0.00 |  |" in without
-    assert "No blind run" in without
+    assert "No complete evaluation of this model without audio" in without
     beside = reported(questions, predictions, without_audio=blind)
     assert "| this model given silence | 70.00 | 39.7 to 89.2 |" in beside
     assert "there remain 70.0 % of the score and 40.0 % of what is above chance" in beside
@@ -236,5 +235,5 @@ def test_what_is_not_known_is_said():
 
 def test_a_blind_report_asks_for_no_blind_run():
     report = report_of(make_questions(3), ["cat"] * 3, "unknown", no_audio=True)
-    assert "No blind run" not in report
+    assert "No complete evaluation" not in report
     assert "Without audio: silence stood" in report

@@ -15,7 +15,7 @@ from eval import html_report
 from eval.evaluation import Evaluation
 from eval.predictions import by_question, predict
 from eval.report.charts import GUESSING, bars, curve
-from eval.report.page import REPORT, positions, script_json, write_page
+from eval.report.page import REPORT, positions, write_page
 from eval.score_predictions import score_file
 from eval.scores import tally
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
@@ -89,9 +89,9 @@ def test_hostile_texts_are_text(tmp_path):
     parsed = Page(page)
     known = {tag for tag, _ in Page(plain).elements}
     assert {tag for tag, _ in parsed.elements} <= known  # no element of its own
-    assert [kind for tag, kind, _ in parsed.raw] == [None, "application/json", None]
+    assert [kind for tag, kind, _ in parsed.raw if tag == "script"] == ["application/json", None]
     for tag, attributes in parsed.elements:
-        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         assert not {"src", "href", "srcset"} & set(attributes), (tag, attributes)  # nothing is loaded
     shown = data_of(page)["questions"]
     assert [one["answers"][0]["completion"] for one in shown] == list(HOSTILE)
@@ -103,20 +103,11 @@ def test_policy_allows_the_page_alone(tmp_path):
     page = written(tmp_path, plain_questions(tmp_path, 3), [])
     parsed = Page(page)
     (policy,) = [one["content"] for tag, one in parsed.elements if one.get("http-equiv") == "Content-Security-Policy"]
-    assert "unsafe" not in policy
-    assert policy.startswith("default-src 'none'; ")
-    for tag, kind, text in parsed.raw:
-        if kind is None:
-            digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
-            assert f"{tag}-src 'sha256-{digest}'" in policy
-
-
-def test_json_cannot_end_its_element():
-    value = {"</script><!--": "<script>&amp;\u2028\u2029 ü 🎵"}
-    text = script_json(value)
-    assert json.loads(text) == value
-    assert not set("<>&\u2028\u2029") & set(text)
-    assert "ü 🎵" in text  # the rest is not blown up
+    (script,) = [text for tag, kind, text in parsed.raw if (tag, kind) == ("script", None)]
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode()
+    allowed = dict(part.split(" ", 1) for part in policy.split("; "))
+    assert (allowed["default-src"], allowed["script-src"]) == ("'none'", f"'sha256-{digest}'")
+    assert [name for name, value in allowed.items() if "unsafe" in value] == ["style-src"]
 
 
 def test_what_is_listed(tmp_path):
@@ -160,10 +151,7 @@ def test_positions(tmp_path):
         ]
     )
     table = positions([first, second], given)
-    assert table["places"] == [1, 2, 3, 4]
-    counts = {row["label"]: [cell["count"] for cell in row["cells"]] for row in table["rows"]}
-    assert counts == {"1": [1, 1, 0, 0, 0], "4": [1, 0, 0, 1, 1], "anywhere": [2, 1, 0, 1, 1]}
-    assert [cell["percent"] for cell in table["rows"][1]["cells"]] == ["33", "0", "0", "33", "33"]
+    assert table == {"1": [1, 1, 0, 0, 0], "4": [1, 0, 0, 1, 1], "anywhere": [2, 1, 0, 1, 1]}
 
 
 @pytest.mark.parametrize(
