@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,17 @@ from typing import Any
 from eval.evaluation import Evaluation, scores_without_audio, times_asked
 from eval.predictions import PREDICTIONS, SETTINGS, Prediction, digest, predict, question_hash
 from eval.results import write_results
-from eval.submission import PREDICTED, records_of
+from eval.submission import PREDICTED
+from r1_aqa_repro.common.claim import read_claim
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import sha256_of, write_json
 from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions
+from r1_aqa_repro.data.records import BadRecord, Rejected, no_records, parse_records, text
 
 _OF_OURS = {"settings_hash", "question_hash"}  # keys that tell a line of a predictions.jsonl
-
-
-class _BadRecord(Exception):
-    """What is wrong with one record of a file of predictions."""
+_REMEDY = "Repair the file, or give the data it was made for."
 
 
 def score_file(
@@ -111,23 +109,23 @@ def read_predictions(
             two different predictions.
     """
     by_id = {question.id: question for question in questions}
-    found: dict[tuple[str, int], Prediction] = {}
     first_seen: dict[tuple[str, int], str] = {}
-    problems = []
-    for where, record in records_of(path):
-        try:
-            question = _question_of(record, by_id)
-            one = _ours(record, question, style) if set(record) >= _OF_OURS else _anybodys(record, question)
-            key = (question.id, 0 if one is None else one.repeat)
-            if key in first_seen:
-                raise _BadRecord(f"the id {question.id!r} was already predicted at {first_seen[key]}")
-            first_seen[key] = where
-            if one is not None:
-                found[key] = one
-        except _BadRecord as bad:
-            problems.append(Problem(f"{path}: {where}", str(bad), "Repair the file, or give the data it was made for."))
-    if not first_seen and not problems:
-        raise Refused.because(str(path), "the file holds no predictions", "Check that it was written completely.")
+
+    def parse(record: dict[str, Any], where: str) -> Prediction | None:
+        question = by_id.get(text(record, "id"))
+        if question is None:
+            raise BadRecord(f"the id {record['id']!r} is not among the questions", _REMEDY)
+        one = _ours(record, question, style) if set(record) >= _OF_OURS else _anybodys(record, question)
+        seen = first_seen.setdefault((question.id, 0 if one is None else one.repeat), where)
+        if seen != where:
+            raise BadRecord(f"the id {question.id!r} was already predicted at {seen}", _REMEDY)
+        return one
+
+    records = [one for _, one in parse_records(path, parse)]
+    if not records:
+        raise no_records(path)
+    problems = [one.problem for one in records if isinstance(one, Rejected)]
+    found = {one.key: one for one in records if isinstance(one, Prediction)}
     hashes = {one.settings_hash for one in found.values()}
     if len(hashes) > 1:
         what = f"its predictions were made with {len(hashes)} different settings"
@@ -137,34 +135,25 @@ def read_predictions(
     return found
 
 
-def _question_of(record: Mapping[str, Any], by_id: Mapping[str, AudioQuestion]) -> AudioQuestion:
-    question_id = record.get("id")
-    if not isinstance(question_id, str):
-        raise _BadRecord(f"its id is {question_id!r}, not a text")
-    if question_id not in by_id:
-        raise _BadRecord(f"the id {question_id!r} is not among the questions")
-    return by_id[question_id]
-
-
 def _ours(record: Mapping[str, Any], question: AudioQuestion, style: str | None) -> Prediction:
     """A line of a predictions.jsonl, its answer parsed again."""
     one = Prediction.of_record(record)
     if one is None:
-        raise _BadRecord("the line is damaged")
+        raise BadRecord("the line is damaged", _REMEDY)
     asked = question
     if one.order is not None:
         if sorted(one.order) != sorted(question.choices):
-            raise _BadRecord(f"the choices in its order are not those of {question.id!r}")
+            raise BadRecord(f"the choices in its order are not those of {question.id!r}", _REMEDY)
         asked = replace(question, choices=one.order)
     styles = PROMPT_STYLES if style is None else (style,)
     if one.question_hash not in [question_hash(asked, name) for name in styles]:
-        raise _BadRecord(f"it is about another question than {question.id!r} of the data")
+        raise BadRecord(f"it is about another question than {question.id!r} of the data", _REMEDY)
     again = predict(asked, _printable(one.completion), styles[0], one.settings_hash, one.repeat, one.order is not None)
     return replace(again, question_hash=one.question_hash)
 
 
 def _anybodys(record: Mapping[str, Any], question: AudioQuestion) -> Prediction | None:
-    """An MMAU record with a prediction; None where it has none."""
+    """An MMAU record with a prediction; None if it has no prediction."""
     # the question itself may have changed between versions under the same id
     for key, ours in (
         ("question", question.question),
@@ -172,18 +161,14 @@ def _anybodys(record: Mapping[str, Any], question: AudioQuestion) -> Prediction 
         ("answer", question.answer),
     ):
         if ours is not None and record.get(key, ours) not in (ours, "", None):
-            raise _BadRecord(f"the {key} of {question.id!r} is not that of the data, which is another version")
+            raise BadRecord(f"the {key} of {question.id!r} is not that of the data, which is another version", _REMEDY)
     given = [record[field] for field in PREDICTED if record.get(field) is not None]
-    for text in given:
-        if not isinstance(text, str):
-            raise _BadRecord(f"the prediction for {question.id!r} is {text!r}, not a text")
-    texts = set(given)
-    if len(texts) > 1:
-        raise _BadRecord(f"{question.id!r} has two different predictions, {' and '.join(PREDICTED)}")
-    if not texts:
-        return None
-    text = texts.pop()
-    return predict(question, _printable(text), PROMPT_STYLES[0], "")
+    for one in given:
+        if not isinstance(one, str):
+            raise BadRecord(f"the prediction for {question.id!r} is {one!r}, not a text", _REMEDY)
+    if len(set(given)) > 1:
+        raise BadRecord(f"{question.id!r} has two different predictions, {' and '.join(PREDICTED)}", _REMEDY)
+    return predict(question, _printable(given[0]), PROMPT_STYLES[0], "") if given else None
 
 
 def _printable(text: str | None) -> str | None:
@@ -192,19 +177,13 @@ def _printable(text: str | None) -> str | None:
 
 
 def settings_of(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings and paths of the settings.json of an evaluation; empty where there is none.
+    """Settings and paths of the settings.json of an evaluation; empty if there is no such file.
 
     Raises:
         Refused: it is damaged.
     """
-    path = folder / SETTINGS
-    if not path.is_file():
-        return {}, {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return dict(content["settings"]), dict(content["paths"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refused.because(str(path), f"the file is damaged ({error!r})", "Remove it, or restore it.") from None
+    file, remedy = folder / SETTINGS, "Remove it, or restore it."
+    return read_claim(file, remedy, "settings") or {}, read_claim(file, remedy, "paths") or {}
 
 
 def _check_folder(out: Path, predictions: Path) -> None:

@@ -135,9 +135,14 @@ def read_records(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[
         path_only: columns of a Parquet file that hold audio, of which `path` alone is read.
 
     Raises:
-        Refused: the file is not UTF-8, holds one JSON object over several lines, or is a broken list or Parquet file.
+        Refused: the file cannot be read, is not UTF-8, holds one JSON object over several lines, or is a broken list
+            or Parquet file.
     """
-    with open(file, "rb") as source:  # divided at line feeds alone: other separators may stand inside a JSON text
+    try:
+        source = open(file, "rb")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise Refused.because(str(file), f"cannot be read ({error.strerror})", "Give a file of records.") from None
+    with source:  # divided at line feeds alone: other separators may stand inside a JSON text
         if source.peek(len(_PARQUET)).startswith(_PARQUET):
             yield from _rows(file, path_only)
             return

@@ -150,12 +150,12 @@ def test_half_a_character_can_be_written_again(tmp_path, data):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("[1]", "record 1: no JSON object but int"),
+        ("[1]", "record 1: expected an object, found int"),
         ('[{"id": "q0"', "malformed JSON"),
         ('{"id": "q0"}\n{"id": "q1"', "line 2: malformed JSON"),
-        ("", "no predictions"),
-        ("[]", "no predictions"),
-        ('[{"id": 3}]', "its id is 3, not a text"),
+        ("", "no records"),
+        ("[]", "no records"),
+        ('[{"id": 3}]', "id is 3, not a text"),
         ('[{"id": "q0", "model_output": 3}]', "the prediction for 'q0' is 3, not a text"),
         (b"\xff\xfe", "not UTF-8"),
         ("[" * 100_000, "malformed JSON"),
