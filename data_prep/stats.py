@@ -96,15 +96,15 @@ def lazy_strategies(questions: Sequence[AudioQuestion]) -> dict[str, float]:
     """Accuracy, 0-1, of answering without listening; every question has an answer.
 
     `chance`: at random. `always_first`: the first choice. `longest_choice`: that of the most characters, of equals the
-    first. `most_frequent_answer`: the text that is right most often in this set, whatever the question.
+    first. `most_frequent_answer`: that of the choices which is the answer to most of the other questions.
     """
-    n = len(questions)
-    answers = Counter(question.answer for question in questions)
+    lazy = {name: percent / 100 for name, percent in baselines(questions).items()}
     longest = sum(max(question.choices, key=len) == question.answer for question in questions)
     return {
-        **{name: baselines(questions)[name] / 100 for name in ("chance", "always_first")},
-        "longest_choice": longest / n,
-        "most_frequent_answer": max(answers.values()) / n,
+        "chance": lazy["chance"],
+        "always_first": lazy["always_first"],
+        "longest_choice": longest / len(questions),
+        "most_frequent_answer": lazy["most_frequent"],
     }
 
 

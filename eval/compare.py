@@ -7,29 +7,32 @@ Each run is the folder of an evaluation, or a file of predictions with --data. E
 the difference of their accuracies with a bootstrap interval over questions, McNemar's exact test, and where they
 differ. A question that was asked repeatedly counts once, with the share of its answers that are right.
 
-Exit codes: 0 done; 2 refused, above all where the runs are not on the same questions.
+Exit codes: 0 done; 2 refused, above all if the runs are not on the same questions.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.evaluation import times_asked
+from eval.matcher import MATCHERS
+from eval.predictions import PREDICTIONS
+from eval.report.markdown import print_markdown
+from eval.report.rendering import render
+from eval.score_predictions import read_predictions, settings_of
+from eval.scores import GROUPS, by_label, read_verdicts, score, shares_right, tally
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
 from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
+from r1_aqa_repro.common.intervals import mcnemar, paired_gain
+from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
 
 SEED = 0
-_GROUPS: dict[str, Callable[[AudioQuestion], str | None]] = {
-    "task": lambda question: question.task,
-    "difficulty": lambda question: question.difficulty,
-    "category": lambda question: question.category,
-    "sub_category": lambda question: question.sub_category,
-}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Run:
         version: of the benchmark.
         questions: by id, in their order.
         verdicts: {question id: {matcher: right}}, see `scores.read_verdicts`.
-        settings: as in settings.json; empty where they are not known.
+        settings: as in settings.json; empty if they are not known.
     """
 
     name: str
@@ -65,9 +68,6 @@ def main(argv: list[str]) -> int:
     runs = [read_run(path, file) for path, file in zip(arguments.runs, files, strict=True)]
     comparison = compare(runs, arguments.intersection, arguments.seed)
     report = markdown(comparison)
-
-    from eval.report.markdown import print_markdown
-
     print_markdown(report)
     if arguments.out is not None:
         write_json(arguments.out / "comparison.json", comparison)
@@ -85,11 +85,6 @@ def read_run(path: Path, data: Path | None = None) -> Run:
     Raises:
         Refused: something is missing, damaged, or of other questions than `data`.
     """
-    from eval.evaluation import times_asked
-    from eval.score_predictions import read_predictions, settings_of
-    from eval.scores import by_question, read_verdicts, score
-    from r1_aqa_repro.data.mmau_versions import version_of
-
     if not path.exists():
         raise Refused.because(str(path), "there is no such file or folder", "Give an evaluation.")
     settings, paths = settings_of(path if path.is_dir() else path.parent) if _is_ours(path) else ({}, {})
@@ -113,7 +108,7 @@ def read_run(path: Path, data: Path | None = None) -> Run:
             raise Refused.because(str(path), what, "Evaluate again: what is generated is only scored.") from None
     else:
         _, records = score(questions, read_predictions(path, read.records), None, "", times_asked(settings))
-        verdicts = by_question(records)
+        verdicts = shares_right(records)
     by_id = {question.id: question for question in questions}
     if list(by_id) != list(verdicts):
         raise Refused.because(str(path), f"its verdicts are not on the questions of {file}", "Give --data.")
@@ -125,7 +120,7 @@ def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -
 
     Args:
         runs: two or more; each is compared with the first.
-        intersection: where the runs are on different questions, compare on those that all have; a question whose text,
+        intersection: if the runs are on different questions, compare on those that all have; a question whose text,
             choices or answer differ is another one.
         seed: of the bootstrap.
 
@@ -169,7 +164,7 @@ def difference(before: Sequence[float], after: Sequence[float], seed: int = SEED
     """Difference of two runs on the same questions.
 
     Args:
-        before, after: verdicts, one a question; a share 0-1 where it was asked repeatedly.
+        before, after: verdicts, one a question; a share 0-1 if it was asked repeatedly.
         seed: of the bootstrap.
 
     Returns:
@@ -177,7 +172,6 @@ def difference(before: Sequence[float], after: Sequence[float], seed: int = SEED
         `second_only`: questions on which one run is better (without repeats: alone right); `p`: of McNemar's exact
         test on these two counts (with repeats: the sign test).
     """
-    from r1_aqa_repro.common.intervals import mcnemar, paired_gain
 
     gain, low, high = paired_gain(before, after, seed=seed)
     first_only = sum(one > other for one, other in zip(before, after, strict=True))
@@ -196,81 +190,10 @@ def difference(before: Sequence[float], after: Sequence[float], seed: int = SEED
 
 def markdown(comparison: Mapping[str, Any]) -> str:
     """The content of comparison.json for people."""
-    from eval.report.markdown import markdown_table
-    from eval.report.rendering import escape
-
-    sizes = "" if set(comparison["questions"]) == {comparison["n"]} else f", of {_and(comparison['questions'])}"
-    lines = [
-        "# Comparison of evaluations",
-        f"{comparison['n']} questions{sizes}, version {escape(_and(comparison['versions']))}. Matcher official "
-        "where no other is named; missing and unparsed answers count as wrong.",
-        markdown_table(
-            ("run", "official %", "95 % interval", "strict %", "letter_aware %"),
-            (
-                [
-                    escape(run["name"]),
-                    f"{run['official']['accuracy']:.2f}",
-                    "{:.1f} to {:.1f}".format(*run["official"]["ci95"]),
-                    f"{run['strict']['accuracy']:.2f}",
-                    f"{run['letter_aware']['accuracy']:.2f}",
-                ]
-                for run in comparison["runs"]
-            ),
-        ),
-    ]
-    for pair in comparison["comparisons"]:
-        total = pair["total"]
-        low, high = total["ci95"]
-        conclusion = (
-            "the interval holds 0: these questions do not tell the two apart"
-            if low <= 0 <= high
-            else "the interval does not hold 0"
-        )
-        lines += [
-            f"## {escape(pair['second'])} minus {escape(pair['first'])}",
-            f"**{total['difference']:+.2f} points**, 95 % interval {low:+.2f} to {high:+.2f} (bootstrap over "
-            f"questions, seed {comparison['seed']}): {conclusion}. Better on {total['second_only']} questions, "
-            f"worse on {total['first_only']}; McNemar's exact test p = {_p(total['p'])}.",
-            markdown_table(_HEADER, [_row(f"matcher {name}", one) for name, one in pair["matchers"].items()]),
-        ]
-        for key in _GROUPS:
-            if pair[key]:
-                rows = [_row(escape(label), one) for label, one in pair[key].items()]
-                lines += [
-                    f"### By {key.replace('_', '-')}",
-                    markdown_table((key.replace("_", "-"), *_HEADER[1:]), rows),
-                ]
-        if pair["settings"]:
-            rows = [[escape(key), *(escape(str(value)) for value in both)] for key, both in pair["settings"].items()]
-            lines += ["### Settings that differ", markdown_table(("setting", "first", "second"), rows, 3)]
-    lines.append(
-        "Groups are not corrected for being many: of twenty equal ones, one is expected to have p < 0.05. With "
-        "repeated answers a question counts once, with the share that is right, and the test is the "
-        "sign test on these shares."
-    )
-    return "\n\n".join(lines) + "\n"
-
-
-_HEADER = ("", "n", "first %", "second %", "difference", "95 % interval", "first better", "second better", "p")
-
-
-def _row(label: str, one: Mapping[str, Any]) -> list[str]:
-    low, high = one["ci95"]
-    figures = [f"{one['first']:.2f}", f"{one['second']:.2f}", f"{one['difference']:+.2f}", f"{low:+.1f} to {high:+.1f}"]
-    return [label, str(one["n"]), *figures, str(one["first_only"]), str(one["second_only"]), _p(one["p"])]
-
-
-def _and(values: Iterable[object]) -> str:
-    return " and ".join(map(str, values))
-
-
-def _p(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
+    return render("comparison.md.j2", **comparison, groups=GROUPS)
 
 
 def _accuracies(name: str, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    from eval.matcher import MATCHERS
-    from eval.scores import tally
 
     return {"name": name, **{matcher: tally([row[matcher] for row in rows]) for matcher in MATCHERS}}
 
@@ -282,8 +205,6 @@ def _pair(
     seed: int,
 ) -> dict[str, Any]:
     """Two runs as a whole, by matcher and by every grouping; `better` and `worse` name the questions."""
-    from eval.matcher import MATCHERS
-    from eval.scores import in_order
 
     first, second = ([row["official"] for row in rows] for rows in (before, after))
     result: dict[str, Any] = {
@@ -292,15 +213,10 @@ def _pair(
             name: difference([row[name] for row in before], [row[name] for row in after], seed) for name in MATCHERS
         },
     }
-    for key, label_of in _GROUPS.items():
-        members: dict[str, list[int]] = {}
-        for index, question in enumerate(questions):
-            label = label_of(question)
-            if label is not None:
-                members.setdefault(label, []).append(index)
+    for key in GROUPS:
         result[key] = {
             label: difference([first[index] for index in rows], [second[index] for index in rows], seed)
-            for label, rows in in_order(members)
+            for label, rows in by_label(questions, key).items()
         }
     triples = list(zip(questions, first, second, strict=True))
     result["better"] = [question.id for question, one, other in triples if other > one]
@@ -309,7 +225,7 @@ def _pair(
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The settings that are not the same in both, as [first, second]; None where one does not record it."""
+    """The settings that are not the same in both, as [first, second]; None for one that does not record it."""
     keys = dict.fromkeys((*first, *second))
     return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
 
@@ -320,7 +236,7 @@ def _same(one: AudioQuestion, other: AudioQuestion) -> bool:
 
 def _is_ours(path: Path) -> bool:
     """Whether a settings.json beside belongs to it."""
-    return path.is_dir() or path.name == "predictions.jsonl"
+    return path.is_dir() or path.name == PREDICTIONS
 
 
 def _parser() -> Options:
@@ -329,7 +245,7 @@ def _parser() -> Options:
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation, or file of predictions")
     add("--data", type=Path, action="append", metavar="FILE", help="manifest or MMAU JSON file; once, or once for each "
         "run (default: as each folder names it)")  # fmt: skip
-    add("--intersection", action="store_true", help="where questions differ, compare on those that all runs have")
+    add("--intersection", action="store_true", help="if questions differ, compare on those that all runs have")
     add("--seed", type=int, default=SEED, metavar="N", help=f"of the bootstrap (default: {SEED})")
     add("--out", type=Path, metavar="DIR", help="where to write comparison.json and comparison.md")
     return parser

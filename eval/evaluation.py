@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.predictions import PREDICTIONS, SETTINGS, Prediction, by_question, recorded_clips
-from eval.scores import score, surviving, unscored
+from eval.scores import Predictions, score, surviving, unscored, verdicts_of_question
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
@@ -33,7 +33,7 @@ class Evaluation:
 
     folder: Path
     questions: Sequence[AudioQuestion]
-    predictions: Mapping[tuple[str, int], Prediction]
+    predictions: Predictions
     settings: Mapping[str, Any]
     paths: Mapping[str, str]
     version: str
@@ -67,12 +67,9 @@ class Evaluation:
         return self._scored[1]
 
     @cached_property
-    def verdicts_of(self) -> dict[str, list[dict[str, Any]]]:
+    def verdicts_of(self) -> dict[str, list[Mapping[str, Any]]]:
         """The verdicts on each question, by repeat."""
-        grouped: dict[str, list[dict[str, Any]]] = {}
-        for record in self.verdicts:
-            grouped.setdefault(record["id"], []).append(record)
-        return grouped
+        return verdicts_of_question(self.verdicts)
 
     @cached_property
     def of_question(self) -> dict[str, list[Prediction]]:

@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from eval.matcher import MATCHERS, named_choice, verdicts
 from eval.predictions import Prediction
@@ -19,37 +19,36 @@ from r1_aqa_repro.data.questions import AudioQuestion
 
 GROUPS = {"task": "task", "difficulty": "difficulty", "category": "category", "sub_category": "sub-category"}  # names
 _RANK = {label: rank for rank, label in enumerate(("sound", "music", "speech", "easy", "medium", "hard"))}
-_Member = TypeVar("_Member")
+Predictions = Mapping[tuple[str, int], Prediction]
 
 
 def score(
     questions: Sequence[AudioQuestion],
-    predictions: Mapping[Any, Prediction],
+    predictions: Predictions,
     style: str | None,
     version: str,
     times: int = 1,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score predictions against the questions' answers.
 
-    Every question counts once, however often it was asked: where it was asked repeatedly, its verdict is the share of
+    Every question counts once, however often it was asked: if it was asked repeatedly, its verdict is the share of
     its answers that are right. `n` is therefore always a number of questions, `correct` need not be whole, and
     `accuracy` = 100 `correct` / `n` is the mean over the repeats. `missing` and `unparsed` count answers, of the
     `asked` ones.
 
     Args:
         questions: every question that was to be answered, each with its answer. One without a prediction is wrong.
-        predictions: by any key; a question and a repeat come once.
-        style: prompt style, which decides what format a completion should have; None where it is not known.
+        predictions: by question id and repeat.
+        style: prompt style, which decides what format a completion should have; None if it is not known.
         version: label for `scores["version"]`.
-        times: how often each question was to be asked; it may be more often where predictions have higher repeats.
+        times: how often each question was to be asked, if no prediction has a higher repeat.
 
     Returns:
         The content of scores.json (accuracies and intervals 0-100, format_rate 0-1) and the records of verdicts.jsonl,
         one a question and repeat in the order of the questions.
     """
-    answered = {(one.id, one.repeat): one for one in predictions.values()}
-    times = max(times, *(1 + one.repeat for one in predictions.values()), 1)
-    asked = [[answered.get((question.id, repeat)) for repeat in range(times)] for question in questions]
+    times = max(times, *(1 + repeat for _, repeat in predictions), 1)
+    asked = [[predictions.get((question.id, repeat)) for repeat in range(times)] for question in questions]
     records: list[dict[str, Any]] = [
         {"id": question.id, "repeat": repeat, **_verdicts(question, one)}
         for question, row in zip(questions, asked, strict=True)
@@ -62,7 +61,12 @@ def score(
     shares = {name: [sum(row) / times for row in rows] for name, rows in right.items()}
     official = shares["official"]
     everything = [one for row in asked for one in row]
-    statuses = ["absent" if one is None else one.status for one in everything]
+    statuses = [_status(one) for one in everything]
+
+    def ids_with(*wanted: str) -> list[str]:
+        rows = zip(questions, asked, strict=True)
+        return [question.id for question, row in rows if any(_status(one) in wanted for one in row)]
+
     scores = {
         "version": version,
         "matcher": "official",
@@ -71,22 +75,25 @@ def score(
         "missing": statuses.count("absent") + statuses.count("no_audio"),
         "unparsed": statuses.count("unparsed"),
         "total": tally(official),
-        **{key: _by(questions, official, key) for key in GROUPS},
+        **{
+            key: {label: tally([official[row] for row in rows]) for label, rows in by_label(questions, key).items()}
+            for key in GROUPS
+        },
         "matchers": {name: tally(shares[name]) for name in MATCHERS},
         "disagreements": sum(len({tuple(right[name][index]) for name in MATCHERS}) > 1 for index in range(len(asked))),
-        "format_rate": None if style is None else _well_formed(everything, style) / len(everything),
+        "format_rate": None if style is None else sum(_has_format(one, style) for one in everything) / len(everything),
         "baselines": baselines(questions),
         "repeats": _repeats(right["official"]),
-        "no_audio": _with_status(questions, asked, "no_audio"),
-        "missing_ids": _with_status(questions, asked, "absent", "no_audio"),
-        "unparsed_ids": _with_status(questions, asked, "unparsed"),
+        "no_audio": ids_with("no_audio"),
+        "missing_ids": ids_with("absent", "no_audio"),
+        "unparsed_ids": ids_with("unparsed"),
     }
     if any(one is not None and one.order for one in everything):
         scores["permutation"] = _permutation(questions, asked, right["official"])
     return scores, records
 
 
-def unscored(questions: Sequence[AudioQuestion], predictions: Mapping[Any, Prediction], version: str) -> dict[str, Any]:
+def unscored(questions: Sequence[AudioQuestion], predictions: Predictions, version: str) -> dict[str, Any]:
     """What scores.json would hold and needs no answers: `version`, `n`, `missing`, `unparsed` and `no_audio`."""
     ids: dict[str, set[str]] = {"ok": set(), "unparsed": set(), "no_audio": set()}
     for one in predictions.values():
@@ -101,7 +108,7 @@ def unscored(questions: Sequence[AudioQuestion], predictions: Mapping[Any, Predi
 
 
 def tally(shares: Sequence[float]) -> dict[str, Any]:
-    """Correct, n, accuracy and its 95 % Wilson interval (see `statistics.wilson`), the latter two in percent.
+    """Correct, n, accuracy and its 95 % Wilson interval (see `intervals.wilson`), the latter two in percent.
 
     Args:
         shares: of each question's answers, how many are right: 0 or 1 where it was asked once.
@@ -116,60 +123,64 @@ def tally(shares: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def surviving(scores: Mapping[str, Any], blind: Mapping[str, Any]) -> dict[str, Any]:
-    """What is left of a score where the same model heard silence.
+def surviving(scores: Mapping[str, Any], without_audio: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of a score if silence stands in place of every clip.
 
     Args:
-        scores, blind: contents of two scores.json.
+        scores, without_audio: contents of two scores.json.
 
     Returns:
-        `accuracy`, `ci95` (0-100) and `n` of the blind run; `share` (0-1) of the score that survives, and
-        `share_above_chance`, the same of what is above guessing; None where the sighted score leaves nothing to share.
+        `accuracy`, `ci95` (0-100) and `n` without audio; `share` (0-1) of the score that survives, and
+        `share_above_chance`, the same of what is above guessing; None if the score leaves nothing to share.
 
     Raises:
         Refused: the two are not on the same questions.
     """
     for key in ("version", "n"):
-        if scores[key] != blind[key]:
-            what = f"the blind run has {key} {blind[key]}, this run {scores[key]}"
-            raise Refused.because("blind run", what, "Evaluate both on the same questions.")
-    sighted, silent, chance = scores["total"], blind["total"], scores["baselines"]["chance"]
+        if scores[key] != without_audio[key]:
+            what = f"it has {key} {without_audio[key]}, the one with audio {scores[key]}"
+            raise Refused.because("evaluation without audio", what, "Evaluate both on the same questions.")
+    left, chance = without_audio["total"], scores["baselines"]["chance"]
+    accuracy = scores["total"]["accuracy"]
     return {
-        "accuracy": silent["accuracy"],
-        "ci95": silent["ci95"],
-        "n": silent["n"],
-        "share": silent["accuracy"] / sighted["accuracy"] if sighted["accuracy"] > 0 else None,
-        "share_above_chance": (silent["accuracy"] - chance) / (sighted["accuracy"] - chance)
-        if sighted["accuracy"] > chance
-        else None,
+        "accuracy": left["accuracy"],
+        "ci95": left["ci95"],
+        "n": left["n"],
+        "share": left["accuracy"] / accuracy if accuracy > 0 else None,
+        "share_above_chance": (left["accuracy"] - chance) / (accuracy - chance) if accuracy > chance else None,
     }
 
 
 def read_verdicts(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
-    """A verdicts.jsonl, as `by_question` gives its records."""
+    """`shares_right` of a verdicts.jsonl."""
     with open(path, encoding="utf-8") as file:
-        return by_question([json.loads(line) for line in file])
+        return shares_right(json.loads(line) for line in file)
 
 
-def by_question(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def shares_right(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """The records of verdicts.jsonl, as {question id: {matcher: right}} in question order.
 
-    The verdict is a boolean, or the share of right answers where a question was asked repeatedly.
+    The verdict is a boolean, or the share of right answers if a question was asked repeatedly.
     """
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        rows.setdefault(record["id"], []).append(record)
     return {
         question_id: {
             name: asked[0][name] if len(asked) == 1 else sum(record[name] for record in asked) / len(asked)
             for name in MATCHERS
         }
-        for question_id, asked in rows.items()
+        for question_id, asked in verdicts_of_question(records).items()
     }
 
 
+def verdicts_of_question(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The records of verdicts.jsonl about each question, by repeat."""
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        grouped.setdefault(record["id"], []).append(record)
+    return grouped
+
+
 def _verdicts(question: AudioQuestion, prediction: Prediction | None) -> dict[str, bool]:
-    assert question.answer is not None  # `schema.with_answers` has refused the others
+    assert question.answer is not None  # `questions.with_answers` has refused the others
     answer = prediction.answer if prediction else None
     return verdicts(answer, question.answer, choices_as_asked(question, prediction))
 
@@ -179,19 +190,19 @@ def choices_as_asked(question: AudioQuestion, prediction: Prediction | None) -> 
     return prediction.order if prediction is not None and prediction.order else question.choices
 
 
-def _well_formed(predictions: Sequence[Prediction | None], style: str) -> int:
-    return sum(one is not None and follows_format(one.completion or "", style) for one in predictions)
+def choice_named(question: AudioQuestion, prediction: Prediction | None) -> str | None:
+    """The choice that an answer names, whatever their order; None if it names none."""
+    if prediction is None or prediction.answer is None:
+        return None
+    return named_choice(prediction.answer, choices_as_asked(question, prediction))
 
 
-def _with_status(
-    questions: Sequence[AudioQuestion], asked: Sequence[Sequence[Prediction | None]], *statuses: str
-) -> list[str]:
-    """The ids of the questions of which an answer has one of the statuses."""
-    return [
-        question.id
-        for question, row in zip(questions, asked, strict=True)
-        if any(("absent" if one is None else one.status) in statuses for one in row)
-    ]
+def _has_format(prediction: Prediction | None, style: str) -> bool:
+    return prediction is not None and follows_format(prediction.completion or "", style)
+
+
+def _status(prediction: Prediction | None) -> str:
+    return "absent" if prediction is None else prediction.status
 
 
 def _repeats(right: Sequence[Sequence[bool]]) -> dict[str, Any]:
@@ -233,10 +244,7 @@ def _permutation(
         for place, there in of_place.items():
             places.setdefault(place, []).append(sum(there) / len(there))
         if len(seen) > 1:
-            named = {
-                None if one is None or one.answer is None else named_choice(one.answer, choices_as_asked(question, one))
-                for one in row
-            }
+            named = {choice_named(question, one) for one in row}
             same.append(len(named) == 1 and None not in named)
             always.append(all(hits))
     return {
@@ -247,16 +255,14 @@ def _permutation(
     }
 
 
-def _by(questions: Sequence[AudioQuestion], shares: Sequence[float], key: str) -> dict[str, dict[str, Any]]:
-    """A tally for each label, in the benchmark's order; questions without a label are in none."""
-    groups: dict[str, list[float]] = {}
-    for question, share in zip(questions, shares, strict=True):
+def by_label(questions: Sequence[AudioQuestion], key: str) -> dict[str, list[int]]:
+    """The places of the questions with each label, in the benchmark's order of labels, others after those by name.
+
+    Questions without a label are in none.
+    """
+    places: dict[str, list[int]] = {}
+    for place, question in enumerate(questions):
         label = getattr(question, key)
         if label is not None:
-            groups.setdefault(label, []).append(share)
-    return {label: tally(members) for label, members in in_order(groups)}
-
-
-def in_order(groups: Mapping[str, list[_Member]]) -> list[tuple[str, list[_Member]]]:
-    """The items of `groups` in the benchmark's order of their labels, others after those by name."""
-    return sorted(groups.items(), key=lambda item: (_RANK.get(item[0], len(_RANK)), item[0]))
+            places.setdefault(label, []).append(place)
+    return dict(sorted(places.items(), key=lambda item: (_RANK.get(item[0], len(_RANK)), item[0])))

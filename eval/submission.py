@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.predictions import Prediction
+from eval.scores import Predictions
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.data.records import read_records
@@ -15,9 +15,7 @@ SOURCE = "source.jsonl"  # as `data_prep.mmau` names it
 PREDICTED = ("model_prediction", "model_output")  # the first is R1-AQA's and the benchmark's older name
 
 
-def submission(
-    data: Path, questions: Sequence[AudioQuestion], predictions: Mapping[tuple[str, int], Prediction]
-) -> list[dict[str, Any]]:
+def submission(data: Path, questions: Sequence[AudioQuestion], predictions: Predictions) -> list[dict[str, Any]]:
     """The records of submission.json: the benchmark's own with the parsed answer as both fields that its scripts read.
 
     The answer is that of the first repeat. If there is none, it is the empty text, which the benchmark's script counts

@@ -24,11 +24,11 @@ from urllib.parse import quote
 import soundfile
 
 from eval.evaluation import Evaluation
-from eval.matcher import MATCHERS, named_choice
+from eval.matcher import MATCHERS
 from eval.predictions import Prediction
 from eval.report.charts import bars, curve, inline_svg
 from eval.report.rendering import render, shared_values
-from eval.scores import GROUPS, choices_as_asked
+from eval.scores import GROUPS, choice_named, choices_as_asked
 from eval.targets import TASKS, Comparison, reference_lines
 from r1_aqa_repro.common.files import write_atomically
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -90,17 +90,17 @@ def positions(questions: Sequence[AudioQuestion], given: Mapping[str, Sequence[P
             if one.status != "no_audio":
                 choices = list(choices_as_asked(question, one))
                 longest = max(longest, len(choices))
-                counts.setdefault(choices.index(str(question.answer)), Counter())[_chosen(one, choices)] += 1
+                counts.setdefault(choices.index(str(question.answer)), Counter())[_chosen(question, one)] += 1
     rows = {str(place + 1): counts[place] for place in sorted(counts)}
     if rows:
         rows["anywhere"] = sum(counts.values(), Counter())
     return {place: [row[chosen] for chosen in (*range(longest), None)] for place, row in rows.items()}
 
 
-def _chosen(prediction: Prediction, choices: Sequence[str]) -> int | None:
-    """Index of the choice that an answer names; None if it names none."""
-    named = None if prediction.answer is None else named_choice(prediction.answer, choices)
-    return None if named is None else list(choices).index(named)
+def _chosen(question: AudioQuestion, prediction: Prediction) -> int | None:
+    """Place, from 0 and as asked, of the choice that an answer names; None if it names none."""
+    named = choice_named(question, prediction)
+    return None if named is None else list(choices_as_asked(question, prediction)).index(named)
 
 
 def _listed(
@@ -133,7 +133,7 @@ def _answer(question: AudioQuestion, prediction: Prediction | None, verdict: Map
         "status": prediction.status,
         "completion": prediction.completion,
         "answer": prediction.answer,
-        "chosen": _chosen(prediction, choices_as_asked(question, prediction)),
+        "chosen": _chosen(question, prediction),
         **({"order": prediction.order} if prediction.order else {}),
     }
 

@@ -89,6 +89,7 @@ def _environment() -> Environment:
         "md": escape,
         "interval": interval,
         "percent": "{:.2f}".format,
+        "p_value": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.1e}",
         "number": lambda correct: str(correct) if isinstance(correct, int) else f"{correct:.2f}",
     }
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}

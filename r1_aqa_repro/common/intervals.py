@@ -14,7 +14,7 @@ _Z80 = 0.8416212335729143  # 80 % quantile
 def wilson(correct: float, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion, as fractions 0-1.
 
-    `correct` need not be whole: it is the sum of a share a question where questions were asked repeatedly. `n` is then
+    `correct` need not be whole: it is the sum of a share a question if questions were asked repeatedly. `n` is then
     still the number of questions, because the answers to one question are no independent draws. A share between 0 and
     1 varies less from question to question than a verdict of the same mean does, so that the interval is on the safe
     side: it covers at least as often as it says.
@@ -60,7 +60,7 @@ def paired_gain(
     """How much more of the same questions is right after than before, with a 95 % bootstrap interval over questions.
 
     Args:
-        before: verdicts of the first run, one a question; a share 0-1 where it was asked repeatedly.
+        before: verdicts of the first run, one a question; a share 0-1 if it was asked repeatedly.
         after: verdicts of the second run, in the same order.
         resamples: number of bootstrap samples.
         seed: of the resampling.
@@ -90,11 +90,12 @@ def mcnemar(only_first: int, only_second: int) -> float:
         only_second: questions that the second run alone has right.
 
     Returns:
-        How probable so uneven a split of these questions is where both runs are equally good.
+        How probable so uneven a split of these questions is if both runs are equally good.
     """
+    from scipy.stats import binomtest  # slow to import, and needed here only
+
     n = only_first + only_second
-    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(binomtest(only_first, n).pvalue) if n else 1.0
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

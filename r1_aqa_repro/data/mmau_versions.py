@@ -54,17 +54,17 @@ def baselines(questions: Sequence[AudioQuestion]) -> dict[str, float]:
     """Expected accuracy, in percent, of those who do not listen.
 
     `chance` takes a choice at random, `always_first` the first one, `most_frequent` that one of the choices which is
-    most often the answer to the other questions of the set, the first of them where several are.
+    most often the answer to the other questions of the set, of equals the first.
     """
     n = len(questions)
     answers = Counter(question.answer for question in questions)
-    lazy = [
+
+    def most_frequent(question: AudioQuestion) -> str:
         # without its own answer, which would give away every answer that is right only once
-        max(question.choices, key=lambda choice: answers[choice] - (choice == question.answer))
-        for question in questions
-    ]
+        return max(question.choices, key=lambda choice: answers[choice] - (choice == question.answer))
+
     return {
         "chance": 100 * sum(1 / len(question.choices) for question in questions) / n,
         "always_first": 100 * sum(question.choices[0] == question.answer for question in questions) / n,
-        "most_frequent": 100 * sum(lazy[index] == question.answer for index, question in enumerate(questions)) / n,
+        "most_frequent": 100 * sum(most_frequent(question) == question.answer for question in questions) / n,
     }

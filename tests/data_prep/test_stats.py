@@ -46,9 +46,10 @@ def test_lazy_strategies_by_hand():
             "chance": (1 / 2 + 1 / 3 + 1 / 4 + 1 / 4) / 4,
             "always_first": 1 / 4,  # q0
             "longest_choice": 1 / 4,  # says a cat, birds (as long as a cat, and before it), birds, bees
-            "most_frequent_answer": 2 / 4,  # dog
+            "most_frequent_answer": 2 / 4,  # dog, for q0 and q2
         }
     )
+    assert lazy_strategies(QUESTIONS[:2])["most_frequent_answer"] == 0  # each answer is right once, for itself
 
 
 def test_files(tmp_path, capsys):

@@ -129,7 +129,7 @@ def test_official_agrees_question_by_question(published, kind):
     version, questions = published
     completions = {question.id: COMPLETIONS[kind](question) for question in questions}
     predictions = {
-        question.id: predict(question, completions[question.id], "answer", "")
+        (question.id, 0): predict(question, completions[question.id], "answer", "")
         for question in questions
         if completions[question.id] is not None
     }
@@ -259,7 +259,9 @@ def test_named_choice(answer, named):
 def test_odd_records_score_without_a_guess(published):
     """The 13 list-typed categories, 2 to 8 choices, and choices that are listed twice."""
     version, questions = published
-    scores, found = score(questions, {q.id: predict(q, "no idea", "answer", "") for q in questions}, "answer", version)
+    scores, found = score(
+        questions, {(q.id, 0): predict(q, "no idea", "answer", "") for q in questions}, "answer", version
+    )
     assert scores["total"]["correct"] == scores["matchers"]["strict"]["correct"] == 0
     assert not any(verdict["letter_aware"] for verdict in found)
     assert sum(group["n"] for group in scores["category"].values()) == 1000

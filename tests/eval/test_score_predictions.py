@@ -390,7 +390,7 @@ def test_a_submission_from_a_manifest(tmp_path, data):
     manifest = tmp_path / "manifest.jsonl"
     questions = read_questions(data).records
     write_manifest(manifest, questions)
-    predictions = {one.id: predict(one, "Man", "answer", "") for one in questions}
+    predictions = {(one.id, 0): predict(one, "Man", "answer", "") for one in questions}
     submitted = submission(manifest, questions, predictions)
     expected = records(model_prediction="Man", model_output="Man")
     for record in expected:
@@ -407,7 +407,7 @@ def test_a_submission_from_a_prepared_manifest_holds_the_records_it_came_from(tm
     out = tmp_path / "prepared"
     assert mmau.main(["--questions", str(write(data, given)), "--out", str(out)]) == 0
     questions = read_questions(out / "manifest.jsonl").records
-    predictions = {one.id: predict(one, "Man", "answer", "") for one in questions}
+    predictions = {(one.id, 0): predict(one, "Man", "answer", "") for one in questions}
     expected = [record | {"model_prediction": "Man", "model_output": "Man"} for record in given]
     assert submission(out / "manifest.jsonl", questions, predictions) == expected
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval.predictions import predict
-from eval.scores import by_question, score, surviving, tally
+from eval.scores import score, shares_right, surviving, tally
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.mmau_versions import version_of
@@ -106,7 +106,7 @@ def test_a_question_counts_once_however_often_it_is_asked():
         ("q0", 3),
         ("q1", 0),
     ]
-    assert by_question(verdicts)["q1"] == {"official": 0.75, "strict": 0.75, "letter_aware": 0.75}
+    assert shares_right(verdicts)["q1"] == {"official": 0.75, "strict": 0.75, "letter_aware": 0.75}
 
 
 def test_a_repeat_that_is_wholly_absent_is_missing():
