@@ -162,10 +162,9 @@ class Workers:
         free = [worker for worker in self._workers if not worker.is_retrying]
         for worker in sorted(free, key=lambda worker: len(worker.tasks)):
             # bytes do not fit into the pipe of a worker that is busy: sending them would hold up all others
-            while self._waiting and len(worker.tasks) < (
-                1 if isinstance(self._waiting[0].source.media, bytes) else _AHEAD
-            ):
-                if not self._give(worker, self._waiting.popleft()):
+            while self._waiting:
+                at_most = 1 if isinstance(self._waiting[0].source.media, bytes) else _AHEAD
+                if len(worker.tasks) >= at_most or not self._give(worker, self._waiting.popleft()):
                     break
 
     def _give(self, worker: _Worker, task: Task) -> bool:

@@ -1,7 +1,5 @@
 """The decoder: every container, rate and channel count gives the same sound; every bad file an error that names it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import soundfile
@@ -17,12 +15,12 @@ def melody(rate: int, seconds: float = SECONDS) -> np.ndarray:
     return 0.4 * np.sin(2 * np.pi * np.where(time < seconds / 2, 440, 620) * time)
 
 
-def best_correlation(heard: np.ndarray, source: np.ndarray, max_shift: int) -> float:
+def best_correlation(decoded: np.ndarray, source: np.ndarray, max_shift: int) -> float:
     """Largest normalised correlation over shifts of up to `max_shift` samples: encoders add a delay."""
-    products = np.correlate(heard, source, mode="full")
+    products = np.correlate(decoded, source, mode="full")
     middle = len(source) - 1  # no shift
     window = products[middle - max_shift : middle + max_shift + 1]
-    return float(window.max() / (np.linalg.norm(heard) * np.linalg.norm(source)))
+    return float(window.max() / (np.linalg.norm(decoded) * np.linalg.norm(source)))
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
@@ -37,11 +35,11 @@ def test_every_format_sounds_the_same(tmp_path, suffix, rate, channels):
     path = tmp_path / f"clip.{suffix}"
     soundfile.write(path, np.repeat(melody(rate)[:, None], channels, axis=1), rate)
     for channel in ("first", "mean"):
-        heard = load_audio(path, channel)
-        assert heard.dtype == np.float32 and heard.ndim == 1 and heard.flags.c_contiguous
-        assert abs(len(heard) / 16_000 - SECONDS) <= 0.05
-        assert best_correlation(heard, melody(16_000), max_shift=800) > 0.9
-        assert 0.3 < np.abs(heard[2000:4000]).max() < 0.5  # the loudness of the source
+        decoded = load_audio(path, channel)
+        assert decoded.dtype == np.float32 and decoded.ndim == 1 and decoded.flags.c_contiguous
+        assert abs(len(decoded) / 16_000 - SECONDS) <= 0.05
+        assert best_correlation(decoded, melody(16_000), max_shift=800) > 0.9
+        assert 0.3 < np.abs(decoded[2000:4000]).max() < 0.5  # the loudness of the source
 
 
 def test_a_file_at_16_khz_is_taken_sample_by_sample(tmp_path):
@@ -69,59 +67,51 @@ def test_first_channel_and_mean(tmp_path):
         load_audio(tmp_path / "a.wav", "left")
 
 
-@pytest.mark.parametrize("name", ["ein schöner Ton – 音 'a' [1].flac", "upper.WAV", "no extension"])
-def test_names(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ein schöner Ton – 音 'a' [1].flac", "FLAC"),
+        ("upper.WAV", "WAV"),
+        ("no extension", "WAV"),
+        ("clip.wav", "FLAC"),
+        ("clip.mp3", "WAV"),
+        ("clip.flac", "OGG"),
+        ("clip.wav", "MP3"),
+    ],
+)
+def test_the_content_counts_not_the_name(tmp_path, name, content):
     path = tmp_path / name
-    soundfile.write(path, melody(16_000), 16_000, format="FLAC" if "flac" in name else "WAV")
-    assert len(load_audio(path)) == 9_600
-    assert len(load_audio(str(path))) == 9_600
-    assert check_audio(path) is None
-
-
-@pytest.mark.parametrize(("content", "suffix"), [("FLAC", "wav"), ("WAV", "mp3"), ("OGG", "flac"), ("MP3", "wav")])
-def test_the_content_counts_not_the_extension(tmp_path, content, suffix):
-    path = tmp_path / f"clip.{suffix}"
     soundfile.write(path, melody(16_000), 16_000, format=content)
-    assert abs(len(load_audio(path)) / 16_000 - SECONDS) <= 0.05
+    assert abs(len(load_audio(path)) / 16_000 - SECONDS) <= (0.05 if content in ("OGG", "MP3") else 0)
+    assert np.array_equal(load_audio(str(path)), load_audio(path))
     assert check_audio(path) is None
 
 
-def bad_file(folder: Path, kind: str) -> Path:
-    path = folder / f"{kind}.wav"
-    if kind == "garbage":
-        path.write_bytes(bytes(range(256)) * 40)
-    elif kind == "zero bytes":
-        path.touch()
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "no samples":
-        soundfile.write(path, np.zeros(0), 16_000)
-    elif kind in ("nan", "inf"):
-        samples = np.zeros(16_000, dtype=np.float32)
-        samples[7_000] = float(kind)
-        soundfile.write(path, samples, 16_000, subtype="FLOAT")
-    return path
+def one_bad_sample(path, value):
+    samples = np.zeros(16_000, dtype=np.float32)
+    samples[7_000] = value
+    soundfile.write(path, samples, 16_000, subtype="FLOAT")
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason", "seen_in_header"),
+    ("make", "reason", "seen_in_header"),
     [
-        ("missing", "no such audio file", True),
-        ("folder", "no such audio file", True),
-        ("garbage", "cannot be decoded", True),
-        ("zero bytes", "cannot be decoded", True),
-        ("no samples", "the audio is empty (0 samples)", True),
-        ("nan", "the audio holds NaN or infinite samples", False),
-        ("inf", "the audio holds NaN or infinite samples", False),
+        (lambda path: None, "no such audio file", True),
+        (lambda path: path.mkdir(), "no such audio file", True),
+        (lambda path: path.write_bytes(bytes(range(256)) * 40), "cannot be decoded", True),
+        (lambda path: path.touch(), "cannot be decoded", True),
+        (lambda path: soundfile.write(path, np.zeros(0), 16_000), "the audio is empty (0 samples)", True),
+        (lambda path: one_bad_sample(path, np.nan), "the audio holds NaN or infinite samples", False),
+        (lambda path: one_bad_sample(path, np.inf), "the audio holds NaN or infinite samples", False),
     ],
+    ids=["absent", "folder", "garbage", "zero bytes", "no samples", "NaN", "infinity"],
 )
-def test_a_bad_file_is_named(tmp_path, kind, reason, seen_in_header):
-    path = bad_file(tmp_path, kind)
+def test_a_bad_file_is_named_with_the_reason(tmp_path, make, reason, seen_in_header):
+    path = tmp_path / "clip.wav"
+    make(path)
     with pytest.raises(AudioError) as error:
         load_audio(path)
-    assert error.value.path == path
-    assert str(path) in str(error.value)
-    assert reason in error.value.reason
+    assert error.value.path == path and str(path) in str(error.value) and reason in error.value.reason
     found = check_audio(path)
     assert (found is not None and reason in found) if seen_in_header else found is None
 

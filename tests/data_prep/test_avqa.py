@@ -210,12 +210,8 @@ def test_every_bad_record_is_reported_and_none_stops_the_others(world):
     nan = np.full(9000, np.nan, np.float32)
     soundfile.write(world.media / "ID_6.wav", nan, SAMPLING_RATE, subtype="FLOAT")
     fields = {
-        "text": {"answer": "motorboat"}, "digit": {"answer": "1"}, "high": {"answer": 4}, "low": {"answer": -1},
-        "yes": {"answer": True}, "half": {"answer": 1.0}, "none": {"answer": None},
-        "dict": {"multi_choice": {"A": "motorboat"}}, "deep": {"multi_choice": [["motorboat"], ["car"]]},
-        "one": {"multi_choice": ["motorboat"], "answer": 0}, "blank": {"multi_choice": ["motorboat", " "]},
-        "empty": {"question_text": ""}, "list": {"question_text": ["What?"]}, "nameless": {"video_name": None},
-        "name": {"video_name": {"id": "ID"}}, "category": {"question_type": {"a": [1]}},
+        "high": {"answer": 4}, "dict": {"multi_choice": {"A": "motorboat"}}, "blank": {"multi_choice": ["car", " "]},
+        "nameless": {"video_name": None}, "name": {"video_name": {"id": "ID"}}, "category": {"question_type": {"a": 1}},
     }  # fmt: skip
     missing = {
         "path": {"video_name": "../../ID_000001"}, "gone": {"video_name": "ID_000007"},
@@ -233,7 +229,7 @@ def test_every_bad_record_is_reported_and_none_stops_the_others(world):
     ]
     assert world.annotate(*records).run() == 0
     assert [question.id for question in world.questions] == ["ok", "unicode", "8" * 4000]
-    report, places = world.report, [f"qa.json:record {number}" for number in range(23, 29)]
+    report, places = world.report, [f"qa.json:record {number}" for number in range(13, 19)]
     assert report["records_in"] == len(records)
     assert report["dropped"] == {
         "bad record": [*fields, "ok", *places],

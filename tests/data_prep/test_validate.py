@@ -53,14 +53,8 @@ def test_a_good_manifest_is_clean(manifest, tmp_path):
     ("changed", "rule"),
     [
         ({"question": None}, "bad_record"),
-        ({"question": "  "}, "bad_record"),
-        ({"choices": ["low"], "answer": "low"}, "bad_record"),
-        ({"choices": "low, high"}, "bad_record"),
         ({"answer": "no choice"}, "bad_record"),
-        ({"answer": 0}, "bad_record"),
         ({"id": "q3"}, "bad_record"),
-        ({"id": 7}, "bad_record"),
-        ({"tsak": "sound"}, "bad_record"),
         ({"answer": None}, "no_answer"),
         ({"audio_path": "audio/elsewhere.wav"}, "missing"),
         ({"audio_path": "x" * 300}, "missing"),  # longer than a file name can be
@@ -92,14 +86,14 @@ def overwrite(path, samples, rate=16_000):
         (lambda path: overwrite(path, np.zeros((900, 2)), 8_000), ["not_16khz_mono", "silent"]),  # 0.1125 s
     ],
 )
-def test_a_bad_clip(manifest, tmp_path, damage, rules):
+def test_a_bad_clip_is_found_by_its_rules(manifest, tmp_path, damage, rules):
     damage(manifest.parent / "audio" / "clip-1.wav")
     _, by_rule = findings(tmp_path, manifest)
     assert list(by_rule) == rules
     assert all(found[0]["where"] == "q1" for found in by_rule.values())
 
 
-def test_paths(manifest, tmp_path):
+def test_absolute_paths_are_errors_and_paths_outside_warnings(manifest, tmp_path):
     clip = manifest.parent / "audio" / "clip-0.wav"
     (tmp_path / "clip.wav").write_bytes(clip.read_bytes())
     change(manifest, {"audio_path": str(clip)}, {"audio_path": "audio/../../clip.wav"})
@@ -130,33 +124,27 @@ def other(tmp_path):
     return path
 
 
-def test_splits_that_share_nothing(manifest, other, tmp_path):
-    assert findings(tmp_path, manifest, "--against", other) == (0, {})
+SAME_TEXT = {"question": "what IS\theard?", "choices": ["a rising tone", "HIGH", "low"], "answer": "low"}
 
 
-def test_the_same_samples_in_another_format(manifest, other, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "rule", "where"),
+    [
+        ([], None, ""),
+        ([{"audio_path": "audio/renamed.flac"}], "same_audio", "{manifest}: q2, {other}: q6"),  # another format
+        ([{"source_video": "video_2_vid_000170"}], "same_video", "{manifest}: q2, {other}: q6"),  # id of 11 characters
+        ([{"source_video": "video_2_vie_000030"}], None, ""),
+        ([SAME_TEXT] * 2, "same_text", "{manifest}: q1, {other}: q6 and 1 more"),  # with choices in another order
+    ],
+    ids=["nothing", "samples", "another part of the video", "almost the same video", "question and choices"],
+)
+def test_what_splits_share_is_found(manifest, other, tmp_path, changes, rule, where):
     samples, rate = soundfile.read(manifest.parent / "audio" / "clip-2.wav", dtype="int16")
     soundfile.write(other.parent / "audio" / "renamed.flac", samples, rate)
-    change(other, {"audio_path": "audio/renamed.flac"})
+    change(other, *changes)
     code, by_rule = findings(tmp_path, manifest, "--against", other)
-    assert (code, list(by_rule)) == (3, ["same_audio"])
-    assert f"{manifest}: q2, {other}: q6" in by_rule["same_audio"][0]["where"]
-
-
-def test_another_part_of_the_same_video(manifest, other, tmp_path):
-    change(other, {"source_video": "video_2_vid_000170"})  # an id of 11 characters with underscores
-    code, by_rule = findings(tmp_path, manifest, "--against", other)
-    assert (code, list(by_rule)) == (3, ["same_video"])
-    change(other, {"source_video": "video_2_vie_000030"})
-    assert findings(tmp_path, manifest, "--against", other) == (0, {})
-
-
-def test_the_same_text_about_another_clip_is_a_warning(manifest, other, tmp_path):
-    same = {"question": "what IS\theard?", "choices": ["a rising tone", "HIGH", "low"], "answer": "low"}
-    change(other, same, same)
-    code, by_rule = findings(tmp_path, manifest, "--against", other)
-    assert (code, list(by_rule)) == (0, ["same_text"])  # q1's, with the choices in another order
-    assert by_rule["same_text"][0]["where"] == f"{manifest}: q1, {other}: q6 and 1 more"
+    assert (code, list(by_rule)) == (3 if rule in ("same_audio", "same_video") else 0, [rule] if rule else [])
+    assert not rule or by_rule[rule][0]["where"] == where.format(manifest=manifest, other=other)
 
 
 def test_splits_within_one_file(manifest, tmp_path):
@@ -190,17 +178,12 @@ def test_worker_processes_find_the_same(tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(
-    ("content", "code"),
-    [(None, 2), ("", 2), ("[{]", 2), ("\x00" * 9, 3)],  # a line that is no JSON is a bad record
-    ids=["absent", "empty", "broken list", "zeros"],
-)
-def test_what_is_no_manifest(tmp_path, capsys, content, code):
-    path = tmp_path / "manifest.jsonl"
-    if content is not None:
-        path.write_text(content, encoding="utf-8")
-    assert main([str(path), "--workers", "1"]) == code
-    assert str(path) in "".join(capsys.readouterr())
+def test_what_is_no_manifest_is_refused(tmp_path, capsys):
+    assert main([str(tmp_path / "absent"), "--workers", "1"]) == 2
+    (tmp_path / "broken").write_text("[{]", encoding="utf-8")
+    assert main([str(tmp_path / "broken"), "--workers", "1"]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "absent") in error and str(tmp_path / "broken") in error
 
 
 def test_markup_in_a_manifest_is_text(manifest, tmp_path, capsys):
