@@ -242,7 +242,6 @@ EMPTY = "Give its text, or leave the record out."
 # of each: the record, what is wrong, and a part of the remedy
 BAD_RECORDS = {
     "no object": (3, "expected an object, found int", "a JSON object"),
-    "bad id": ({**TRL, "id": ["a"]}, "id is ['a']", "or leave it out"),
     "id twice": ({**TRL, "id": "first", "prompt": "How?"}, "id 'first' was already used at {file}:line 1", "unique"),
     # formats
     "unknown": ({"question": "?", "answers": []}, "unknown format with the keys ['answers', 'question']", KNOWN),
@@ -253,11 +252,6 @@ BAD_RECORDS = {
     ),
     "null": ({**TRL, "rejected": None}, "rejected absent or null, only ['chosen', 'prompt', 'rejected']", EXPECTED_TRL),
     "lost": ({**TRL, "system": "Hm."}, "system has no place in the format trl and would be lost", EXPECTED_TRL),
-    "another name of prompt": (
-        {"question": "Why?", "chosen": "Because.", "rejected": "But."},
-        "question has no place in the format trl and would be lost",
-        "Put what matters into the prompt and remove the key.",
-    ),
     "texts and messages": ({**TRL, "chosen": chat("A", "B")}, "prompt is str, chosen is list, rejected is str", ALIKE),
     # trl texts
     "empty prompt": ({**TRL, "prompt": " "}, "prompt is empty", EMPTY),
@@ -272,9 +266,8 @@ BAD_RECORDS = {
         "one of chosen and rejected is the beginning of the other, so nothing tells where the answers begin",
         OWN_KEY,
     ),
-    "empty rest": ({"chosen": "Why? ", "rejected": "Why?\n!"}, "the answer in chosen is empty", EMPTY),
+    "empty rest": ({"id": 12, "chosen": "Why? ", "rejected": "Why?\n!"}, "the answer in chosen is empty", EMPTY),
     "task": ({**TRL, "task": 3}, "task is int, expected a text", "Give task as a text"),
-    "margin": ({**TRL, "margin": "2"}, "margin is '2', expected a number", "a finite number"),
     "no number": (json.dumps({**TRL, "margin": math.nan}), "margin is nan, expected a number", "a finite number"),
     # trl messages
     "two turns after an implicit prompt": (
@@ -320,11 +313,6 @@ BAD_RECORDS = {
         "chosen has messages of human, expected one message of gpt",
         ONE_TURN,
     ),
-    "tools": (
-        sharegpt(tools="[{}]"),
-        "tools has no place in the format sharegpt and would be lost",
-        "Expected sharegpt: conversations, chosen, rejected, perhaps system.",
-    ),
     "two systems": (
         {**conversation(said("system", "A"), said("human", "Why?")), "system": "B"},
         "system is given twice, as a key and as the first of conversations",
@@ -332,7 +320,6 @@ BAD_RECORDS = {
     ),
     # alpaca
     "no instruction": (alpaca(instruction=""), "instruction is empty", EMPTY),
-    "list as answer": (alpaca(chosen=["a", "b"]), "chosen is list, expected a text", "Give chosen as a text"),
     "history": (
         alpaca(history=[["Hi"]]),
         "history is [['Hi']], expected a list of questions with their answers",
@@ -366,16 +353,12 @@ def test_all_bad_records_are_named_at_once_or_left_out(case, capsys):
     report = case.report
     assert report["records_in"] == len(bad) + 2 and report["kept"] == 2
     dropped = report["dropped"]["bad record"]
-    assert dropped == ["first" if name == "id twice" else f"pairs.jsonl:line {number}"
-                       for number, name in enumerate(BAD_RECORDS, start=2)]  # fmt: skip
+    own_ids = {"id twice": "first", "empty rest": "12"}
+    places = (f"pairs.jsonl:line {number}" for number in range(2, len(bad) + 2))
+    assert dropped == [own_ids.get(name, place) for name, place in zip(BAD_RECORDS, places, strict=True)]
     for (_, what, remedy), detail in zip(BAD_RECORDS.values(), report["details"]["bad record"], strict=True):
         assert what.replace("{file}", str(case.input)) in detail and remedy in detail
     assert f"dropped, bad record: {len(bad)}" in capsys.readouterr().err
-
-
-def test_a_bad_record_with_an_id_is_named_by_it(case):
-    case.write(TRL, {**TRL, "id": 12, "chosen": ""}).run("--skip-bad-records")
-    assert case.report["dropped"] == {"bad record": ["12"]}
 
 
 @pytest.mark.parametrize("content", [None, b"", b'[{"prompt": "Why?"}, {"prompt": "Ho', b"PAR1 and no more"])
@@ -513,9 +496,10 @@ def test_a_second_run_gives_the_same_bytes(case):
     assert set(first[0]) == {"train.jsonl", "held_out.jsonl", "prep_settings.json"}
     assert case.run("--skip_bad_records", held_out=0.3) == EXIT_LOSSES  # into the same folder
     assert contents(case.out) == first
-    case.out = case.out.with_name("elsewhere")
+    case.out = case.out.with_name("empty")
+    case.out.mkdir()
     assert case.run("--skip-bad-records", held_out=0.3) == EXIT_LOSSES
-    assert contents(case.out) == first
+    assert contents(case.out) == first  # and nothing hidden beside it
 
 
 def test_a_folder_of_another_input_is_only_replaced_on_demand(case, capsys):
@@ -555,13 +539,6 @@ def test_the_input_is_never_overwritten(case):
     assert case.run("--overwrite") == EXIT_REFUSED
     assert [path.name for path in case.out.iterdir()] == ["train.jsonl"]
     assert case.input.read_bytes() == content
-
-
-def test_an_empty_folder_that_is_there_is_used(case):
-    case.out.mkdir(parents=True)
-    assert case.write(TRL).run() == EXIT_DONE
-    assert len(case.train) == 1
-    assert not list(case.out.glob(".*"))
 
 
 def is_killed_at(step, case, *options):
