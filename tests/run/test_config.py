@@ -23,7 +23,6 @@ from r1_aqa_repro.run.config import (
     TextGRPOConfig,
     TextSFTConfig,
     parse_as,
-    parse_config,
 )
 from tests.conftest import ROOT
 
@@ -38,21 +37,27 @@ KINDS: dict[str, tuple[type, type[TrainingArguments], type]] = {
     "grpo_text": (RunArguments, TextGRPOConfig, TextModelConfig),
     "ppo_text": (RunArguments, PPOConfig, TextModelConfig),
 }
-ON_CPU = ["--bf16", "false"]  # without a GPU TrainingArguments refuses bf16
+ON_CPU = ["--bf16", "false"]  # without a GPU TrainingArguments refuses bf16; `use_cpu` would connect processes
+FROM_EXAMPLES = ("sft", "sft_text", "reward_model", "dpo")
+HELD_OUT = ["--eval_file", "held_out.jsonl", "--save_steps", "7"]
 
 
 def kind_of(path: Path) -> str:
     return max((kind for kind in KINDS if path.name.startswith(f"{kind}_")), key=len)
 
 
-def parsed(path: Path) -> tuple[Any, Any, Any]:
-    data, training, model = parse_as(KINDS[kind_of(path)], ["--config", str(path), *ON_CPU])
+def parsed(kind: str, *argv: str) -> tuple[Any, Any, Any]:
+    data, training, model = parse_as(KINDS[kind], [*ON_CPU, *argv])
     return data, training, model
 
 
-def refusal_of(*argv: str, kind: type[TrainingArguments] = AudioGRPOConfig) -> str:
+def published(path: Path) -> tuple[Any, Any, Any]:
+    return parsed(kind_of(path), "--config", str(path))
+
+
+def refusal_of(*argv: str, kind: str = "grpo") -> str:
     with pytest.raises(Refused) as refusal:
-        parse_config(kind, [*ON_CPU, *argv])
+        parsed(kind, *argv)
     assert all(problem.remedy for problem in refusal.value.problems)
     return str(refusal.value)
 
@@ -74,7 +79,7 @@ class TestPublishedFiles:
     @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
     def test_every_key_arrives(self, path, monkeypatch):
         monkeypatch.chdir(ROOT)
-        data, training, model = parsed(path)
+        data, training, model = published(path)
         assert training.batch_problem is None
         arrived = vars(data) | vars(model) | training.to_dict()
         for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
@@ -87,7 +92,7 @@ class TestPublishedFiles:
     @pytest.mark.parametrize("processes", [1, 2, 4, 8])
     def test_a_step_is_the_same_on_any_number_of_devices(self, path, processes, monkeypatch):
         monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: processes)
-        training = parsed(path)[1]
+        training = published(path)[1]
         if path.stem == "grpo_text_sparse_embedded" and processes > 1:  # one prompt a step
             assert training.batch_problem == f"prompts_per_step: 1 does not divide among {processes} processes"
             return
@@ -106,7 +111,7 @@ class TestPublishedFiles:
 
     def test_the_papers_settings(self):
         path = ROOT / "configs" / "grpo_qwen2_audio_7b.yaml"
-        data, training, model = parse_config(AudioGRPOConfig, ["--config", str(path), *ON_CPU])
+        data, training, model = published(path)
         assert (training.learning_rate, training.beta, training.num_generations) == (1e-6, 0.04, 8)
         assert (training.temperature, training.top_k, training.top_p) == (1.0, 50, 1.0)
         assert (training.loss_type, training.scale_rewards, training.max_completion_length) == ("grpo", "group", 256)
@@ -130,27 +135,52 @@ class TestPublishedFiles:
 class TestPrecedence:
     def test_the_command_line_overrides_the_file(self, config_file):
         file = config_file("learning_rate: 1.0e-4\nbeta: 0.5\nprompt_style: think\n")
-        argv = ["--config", file, "--learning_rate", "3e-4", "--prompt_style", "direct", *ON_CPU]
-        data, training, _ = parse_config(AudioGRPOConfig, argv)
+        data, training, _ = parsed("grpo", "--config", file, "--learning_rate", "3e-4", "--prompt_style", "direct")
         assert (training.learning_rate, training.beta, data.prompt_style) == (3e-4, 0.5, "direct")
 
     def test_it_does_so_before_the_file_is_named_too(self, config_file):
-        argv = ["--beta", "0.1", "--config", config_file("beta: 0.5\n"), *ON_CPU]
-        assert parse_config(AudioGRPOConfig, argv)[1].beta == 0.1
+        assert parsed("grpo", "--beta", "0.1", "--config", config_file("beta: 0.5\n"))[1].beta == 0.1
 
     def test_the_file_with_an_equals_sign(self, config_file):
-        assert parse_config(AudioGRPOConfig, [f"--config={config_file('beta: 0.5')}", *ON_CPU])[1].beta == 0.5
+        assert parsed("grpo", f"--config={config_file('beta: 0.5')}")[1].beta == 0.5
 
     def test_without_a_file(self):
-        assert parse_config(AudioSFTConfig, ["--learning_rate", "0.1", *ON_CPU])[1].learning_rate == 0.1
+        assert parsed("sft", "--learning_rate", "0.1")[1].learning_rate == 0.1
 
     def test_numbers_yaml_takes_for_texts(self, config_file):
         """YAML 1.1 needs a point in 1.0e-4 to see a number."""
-        assert parse_config(AudioGRPOConfig, ["--config", config_file("beta: 1e-4"), *ON_CPU])[1].beta == 1e-4
+        assert parsed("grpo", "--config", config_file("beta: 1e-4"))[1].beta == 1e-4
 
+    @pytest.mark.parametrize("kind", ["grpo", "grpo_text"])
     @pytest.mark.parametrize("text", ["sharing: off", "sharing: 'off'"])
-    def test_off_is_a_word_though_yaml_reads_false(self, config_file, text):
-        assert parse_config(AudioGRPOConfig, ["--config", config_file(text), *ON_CPU])[1].sharing == "off"
+    def test_off_is_a_word_though_yaml_reads_false(self, config_file, text, kind):
+        assert parsed(kind, "--config", config_file(text))[1].sharing == "off"
+
+    def test_rewards_follow_from_what_is_rewarded(self):
+        assert parsed("grpo")[1].reward_funcs == ["accuracy", "format"]
+        assert parsed("grpo_text")[1].reward_funcs == ["reward_model"]
+
+    @pytest.mark.parametrize("kind", FROM_EXAMPLES)
+    @pytest.mark.parametrize(
+        ("argv", "expected"),
+        [
+            (HELD_OUT, ("steps", 7)),
+            ([*HELD_OUT, "--eval_steps", "3"], ("steps", 3)),
+            ([*HELD_OUT, "--eval_strategy", "epoch"], ("epoch", 7)),
+            ([], ("no", None)),
+        ],
+    )
+    def test_an_eval_file_decides_when_to_evaluate(self, kind, argv, expected):
+        training = parsed(kind, *argv)[1]
+        assert (str(training.eval_strategy.value), training.eval_steps) == expected
+
+    @pytest.mark.parametrize("given", ["file", "command line"])
+    def test_rope_parameters(self, config_file, given):
+        yarn = {"rope_type": "yarn", "factor": 4.0}
+        file = config_file(yaml.safe_dump({"rope_parameters": yarn}))
+        argv = ["--config", file] if given == "file" else ["--rope_parameters", json.dumps(yarn)]
+        assert parsed("sft_text", *argv)[2].rope == yarn
+        assert parsed("sft_text")[2].rope is None
 
 
 class TestRefusals:
@@ -207,8 +237,32 @@ class TestRefusals:
         assert what in refusal_of(*argv)
         assert capsys.readouterr().err == ""  # one message, not pages of usage
 
-    def test_grpo_keys_are_no_sft_keys(self):
-        assert "--prompts_per_step" in refusal_of("--prompts_per_step", "16", kind=AudioSFTConfig)
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("argv", "what"),
+        [
+            (["--per_device_train_batch_size", "4"], "per_device_train_batch_size cannot be set: it is derived"),
+            (["--learning_rat", "1e-6"], "--learning_rat"),
+            (["--max_steps", "many"], "max_steps"),
+            (["--config", "absent.yaml"], "absent.yaml: the config cannot be read"),
+        ],
+    )
+    def test_every_entry_point_refuses_alike(self, kind, argv, what):
+        assert what in refusal_of(*argv, kind=kind)
+
+    @pytest.mark.parametrize(
+        ("kind", "key"),
+        [
+            ("sft", "prompts_per_step"), ("sft_text", "beta"), ("reward_model", "beta"), ("dpo", "num_generations"),
+            ("grpo_text", "eval_file"), ("grpo_text", "prompt_style"), ("ppo_text", "num_generations"),
+        ],
+    )  # fmt: skip
+    def test_a_key_of_another_entry_point_is_unknown(self, kind, key):
+        assert f"--{key}" in refusal_of(f"--{key}", "1", kind=kind)
+
+    def test_rope_parameters_that_are_no_json(self):
+        said = refusal_of("--rope_parameters", "yarn", kind="sft_text")
+        assert 'rope_parameters is no JSON object such as {"rope_type": "yarn", "factor": 4.0}' in said
 
 
 class TestBatchPlan:
@@ -250,19 +304,24 @@ class TestBatchPlan:
                     assert at_once * accumulation * processes == per_step
                     assert 1 <= at_once <= limit
 
-    def test_grpo_rows(self, monkeypatch):
-        monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: 4)
-        training = AudioGRPOConfig(prompts_per_step=8, max_prompts_per_device=1, num_generations=6, bf16=False)
-        assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (6, 2)
+    @pytest.mark.parametrize("kind", ["grpo", "grpo_text"])
+    @pytest.mark.parametrize(("processes", "plan"), [(1, (12, 4)), (4, (12, 1)), (8, (6, 1))])
+    def test_a_group_of_grpo_stays_on_one_device(self, kind, processes, plan, monkeypatch):
+        monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: processes)
+        argv = ["--prompts_per_step", "8", "--max_prompts_per_device", "2", "--num_generations", "6"]
+        training = parsed(kind, *argv)[1]
+        assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == plan
 
-    @pytest.mark.parametrize(
-        ("kind", "settings", "key"),
-        [
-            (AudioGRPOConfig, {"prompts_per_step": 16}, "prompts_per_step"),
-            (AudioSFTConfig, {"examples_per_step": 32}, "examples_per_step"),
-        ],
-    )
-    def test_what_does_not_divide_is_kept_for_the_preflight(self, monkeypatch, kind, settings, key):
+    @pytest.mark.parametrize("kind", FROM_EXAMPLES)
+    @pytest.mark.parametrize(("processes", "plan"), [(1, (8, 3)), (2, (6, 2)), (3, (8, 1))])
+    def test_a_step_has_the_same_examples_on_any_number_of_processes(self, kind, processes, plan, monkeypatch):
+        monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: processes)
+        training = parsed(kind, "--examples_per_step", "24", "--max_examples_per_device", "8")[1]
+        assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == plan
+
+    @pytest.mark.parametrize("kind", ["grpo", "sft", "dpo", "grpo_text"])
+    def test_what_does_not_divide_is_kept_for_the_preflight(self, kind, monkeypatch):
         """Raised here it would hide everything else that is wrong."""
         monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: 3)
-        assert kind(**settings, bf16=False).batch_problem == f"{key}: {settings[key]} does not divide among 3 processes"
+        key = "prompts_per_step" if "grpo" in kind else "examples_per_step"
+        assert parsed(kind, f"--{key}", "16")[1].batch_problem == f"{key}: 16 does not divide among 3 processes"
