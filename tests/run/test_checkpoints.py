@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoProcessor, GenerationConfig, Qwen2AudioForConditionalGeneration
 
 from r1_aqa_repro import train_grpo, train_sft
 from r1_aqa_repro.data.questions import read_questions
@@ -16,20 +19,24 @@ from r1_aqa_repro.run.callbacks import StopOnSignal
 from r1_aqa_repro.run.checkpoints import STAGING, ResumableTrainer, last_checkpoint
 from r1_aqa_repro.run.config import AudioSFTConfig
 from r1_aqa_repro.sft.trainer import AudioSFTTrainer
+from tests.text_world import COMMON, EXAMPLES, LORA
+from tests.text_world import ENTRIES as TEXT
+from tests.text_world import arguments as text_arguments
 
-COMMON = [
-    "--learning_rate", "1e-3", "--save_steps", "2", "--logging_steps", "1", "--report_to", "none",
-    "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false", "--use_cpu", "true",
-    "--seed", "1",
-]  # fmt: skip
-# 24 questions: an epoch is 6 steps of 4, so that 8 steps and the resume from step 7 lie in the second
+# 24 records: an epoch is 6 steps of 4. 8 steps, and what goes on from step 4 or 6, cross its end.
+STEPS = ["--max_steps", "8", "--save_steps", "2"]
 GRPO = [
-    *COMMON, "--prompts_per_step", "4", "--max_prompts_per_device", "4", "--num_generations", "2",
+    "--prompts_per_step", "4", "--max_prompts_per_device", "4", "--num_generations", "2",
     "--max_completion_length", "4", "--reward_funcs", "random", "--beta", "0.04", "--loss_type", "grpo",
-    "--max_steps", "8",
 ]  # fmt: skip
-SFT = [*COMMON, "--examples_per_step", "4", "--max_steps", "8"]
-ENTRIES = {"grpo": (train_grpo, GRPO), "sft": (train_sft, SFT)}
+AUDIO = {"audio grpo": (train_grpo, GRPO), "audio sft": (train_sft, EXAMPLES)}
+# of what is trained on text: the entry point's name there, further settings
+VARIANTS = {
+    "reward_model lora": ("reward_model", [*LORA, "--lora_task_type", "SEQ_CLS"]),
+    "dpo precomputed": ("dpo", ["--precompute_ref_log_probs", "true"]),
+    "dpo lora": ("dpo", LORA),
+}
+Start = Callable[..., int]
 
 
 class Killed(BaseException):
@@ -45,39 +52,66 @@ def kill_at(step: int) -> type[StopOnSignal]:
     return KillAt
 
 
-def arguments(kind: str, folder: Path, manifest: Path, model_folder: Path) -> list[str]:
-    where = ["--output_dir", str(folder), "--train_file", str(manifest), "--model_name_or_path", str(model_folder)]
-    return [*ENTRIES[kind][1], *where]
+@pytest.fixture
+def start(manifest: Path, model_folder: Path, text_set: Path, policy: Path, reward_model: Path) -> Start:
+    """Runs a training command: `start(name, folder, "--key", "value")`."""
+
+    def of(name: str, folder: Path, *more: str) -> int:
+        if name in AUDIO:
+            entry, settings = AUDIO[name]
+            where = {"output_dir": folder, "train_file": manifest, "model_name_or_path": model_folder}
+            argv = [*COMMON, *settings, *(part for key, value in where.items() for part in (f"--{key}", str(value)))]
+        else:
+            kind, settings = VARIANTS.get(name, (name, []))
+            entry = TEXT[kind][0]
+            if kind == "grpo":
+                rewards = ["--reward_funcs", "random", "reward_model", "--reward_model_name_or_path", str(reward_model)]
+                settings = [*settings, *rewards]
+            argv = [*text_arguments(kind, folder, text_set, policy), *settings]
+        return int(entry.main([*argv, *STEPS, *more]))
+
+    return of
 
 
-@pytest.mark.parametrize("kind", ENTRIES)
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [
+        *((name, (3, 7)) for name in AUDIO),
+        *((name, (5,)) for name in TEXT),
+        *(pytest.param(name, (3, 7), marks=pytest.mark.slow) for name in VARIANTS),
+    ],
+)
 def test_killed_before_and_after_the_epoch_end_then_resumed_gives_the_same_bytes(
-    kind: str, manifest: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kills: tuple[int, ...], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry, _ = ENTRIES[kind]
-    assert entry.main(arguments(kind, tmp_path / "whole", manifest, model_folder)) == 0
-
-    broken = arguments(kind, tmp_path / "broken", manifest, model_folder)
-    for step in (3, 7):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(name, whole) == 0
+    for step in kills:
         with monkeypatch.context() as patched, pytest.raises(Killed):
             patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", kill_at(step))
-            entry.main(broken)
-        assert last_checkpoint(tmp_path / "broken") == tmp_path / "broken" / f"checkpoint-{step - 1}"
-    assert entry.main(broken) == 0
+            start(name, broken)
+        assert last_checkpoint(broken) == broken / f"checkpoint-{step - 1}"
+    assert start(name, broken) == 0
 
-    whole, resumed = (tmp_path / name / "final" / "model.safetensors" for name in ("whole", "broken"))
-    assert whole.read_bytes() == resumed.read_bytes()
-    start = load_file(model_folder / "model.safetensors")
-    moved = [name for name, value in load_file(whole).items() if not torch.equal(value, start[name])]
-    assert len(moved) > 20  # it did train
+    file = "adapter_model.safetensors" if "lora" in name else "model.safetensors"
+    assert (whole / "final" / file).read_bytes() == (broken / "final" / file).read_bytes()
+    losses = [
+        [entry["loss"] for entry in json.loads(state.read_text(encoding="utf-8"))["log_history"] if "loss" in entry]
+        for state in (run / "checkpoint-8" / "trainer_state.json" for run in (whole, broken))
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 8
+
+    # it did train: the weights at the end are not those of the checkpoint that it went on from
+    before, after = (load_file(broken / folder / file) for folder in (f"checkpoint-{kills[-1] - 1}", "final"))
+    unmoved = [key for key in before if torch.equal(before[key], after[key])]
+    assert all("embed_positions" in key for key in unmoved)  # Whisper's sinusoids
 
 
 def test_weights_right_after_a_resume_are_the_checkpoints(
-    manifest: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers would go on from the initial weights with a warning: no key name matches the live model's."""
-    argv = arguments("grpo", tmp_path / "run", manifest, model_folder)
-    assert train_grpo.main([*argv, "--max_steps", "4"]) == 0
+    assert start("audio grpo", tmp_path / "run", "--max_steps", "4") == 0
     checkpoint = tmp_path / "run" / "checkpoint-2"
     seen: dict[str, torch.Tensor] = {}
 
@@ -90,7 +124,7 @@ def test_weights_right_after_a_resume_are_the_checkpoints(
     monkeypatch.setattr("r1_aqa_repro.run.loop.last_checkpoint", lambda folder: checkpoint)
     (tmp_path / "run" / "final").rename(tmp_path / "run" / "set-aside")
     with pytest.raises(Killed):
-        train_grpo.main([*argv, "--max_steps", "4"])
+        start("audio grpo", tmp_path / "run", "--max_steps", "4")
     saved = loading.load_model(checkpoint).state_dict()
     initial = loading.load_model(model_folder).state_dict()
     assert seen.keys() == saved.keys()
@@ -98,71 +132,65 @@ def test_weights_right_after_a_resume_are_the_checkpoints(
     assert not all(torch.equal(seen[name], initial[name]) for name in initial)
 
 
+@pytest.mark.parametrize("name", ["audio sft", *TEXT])
 def test_a_checkpoint_cut_off_while_being_written_is_never_used(
-    manifest: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    argv = arguments("sft", tmp_path / "run", manifest, model_folder)
-    written = []
+    """What writes under another name comes before TRL's own trainer, which would write a model card on the way."""
 
     def cut_off(self: Any, output_dir: str) -> None:
-        written.append(output_dir)
         if output_dir.endswith("checkpoint-4"):
             raise Killed
 
     monkeypatch.setattr(ResumableTrainer, "_save_optimizer_and_scheduler", cut_off)
     with pytest.raises(Killed):
-        train_sft.main(argv)
-    folder = tmp_path / "run"
-    assert (folder / STAGING / "checkpoint-4" / "model.safetensors").is_file()
-    assert not (folder / "checkpoint-4").exists()
-    assert last_checkpoint(folder) == folder / "checkpoint-2"
+        start(name, tmp_path)
+    assert (tmp_path / STAGING / "checkpoint-4" / "model.safetensors").is_file()
+    assert not (tmp_path / "checkpoint-4").exists()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
-@pytest.mark.parametrize("kind", ENTRIES)
-def test_killed_between_the_last_checkpoint_and_the_end(
-    kind: str, manifest: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", AUDIO)
+def test_killed_between_the_last_checkpoint_and_the_end_the_run_takes_no_step_more(
+    name: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trainer itself would take one step more: the learning rate is constant here, so that it would show."""
-    entry, _ = ENTRIES[kind]
-    argv = [*arguments(kind, tmp_path / "run", manifest, model_folder), "--lr_scheduler_type", "constant"]
-    argv += ["--max_steps", "4"]
+    """Trainer itself would: the learning rate is constant here, so that it would show."""
+    run, whole, more = tmp_path / "run", tmp_path / "whole", ["--lr_scheduler_type", "constant", "--max_steps", "4"]
 
     def killed(self: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(ResumableTrainer, "save_final", killed)
-        entry.main(argv)
-    last = tmp_path / "run" / "checkpoint-4"
-    assert last_checkpoint(tmp_path / "run") == last and not (tmp_path / "run" / "final").exists()
-    assert entry.main(argv) == 0
-    final = tmp_path / "run" / "final"
-    assert (final / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
-    assert not (tmp_path / "run" / "checkpoint-5").exists()
+        start(name, run, *more)
+    last = run / "checkpoint-4"
+    assert last_checkpoint(run) == last and not (run / "final").exists()
+    assert start(name, run, *more) == 0
+    assert (run / "final" / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
+    assert not (run / "checkpoint-5").exists()
 
-    whole = [argument.replace(str(tmp_path / "run"), str(tmp_path / "whole")) for argument in argv]
-    assert entry.main(whole) == 0
-    names = {path.name for path in (tmp_path / "whole" / "final").iterdir()}
-    assert {path.name for path in final.iterdir()} == names
-    for name in names - {"training_args.bin", "README.md"}:  # these name the run's folder
-        assert (final / name).read_bytes() == (tmp_path / "whole" / "final" / name).read_bytes(), name
+    assert start(name, whole, *more) == 0
+    names = {path.name for path in (whole / "final").iterdir()}
+    assert {path.name for path in (run / "final").iterdir()} == names
+    for file in names - {"training_args.bin"}:  # which holds the run's folder
+        expected = (whole / "final" / file).read_bytes().replace(b"# whole, step 4", b"# run, step 4")
+        assert (run / "final" / file).read_bytes() == expected, file
 
 
 def test_a_checkpoint_without_optimizer_is_refused(
-    manifest: Path, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    argv = arguments("sft", tmp_path / "run", manifest, model_folder)
-    assert train_sft.main([*argv, "--save_total_limit", "9"]) == 0
+    run = tmp_path / "run"
+    assert start("audio sft", run, "--save_total_limit", "9") == 0
     for name in ("final", "checkpoint-8"):
-        (tmp_path / "run" / name).rename(tmp_path / name)
-    (tmp_path / "run" / "checkpoint-6" / "optimizer.pt").unlink()
-    assert train_sft.main(argv) == 2
+        (run / name).rename(tmp_path / name)
+    (run / "checkpoint-6" / "optimizer.pt").unlink()
+    assert start("audio sft", run) == 2
     assert "checkpoint-6: the checkpoint has no optimizer state" in capfd.readouterr().err
 
 
-def test_best_model_is_loaded_strictly(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
-    argv = arguments("sft", tmp_path / "run", manifest, model_folder)
-    assert train_sft.main(argv) == 0
+def test_best_model_is_loaded_strictly(start: Start, manifest: Path, model_folder: Path, tmp_path: Path) -> None:
+    assert start("audio sft", tmp_path / "run") == 0
     model, processor = loading.load(model_folder)
     args = AudioSFTConfig(output_dir=str(tmp_path / "other"), report_to="none", use_cpu=True)
     trainer = AudioSFTTrainer(model, args, read_questions(manifest).records, processor, "answer")
@@ -180,24 +208,20 @@ def test_last_checkpoint_takes_the_highest_number(tmp_path: Path) -> None:
 
 
 def test_checkpoints_load_as_users_do_and_hold_processor_and_generation_config(
-    manifest: Path, model_folder: Path, tmp_path: Path
+    start: Start, model_folder: Path, tmp_path: Path
 ) -> None:
-    from transformers import AutoProcessor, GenerationConfig, Qwen2AudioForConditionalGeneration
-
-    assert train_grpo.main([*arguments("grpo", tmp_path / "run", manifest, model_folder), "--max_steps", "2"]) == 0
-    for name in ("checkpoint-2", "final"):
-        folder = tmp_path / "run" / name
+    assert start("audio grpo", tmp_path, "--max_steps", "2") == 0
+    for folder in (tmp_path / "checkpoint-2", tmp_path / "final"):
         Qwen2AudioForConditionalGeneration.from_pretrained(folder)
         assert AutoProcessor.from_pretrained(folder).feature_extractor.padding_side == "right"
-        saved, start = (GenerationConfig.from_pretrained(path) for path in (folder, model_folder))
-        assert (saved.do_sample, saved.eos_token_id) == (start.do_sample, start.eos_token_id)
+        saved, original = (GenerationConfig.from_pretrained(path) for path in (folder, model_folder))
+        assert (saved.do_sample, saved.eos_token_id) == (original.do_sample, original.eos_token_id)
         assert saved.suppress_tokens is None  # training's sampling settings stay out of the checkpoint
 
 
-def test_a_finished_run_is_left_alone(manifest: Path, model_folder: Path, tmp_path: Path, capfd: Any) -> None:
-    argv = [*arguments("sft", tmp_path / "run", manifest, model_folder), "--max_steps", "2"]
-    assert train_sft.main(argv) == 0
-    before = (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns
-    assert train_sft.main(argv) == 0
+def test_a_finished_run_is_left_alone(start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert start("audio sft", tmp_path, "--max_steps", "2") == 0
+    before = (tmp_path / "final" / "model.safetensors").stat().st_mtime_ns
+    assert start("audio sft", tmp_path, "--max_steps", "2") == 0
     assert "complete" in capfd.readouterr().err
-    assert (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "final" / "model.safetensors").stat().st_mtime_ns == before
