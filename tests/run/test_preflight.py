@@ -1,0 +1,543 @@
+"""What is wrong with a run is said before anything is written: all of it, each with place and remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from peft import LoraConfig, get_peft_model
+
+from r1_aqa_repro import train_dpo, train_grpo
+from r1_aqa_repro.data.questions import read_questions
+from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
+from tests.conftest import make_questions
+from tests.run.conftest import AUDIO, TEXT, Start
+from tests.text_world import LORA, Build, write_lines
+
+ALL = [*AUDIO, *TEXT]
+EXAMPLES = [name for name in TEXT if name != "grpo"]
+GRPO = ["audio grpo", "grpo"]
+ONE_STEP = ("--max_steps", "1", "--save_steps", "1", "--prompts_per_step", "2")
+Refusal = Callable[..., list[str]]
+Usage = namedtuple("Usage", "total used free")
+
+
+def snapshot(folder: Path) -> dict[str, bytes] | None:
+    """Every file with its content; None without a folder."""
+    if not folder.exists():
+        return None
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def refusal(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """The lines that a refused run prints: `refusal(name, "--key", "value")`. Nothing may have been written."""
+
+    def of(name: str, *more: object) -> list[str]:
+        run = tmp_path / "run"
+        before = snapshot(run)
+        capsys.readouterr()
+        assert start(name, run, *map(str, more)) == 2
+        assert snapshot(run) == before
+        lines = capsys.readouterr().err.splitlines()
+        assert lines and all(line.startswith("error: ") and line.endswith(".") for line in lines)
+        return lines
+
+    return of
+
+
+class Case:
+    """Data of four questions that a test may damage, and a run on it."""
+
+    def __init__(self, folder: Path, start: Start, refusal: Refusal):
+        self.start, self.refusal = start, refusal
+        self.folder, self.output, self.data = folder, folder / "run", folder / "data" / "train.jsonl"
+        self.records: list[Any] = [
+            {
+                "id": question.id,
+                "audio_path": f"clips/{question.audio_path.name}",
+                "question": question.question,
+                "choices": list(question.choices),
+                "answer": question.answer,
+            }
+            for question in make_questions(folder / "data" / "clips", 4)
+        ]
+
+    def clip(self, index: int) -> Path:
+        return self.folder / "data" / "clips" / f"clip-{index}.wav"
+
+    def write(self) -> list[str]:
+        lines = [record if isinstance(record, str) else json.dumps(record) for record in self.records]
+        self.data.write_text("".join(line + "\n" for line in lines))
+        return ["--train_file", str(self.data)]
+
+    def run(self, *more: str, name: str = "audio grpo") -> int:
+        steps = ONE_STEP if name == "audio grpo" else ONE_STEP[:4]
+        return self.start(name, self.output, *self.write(), *steps, *more)
+
+    def errors(self, *more: str, name: str = "audio grpo") -> list[str]:
+        steps = ONE_STEP if name == "audio grpo" else ONE_STEP[:4]
+        return self.refusal(name, *self.write(), *steps, *more)
+
+
+@pytest.fixture
+def case(tmp_path: Path, start: Start, refusal: Refusal) -> Case:
+    return Case(tmp_path, start, refusal)
+
+
+# --- Audio records
+
+
+def remove_clip(case: Case) -> None:
+    case.clip(2).unlink()
+
+
+def change(**values: Any) -> Callable[[Case], None]:
+    def apply(case: Case) -> None:
+        case.records[2] = {**case.records[2], **values}
+
+    return apply
+
+
+def index_out_of_range(case: Case) -> None:
+    asked = {"id": 7, "question_text": "What?", "multi_choice": ["a", "b"], "answer": 2}
+    case.records[2] = {**asked, "audio_path": "clips/clip-2.wav"}
+
+
+def cut_line(case: Case) -> None:
+    case.records[2] = json.dumps(case.records[2])[:-10]
+
+
+def write_clip(samples: Any) -> Callable[[Case], None]:
+    return lambda case: soundfile.write(case.clip(2), samples, 16_000)
+
+
+BAD_CLIPS = [
+    (remove_clip, "no such audio file"),
+    (lambda case: case.clip(2).write_bytes(b"no audio at all" * 100), "cannot be decoded"),
+    (write_clip(np.zeros(0)), "the audio is empty (0 samples)"),
+    (write_clip(np.full(1600, 0.1)), "the clip is too short (0.100 s; at least 0.14 s are needed)"),
+]
+BAD_RECORDS = [
+    (index_out_of_range, "answer index 2 is out of range for 2 choices"),
+    (change(answer="a bird"), "answer 'a bird' is not among the choices"),
+    (change(choices=["low"]), "only 1 choice(s)"),
+    (change(id="q0"), "id 'q0' was already used at line 1"),
+    (cut_line, "malformed JSON"),
+]
+
+
+def test_sound_input_trains(case: Case) -> None:
+    """Otherwise the refusals below would show nothing."""
+    assert case.run() == 0
+    assert {"checkpoint-1", "final", "run.json", "config.resolved.yaml"} <= set(os.listdir(case.output))
+    assert "skipped_records.json" not in os.listdir(case.output)
+
+
+@pytest.mark.parametrize("name", AUDIO)
+@pytest.mark.parametrize(("damage", "what"), BAD_CLIPS)
+def test_a_bad_clip_is_named(case: Case, damage: Callable[[Case], None], what: str, name: str) -> None:
+    damage(case)
+    [line] = case.errors(name=name)
+    assert f"{case.data}: q2: {case.clip(2)}: {what}" in line and "--skip_bad_records" in line
+
+
+@pytest.mark.parametrize(("damage", "what"), BAD_RECORDS)
+def test_a_bad_record_is_named_by_file_and_line(case: Case, damage: Callable[[Case], None], what: str) -> None:
+    damage(case)
+    [line] = case.errors()
+    assert line.startswith(f"error: {case.data}:line 3: {what}")
+
+
+def test_a_question_without_answer_is_named(case: Case) -> None:
+    change(answer=None)(case)
+    [line] = case.errors()
+    assert f"{case.data}: q2: the question has no answer" in line
+
+
+@pytest.mark.parametrize(("damage", "what"), [*BAD_CLIPS, *BAD_RECORDS])
+def test_a_bad_record_is_left_out_and_listed_when_asked(
+    case: Case, damage: Callable[[Case], None], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_grpo, "run_training", lambda *_: 0)
+    damage(case)
+    assert case.run("--skip_bad_records", "true") == 0
+    [skipped] = json.loads((case.output / "skipped_records.json").read_text())
+    assert str(case.data) in skipped and what in skipped
+
+
+def test_training_runs_on_what_is_left(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    remove_clip(case)
+    case.records[0] = '{"id"'
+    assert case.run("--skip_bad_records", "true") == 0
+    skipped = json.loads((case.output / "skipped_records.json").read_text())
+    assert [text.removeprefix(str(case.data)).split(" ")[:2] for text in skipped] == [[":line", "1:"], [":", "q2:"]]
+    assert "2 bad records are left out" in capsys.readouterr().err
+    assert (case.output / "final").is_dir()
+    assert [question.id for question in read_questions(case.data).records] == ["q1", "q2", "q3"]  # as it was
+
+
+def test_skipping_everything_is_refused(case: Case) -> None:
+    for index in range(4):
+        case.clip(index).unlink()
+    assert len(case.errors("--skip_bad_records", "true")) == 4
+
+
+def test_a_clip_that_turns_out_bad_while_training_is_named(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN samples are behind a sound header: found when the clip is decoded, named then, without a traceback."""
+    for index in range(4):
+        soundfile.write(case.clip(index), np.full(16_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    assert case.run() == 1
+    printed = capsys.readouterr().err
+    assert "error: " in printed and "clip-" in printed and "the audio holds NaN or infinite samples" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_long_list_is_cut(case: Case) -> None:
+    case.records = ['{"id"'] * 30
+    lines = case.errors()
+    assert len(lines) == 21 and lines[-1] == "error: ... and 10 more of this kind."
+
+
+# --- Text records
+
+
+def records_of(text_set: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (text_set / TEXT[name][1]).read_text(encoding="utf-8").splitlines()]
+
+
+def lengthened(name: str, record: dict[str, Any]) -> dict[str, Any]:
+    key = {"sft": "completion", "reward_model": "rejected", "dpo": "chosen", "grpo": "prompt"}[name]
+    [message] = record[key]
+    return {**record, "id": "long", key: [{**message, "content": "plum " * 150}]}  # 4 tokens a word
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_records_that_the_model_cannot_take(
+    name: str, refusal: Refusal, text_set: Path, tmp_path: Path, build: Build
+) -> None:
+    """The model has 512 positions; transformers would go on with ones that it was never trained at."""
+    records = records_of(text_set, name)
+    file = write_lines(tmp_path / "train.jsonl", [*records[:8], lengthened(name, records[8])])
+    [line] = refusal(name, "--train_file", file)
+    limit = 512 - 8 if name == "grpo" else 512  # room for a completion of 8 tokens
+    assert f"{file}: long: " in line and f"tokens are more than the {limit} that the model can take" in line
+    assert (" beside 8 of an answer" in line) == (name == "grpo")
+    # with YaRN it takes twice as many
+    longer = build(name, "--train_file", str(file), "--rope_parameters", '{"rope_type": "yarn", "factor": 2.0}')
+    assert len(longer.train_dataset) == 9
+    assert longer.model.config.max_position_embeddings == 1024
+    # or without the record
+    trainer = build(name, "--train_file", str(file), "--skip_bad_records", "true")
+    assert len(trainer.train_dataset) == 8
+    skipped = (Path(trainer.args.output_dir) / "skipped_records.json").read_text(encoding="utf-8")
+    assert [f"error: {problem}" for problem in json.loads(skipped)] == [line]
+
+
+def test_the_reference_of_grpo_has_the_policys_positions(build: Build) -> None:
+    """TRL loads it from the folder, without the run's own rope_parameters: it would not be the policy's start."""
+    trainer = build("grpo", "--rope_parameters", '{"rope_type": "yarn", "factor": 2.0}')
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        own, reference = (model.eval()(input_ids=ids).logits for model in (trainer.model, trainer.ref_model))
+    torch.testing.assert_close(own, reference, rtol=0, atol=1e-6)
+    assert trainer.ref_model.config.max_position_embeddings == 1024
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_held_out_records_are_checked_alike(
+    name: str, refusal: Refusal, text_set: Path, tmp_path: Path, build: Build
+) -> None:
+    records = records_of(text_set, name)
+    file = write_lines(tmp_path / "held_out.jsonl", [*records[:2], lengthened(name, records[2]), {"prompt": 1}])
+    others = [record for record in records if all(record["prompt"] != held_out["prompt"] for held_out in records[:2])]
+    files = ["--train_file", str(write_lines(tmp_path / "train.jsonl", others)), "--eval_file", str(file)]
+    lines = refusal(name, *files)
+    assert len(lines) == 2 and all(f"error: {file}" in line for line in lines)
+    trainer = build(name, *files, "--skip_bad_records", "true")
+    assert len(trainer.eval_dataset) == 2
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_held_out_prompts_are_not_trained_on(name: str, refusal: Refusal, text_set: Path, tmp_path: Path) -> None:
+    record = records_of(text_set, name)[0] | {"id": "again"}
+    [line] = refusal(name, "--eval_file", write_lines(tmp_path / "held_out.jsonl", [record]))
+    assert f"{tmp_path / 'held_out.jsonl'}: again: its prompt is trained on (" in line
+
+
+def test_max_length_above_what_the_model_takes(refusal: Refusal, text_set: Path, tmp_path: Path) -> None:
+    records = records_of(text_set, "dpo")
+    file = write_lines(tmp_path / "train.jsonl", [records[0], lengthened("dpo", records[1])])
+    for max_length, limit in (("100000", "512 that the model can take"), ("64", "64 that max_length allows")):
+        assert f"more than the {limit}" in refusal("dpo", "--train_file", file, "--max_length", max_length)[-1]
+
+
+# --- Settings
+
+ADAPTER = f"{shlex.join(LORA)} --lora_task_type SEQ_CLS"
+REFUSED = [
+    (ALL, "--train_file absent.jsonl", "absent.jsonl: there is no such file"),
+    (ALL, "--model_name_or_path /absent", "/absent: no model can be read there"),
+    (ALL, "--dtype bfloat16", "dtype: bfloat16 weights do not move at small learning rates"),
+    (ALL, "--load_in_4bit true", "load_in_4bit: True is not supported here"),
+    (ALL, "--attn_implementation flash_attention_2", "flash_attention_2 does not take the shared-prefix mask"),
+    (ALL, "--eval_strategy epoch", "eval_strategy: there is nothing to evaluate on"),
+    (ALL, "--eval_on_start true", "eval_on_start: there is nothing to evaluate on"),
+    (ALL, "--eval_steps 2", "eval_steps: there is nothing to evaluate on"),
+    (ALL, "--lerning_rate 1e-6", "--lerning_rate"),
+    (TEXT, """--rope_parameters '{"type": "yarn"}'""", "rope_parameters: "),
+    (TEXT, "--rope_parameters [4.0]", "rope_parameters: [4.0] is no mapping"),
+    (TEXT, ADAPTER + """ --rope_parameters '{"rope_type": "yarn", "factor": 2.0}'""", "an adapter does not keep them"),
+    (TEXT, f"{ADAPTER} --lora_target_modules q_proj", "use_peft: "),  # a pattern, which PEFT holds against whole names
+    (TEXT, f"{ADAPTER} --lora_target_modules no_such_proj other_proj", "use_peft: "),
+    (["audio grpo"], "--reward_funcs accuracy politeness", "there is no reward 'politeness'. Choose among"),
+    (["audio grpo"], "--reward_weights 1 2", "reward_weights: 2 weights for 1 rewards"),
+    (["audio grpo"], "--attn_implementation eager", "eager does not take the shared-prefix mask"),
+    (["audio grpo"], "--dtype auto", "auto weights do not move"),
+    (["audio grpo"], "--model_revision old", "model_revision: 'old' is not supported here"),
+    (["audio grpo"], "--use_vllm true", "use_vllm: True is not supported here"),
+    (["audio grpo"], "--dynamic_sampling 3 --max_prompts_per_device 2", "3 further prompts do not divide among the 2"),
+    (["audio grpo"], "--advantage_filter best", "invalid choice: 'best'"),
+    (["audio grpo"], "--advantage_top_fraction 0", "advantage_top_fraction: 0.0"),
+    (["audio grpo"], f"--trained_parts projector {shlex.join(LORA)}", "projector beside an adapter"),
+    (["audio grpo"], "--use_peft true --lora_dropout 0", "use_peft: Please specify `target_modules`"),
+    (["audio grpo"], "--advantage_filter above_mean --loss_type dapo", "above_mean with loss_type dapo"),
+    (["audio grpo"], "--num_iterations 2 --max_prompts_per_device 2", "num_iterations: 2 updates"),
+    (["audio grpo"], "--num_iterations 2 --save_steps 1", "save_steps: 1: a resume would begin in the middle"),
+    (["audio sft"], "--prompt_style think", "prompt_style: think has no thoughts to imitate"),
+    (GRPO, f"{shlex.join(LORA)} --lora_dropout 0.1", "lora_dropout: 0.1: completions would be scored by another"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"), [(name, settings, said) for names, settings, said in REFUSED for name in names]
+)
+def test_a_setting_that_cannot_be_carried_out(name: str, settings: str, said: str, refusal: Refusal) -> None:
+    [line] = refusal(name, *shlex.split(settings))
+    assert said in line
+
+
+def test_a_model_and_a_file_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_dpo.main(["--output_dir", str(tmp_path / "run"), "--use_cpu", "true", "--bf16", "false"]) == 2
+    said = capsys.readouterr().err
+    assert "train_file: no training data is given" in said and "model_name_or_path: no model is given" in said
+
+
+def test_a_misspelt_key_in_a_file(refusal: Refusal, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("lerning_rate: 1.0e-6\n")
+    [line] = refusal("audio grpo", "--config", config)
+    assert line.startswith(f"error: {config}: ") and "lerning_rate" in line
+
+
+def test_prompts_that_do_not_divide_among_the_processes(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: 3)
+    [line] = refusal("audio grpo")
+    assert "batch rule: prompts_per_step: 4 does not divide among 3 processes" in line
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_everything_wrong_with_a_text_run_is_said_at_once(
+    name: str, refusal: Refusal, text_set: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    file = write_lines(tmp_path / "train.jsonl", [{"prompt": "Why?"}, *records_of(text_set, name)[:2], {"prompt": []}])
+    settings: list[object] = ["--train_file", file, "--model_name_or_path", model_folder, "--label_smoothing_factor"]
+    settings += ["0.1", "--attn_implementation", "eager"]
+    expected = [
+        "label_smoothing_factor: 0.1 is not supported here",
+        "attn_implementation: eager does not take the shared-prefix mask",
+        f"{model_folder}: the model is a qwen2_audio, not a qwen2",
+        f"{file}:line 1: ",
+        f"{file}:line 4: ",
+    ]
+    if name == "grpo":
+        settings += ["--reward_funcs", "nice", "reward_model", "--reward_weights", "1", "--dynamic_sampling", "-1"]
+        expected += ["there is no reward 'nice'", "1 weights for 2 rewards", "dynamic_sampling: -1"]
+    else:
+        settings += ["--eval_file", tmp_path / "absent.jsonl"]
+        expected.append(f"{tmp_path / 'absent.jsonl'}: there is no such file")
+    lines = refusal(name, *settings)
+    assert len(lines) == len(expected)
+    for part in expected:
+        assert sum(part in line for line in lines) == 1, part
+
+
+def test_everything_wrong_with_an_audio_run_is_said_at_once(case: Case) -> None:
+    remove_clip(case)
+    case.records[0] = '{"id"'
+    case.records[3] = case.records[3] | {"choices": ["low"]}
+    lines = case.errors("--reward_funcs", "politeness", "--reward_weights", "1", "2", "--attn_implementation", "eager")
+    wanted = ["'politeness'", "2 weights for 1", "eager", "line 1: malformed JSON", "line 4: only 1 choice(s)"]
+    assert len(lines) == len(wanted) + 1
+    for what in [*wanted, "clip-2.wav"]:
+        assert sum(what in line for line in lines) == 1, what
+
+
+# --- Models
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("text model", "the model is a qwen2, not a qwen2_audio"),
+        ("no weights", "the folder holds no weights"),
+        ("cut-off weights", "damaged or cut off"),
+        ("no processor", "no processor can be read there"),
+        ("another processor", "the processor does not fit the model: 128 mel bins instead of 80"),
+        ("empty", "the folder holds no config.json"),
+    ],
+)
+def test_a_folder_that_is_no_sound_qwen2_audio(
+    refusal: Refusal, model_folder: Path, tmp_path: Path, kind: str, what: str
+) -> None:
+    model = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    config, weights, processor = (
+        model / name for name in ("config.json", "model.safetensors", "processor_config.json")
+    )
+    if kind == "text model":
+        config.write_text(json.dumps(json.loads(config.read_text())["text_config"]))
+    elif kind == "no weights":
+        weights.unlink()
+    elif kind == "cut-off weights":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif kind == "no processor":
+        processor.unlink()
+    elif kind == "another processor":
+        content = json.loads(processor.read_text())
+        content["feature_extractor"]["feature_size"] = 128
+        processor.write_text(json.dumps(content))
+    else:
+        shutil.rmtree(model)
+        model.mkdir()
+    line = refusal("audio grpo", "--model_name_or_path", model)[0]
+    assert what in line and str(model) in line
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_an_adapter_cannot_be_trained_further(name: str, refusal: Refusal, policy: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    get_peft_model(load_policy(policy), LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
+    [line] = refusal(name, "--model_name_or_path", adapter)
+    assert f"{adapter}: an adapter cannot be trained further" in line and "merge_adapter" in line
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_a_tokenizer_of_another_model(name: str, refusal: Refusal, policy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(policy, tmp_path / "policy"))
+    tokenizer = load_tokenizer(policy)
+    vocabulary = len(tokenizer)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(folder)
+    [line] = refusal(name, "--model_name_or_path", folder)
+    assert f"the tokenizer does not fit the model: {vocabulary + 2} tokens for {vocabulary} embeddings" in line
+
+
+def test_a_reward_models_tokenizer_must_fit_too(refusal: Refusal, reward_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(reward_model, tmp_path / "reward"))
+    tokenizer = load_tokenizer(reward_model)
+    tokenizer.add_tokens(["<one>"])
+    tokenizer.save_pretrained(folder)
+    [line] = refusal("grpo", "--reward_model_name_or_path", folder)
+    assert f"{folder}: the tokenizer does not fit the model" in line
+
+
+# --- Folder and disk
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_full_disk_is_refused(name: str, refusal: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 1000, 1000))
+    [line] = refusal(name, "--max_steps", "2")
+    assert f"{tmp_path / 'run'}: 2 more checkpoints, one being written and the final model need" in line
+    assert "0.0 GB are free" in line
+
+
+def test_the_disk_is_asked_where_the_run_will_be(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_grpo, "run_training", lambda *_: 0)
+    asked = []
+
+    def disk_usage(path: Path) -> Usage:
+        asked.append(Path(path))
+        return Usage(10**12, 0, 10**12)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    assert case.run() == 0
+    assert asked == [case.folder]  # the nearest folder that is there
+
+
+class TestFolderOfAnotherRun:
+    @pytest.fixture
+    def used(self, case: Case) -> Case:
+        assert case.run() == 0
+        return case
+
+    def test_other_settings(self, used: Case) -> None:
+        for setting, value in (("learning_rate", "0.5"), ("seed", "7"), ("prompt_style", "think")):
+            [line] = used.errors(f"--{setting}", value)
+            assert f"{used.output}: is the folder of another run: {setting} was " in line and "--overwrite" in line
+
+    def test_other_data(self, used: Case) -> None:
+        used.records.pop()
+        [line] = used.errors()
+        assert f"the folder of another run: the content of {used.data} has changed" in line
+
+    def test_checkpoints_of_unknown_origin(self, used: Case) -> None:
+        (used.output / "config.resolved.yaml").unlink()
+        [line] = used.errors()
+        assert "holds checkpoints but no config.resolved.yaml" in line
+
+    def test_overwrite_does_not_delete_before_everything_is_checked(self, used: Case) -> None:
+        remove_clip(used)
+        used.errors("--overwrite", "true", "--seed", "7")
+
+    def test_overwrite_starts_anew(self, used: Case) -> None:
+        """By SFT: without a right answer among its completions GRPO learns nothing in one step."""
+        before = snapshot(used.output)
+        assert used.run("--overwrite", "true", "--seed", "7", "--learning_rate", "0.01", name="audio sft") == 0
+        after = snapshot(used.output)
+        assert before is not None and after is not None
+        for name in ("final/model.safetensors", "checkpoint-1/model.safetensors", "config.resolved.yaml"):
+            assert after[name] != before[name]
+        assert json.loads(after["run.json"])["seed"] == 7
+
+    def test_another_method_is_another_run(
+        self, start: Start, refusal: Refusal, text_set: Path, tmp_path: Path
+    ) -> None:
+        assert start("dpo", tmp_path / "run", "--max_steps", "1") == 0
+        more: list[Any] = ["--train_file", text_set / "pairs_held_out.jsonl"]
+        for name, other in (("dpo", ["--beta", "0.7"]), ("dpo", more), ("reward_model", []), ("sft", [])):
+            [line] = refusal(name, "--max_steps", "1", *other)
+            assert f"{tmp_path / 'run'}: is the folder of another run" in line
+        assert start("dpo", tmp_path / "run", "--max_steps", "1", "--beta", "0.7", "--overwrite", "true") == 0
+
+    def test_models_and_rubric_that_have_changed(
+        self, start: Start, refusal: Refusal, policy: Path, reward_model: Path, tmp_path: Path
+    ) -> None:
+        """A resume would go on with another reference, reward model or rubric than it began with."""
+        model = Path(shutil.copytree(policy, tmp_path / "start"))
+        rewarding = Path(shutil.copytree(reward_model, tmp_path / "reward"))
+        rubric = tmp_path / "rubric.yaml"
+        rubric.write_text("parts: {a: {weight: 1.0, required: [fog]}}\n", encoding="utf-8")
+        more = ["--max_steps", "1", "--model_name_or_path", str(model), "--reward_funcs", "reward_model", "persona"]
+        more += ["--reward_model_name_or_path", str(rewarding), "--persona_rubric", str(rubric)]
+        assert start("grpo", tmp_path / "run", *more) == 0
+        for changed in (model / "model.safetensors", rewarding / "model.safetensors", rubric):
+            before = changed.read_bytes()
+            # the last bits of one weight, or another word
+            other = before[:-1] + bytes([before[-1] ^ 1])
+            changed.write_bytes(before.replace(b"fog", b"tide") if changed == rubric else other)
+            [line] = refusal("grpo", *more)
+            named = changed if changed == rubric else changed.parent
+            assert f"is the folder of another run: the content of {named} has changed" in line
+            changed.write_bytes(before)
+        assert start("grpo", tmp_path / "run", *more) == 0
