@@ -1,7 +1,6 @@
 """`data_prep.mmau`: the published files, every form the clips come in, archives nobody should trust, and evaluation."""
 
 import json
-import os
 import random
 import tarfile
 import unicodedata
@@ -19,7 +18,7 @@ from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.mmau_versions import MMAU_QUESTIONS, questions_digest, version_of
 from r1_aqa_repro.data.questions import read_questions
 from tests.conftest import SHARED_MMAU
-from tests.data_prep.conftest import read_lines, report_of, signal, special, write_tar
+from tests.data_prep.conftest import read_lines, report_of, result, special, wav, write_json, write_tar
 
 PUBLISHED = {"original": "mmau-test-mini.2025-03-25.json", "v05.15.25": "mmau-test-mini.v05.15.25.json"}
 DUPLICATES = {"original": 20, "v05.15.25": 27}
@@ -111,33 +110,42 @@ def mmau_record(index, **changed):
     }
 
 
-@pytest.fixture
-def records():
-    return [mmau_record(index) for index in range(6)]
+class World:
+    """Six questions, their clips below `clips` (and one that no question has), and what is prepared from them."""
+
+    def __init__(self, folder):
+        self.folder, self.out, self.clips = folder, folder / "out", folder / "clips"
+        self.records = [mmau_record(index) for index in range(6)]
+        for index, name in enumerate([*(record["id"] for record in self.records), "of-no-question"]):
+            wav(self.clips / "test-mini-audios" / f"{name}.wav", 0.4 + 0.2 * index, seed=index)
+
+    @property
+    def questions(self):
+        return write_json(self.folder / "mmau.json", self.records)
+
+    def run(self, *audio):
+        """The exit code with these sources of audio."""
+        return prepare(self.out, "--questions", self.questions, *(["--audio", *audio] if audio else []))
+
+    def clip(self, index):
+        return self.clips / self.records[index]["audio_id"]
+
+    @property
+    def lines(self):
+        return read_lines(self.out / "manifest.jsonl")
+
+    @property
+    def report(self):
+        return report_of(self.out)
+
+    @property
+    def result(self):
+        return (self.out / "manifest.jsonl").read_bytes(), result(self.out)[1]
 
 
 @pytest.fixture
-def question_file(tmp_path, records):
-    return write_json_list(tmp_path / "mmau.json", records)
-
-
-def write_json_list(path, records):
-    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def clips(tmp_path, records):
-    """The folder that holds test-mini-audios, with clips of different lengths, and one that no question has."""
-    folder = tmp_path / "clips" / "test-mini-audios"
-    folder.mkdir(parents=True)
-    for index, name in enumerate([*(record["id"] for record in records), "of-no-question"]):
-        soundfile.write(folder / f"{name}.wav", signal(16_000, 0.4 + 0.2 * index, seed=index), 16_000)
-    return folder.parent
-
-
-def wav_files(clips):
-    return [(f"./test-mini-audios/{path.name}", path.read_bytes()) for path in sorted(clips.glob("*/*.wav"))]
+def world(tmp_path):
+    return World(tmp_path)
 
 
 def hugging_face_rows(records, clips):
@@ -166,51 +174,42 @@ def write_parquet(path, rows):
     return path
 
 
-def prepared(out):
-    clips = {path.name: path.read_bytes() for path in sorted((out / "audio").iterdir())}
-    return (out / "manifest.jsonl").read_bytes(), clips
-
-
-@pytest.fixture
-def expected(tmp_path, question_file, clips):
-    """What comes of a folder whose paths are those of the questions."""
-    assert prepare(tmp_path / "expected", "--questions", question_file, "--audio", clips) == 0
-    manifest, audio = prepared(tmp_path / "expected")
-    assert len(audio) == 6
-    return manifest, audio
-
-
 @pytest.mark.parametrize("form", ["flat", "tar", "tar.gz", "tgz", "tar.xz", "macOS", "parquet", "parts", "embedded"])
-def test_every_form_of_audio_gives_the_same(tmp_path, question_file, clips, records, expected, form):
-    files = wav_files(clips)
+def test_every_form_of_audio_gives_the_same(world, form):
+    assert world.run(world.clips) == 0  # in a folder whose paths are those of the questions
+    expected = world.result
+    assert len(expected[1]) == 6
+    folder = world.clips / "test-mini-audios"
+    files = [(f"./test-mini-audios/{path.name}", path.read_bytes()) for path in sorted(folder.iterdir())]
     if form == "flat":
-        audio = [clips / "test-mini-audios"]
+        audio = [folder]
     elif form in ("parquet", "embedded"):
-        rows = hugging_face_rows(records, clips)
-        audio = [write_parquet(tmp_path / "rows.parquet", rows if form == "embedded" else rows[::-1])]
+        rows = hugging_face_rows(world.records, world.clips)
+        audio = [write_parquet(world.folder / "rows.parquet", rows if form == "embedded" else rows[::-1])]
     elif form == "macOS":
         apart = [(unicodedata.normalize("NFD", name), data) for name, data in files]
         assert apart != files
-        audio = [write_tar(tmp_path / "clips.tar", [*apart, ("test-mini-audios/._x.wav", b"")])]
+        audio = [write_tar(world.folder / "clips.tar", [*apart, ("test-mini-audios/._x.wav", b"")])]
     elif form == "parts":
-        audio = [write_tar(tmp_path / "1.tar", files[:3]), write_tar(tmp_path / "2.tar", files[3:], "gz")]
+        audio = [write_tar(world.folder / "1.tar", files[:3]), write_tar(world.folder / "2.tar", files[3:], "gz")]
     else:
-        audio = [write_tar(tmp_path / f"clips.{form}", files, {"tar": "", "tar.xz": "xz"}.get(form, "gz"))]
-    out = tmp_path / "out"
-    arguments = ["--questions", *audio] if form == "embedded" else ["--questions", question_file, "--audio", *audio]
-    assert prepare(out, *arguments) == 0
-    assert prepared(out) == expected
-    assert {path.name for path in out.iterdir() if not path.name.startswith(".journal")} == {
-        "audio", "manifest.jsonl", "prep_report.json", "prep_settings.json", "source.jsonl"
-    }  # fmt: skip
-    first = read_lines(out / "source.jsonl")[0]
+        audio = [write_tar(world.folder / f"clips.{form}", files, {"tar": "", "tar.xz": "xz"}.get(form, "gz"))]
+    world.out = world.folder / "again"
+    for _ in range(2):
+        if form == "embedded":
+            assert prepare(world.out, "--questions", *audio) == 0
+        else:
+            assert world.run(*audio) == 0
+        assert world.result == expected
+        assert {path.name for path in world.out.iterdir() if not path.name.startswith(".journal")} == {
+            "audio", "manifest.jsonl", "prep_report.json", "prep_settings.json", "source.jsonl"
+        }  # fmt: skip
+    assert world.report["clips_decoded"] == 0  # all there already, though unpacked anew
+    first = read_lines(world.out / "source.jsonl")[0]
     if form == "embedded":  # the raw choices, without the audio
         assert first["choices"][0] == "(A) Man" and "bytes" not in first["context"]
     else:
-        assert first == records[0]
-    assert prepare(out, *arguments) == 0
-    assert report_of(out)["clips_decoded"] == 0  # all there already, though unpacked anew
-    assert prepared(out) == expected
+        assert first == world.records[0]
 
 
 def test_hugging_face_layout_keeps_the_version(tmp_path):
@@ -248,133 +247,114 @@ def test_letters_before_choices(choices, answer, clean, meant):
     assert _without_letters(tuple(choices), answer) == (tuple(clean), meant)
 
 
-def test_a_question_without_a_usable_clip_stays(tmp_path, question_file, clips, records, expected, capsys):
-    paths = [clips / record["audio_id"] for record in records]
-    paths[1].unlink()
-    paths[2].write_bytes(b"no audio")
-    soundfile.write(paths[3], np.zeros(16_000), 16_000)
-    out = tmp_path / "out"
-    assert prepare(out, "--questions", question_file, "--audio", clips) == 3
-    lines = read_lines(out / "manifest.jsonl")
-    whole = [json.loads(line) for line in expected[0].decode().splitlines()]
-    for index, (line, before) in enumerate(zip(lines, whole, strict=True)):
+def test_a_question_without_a_usable_clip_stays(world, capsys):
+    assert world.run(world.clips) == 0
+    whole = world.lines
+    world.clip(1).unlink()
+    world.clip(2).write_bytes(b"no audio")
+    soundfile.write(world.clip(3), np.zeros(16_000), 16_000)
+    world.out = world.folder / "again"
+    assert world.run(world.clips) == 3
+    for index, (line, before) in enumerate(zip(world.lines, whole, strict=True)):
         flags = {1: ["missing_audio"], 2: ["undecodable"], 3: ["undecodable"]}.get(index)
         assert line.pop("flags", None) == flags
         name = before["audio_path"].removeprefix("audio/")
         assert line["audio_path"] == (f"audio/missing/{name}" if flags else before["audio_path"])
         assert {**line, "audio_path": ""} == {**before, "audio_path": ""}
-    report = report_of(out)
-    ids = [record["id"] for record in records]
+    report, ids = world.report, [record["id"] for record in world.records]
     assert (report["kept"], report["dropped"]) == (6, {})
     assert report["flagged"] == {"missing_audio": [ids[1]], "undecodable": [ids[2], ids[3]]}
-    assert {reason: len(details) for reason, details in report["details"].items()} == {
-        "missing": 1,
-        "undecodable": 1,
-        "silent": 1,
-    }
+    numbers = {reason: len(details) for reason, details in report["details"].items()}
+    assert numbers == {"missing": 1, "undecodable": 1, "silent": 1}
     assert "kept without audio, missing: 1" in capsys.readouterr().err
 
 
-def test_another_archive_of_the_same_place_is_unpacked_anew(tmp_path, question_file, clips, monkeypatch):
+def test_another_archive_of_the_same_place_is_unpacked_anew(world, monkeypatch):
     """An interrupted run leaves what it unpacked: only the same archive's may be taken again."""
-    archive, out = tmp_path / "clips.tar", tmp_path / "out"
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    write_tar(archive, wav_files(clips))
+    files = [(path.name, path.read_bytes()) for path in map(world.clip, range(6))]
+    archive = write_tar(world.folder / "clips.tar", files)
     with monkeypatch.context() as patch:
         patch.setattr("data_prep.mmau.MediaIndex", interrupt)  # it is looked through after the unpacking
-        assert prepare(out, "--questions", question_file, "--audio", archive) == 130
-    assert len(list(out.rglob("*.wav"))) == 6
-    write_tar(archive, wav_files(clips)[:2])
-    assert prepare(out, "--questions", question_file, "--audio", archive) == 3
-    assert len(report_of(out)["flagged"]["missing_audio"]) == 4
+        assert world.run(archive) == 130
+    assert len(list(world.out.rglob("*.wav"))) == 6
+    write_tar(archive, files[:2])
+    assert world.run(archive) == 3
+    assert len(world.report["flagged"]["missing_audio"]) == 4
 
 
 @pytest.mark.parametrize("absolute", [True, False])
-def test_a_flagged_question_points_at_nothing(tmp_path, records, clips, absolute):
+def test_a_flagged_question_points_at_nothing(world, absolute):
     """Wherever its `audio_id` leads, no evaluation may find there what the preparation could not use."""
-    broken = tmp_path / "out" / "broken.wav"
+    clip, broken = world.clip(2), world.out / "broken.wav"
     broken.parent.mkdir()
     broken.write_bytes(b"no audio")
-    records[2]["audio_id"] = str(broken) if absolute else "broken.wav"
-    question_file = write_json_list(tmp_path / "mmau.json", records)
-    assert prepare(tmp_path / "out", "--questions", question_file, "--audio", clips / "test-mini-audios") == 0
-    (clips / "test-mini-audios" / f"{records[2]['id']}.wav").unlink()
-    assert prepare(tmp_path / "out", "--questions", question_file, "--audio", clips / "test-mini-audios") == 3
+    world.records[2]["audio_id"] = str(broken) if absolute else "broken.wav"
+    assert world.run(clip.parent) == 0
+    clip.unlink()
+    assert world.run(clip.parent) == 3
     assert broken.is_file()
-    assert read_lines(tmp_path / "out" / "manifest.jsonl")[2]["audio_path"] == "audio/missing/broken.flac"
+    assert world.lines[2]["audio_path"] == "audio/missing/broken.flac"
 
 
-def test_an_audio_id_that_can_be_no_file(tmp_path, records, clips):
-    """Too long or no valid Unicode: looked for by the question's id; without audio, what cannot be written is bad."""
-    for record, audio_id in zip(records, ("x" * 300 + ".wav", "half \ud800.wav"), strict=False):
-        record["audio_id"] = audio_id
-    question_file = tmp_path / "mmau.json"
-    question_file.write_text(json.dumps(records), encoding="utf-8")
-    assert prepare(tmp_path / "out", "--questions", question_file, "--audio", clips) == 0
-    for record in records[:2]:
-        os.remove(clips / "test-mini-audios" / f"{record['id']}.wav")
-    assert prepare(tmp_path / "out", "--questions", question_file, "--audio", clips) == 3
-    assert report_of(tmp_path / "out")["flagged"] == {"missing_audio": [record["id"] for record in records[:2]]}
-    assert prepare(tmp_path / "none", "--questions", question_file) == 3
-    assert report_of(tmp_path / "none")["dropped"] == {"bad record": [records[1]["id"]]}
+def test_an_audio_id_that_can_be_no_file_leaves_the_id_to_look_for(world):
+    """Too long or no valid Unicode; without audio, what cannot be written is bad."""
+    clips = [world.clip(0), world.clip(1)]
+    world.records[0]["audio_id"], world.records[1]["audio_id"] = "x" * 300 + ".wav", "half \ud800.wav"
+    ids = [record["id"] for record in world.records[:2]]
+    assert world.run(world.clips) == 0
+    for clip in clips:
+        clip.unlink()
+    assert world.run(world.clips) == 3
+    assert world.report["flagged"] == {"missing_audio": ids}
+    world.out = world.folder / "none"
+    assert world.run() == 3
+    assert world.report["dropped"] == {"bad record": ids[1:]}
 
 
 @pytest.mark.parametrize("form", ["folder", "tar", "only one"])
-def test_clips_of_one_name_in_two_folders(tmp_path, records, form):
-    lengths = {"t/x": 0.5, "s/x": 0.8}
-    for record, name in zip(records, (*lengths, "t/x"), strict=False):
-        record["audio_id"] = f"./{name}.wav"
-    for name, seconds in lengths.items():
-        path = tmp_path / "clips" / f"{name}.wav"
-        path.parent.mkdir(parents=True)
-        soundfile.write(path, signal(16_000, seconds), 16_000)
-    question_file = write_json_list(tmp_path / "mmau.json", records[:3])
-    audio = tmp_path / "clips"
+def test_clips_of_one_name_in_two_folders_are_told_apart_by_their_paths(world, form):
+    world.records = [mmau_record(n, audio_id=f"./{name}.wav") for n, name in enumerate(("t/x", "s/x", "t/x"))]
+    audio = world.folder / "two"
+    files = [wav(audio / f"{name}.wav", seconds) for name, seconds in (("t/x", 0.5), ("s/x", 0.8))]
     if form != "folder":
-        kept = sorted(audio.glob("?/*.wav"), reverse=True)[: 1 if form == "only one" else 2]
-        audio = write_tar(
-            tmp_path / "clips.tar", [(f"all/{path.relative_to(audio)}", path.read_bytes()) for path in kept]
-        )
-    out = tmp_path / "out"
-    assert prepare(out, "--questions", question_file, "--audio", audio) == (3 if form == "only one" else 0)
-    found = [out / line["audio_path"] for line in read_lines(out / "manifest.jsonl")]
-    heard = [soundfile.info(path).duration if path.is_file() else None for path in found]
-    assert heard == [0.5, None if form == "only one" else 0.8, 0.5]
+        kept = files[: 1 if form == "only one" else 2]
+        members = [(f"all/{path.relative_to(audio)}", path.read_bytes()) for path in kept]
+        audio = write_tar(world.folder / "clips.tar", members)
+    assert world.run(audio) == (3 if form == "only one" else 0)
+    found = [world.out / line["audio_path"] for line in world.lines]
+    seconds = [soundfile.info(path).duration if path.is_file() else None for path in found]
+    assert seconds == [0.5, None if form == "only one" else 0.8, 0.5]
 
 
-def test_an_evaluation_starts_from_it(tmp_path, question_file, clips, records, model_folder, monkeypatch):
+def test_an_evaluation_starts_from_it(world, model_folder, monkeypatch):
     """On the manifest as on the published JSON; a lost clip counts as wrong and stays in the denominator."""
-    (clips / records[4]["audio_id"]).unlink()
-    digest = questions_digest((one["id"], one["question"], one["choices"], one["answer"]) for one in records)
+    world.clip(4).unlink()
+    digest = questions_digest((one["id"], one["question"], one["choices"], one["answer"]) for one in world.records)
     monkeypatch.setitem(MMAU_QUESTIONS, digest, "original")
-    out = tmp_path / "out"
-    assert prepare(out, "--questions", question_file, "--audio", clips) == 3
+    assert world.run(world.clips) == 3
     found = []
-    for name, data in (("json", [question_file, "--audio-dir", clips]), ("manifest", [out / "manifest.jsonl"])):
-        arguments = ["--ckpt", model_folder, "--data", *data, "--out", tmp_path / name, "--max-new-tokens", 6]
-        assert eval.mmau.main(list(map(str, [*arguments, "--device", "cpu"]))) == 3
-        scores = json.loads((tmp_path / name / "scores.json").read_text(encoding="utf-8"))
-        completions = [one["completion"] for one in read_lines(tmp_path / name / "predictions.jsonl")]
-        found.append((scores.pop("version"), scores, completions))
-    (json_version, *of_json), (manifest_version, *of_manifest) = found
-    assert of_json == of_manifest
-    assert (json_version, manifest_version) == ("original", "original")
-    assert (of_manifest[0]["n"], of_manifest[0]["missing"], of_manifest[0]["no_audio"]) == (6, 1, [records[4]["id"]])
+    for data in ([world.questions, "--audio-dir", world.clips], [world.out / "manifest.jsonl"]):
+        out = world.folder / data[0].stem
+        arguments = ["--ckpt", model_folder, "--data", *data, "--out", out, "--max-new-tokens", 6, "--device", "cpu"]
+        assert eval.mmau.main(list(map(str, arguments))) == 3
+        scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+        found.append((scores, [one["completion"] for one in read_lines(out / "predictions.jsonl")]))
+    assert found[0] == found[1]
+    facts = [found[0][0][key] for key in ("version", "n", "missing", "no_audio")]
+    assert facts == ["original", 6, 1, [world.records[4]["id"]]]
 
 
-def test_withheld_answers(tmp_path, records):
-    for index, record in enumerate(records):
-        record["split"] = "test"
+def test_withheld_answers_are_absent_from_the_manifest(world):
+    for index, record in enumerate(world.records):
+        record["split"], record["answer"] = "test", ""
         if index % 2:
             del record["answer"]
-        else:
-            record["answer"] = ""
-    question_file = write_json_list(tmp_path / "mmau-test.json", records)
-    assert prepare(tmp_path / "out", "--questions", question_file) == 0
-    read = read_questions(tmp_path / "out" / "manifest.jsonl")
+    assert world.run() == 0
+    read = read_questions(world.out / "manifest.jsonl")
     assert not read.problems and len(read.records) == 6
     assert all(question.answer is None and question.split == "test" for question in read.records)
 
@@ -392,23 +372,21 @@ def test_withheld_answers(tmp_path, records):
         ({"question": "half \ud800"}, "no valid Unicode"),
     ],
 )
-def test_a_bad_record_is_dropped_and_named(tmp_path, records, capsys, changed, named):
-    records[2].update(changed)
-    question_file = tmp_path / "mmau.json"
-    question_file.write_text(json.dumps(records), encoding="utf-8")
-    assert prepare(tmp_path / "out", "--questions", question_file) == 3
-    report = report_of(tmp_path / "out")
+def test_a_bad_record_is_dropped_and_named(world, capsys, changed, named):
+    world.records[2].update(changed)
+    assert world.run() == 3
+    report = world.report
     assert report["kept"] == 5 and [len(ids) for ids in report["dropped"].values()] == [1]
     assert named in report["details"]["bad record"][0]
     assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b'[{"id": "a"', b"PAR1 and no more"])
-def test_a_file_that_is_broken_as_a_whole_is_refused(tmp_path, question_file, capsys, content):
-    broken = tmp_path / "broken"
+def test_a_file_that_is_broken_as_a_whole_is_refused(world, capsys, content):
+    broken = world.folder / "broken"
     broken.write_bytes(content)
-    assert prepare(tmp_path / "a", "--questions", broken) == 2
-    assert prepare(tmp_path / "b", "--questions", question_file, "--audio", broken) == 2
+    assert prepare(world.out, "--questions", broken) == 2
+    assert world.run(broken) == 2
     assert capsys.readouterr().err.count(f"error: {broken}:") == 2
 
 
@@ -427,21 +405,21 @@ UNSAFE = {
 
 
 @pytest.mark.parametrize("unsafe", UNSAFE)
-def test_an_archive_that_cannot_be_trusted(tmp_path, question_file, capsys, unsafe):
+def test_an_archive_that_cannot_be_trusted_is_refused_and_leaves_nothing(world, capsys, unsafe):
     entry, named = UNSAFE[unsafe]
-    archive = write_tar(tmp_path / "evil.tar", [GOOD, entry])
-    out = tmp_path / "data" / "out"
-    assert prepare(out, "--questions", question_file, "--audio", archive) == 2
+    archive = write_tar(world.folder / "evil.tar", [GOOD, entry])
+    world.out = world.folder / "data" / "out"
+    assert world.run(archive) == 2
     error = capsys.readouterr().err
     assert named in error and str(archive) in error
-    assert not (out / "manifest.jsonl").exists() and not list(out.rglob("*.wav"))
-    assert {path.name for path in tmp_path.iterdir()} == {"evil.tar", "mmau.json", "data"}
+    assert not (world.out / "manifest.jsonl").exists() and not list(world.out.rglob("*.wav"))
+    assert {path.name for path in world.folder.iterdir()} == {"evil.tar", "mmau.json", "data", "clips"}
 
 
-def test_what_is_not_there_is_refused_at_once(tmp_path, question_file, capsys):
-    (tmp_path / "notes.txt").write_text("no archive", encoding="utf-8")
-    audio = [tmp_path / "notes.txt", tmp_path / "absent"]
-    assert prepare(tmp_path / "out", "--questions", tmp_path / "no.json", "--audio", *audio) == 2
+def test_what_is_not_there_is_refused_at_once(world, capsys):
+    (world.folder / "notes.txt").write_text("no archive", encoding="utf-8")
+    audio = [world.folder / "notes.txt", world.folder / "absent"]
+    assert prepare(world.out, "--questions", world.folder / "no.json", "--audio", *audio) == 2
     error = capsys.readouterr().err
     assert all(name in error for name in ("no.json", "notes.txt", "absent"))
-    assert not (tmp_path / "out").exists()
+    assert not world.out.exists()
