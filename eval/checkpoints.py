@@ -13,22 +13,10 @@ from r1_aqa_repro.model.files import MODEL_FILES, adapter_base
 
 # of a generation_config.json: what decides which token comes next; lengths and special tokens are not left to it
 _DECODING = (
-    "do_sample",
-    "temperature",
-    "top_h",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "bad_words_ids",
-    "sequence_bias",
-    "suppress_tokens",
+    "do_sample", "temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "suppress_tokens",
     "begin_suppress_tokens",
-)
+)  # fmt: skip
 _DEFAULT_TOP_K = 50  # transformers' own, where a checkpoint that samples names none
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.predictions import PREDICTIONS, SETTINGS, Prediction, by_question, recorded_clips
 from eval.scores import Predictions, score, surviving, unscored, verdicts_of_question
+from r1_aqa_repro.common.claim import differences
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
@@ -105,8 +106,8 @@ def scores_without_audio(folder: Path, settings: Mapping[str, Any]) -> dict[str,
     return dict(json.loads((beside / "scores.json").read_text(encoding="utf-8")))
 
 
-def is_complete(folder: Path, settings: Mapping[str, Any] | None = None) -> bool:
-    """Whether an evaluation, with these settings, has all of its answers, and its scores are of all of them."""
+def is_complete(folder: Path, settings: Mapping[str, Any] | None = None, ignored: Collection[str] = ()) -> bool:
+    """Whether an evaluation, with these settings but for those ignored, has all answers, and its scores are of all."""
     try:
         made = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
         scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
@@ -115,4 +116,4 @@ def is_complete(folder: Path, settings: Mapping[str, Any] | None = None) -> bool
         all_scored = scores["missing_ids"] == scores["no_audio"]
     except (OSError, ValueError, KeyError):
         return False
-    return all_there and all_scored and settings in (None, made)
+    return all_there and all_scored and (settings is None or not differences(made, settings, ignored))

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import soundfile
 
 from r1_aqa_repro.data.questions import AudioQuestion
 
+T = TypeVar("T")
 Key = tuple[str, int]  # the id of a question and the number of a repeat: what one prediction is of
 
 
@@ -72,6 +74,16 @@ def batches(prompts: Sequence[AudioPrompt], size: int) -> list[list[AudioPrompt]
     seconds = {path: _seconds(path) for path in {one.question.audio_path for one in prompts}}
     in_order = sorted(prompts, key=lambda one: -seconds[one.question.audio_path])  # stable: otherwise as they were
     return [in_order[start : start + size] for start in range(0, len(in_order), size)]
+
+
+def share_of(batches: Sequence[T], rank: int, count: int, in_step: bool) -> list[T]:
+    """What process `rank` of `count` generates; `in_step` all of them generate equally often.
+
+    As they must if each holds a part of the model (ZeRO-3): who has no batch left in the last round repeats one.
+    """
+    if not in_step:
+        return list(batches[rank::count])
+    return [batches[(first + rank) % len(batches)] for first in range(0, len(batches), count)]
 
 
 def _seconds(path: Path) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from r1_aqa_repro.common.errors import Failed, Problem, Refused
+from r1_aqa_repro.common.distributed import end_distributed, num_processes, rank
+from r1_aqa_repro.common.errors import Failed, Refused
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)  # until another process is taken for lost: one may have far longer clips than the others
@@ -19,8 +19,8 @@ _PATIENCE = timedelta(days=7)  # until another process is taken for lost: one ma
 class Processes:
     """This process among those that share the work; alone unless told otherwise.
 
-    They exchange a few small values through gloo, on CPUs and GPUs alike. What ends one with an error that the main
-    process has to report ends all.
+    They exchange a few small values through their process group. What ends one with an error that the main process has
+    to report ends all.
     """
 
     rank: int = 0
@@ -61,40 +61,39 @@ class Processes:
             return [work()]
         import torch.distributed
 
-        result, refused, failed = None, None, None
+        result, raised = None, None
         try:
             result = work()
-        except Refused as refusal:
-            refused = refusal.problems
-        except Failed as failure:
-            failed = str(failure)
+        except (Refused, Failed) as error:
+            # neither can be pickled as it is: what they are made of can
+            raised = error.problems if isinstance(error, Refused) else str(error)
         reports: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(reports, (result if share else None, refused, failed))
-        for _, problems, message in reports:
-            _raise_again(problems, message)
+        torch.distributed.all_gather_object(reports, (result if share else None, raised))
+        for _, wrong in reports:
+            if wrong is not None:
+                raise Failed(wrong) if isinstance(wrong, str) else Refused(wrong)
         return [report[0] if share else result for report in reports]
 
 
-def _raise_again(problems: list[Problem] | None, message: str | None) -> None:
-    if problems is not None:
-        raise Refused(problems)
-    if message is not None:
-        raise Failed(message)
+ALONE = Processes()
+
+
+def of_this_run() -> Processes:
+    """The processes that torchrun started together with this one, whose process group is open."""
+    return Processes(rank(), num_processes())
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun started together with this one."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield Processes()
+    """Those of this run, in a process group of their own while the context lasts: gloo, on CPUs and GPUs alike."""
+    processes = of_this_run()
+    if processes.count == 1:
+        yield processes
         return
     import torch.distributed
 
-    from r1_aqa_repro.common.distributed import end_distributed
-
     torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        yield Processes(int(os.environ["RANK"]), count)
+        yield processes
     finally:
         end_distributed()

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
             processing_class=processor,
             prompt_style=data.prompt_style,
             audio_channel=data.audio_channel,
-            evaluator=HarnessEvaluator.of(data, training, processor) if training.eval_file else None,
+            evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
             peft_config=get_peft_config(model_config),
         )
 

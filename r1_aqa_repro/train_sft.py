@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
             processing_class=processor,
             prompt_style=data.prompt_style,
             audio_channel=data.audio_channel,
-            evaluator=HarnessEvaluator.of(data, training, processor) if training.eval_file else None,
+            evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
         )
 
     return run_training(build_trainer, training, "sft")

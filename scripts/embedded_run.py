@@ -21,8 +21,9 @@ sys.path.insert(0, str(ROOT))  # the project also without an installation
 
 from rich.table import Table
 
-from eval.run import EvalSettings, evaluate
+from eval.run import evaluate
 from eval.scores import read_verdicts
+from eval.settings import EvalSettings
 from eval.targets import EMBEDDED_HEADING
 from r1_aqa_repro import train_grpo, train_sft
 from r1_aqa_repro.common.console import Options, say

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -15,18 +12,7 @@ from eval.evaluation import Evaluation
 from eval.matcher import verdicts
 from eval.report.rendering import render, shared_values
 from eval.scores import choices_as_asked
-
-# what settings.json records of an evaluation that a person chose, as options of `eval.mmau`
-_OPTIONS = (
-    "prompt_style",
-    "decoding",
-    "repeats",
-    "permute_choices",
-    "batch_size",
-    "max_new_tokens",
-    "audio_channel",
-    "dtype",
-)
+from eval.settings import repeating_command
 
 
 def markdown_report(evaluation: Evaluation) -> str:
@@ -66,22 +52,6 @@ def _disagreements(evaluation: Evaluation) -> list[tuple[str, str, str, dict[str
     return found
 
 
-def repeating_command(settings: Mapping[str, Any], paths: Mapping[str, str]) -> str:
-    """The command line that makes the same predictions, or scores the same ones; empty for a model in training."""
-    is_scoring = "predictions" in paths
-    if "training_step" in settings and not is_scoring:
-        return ""
-    where = {name: path for name, path in paths.items() if not is_scoring or name not in ("checkpoint", "adapter")}
-    options = ("prompt_style",) if is_scoring else _OPTIONS
-    given: dict[str, Any] = {"ckpt" if name == "checkpoint" else name: path for name, path in where.items()}
-    given |= {"limit": settings.get("questions")} | {name: settings.get(name) for name in options}
-    command = ["python", "-m", "eval.mmau"]
-    for name, value in given.items():
-        command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-    silent = settings.get("no_audio") and not is_scoring
-    return shlex.join([*command, *(["--no-audio"] if silent else [])])
-
-
 def print_report(path: str | os.PathLike[str]) -> None:
     """Show a report.md on the terminal, its long lists of ids cut, followed by where it is."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -92,9 +62,3 @@ def print_report(path: str | os.PathLike[str]) -> None:
 def print_markdown(text: str) -> None:
     """Show Markdown on the terminal."""
     Console().print(Markdown(text))
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """A Markdown table: the first columns, `texts` of them, on the left, figures on the right."""
-    alignment = ["---"] * texts + ["---:"] * (len(header) - texts)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, alignment, *rows))

@@ -1,4 +1,4 @@
-"""A tiny checkpoint with random weights and a few questions with clips."""
+"""A tiny checkpoint with random weights, a few questions with clips, and the command on both."""
 
 import json
 import shutil
@@ -8,12 +8,16 @@ import pytest
 import soundfile
 import torch
 
+import eval.generation
+from eval.mmau import main
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 from r1_aqa_repro.embedded.question_set import make_question
 from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
 from r1_aqa_repro.model.loading import load_model
 
 NUM_QUESTIONS = 12
+# the repetition penalty makes a completion depend on what the batch is padded with, unless that is taken care of
+OWN = {"do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.95, "repetition_penalty": 1.3}
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +31,7 @@ def made_once(tmp_path_factory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, clip, SAMPLING_RATE)
         records.append({**record, "audio_path": f"audio/{path.name}"})
-    manifest = folder / "held_out" / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_lines(folder / "held_out" / "manifest.jsonl", records)
     texts = [" ".join([record["question"], *record["choices"]]) for record in records]
     build_tiny_qwen2_audio(folder / "model", texts=texts, seed=0, geometry=TEST)
     _make_attentive(folder / "model")
@@ -45,13 +48,104 @@ def _make_attentive(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+@pytest.fixture(scope="session")
+def model(made_once) -> Path:
+    """The tiny checkpoint itself: copy before changing."""
+    return made_once / "model"
+
+
+@pytest.fixture(scope="session")
+def data(made_once) -> Path:
+    """The manifest of the question set itself: copy before changing."""
+    return made_once / "held_out" / "manifest.jsonl"
+
+
+@pytest.fixture(scope="session")
+def sampling(model, tmp_path_factory) -> Path:
+    """A checkpoint whose generation config samples."""
+    folder = Path(shutil.copytree(model, tmp_path_factory.mktemp("sampling") / "model"))
+    set_own_decoding(folder, **OWN)
+    return folder
+
+
 @pytest.fixture
-def checkpoint(made_once, tmp_path) -> Path:
+def checkpoint(model, tmp_path) -> Path:
     """A copy of the tiny checkpoint."""
-    return Path(shutil.copytree(made_once / "model", tmp_path / "run" / "checkpoint-1"))
+    return Path(shutil.copytree(model, tmp_path / "run" / "checkpoint-1"))
 
 
 @pytest.fixture
-def manifest(made_once, tmp_path) -> Path:
+def manifest(data, tmp_path) -> Path:
     """A copy of the question set's manifest, with its clips beside it."""
-    return Path(shutil.copytree(made_once / "held_out", tmp_path / "held_out")) / "manifest.jsonl"
+    return Path(shutil.copytree(data.parent, tmp_path / "held_out")) / "manifest.jsonl"
+
+
+@pytest.fixture(scope="session")
+def whole(model, data, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted evaluation: copy before changing."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert evaluate(model, data, out) == 0
+    return out
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The ids that are put to the model, in their order."""
+    seen = []
+    answer = eval.generation.Generator.answer
+
+    def noting(self, prompts, warn):
+        seen.extend(one.question.id for one in prompts)
+        return answer(self, prompts, warn)
+
+    monkeypatch.setattr(eval.generation.Generator, "answer", noting)
+    return seen
+
+
+def arguments_of(checkpoint, data, out, *more):
+    """Options of the command; what comes later counts."""
+    given = ["--ckpt", checkpoint, "--data", data, "--out", out, "--batch-size", 5, "--max-new-tokens", 6]
+    return list(map(str, [*given, "--device", "cpu", *more]))
+
+
+def evaluate(checkpoint, data, out, *more):
+    """The exit code of the command."""
+    return main(arguments_of(checkpoint, data, out, *more))
+
+
+def set_own_decoding(checkpoint, **own):
+    path = checkpoint / "generation_config.json"
+    path.write_text(json.dumps(read_json(path) | own), encoding="utf-8")
+
+
+def flip_a_bit(checkpoint):
+    weights = checkpoint / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def completions(out):
+    """By question and repeat."""
+    return {(one["id"], one["repeat"]): one["completion"] for one in read_lines(out / "predictions.jsonl")}
+
+
+def cut(out, share):
+    """Leave a copy's first so much (0-1) of the predictions, as an interruption would."""
+    content = (out / "predictions.jsonl").read_bytes()
+    (out / "predictions.jsonl").write_bytes(content[: int(share * len(content))])

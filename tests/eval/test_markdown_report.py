@@ -12,9 +12,10 @@ from rich.markdown import Markdown
 
 from eval.evaluation import Evaluation
 from eval.mmau import _parser
-from eval.report.markdown import markdown_report, repeating_command
+from eval.report.markdown import markdown_report
 from eval.report.rendering import escape
 from eval.scores import score
+from eval.settings import repeating_command
 from eval.targets import EMBEDDED_HEADING, TARGET, against_published
 from tests.eval.test_scores import make_questions, permuted, predictions_of, repeated
 

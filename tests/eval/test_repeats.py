@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -12,73 +13,51 @@ from transformers import GenerationConfig, LogitsProcessorList
 import eval.generation
 from eval.checkpoints import decoding_settings
 from eval.generation import Draw, Generator, checkpoint_config, draws_of
-from eval.grid import batches, choice_orders, prompts_of
+from eval.grid import batches, choice_orders, prompts_of, share_of
 from eval.mmau import main
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.model import generation, loading
 from r1_aqa_repro.model.inputs import question_inputs
+from tests.eval.conftest import OWN, completions, contents, cut, evaluate, read_json, read_lines, set_own_decoding
 
-# the repetition penalty makes a completion depend on what the batch is padded with, unless that is taken care of
-OWN = {"do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.95, "repetition_penalty": 1.3}
 REPEATS = 3
-
-
-def set_own(checkpoint, own):
-    path = checkpoint / "generation_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(config | own), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def sampling(made_once, tmp_path_factory):
-    """A checkpoint whose generation config samples."""
-    folder = shutil.copytree(made_once / "model", tmp_path_factory.mktemp("sampling") / "model")
-    set_own(folder, OWN)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(made_once):
-    return made_once / "held_out" / "manifest.jsonl"
-
-
-def evaluate(checkpoint, data, out, *more):
-    arguments = ["--ckpt", checkpoint, "--data", data, "--out", out, "--max-new-tokens", 6, "--device", "cpu", *more]
-    return main([str(argument) for argument in arguments])
-
-
-def read(out):
-    return [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def completions(out):
-    return {(one["id"], one["repeat"]): one["completion"] for one in read(out)}
+SAMPLED = ("--decoding", "checkpoint", "--repeats", REPEATS)
 
 
 @pytest.fixture(scope="module")
 def sampled(sampling, data, tmp_path_factory):
     """Three sampled completions of each question, all questions at once."""
     out = tmp_path_factory.mktemp("sampled") / "out"
-    assert evaluate(sampling, data, out, "--decoding", "checkpoint", "--repeats", REPEATS, "--batch-size", 16) == 0
+    assert evaluate(sampling, data, out, *SAMPLED, "--batch-size", 16) == 0
     return out
+
+
+def load(folder, max_new_tokens=6, **more):
+    return Generator.load(folder, dtype="float32", device="cpu", style="answer", max_new_tokens=max_new_tokens, **more)
+
+
+def failing(error):
+    def generate(*args, **options):
+        raise error
+
+    return generate
 
 
 class TestRepeats:
     def test_one_line_a_question_and_repeat(self, sampled, data):
         ids = [question.id for question in read_questions(data).records]
-        assert [(one["id"], one["repeat"]) for one in read(sampled)] == [(i, r) for i in ids for r in range(REPEATS)]
-        assert not any("order" in one for one in read(sampled))
-        assert len({one["completion"] for one in read(sampled)}) > 24  # or what follows would mean little
-        settings = json.loads((sampled / "settings.json").read_text(encoding="utf-8"))["settings"]
+        assert list(completions(sampled)) == [(i, r) for i in ids for r in range(REPEATS)]
+        assert not any("order" in one for one in read_lines(sampled / "predictions.jsonl"))
+        assert len(set(completions(sampled).values())) > 24  # or what follows would mean little
+        settings = read_json(sampled / "settings.json")["settings"]
         assert (settings["decoding"], settings["repeats"]) == ("checkpoint", REPEATS)
         assert settings["generation_config"] == OWN
-        scores = json.loads((sampled / "scores.json").read_text(encoding="utf-8"))
+        scores = read_json(sampled / "scores.json")
         assert (scores["n"], scores["repeats"]["count"]) == (12, REPEATS)
 
     @pytest.mark.parametrize("batch_size", [1, 5])
     def test_the_batch_size_changes_nothing(self, sampling, data, sampled, tmp_path, batch_size):
-        more = ("--decoding", "checkpoint", "--repeats", REPEATS, "--batch-size", batch_size)
-        assert evaluate(sampling, data, tmp_path / "out", *more) == 0
+        assert evaluate(sampling, data, tmp_path / "out", *SAMPLED, "--batch-size", batch_size) == 0
         assert completions(tmp_path / "out") == completions(sampled)
 
     def test_fewer_repeats_are_the_first_ones(self, sampling, data, sampled, tmp_path):
@@ -89,32 +68,28 @@ class TestRepeats:
     @pytest.mark.parametrize("kept", [0.0, 0.3, 0.62, 0.99])
     def test_resumed_equals_uninterrupted(self, sampling, data, sampled, tmp_path, kept):
         out = shutil.copytree(sampled, tmp_path / "out")
-        content = (sampled / "predictions.jsonl").read_bytes()
-        (out / "predictions.jsonl").write_bytes(content[: int(kept * len(content))])
-        more = ("--decoding", "checkpoint", "--repeats", REPEATS, "--batch-size", 16)
-        assert evaluate(sampling, data, out, *more) == 0
-        assert (out / "predictions.jsonl").read_bytes() == content
+        cut(out, kept)
+        assert evaluate(sampling, data, out, *SAMPLED, "--batch-size", 16) == 0
+        assert contents(out) == contents(sampled)
 
-    def test_greedy_repeats_are_the_same_and_that_is_said(self, made_once, data, tmp_path, capsys):
-        assert evaluate(made_once / "model", data, tmp_path / "out", "--repeats", 2, "--limit", 3) == 0
+    def test_greedy_repeats_are_the_same_and_that_is_said(self, model, data, tmp_path, capsys):
+        assert evaluate(model, data, tmp_path / "out", "--repeats", 2, "--limit", 3) == 0
         assert "repeats of a question will be the same" in capsys.readouterr().err
         texts = completions(tmp_path / "out")
         assert all(texts[question_id, 0] == texts[question_id, 1] for question_id, _ in texts)
 
-    def test_a_lost_clip_is_lost_in_every_repeat(self, sampling, data, tmp_path, capsys):
-        folder = shutil.copytree(data.parent, tmp_path / "held_out")
-        first = read_questions(folder / "manifest.jsonl").records[0]
-        first.audio_path.unlink()
+    def test_a_lost_clip_is_lost_in_every_repeat(self, sampling, manifest, tmp_path, capsys):
+        read_questions(manifest).records[0].audio_path.unlink()
         more = ("--decoding", "checkpoint", "--repeats", 2, "--limit", 3)
-        assert evaluate(sampling, folder / "manifest.jsonl", tmp_path / "out", *more) == 3
-        assert [one["status"] == "no_audio" for one in read(tmp_path / "out")] == [True, True, *[False] * 4]
+        assert evaluate(sampling, manifest, tmp_path / "out", *more) == 3
+        assert [text is None for text in completions(tmp_path / "out").values()] == [True, True, *[False] * 4]
         assert capsys.readouterr().err.count("has no audio") == 1
 
 
 class TestOwnDecoding:
     def test_greedy_with_a_penalty_is_what_generate_gives(self, checkpoint, data, tmp_path):
         """Question by question, with nothing of this project between: no sharing, no padding."""
-        set_own(checkpoint, {"do_sample": False, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2})
+        set_own_decoding(checkpoint, do_sample=False, repetition_penalty=1.5, no_repeat_ngram_size=2)
         assert evaluate(checkpoint, data, tmp_path / "out", "--decoding", "checkpoint", "--batch-size", 16) == 0
         model, processor = loading.load(checkpoint)
         expected = []
@@ -126,12 +101,12 @@ class TestOwnDecoding:
             suppressed = [model.config.audio_token_id]
             output = model.generate(ids, attention_mask=mask, **audio, max_new_tokens=6, suppress_tokens=suppressed)
             expected.append(processor.tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True))
-        assert [one["completion"] for one in read(tmp_path / "out")] == expected
+        assert list(completions(tmp_path / "out").values()) == expected
         assert evaluate(checkpoint, data, tmp_path / "greedy") == 0
-        assert [one["completion"] for one in read(tmp_path / "greedy")] != expected
+        assert list(completions(tmp_path / "greedy").values()) != expected
 
     def test_padding_shows_the_penalty_no_token_that_the_prompt_lacks(self, sampling, data, monkeypatch):
-        generator = Generator.load(sampling, dtype="float32", device="cpu", style="answer", max_new_tokens=2)
+        generator = load(sampling, max_new_tokens=2)
         seen = []
         generate = generator.model.generate
 
@@ -179,10 +154,7 @@ class TestOwnDecoding:
     def test_sharing_the_prompt_changes_no_sample(self, sampling, data, sampled, monkeypatch):
         plain = generation.generate
         monkeypatch.setattr(generation, "generate", lambda *a, **options: plain(*a, share=False, **options))
-        generator = Generator.load(
-            sampling, dtype="float32", device="cpu", style="answer", max_new_tokens=6,
-            own_settings=decoding_settings(sampling),
-        )  # fmt: skip
+        generator = load(sampling, own_settings=decoding_settings(sampling))
         asked = prompts_of(read_questions(data).records, REPEATS)
         expected = completions(sampled)
         for one, texts in zip(asked, generator.answer(asked, pytest.fail), strict=True):
@@ -202,7 +174,7 @@ class TestOwnDecoding:
         assert decoding_settings(tmp_path) == settings
 
     def test_beam_search_is_refused(self, checkpoint, data, tmp_path, capsys):
-        set_own(checkpoint, {"num_beams": 4})
+        set_own_decoding(checkpoint, num_beams=4)
         assert evaluate(checkpoint, data, tmp_path / "out", "--decoding", "checkpoint") == 2
         assert "beam search" in capsys.readouterr().err
         assert evaluate(checkpoint, data, tmp_path / "out", "--limit", 2) == 0
@@ -225,23 +197,23 @@ class TestOrders:
         more = ("--decoding", "checkpoint", "--repeats", 2, "--permute-choices", 3, "--batch-size", 4)
         assert evaluate(sampling, data, out, *more) == 0
         questions = read_questions(data).records
-        lines = read(out)
-        assert [(one["id"], one["repeat"]) for one in lines] == [(q.id, r) for q in questions for r in range(6)]
+        lines = read_lines(out / "predictions.jsonl")
+        assert list(completions(out)) == [(q.id, r) for q in questions for r in range(6)]
         for index, question in enumerate(questions):
             orders = [tuple(one["order"]) for one in lines[6 * index : 6 * index + 6]]
             assert orders == [order for order in choice_orders(question, 3) for _ in range(2)]
         hashes = {one["question_hash"] for one in lines}
         assert len(hashes) == sum(len(set(choice_orders(question, 3))) for question in questions)
         content = (out / "predictions.jsonl").read_bytes()
-        (out / "predictions.jsonl").write_bytes(content[: len(content) // 2])
+        cut(out, 0.5)
         assert evaluate(sampling, data, out, *more) == 0
         assert (out / "predictions.jsonl").read_bytes() == content
         (out / "predictions.jsonl").write_bytes(content.replace(b'"order": [', b'"order": ["x", ', 1))
         assert evaluate(sampling, data, out, *more) == 2
 
-    def test_the_order_reaches_the_model(self, made_once, data, tmp_path):
-        assert evaluate(made_once / "model", data, tmp_path / "out", "--permute-choices", 2) == 0
-        assert evaluate(made_once / "model", data, tmp_path / "own") == 0
+    def test_the_order_reaches_the_model(self, model, data, tmp_path):
+        assert evaluate(model, data, tmp_path / "out", "--permute-choices", 2) == 0
+        assert evaluate(model, data, tmp_path / "own") == 0
         texts = completions(tmp_path / "out")
         own = completions(tmp_path / "own")
         assert {key: texts[key] for key in own} == own
@@ -249,11 +221,9 @@ class TestOrders:
 
 
 class TestMemory:
-    def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
-        self, made_once, data, tmp_path, monkeypatch, capsys
-    ):
+    def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(self, model, data, tmp_path, monkeypatch, capsys):
         reference = tmp_path / "reference"
-        assert evaluate(made_once / "model", data, reference, "--batch-size", 1) == 0
+        assert evaluate(model, data, reference, "--batch-size", 1) == 0
         tried = []
         generate = generation.generate
 
@@ -265,36 +235,30 @@ class TestMemory:
 
         monkeypatch.setattr(generation, "generate", limited)
         out = tmp_path / "out"
-        assert evaluate(made_once / "model", data, out, "--batch-size", "auto") == 0
+        assert evaluate(model, data, out, "--batch-size", "auto") == 0
         assert tried == [12, 8, 4, *[2] * 6]
         assert completions(out) == completions(reference)
         assert "going on with 2" in capsys.readouterr().err
-        assert json.loads((out / "settings.json").read_text(encoding="utf-8"))["batch_sizes"] == [16, 8, 4, 2]
+        assert read_json(out / "settings.json")["batch_sizes"] == [16, 8, 4, 2]
         content = (out / "predictions.jsonl").read_bytes()
-        (out / "predictions.jsonl").write_bytes(content[: len(content) // 2])
+        cut(out, 0.5)
         tried.clear()
-        assert evaluate(made_once / "model", data, out, "--batch-size", "auto") == 0
+        assert evaluate(model, data, out, "--batch-size", "auto") == 0
         assert (out / "predictions.jsonl").read_bytes() == content
         assert set(tried) == {2} and len(tried) < 6  # what was found is remembered
 
-    def test_what_does_not_fit_alone_ends_with_a_message(self, made_once, data, tmp_path, monkeypatch, capsys):
-        def full(*args, **options):
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-        monkeypatch.setattr(generation, "generate", full)
-        assert evaluate(made_once / "model", data, tmp_path / "out") == 1
+    def test_what_does_not_fit_alone_ends_with_a_message(self, model, data, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(generation, "generate", failing(torch.OutOfMemoryError("CUDA out of memory.")))
+        assert evaluate(model, data, tmp_path / "out") == 1
         assert "a single question at a time" in capsys.readouterr().err
 
-    def test_other_failures_are_not_taken_for_it(self, made_once, data, tmp_path, monkeypatch):
-        def broken(*args, **options):
-            raise RuntimeError("a mistake")
-
-        monkeypatch.setattr(generation, "generate", broken)
+    def test_other_failures_are_not_taken_for_it(self, model, data, tmp_path, monkeypatch):
+        monkeypatch.setattr(generation, "generate", failing(RuntimeError("a mistake")))
         with pytest.raises(RuntimeError, match="a mistake"):
-            evaluate(made_once / "model", data, tmp_path / "out")
+            evaluate(model, data, tmp_path / "out")
 
-    def test_the_size_it_begins_with(self, made_once, monkeypatch):
-        model = loading.load_model(made_once / "model")
+    def test_the_size_it_begins_with(self, model, monkeypatch):
+        model = loading.load_model(model)
         each = eval.generation.bytes_a_question(model, 1, 6)
 
         def with_free(count):
@@ -312,6 +276,15 @@ class TestMemory:
         assert [len(batch) for batch in grid] == [5, 5, 2]
         sizes = [one.question.audio_path.stat().st_size for batch in grid for one in batch]  # all of one format
         assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
+
+    @pytest.mark.parametrize(("batches", "processes"), [(0, 2), (1, 2), (5, 2), (6, 3), (7, 4)])
+    def test_processes_share_all_batches_equally_often_in_step(self, batches, processes):
+        free, in_step = (
+            [share_of(range(batches), rank, processes, in_step) for rank in range(processes)]
+            for in_step in (False, True)
+        )
+        assert sorted(chain(*free)) == sorted({*chain(*in_step)}) == list(range(batches))
+        assert {len(share) for share in in_step} == {max(map(len, free))}
 
 
 class TestAdapter:
@@ -339,30 +312,29 @@ class TestAdapter:
         assert completions(tmp_path / "with") != completions(tmp_path / "without")
 
     def test_where_it_writes_and_what_is_refused(self, checkpoint, adapter, data, tmp_path, capsys):
-        arguments = ["--ckpt", str(checkpoint), "--data", str(data), "--device", "cpu", "--limit", "1"]
-        assert main([*arguments, "--adapter", str(adapter), "--max-new-tokens", "2"]) == 0
+        given = ["--ckpt", str(checkpoint), "--data", str(data), "--adapter", str(adapter), "--limit", "1"]
+        assert main([*given, "--device", "cpu", "--max-new-tokens", "2"]) == 0
         assert (adapter / "eval" / "manifest" / "scores.json").is_file()
-        assert main([*arguments, "--adapter", str(checkpoint)]) == 2
+        assert evaluate(checkpoint, data, tmp_path / "out", "--adapter", checkpoint) == 2
         assert "no adapter_config.json" in capsys.readouterr().err
         assert evaluate(adapter, data, tmp_path / "out", "--adapter", adapter) == 2
         assert "an adapter itself" in capsys.readouterr().err
 
 
-class TestBlind:
-    @pytest.mark.parametrize("blind_first", [False, True])
-    def test_the_report_shows_the_blind_run_beside_it(self, made_once, data, tmp_path, blind_first):
+class TestWithoutAudio:
+    @pytest.mark.parametrize("without_first", [False, True])
+    def test_the_report_of_the_run_with_audio_shows_it_whichever_came_first(self, model, data, tmp_path, without_first):
         calls = [(tmp_path / "mini", ()), (tmp_path / "mini-no-audio", ("--no-audio",))]
-        for out, more in reversed(calls) if blind_first else calls:
-            assert evaluate(made_once / "model", data, out, *more) == 0
-        scores = json.loads((tmp_path / "mini" / "scores.json").read_text(encoding="utf-8"))
-        blind = json.loads((tmp_path / "mini-no-audio" / "scores.json").read_text(encoding="utf-8"))
-        assert scores["blind"]["accuracy"] == blind["total"]["accuracy"]
-        assert "blind" not in blind
+        for out, more in reversed(calls) if without_first else calls:
+            assert evaluate(model, data, out, *more) == 0
+        scores, without = (read_json(out / "scores.json") for out, _ in calls)
+        assert scores["blind"]["accuracy"] == without["total"]["accuracy"]
+        assert "blind" not in without
         report = (tmp_path / "mini" / "report.md").read_bytes()
-        assert evaluate(made_once / "model", data, tmp_path / "mini") == 0  # whichever of the two wrote it
+        assert evaluate(model, data, tmp_path / "mini") == 0  # whichever of the two wrote it
         assert (tmp_path / "mini" / "report.md").read_bytes() == report
 
-    def test_another_evaluation_is_not_taken_for_it(self, made_once, data, tmp_path):
-        assert evaluate(made_once / "model", data, tmp_path / "mini-no-audio", "--no-audio", "--limit", 5) == 0
-        assert evaluate(made_once / "model", data, tmp_path / "mini") == 0
-        assert "blind" not in json.loads((tmp_path / "mini" / "scores.json").read_text(encoding="utf-8"))
+    def test_another_evaluation_is_not_taken_for_it(self, model, data, tmp_path):
+        assert evaluate(model, data, tmp_path / "mini-no-audio", "--no-audio", "--limit", 5) == 0
+        assert evaluate(model, data, tmp_path / "mini") == 0
+        assert "blind" not in read_json(tmp_path / "mini" / "scores.json")

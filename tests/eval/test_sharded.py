@@ -1,6 +1,5 @@
 """One evaluation shared by several processes: the same bytes as one process writes, whoever stops and goes on."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,43 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from eval.mmau import main
 from eval.predictions import part_file
 from r1_aqa_repro.embedded.question_set import write_question_set
+from tests.conftest import ROOT
+from tests.eval.conftest import arguments_of, contents, evaluate, read_lines
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-PART = "predictions.rank-1.jsonl"
-
-
-def arguments(checkpoint, manifest, out, *more):
-    settings = ["--batch-size", 2, "--max-new-tokens", 6, "--device", "cpu", "--decoding", "checkpoint"]
-    return list(map(str, ["--ckpt", checkpoint, "--data", manifest, "--out", out, *settings, "--repeats", 2, *more]))
+PREDICTIONS, PART = "predictions.jsonl", "predictions.rank-1.jsonl"
+SAMPLED = ("--batch-size", 2, "--decoding", "checkpoint", "--repeats", 2)
 
 
 @pytest.fixture(scope="module")
-def sampling(made_once, tmp_path_factory):
-    folder = shutil.copytree(made_once / "model", tmp_path_factory.mktemp("sampling") / "model")
-    path = folder / "generation_config.json"
-    own = json.loads(path.read_text(encoding="utf-8")) | {"do_sample": True, "top_k": 20, "repetition_penalty": 1.2}
-    path.write_text(json.dumps(own), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def manifest(made_once):
-    return made_once / "held_out" / "manifest.jsonl"
-
-
-@pytest.fixture(scope="module")
-def whole(sampling, manifest, tmp_path_factory):
+def whole(sampling, data, tmp_path_factory):
+    """The folder of an evaluation by one process."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert main(arguments(sampling, manifest, out)) == 0
+    assert evaluate(sampling, data, out, *SAMPLED) == 0
     return out
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+@pytest.fixture
+def out(whole, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
 class TestParts:
@@ -55,73 +39,68 @@ class TestParts:
 
     @pytest.mark.parametrize("overlapping", [False, True])
     @pytest.mark.parametrize("cut", [0, 7])
-    def test_parts_are_taken_in(self, sampling, manifest, whole, tmp_path, overlapping, cut):
-        out = shutil.copytree(whole, tmp_path / "out")
+    def test_parts_are_taken_in(self, sampling, data, whole, out, overlapping, cut):
         lines = (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)
         mine = lines[::2] + (lines[1:8:2] if overlapping else [])  # taken in, then killed before the part was removed
         (out / "predictions.jsonl").write_bytes(b"".join(mine))
         part = b"".join(lines[1::2])
         (out / PART).write_bytes(part[: len(part) - cut])
-        assert main(arguments(sampling, manifest, out)) == 0
+        assert evaluate(sampling, data, out, *SAMPLED) == 0
         assert contents(out) == contents(whole)
 
-    def test_a_part_alone_is_enough(self, sampling, manifest, whole, tmp_path, monkeypatch):
-        out = shutil.copytree(whole, tmp_path / "out")
+    def test_a_part_alone_is_enough(self, sampling, data, whole, out, monkeypatch):
         (out / "predictions.jsonl").rename(out / PART)
         monkeypatch.setattr("eval.generation.Generator.load", None)  # there is nothing left to generate
-        assert main(arguments(sampling, manifest, out)) == 0
+        assert evaluate(sampling, data, out, *SAMPLED) == 0
         assert contents(out) == contents(whole)
 
-    def test_a_part_of_another_evaluation_is_refused(self, sampling, manifest, whole, tmp_path, capsys):
-        out = shutil.copytree(whole, tmp_path / "out")
+    def test_a_part_of_another_evaluation_is_refused(self, sampling, data, whole, out, capsys):
         line = (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)[0]
         (out / PART).write_bytes(line.replace(b'"settings_hash": "', b'"settings_hash": "0') * 2)
-        assert main(arguments(sampling, manifest, out)) == 2
+        assert evaluate(sampling, data, out, *SAMPLED) == 2
         assert "other settings" in capsys.readouterr().err
         assert (out / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
 
-    def test_a_part_that_is_being_written_is_refused(self, sampling, manifest, whole, tmp_path, capsys):
-        out = shutil.copytree(whole, tmp_path / "out")
+    def test_a_part_that_is_being_written_is_refused(self, sampling, data, whole, out, capsys):
         part_file(out, 1)
         held = part_file(out, 2)
-        assert main(arguments(sampling, manifest, out)) == 2
+        assert evaluate(sampling, data, out, *SAMPLED) == 2
         assert "another process" in capsys.readouterr().err
         held.close()
 
 
-def start(argv, log, processes=2):
-    launcher = ["-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", str(processes)]
+LAUNCHER = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", "2"]
+
+
+def start(log, checkpoint, data, out, *more):
+    argv = arguments_of(checkpoint, data, out, *SAMPLED, *more)
     with open(log, "ab") as output:
         return subprocess.Popen(
-            [sys.executable, *launcher, "-m", "eval.mmau", *argv],
+            [*LAUNCHER, "-m", "eval.mmau", *argv],
             stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
 
 
 @pytest.mark.distributed
 class TestTwoProcesses:
-    def test_the_same_bytes_as_one(self, sampling, manifest, whole, tmp_path):
-        out, log = tmp_path / "out", tmp_path / "log"
-        assert start(arguments(sampling, manifest, out), log).wait(timeout=200) == 0
+    def test_the_same_bytes_as_one(self, sampling, data, whole, tmp_path):
+        out, log = tmp_path / "shared", tmp_path / "log"
+        assert start(log, sampling, data, out).wait(timeout=200) == 0
         assert contents(out) == contents(whole)
         assert log.read_text(encoding="utf-8").count("To repeat it") == 1  # only one process reports
 
     def test_refusals_and_losses_are_those_of_one_process(self, sampling, manifest, tmp_path):
-        folder = shutil.copytree(manifest.parent, tmp_path / "held_out")
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-        (folder / json.loads(lines[3])["audio_path"]).unlink()
-        log = tmp_path / "log"
-        argv = arguments(sampling, folder / "manifest.jsonl", tmp_path / "out")
-        assert start([*argv, "--strict"], log).wait(timeout=200) == 2, log.read_text(encoding="utf-8")
+        (manifest.parent / read_lines(manifest)[3]["audio_path"]).unlink()
+        log, given = tmp_path / "log", (sampling, manifest, tmp_path / "out")
+        assert start(log, *given, "--strict").wait(timeout=200) == 2, log.read_text(encoding="utf-8")
         assert log.read_text(encoding="utf-8").count("no such audio file") == 1
-        assert start(argv, log).wait(timeout=200) == 3, log.read_text(encoding="utf-8")
+        assert start(log, *given).wait(timeout=200) == 3, log.read_text(encoding="utf-8")
 
     @pytest.mark.parametrize(
         ("script", "code"), [("aborted_at_its_end.py", 2), ("aborted_by_a_library.py", 0)], ids=["refused", "done"]
     )
     def test_a_process_aborted_at_its_end_changes_no_exit_code(self, tmp_path, script, code):
-        command = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", "2"]
-        command += [str(ROOT / "tests" / "eval" / script), str(tmp_path)]
+        command = [*LAUNCHER, str(ROOT / "tests" / "eval" / script), str(tmp_path)]
         done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode == code, done.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
@@ -131,7 +110,7 @@ class TestTwoProcesses:
         write_question_set(tmp_path / "data", seed=0, num_train=1, num_held_out=240)
         manifest = tmp_path / "data" / "held_out" / "mmau_format.json"
         out, log = tmp_path / "out", tmp_path / "log"
-        process = start(arguments(sampling, manifest, out), log)
+        process = start(log, sampling, manifest, out)
         deadline = time.monotonic() + 120
         while not all((out / name).is_file() and (out / name).stat().st_size > 4000 for name in (PART, PREDICTIONS)):
             assert time.monotonic() < deadline and process.poll() is None, log.read_text(encoding="utf-8")[-3000:]
@@ -141,12 +120,9 @@ class TestTwoProcesses:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert (out / PART).is_file()
-        assert main(arguments(sampling, manifest, tmp_path / "alone")) == 0
-        assert main(arguments(sampling, manifest, out)) == 0
+        assert evaluate(sampling, manifest, tmp_path / "alone", *SAMPLED) == 0
+        assert evaluate(sampling, manifest, out, *SAMPLED) == 0
         assert contents(out) == contents(tmp_path / "alone")
-
-
-PREDICTIONS = "predictions.jsonl"
 
 
 def children(pid):

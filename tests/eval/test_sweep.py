@@ -9,23 +9,25 @@ import torch
 import eval.generation
 from eval.mmau import main as evaluate
 from eval.predictions import digest
-from eval.sweep import main, markdown
+from eval.sweep import main
+from eval.sweep_results import markdown
 from r1_aqa_repro.model.loading import load_model
+from tests.eval.conftest import read_json
 
 RIGHT = {2: 3, 4: 6, 10: 5}  # right answers of each step, of 8
 OPTIONS = ["--limit", "8", "--max-new-tokens", "4", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def run(made_once, tmp_path_factory):
+def run(model, tmp_path_factory):
     """A run of three checkpoints with different weights, with `final` the same as the last."""
     folder = tmp_path_factory.mktemp("sweep") / "run"
     for step in RIGHT:
-        shutil.copytree(made_once / "model", folder / f"checkpoint-{step}")
-        model = load_model(made_once / "model")
+        shutil.copytree(model, folder / f"checkpoint-{step}")
+        changed = load_model(model)
         with torch.no_grad():
-            model.lm_head.weight.mul_(step)
-        model.save_pretrained(folder / f"checkpoint-{step}")
+            changed.lm_head.weight.mul_(step)
+        changed.save_pretrained(folder / f"checkpoint-{step}")
     shutil.copytree(folder / "checkpoint-10", folder / "final")
     return folder
 
@@ -57,33 +59,29 @@ def loads(monkeypatch):
     return loaded
 
 
-def sweep(run, made_once, *more):
-    return main([str(run), "--data", str(made_once / "held_out" / "manifest.jsonl"), *OPTIONS, *map(str, more)])
-
-
-def found_in(folder):
-    return json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+def sweep(run, data, *more):
+    return main([str(run), "--data", str(data), *OPTIONS, *map(str, more)])
 
 
 def as_while_training(evaluation, folder, step, **changed):
     """What `eval_file` leaves of a step, made from the checkpoint's own evaluation."""
     shutil.copytree(evaluation, folder)
-    record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    record = read_json(folder / "settings.json")
     del record["settings"]["checkpoint_sha256"]
     record["settings"] |= {"training_step": step, "batch_size": 3} | changed
     record["settings_hash"] = digest(record["settings"])
     (folder / "settings.json").write_text(json.dumps(record), encoding="utf-8")
 
 
-def test_a_whole_sweep(run, made_once, tmp_path, loads, capsys):
+def test_a_whole_sweep(run, data, tmp_path, loads, capsys):
     out = tmp_path / "out"
-    assert sweep(run, made_once, "--out", out) == 0
+    assert sweep(run, data, "--out", out) == 0
     assert loads == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]  # by step, and `final` is the last
-    found = found_in(out)
+    found = read_json(out / "sweep.json")
     assert [point["step"] for point in found["points"]] == [2, 4, 10]
     assert (found["final"], found["last"]) == ("checkpoint-10", "checkpoint-10")
     for point in found["points"]:
-        scores = json.loads((out / point["folder"] / "scores.json").read_text(encoding="utf-8"))
+        scores = read_json(out / point["folder"] / "scores.json")
         assert point["total"] == scores["total"]
         assert not point["reused"]
         assert point["total"]["correct"] == RIGHT[point["step"]]
@@ -99,15 +97,14 @@ def test_a_whole_sweep(run, made_once, tmp_path, loads, capsys):
 
     loads.clear()
     before = (out / "sweep.json").read_bytes()
-    assert sweep(run, made_once, "--out", out) == 0  # nothing is done twice
+    assert sweep(run, data, "--out", out) == 0  # nothing is done twice
     assert loads == []
     assert (out / "sweep.json").read_bytes() == before
 
 
-def test_finished_evaluations_are_taken_over(run, made_once, tmp_path, loads, capsys):
+def test_finished_evaluations_are_taken_over(run, data, tmp_path, loads, capsys):
     moved = tmp_path / "run"
     shutil.copytree(run, moved)
-    data = made_once / "held_out" / "manifest.jsonl"
     for step in (2, 4, 10):
         arguments = ["--ckpt", moved / f"checkpoint-{step}", "--data", data, "--out", tmp_path / f"{step}", *OPTIONS]
         assert evaluate([str(argument) for argument in arguments]) == 0
@@ -116,10 +113,10 @@ def test_finished_evaluations_are_taken_over(run, made_once, tmp_path, loads, ca
     shutil.copytree(tmp_path / "10", moved / "checkpoint-10" / "eval" / data.stem)
     loads.clear()
     capsys.readouterr()
-    assert sweep(moved, made_once) == 0
+    assert sweep(moved, data) == 0
     assert loads == ["checkpoint-4"]
     assert f"evaluated already, in {moved / 'eval' / 'step-2'}" in capsys.readouterr().err
-    found = found_in(moved / "sweep" / data.stem)
+    found = read_json(moved / "sweep" / data.stem / "sweep.json")
     assert [point["reused"] for point in found["points"]] == [True, False, True]
     assert (
         "Taken over from evaluations with the same settings and data: checkpoint-2, checkpoint-10."
@@ -128,13 +125,13 @@ def test_finished_evaluations_are_taken_over(run, made_once, tmp_path, loads, ca
     assert {path.name for path in (moved / "sweep" / data.stem).iterdir() if path.is_dir()} == {"checkpoint-4"}
 
 
-def test_another_final_is_evaluated(run, made_once, tmp_path, loads):
+def test_another_final_is_evaluated(run, data, tmp_path, loads):
     moved = tmp_path / "run"
     shutil.copytree(run / "checkpoint-2", moved / "checkpoint-2")
     shutil.copytree(run / "checkpoint-4", moved / "final")
-    assert sweep(moved, made_once, "--out", tmp_path / "out") == 0
+    assert sweep(moved, data, "--out", tmp_path / "out") == 0
     assert loads == ["checkpoint-2", "final"]
-    found = found_in(tmp_path / "out")
+    found = read_json(tmp_path / "out" / "sweep.json")
     assert [point["name"] for point in found["points"]] == ["checkpoint-2"]
     assert (found["final"]["name"], found["final"]["step"]) == ("final", None)
     assert found["best"] == found["last"] == "checkpoint-2"
@@ -142,9 +139,9 @@ def test_another_final_is_evaluated(run, made_once, tmp_path, loads):
     assert not (tmp_path / "out" / "sweep.svg").exists()  # one point is no curve
 
 
-def test_what_is_refused(made_once, tmp_path, capsys):
+def test_what_is_refused(data, tmp_path, capsys):
     (tmp_path / "checkpoint-x").mkdir()
-    assert sweep(tmp_path, made_once) == 2
+    assert sweep(tmp_path, data) == 2
     assert "no checkpoint-N and no final" in capsys.readouterr().err
 
 

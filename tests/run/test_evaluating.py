@@ -24,7 +24,7 @@ from eval.generation import Generator
 from eval.grid import prompts_of
 from r1_aqa_repro import train_grpo, train_sft
 from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
-from r1_aqa_repro.model import loading
+from r1_aqa_repro.model import generation, loading
 from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from tests.conftest import ROOT, make_questions
@@ -76,14 +76,18 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def state_of(folder: Path) -> dict[str, Any]:
-    """The trainer's state in the last checkpoint of a run."""
-    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return read_json(last / "trainer_state.json")
-
-
 def checkpoints(folder: Path) -> set[int]:
     return {int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")}
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """The trainer's state in the last checkpoint of a run."""
+    return read_json(folder / f"checkpoint-{max(checkpoints(folder))}" / "trainer_state.json")
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """What a run has logged of its evaluations."""
+    return [entry for entry in state_of(folder)["log_history"] if "eval_accuracy" in entry]
 
 
 def assert_as_the_command_says(run: Path, step: int, held_out: Path, out: Path, *more: str, code: int = 0) -> None:
@@ -99,10 +103,12 @@ def assert_as_the_command_says(run: Path, step: int, held_out: Path, out: Path, 
     assert read_json(during / "scores.json") == scores
     for name in ("verdicts.jsonl", "clips.json"):
         assert (during / name).read_bytes() == (out / name).read_bytes()
-    [logged] = [entry for entry in state_of(run)["log_history"] if entry["step"] == step and "eval_accuracy" in entry]
-    assert logged["eval_accuracy"] == scores["total"]["correct"] / scores["n"]
-    for task, tally in scores["task"].items():
-        assert logged[f"eval_accuracy_{task}"] == tally["correct"] / tally["n"]
+    [logged] = [entry for entry in evaluations(run) if entry["step"] == step]
+    tallies = {"eval_accuracy": scores["total"]}
+    tallies |= {f"eval_accuracy_{task}": tally for task, tally in scores["task"].items()}
+    assert {name: logged[name] for name in tallies} == {
+        name: tally["correct"] / tally["n"] for name, tally in tallies.items()
+    }
     assert (logged["eval_format_rate"], logged["eval_unparsed"]) == (scores["format_rate"], scores["unparsed"])
 
 
@@ -118,7 +124,7 @@ class TestFigures:
             for step in (0, 60)
         )
         assert len(set(first)) > 3 and len(set(last)) > 1 and first != last
-        accuracies = [entry["eval_accuracy"] for entry in state_of(warm)["log_history"] if "eval_accuracy" in entry]
+        accuracies = [entry["eval_accuracy"] for entry in evaluations(warm)]
         assert len(accuracies) == 4 and any(0 < accuracy < 1 for accuracy in accuracies)
 
     def test_of_grpo_are_the_commands_with_a_limit_a_channel_and_a_style(
@@ -133,7 +139,7 @@ class TestFigures:
             assert_as_the_command_says(run, step, held_out, tmp_path / f"out-{step}", *same)
         assert read_json(run / "eval/step-6/scores.json")["n"] == 8
 
-    def test_of_clips_that_cannot_be_heard_are_the_commands(
+    def test_of_unreadable_clips_are_the_commands(
         self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """One has no file, one is too short, one is bad behind a sound header: all three count as wrong."""
@@ -151,8 +157,7 @@ class TestFigures:
         assert_as_the_command_says(run, 2, file, tmp_path / "out", code=3)
         scores = read_json(run / "eval/step-2/scores.json")
         assert (scores["n"], scores["missing"], scores["no_audio"]) == (13, 3, ["q2", "q5", "q7"])
-        [logged] = [entry for entry in state_of(run)["log_history"] if "eval_accuracy" in entry]
-        assert logged["eval_no_audio"] == 3
+        assert [entry["eval_no_audio"] for entry in evaluations(run)] == [3]
 
     def test_of_an_adapter_are_the_commands(self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
@@ -160,6 +165,25 @@ class TestFigures:
         evaluation = ["--eval_file", str(held_out), "--save_steps", "2"]
         assert train_sft.main([*SFT, *where(run, manifest, warm / "final"), *lora, *evaluation]) == 0
         assert_as_the_command_says(run, 2, held_out, tmp_path / "out")
+
+    def test_memory_that_runs_out_halves_the_batches_and_changes_no_figure(
+        self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """13 questions at once do not fit, 3 do."""
+        generate = generation.generate
+
+        def limited(model: Any, inputs: Any, rows: torch.Tensor, *args: Any, **options: Any) -> list[list[int]]:
+            if len(rows) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return generate(model, inputs, rows, *args, **options)
+
+        monkeypatch.setattr(generation, "generate", limited)
+        evaluation = ["--eval_file", str(held_out), "--save_steps", "1", "--per_device_eval_batch_size", "13"]
+        argv = [*SFT, *where(tmp_path / "run", manifest, warm / "final"), "--max_steps", "1", *evaluation]
+        assert train_sft.main(argv) == 0
+        assert read_json(tmp_path / "run/eval/step-1/settings.json")["batch_sizes"] == [13, 8, 4, 2]
+        monkeypatch.undo()
+        assert_as_the_command_says(tmp_path / "run", 1, held_out, tmp_path / "out")
 
 
 class TestNoTraceInTraining:
@@ -282,17 +306,13 @@ class TestBestCheckpoint:
                 train_sft.main(argv)
             (tmp_path / f"run-{number}").rename(tmp_path / f"run-{number + 1}")
         assert checkpoints(tmp_path / "run-2") == {4, 8}
-        assert (
-            train_sft.main(
-                scripted_run(tmp_path / "run-2", manifest, model_folder, held_out, "--save_total_limit", "1")
-            )
-            == 0
-        )
+        argv = scripted_run(tmp_path / "run-2", manifest, model_folder, held_out, "--save_total_limit", "1")
+        assert train_sft.main(argv) == 0
         assert scripted == [0, 2, 4, 6, 8, 10, 12]
         assert checkpoints(tmp_path / "run-2") == {4, 12}
         state = state_of(tmp_path / "run-2")
         assert state["best_model_checkpoint"] == str(tmp_path / "run-2" / "checkpoint-4")
-        assert [entry["step"] for entry in state["log_history"] if "eval_accuracy" in entry] == scripted
+        assert [entry["step"] for entry in evaluations(tmp_path / "run-2")] == scripted
 
     def test_overwriting_deletes_earlier_evaluations(
         self, manifest: Path, model_folder: Path, held_out: Path, tmp_path: Path
@@ -337,7 +357,7 @@ class TestRefusals:
     )
     def test_of_keys_without_questions(self, refused: Callable[..., list[str]], given: list[str]) -> None:
         [line] = refused(*given)
-        assert line.startswith(f"error: {given[0][2:]}: there are no questions to evaluate on")
+        assert line.startswith(f"error: {given[0][2:]}: there is nothing to evaluate on")
 
     def test_of_a_clip_that_is_trained_on(
         self, refused: Callable[..., list[str]], questions: list[AudioQuestion], held_out: Path
@@ -351,9 +371,9 @@ class TestRefusals:
         leaky = held_out.with_name("leaky.jsonl")
         leaky.write_text("\n".join([lines[0], json.dumps(record)]) + "\n", encoding="utf-8")
         [line] = refused("--eval_file", str(leaky), "--skip_bad_records", "true")
-        assert f"leaky.jsonl: other: its clip {link} is trained on (question q5)" in line
+        assert f"leaky.jsonl: other: its clip {link} is trained on (q5)" in line
 
-    def test_of_what_cannot_be_scored_or_heard(
+    def test_of_what_cannot_be_scored_or_read(
         self, refused: Callable[..., list[str]], held_out: Path, manifest: Path, model_folder: Path, tmp_path: Path
     ) -> None:
         records = read_lines(held_out)[:4]

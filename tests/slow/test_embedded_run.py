@@ -59,7 +59,8 @@ def test_a_random_accuracy_reward_does_not_gain(
     finished: tuple[Path, dict[str, Any], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: the same start, and a third of the training with a coin for the accuracy reward."""
-    from eval.run import EvalSettings, evaluate
+    from eval.run import evaluate
+    from eval.settings import EvalSettings
     from r1_aqa_repro import train_grpo
 
     folder, results, _ = finished

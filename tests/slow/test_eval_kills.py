@@ -92,7 +92,7 @@ def test_killed_twenty_times_in_a_row(model_folder: Path, tmp_path: Path) -> Non
     assert mmau.main([*argv, "--out", str(whole)]) == 0
 
     forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["eval.run", "eval.generation", __name__])
+    forking.set_forkserver_preload(["eval.run", "eval.loop", __name__])
     rng, hit, generated = random.Random(0), Counter[str](), 0
     for number, (aim, nth, longest_delay) in enumerate(AIMS, 1):
         before, log = lines_of(out), tmp_path / f"log-{number}"
