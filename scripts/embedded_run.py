@@ -1,4 +1,4 @@
-"""The embedded run: from nothing to a trained model and a table that shows it learned, on one CPU core.
+"""The embedded audio run: from nothing to a trained model and a table that shows it learned, on one CPU core.
 
     python scripts/embedded_run.py [--num_train N] [--num_held_out N] [--any key of configs/grpo_embedded.yaml]
 
@@ -213,7 +213,7 @@ def accuracies(summary: Mapping[str, Any], before: Scores, after: Scores) -> Tab
 
 
 def sentence(summary: Mapping[str, Any]) -> str:
-    """What the table's figures stand beside."""
+    """What the table's figures are to be compared with."""
     chance, without_audio = summary["chance"]["accuracy"], summary["blind_after"]["accuracy"]
     return (
         f"Accuracy in percent on held-out questions, greedy decoding. Chance {100 * chance:.1f}; the trained model "

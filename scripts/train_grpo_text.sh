@@ -3,8 +3,8 @@
 #
 #   bash scripts/train_grpo_text.sh
 #       the embedded run, on one CPU core, with nothing to download but Python packages:
-#       a small Qwen2 learns from a reward model, and what its answers are truly worth is
-#       watched beside. Results in runs/train_grpo_text/.
+#       a small Qwen2 learns from a reward model, while the log also shows what its answers
+#       are truly worth. Results in runs/train_grpo_text/.
 #   bash scripts/train_grpo_text.sh --config configs/grpo_text_qwen2_7b.yaml --train_file data/prompts.jsonl \
 #       --reward_model_name_or_path runs/reward_model_qwen2_7b/final
 #       Any key of the config can be given, e.g. --learning_rate 2e-6 --output_dir runs/mine.

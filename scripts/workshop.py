@@ -59,8 +59,7 @@ class Interrupted(Exception):
 def command_of_stages(main: Callable[[list[str]], int]) -> Callable[..., int]:
     """`command` for a run of several stages: a stage that ends early ends the run with its own exit code.
 
-    The models are too small for a GPU, so that none is used; and a bar for every thousand short lines of data is not
-    shown.
+    It hides the GPUs, for which the models are too small, and the progress bars for every thousand short lines of data.
     """
 
     @command

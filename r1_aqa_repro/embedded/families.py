@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from r1_aqa_repro.embedded.draws import Rng, pick
 from r1_aqa_repro.embedded.synthesis import (
     EVENTS,
     FORMANTS,
-    Rng,
     Wave,
     burst,
     event,
@@ -58,10 +58,6 @@ class Family:
     make: Callable[[Rng, float], Scene]
 
 
-def _pick(rng: Rng, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
 def _others(rng: Rng, options: Sequence[str], *used: str) -> list[str]:
     """The options that are not used, shuffled."""
     rest = [option for option in options if option not in used]
@@ -90,8 +86,8 @@ def _sequence(waves: Sequence[Wave], gap: float) -> Wave:
 
 
 def _event(rng: Rng, clarity: float) -> Scene:
-    answer = _pick(rng, EVENTS)
-    question = _pick(rng, ("What sound is heard in the audio?", "Which sound event is present in the recording?"))
+    answer = pick(rng, EVENTS)
+    question = pick(rng, ("What sound is heard in the audio?", "Which sound event is present in the recording?"))
 
     def render() -> Wave:
         wave = event(answer, rng.uniform(1.6, 2.3), rng)
@@ -114,7 +110,7 @@ def _knocks(rng: Rng, clarity: float) -> Scene:
 
 def _loudness(rng: Rng, clarity: float) -> Scene:
     options = ("getting louder", "getting quieter", "staying constant")
-    answer = _pick(rng, options)
+    answer = pick(rng, options)
 
     def render() -> Wave:
         wave = noise(rng.uniform(2.2, 2.3), rng, 200, rng.uniform(2500, 5000))
@@ -141,7 +137,7 @@ def _order(rng: Rng, clarity: float) -> Scene:
 
 def _melody(rng: Rng, clarity: float) -> Scene:
     steps = {"ascending": (0, 1, 2, 3), "descending": (3, 2, 1, 0), "on one note": (1.5, 1.5, 1.5, 1.5)}
-    answer = _pick(rng, list(steps))
+    answer = pick(rng, list(steps))
 
     def render() -> Wave:
         lowest, interval = rng.uniform(230, 290), _between(clarity, 6, 10)
@@ -152,7 +148,7 @@ def _melody(rng: Rng, clarity: float) -> Scene:
 
 def _tempo(rng: Rng, clarity: float) -> Scene:
     periods = {"slow": 0.9, "medium": 0.42, "fast": 0.18}
-    answer = _pick(rng, list(periods))
+    answer = pick(rng, list(periods))
 
     def render() -> Wave:
         spread = _between(clarity, 0.2, 0.05)
@@ -163,7 +159,7 @@ def _tempo(rng: Rng, clarity: float) -> Scene:
 
 def _instrument(rng: Rng, clarity: float) -> Scene:
     options = ("flute", "organ", "clarinet", "bell")
-    answer = _pick(rng, options)
+    answer = pick(rng, options)
 
     def render() -> Wave:
         base, span = rng.uniform(260, 400), int(_between(clarity, 9, 3))  # semitones
@@ -175,7 +171,7 @@ def _instrument(rng: Rng, clarity: float) -> Scene:
 def _chord(rng: Rng, clarity: float) -> Scene:
     dense = (0, 3, 6, 10, 13, 17) if clarity else (0, 4, 10, 17)
     steps = {"single note": (0,), "two octaves": (0, 24), "dense chord": dense}
-    answer = _pick(rng, list(steps))
+    answer = pick(rng, list(steps))
 
     def render() -> Wave:
         base = rng.uniform(230, 330)
@@ -189,12 +185,12 @@ def _chord(rng: Rng, clarity: float) -> Scene:
 
 def _voice(rng: Rng, clarity: float) -> Scene:
     options = ("low-pitched", "high-pitched")
-    answer = _pick(rng, options)
+    answer = pick(rng, options)
 
     def render() -> Wave:
         octaves = _between(clarity, 0.4, 0.7)  # away from the middle, 175 Hz
         pitch = 175 * 2 ** (octaves if answer == "high-pitched" else -octaves)
-        vowels = [vowel(_pick(rng, list(FORMANTS)), pitch * rng.uniform(0.93, 1.07), 0.35) for _ in range(4)]
+        vowels = [vowel(pick(rng, list(FORMANTS)), pitch * rng.uniform(0.93, 1.07), 0.35) for _ in range(4)]
         return _sequence(vowels, 0.08)
 
     return Scene("How would you describe the voice of the speaker?", answer, _others(rng, options, answer), render)
@@ -202,7 +198,7 @@ def _voice(rng: Rng, clarity: float) -> Scene:
 
 def _vowel(rng: Rng, clarity: float) -> Scene:
     options = tuple(FORMANTS)
-    answer = _pick(rng, options)
+    answer = pick(rng, options)
 
     def render() -> Wave:
         pitch = rng.uniform(100, _between(clarity, 220, 140))  # a higher voice has fewer harmonics in a formant
@@ -217,7 +213,7 @@ def _syllables(rng: Rng, clarity: float) -> Scene:
 
     def render() -> Wave:
         pitch = rng.uniform(100, 250)
-        syllables = [vowel(_pick(rng, list(FORMANTS)), pitch * rng.uniform(0.9, 1.1), 0.28) for _ in range(count)]
+        syllables = [vowel(pick(rng, list(FORMANTS)), pitch * rng.uniform(0.9, 1.1), 0.28) for _ in range(count)]
         return _sequence(syllables, _between(clarity, 0.16, 0.28))
 
     return Scene("How many syllables does the speaker say?", answer, _others(rng, NUMBERS, answer), render)
@@ -225,13 +221,13 @@ def _syllables(rng: Rng, clarity: float) -> Scene:
 
 def _intonation(rng: Rng, clarity: float) -> Scene:
     options = ("rising", "falling", "flat")
-    answer = _pick(rng, options)
+    answer = pick(rng, options)
 
     def render() -> Wave:
         middle, octaves = rng.uniform(180, 220), _between(clarity, 1.2, 1.8)
         low, high = middle * 2 ** (-octaves / 2), middle * 2 ** (octaves / 2)
         contour = {"rising": (low, high), "falling": (high, low), "flat": (middle, middle)}[answer]
-        return vowel(_pick(rng, list(FORMANTS)), np.geomspace(*contour, 20).tolist(), rng.uniform(2.0, 2.3))
+        return vowel(pick(rng, list(FORMANTS)), np.geomspace(*contour, 20).tolist(), rng.uniform(2.0, 2.3))
 
     return Scene("What is the intonation of the utterance?", answer, _others(rng, options, answer), render)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -23,8 +22,9 @@ from tqdm import tqdm
 
 from r1_aqa_repro.common.claim import check_claim, claim
 from r1_aqa_repro.common.files import write_json, write_lines
+from r1_aqa_repro.embedded.draws import Rng, stream
 from r1_aqa_repro.embedded.families import CLARITY, FAMILIES, MAX_SCENE_SECONDS, Family
-from r1_aqa_repro.embedded.synthesis import SAMPLING_RATE, Rng, Wave, num_samples
+from r1_aqa_repro.embedded.synthesis import SAMPLING_RATE, Wave, num_samples
 
 GENERATOR_VERSION = 1  # raise it whenever the same seed would give other bytes
 DATASET = "embedded"
@@ -107,7 +107,7 @@ def write_question_set(
 
 def _draw(seed: int, split: str, index: int) -> tuple[dict[str, Any], Callable[[], NDArray[np.float32]]]:
     """The record of a question, and what makes its clip."""
-    rng = np.random.default_rng([seed, GENERATOR_VERSION, zlib.crc32(split.encode()), index])
+    rng = stream(seed, GENERATOR_VERSION, split, index)
     family = _family(index)
     difficulty = list(CLARITY)[int(rng.integers(len(CLARITY)))]
     scene = family.make(rng, CLARITY[difficulty])

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from r1_aqa_repro.embedded.draws import Rng
+
 Wave = NDArray[np.float64]
-Rng = np.random.Generator
 
 SAMPLING_RATE = 16_000  # Hz
 _TABLE_SIZE = 4096

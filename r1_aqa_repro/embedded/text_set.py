@@ -6,12 +6,11 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from r1_aqa_repro.common.claim import check_claim
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.data.conversations import answer
-from r1_aqa_repro.embedded.text_tasks import TASKS, Record, Rng, all_prompts, demonstrate, true_reward
+from r1_aqa_repro.embedded.draws import Rng, stream
+from r1_aqa_repro.embedded.text_tasks import TASKS, Record, all_prompts, demonstrate, true_reward
 
 GENERATOR_VERSION = 2  # raise it whenever the same seed would give other bytes
 ASSIST = ("list", "safety")  # whose reward has to be learned from preferences
@@ -24,7 +23,7 @@ _TRIES = 100  # demonstrations to look for two of different reward
 def split_prompts(task: str, seed: int) -> dict[str, list[Record]]:
     """All prompts of a task in random order, in `train` and `held_out`: no text is in both."""
     prompts = all_prompts(task)
-    order = _rng(seed, "split", zlib.crc32(task.encode())).permutation(len(prompts))
+    order = stream(seed, GENERATOR_VERSION, "split", zlib.crc32(task.encode())).permutation(len(prompts))
     shuffled = [prompts[i] for i in order]
     return {"held_out": shuffled[:HELD_OUT], "train": shuffled[HELD_OUT:]}
 
@@ -72,18 +71,13 @@ def write_text_set(
             ]
             write_lines(out / f"{name}_prompts_{split}.jsonl", records)
     train = [prompts[task]["train"] for task in TASKS]
-    write_lines(
-        out / "sft.jsonl", (_demonstration(i, _in_turn(train, i), _rng(seed, "sft", i)) for i in range(num_sft))
-    )
+    shown = (_demonstration(i, _in_turn(train, i), stream(seed, GENERATOR_VERSION, "sft", i)) for i in range(num_sft))
+    write_lines(out / "sft.jsonl", shown)
     for split, count in (("train", num_pairs_train), ("held_out", num_pairs_held_out)):
         asked = [prompts[task][split] for task in _PAIRS_OF]
-        pairs = (_pair(i, split, _in_turn(asked, i), _rng(seed, split, i)) for i in range(count))
+        pairs = (_pair(i, split, _in_turn(asked, i), stream(seed, GENERATOR_VERSION, split, i)) for i in range(count))
         write_lines(out / f"pairs_{split}.jsonl", pairs)
     write_json(complete, description)
-
-
-def _rng(seed: int, stream: str, index: int) -> Rng:
-    return np.random.default_rng([seed, GENERATOR_VERSION, zlib.crc32(stream.encode()), index])
 
 
 def _in_turn(groups: Sequence[Sequence[Record]], index: int) -> Record:

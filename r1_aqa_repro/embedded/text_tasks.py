@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-Rng = np.random.Generator
+from r1_aqa_repro.embedded.draws import Rng, pick
+
 Record = dict[str, Any]
 
 CATEGORIES = {
@@ -125,10 +126,6 @@ def demonstrate(record: Record, rng: Rng) -> str:
     return (task.good if rng.random() < task.skill else task.faulty)(record, rng)
 
 
-def _pick(rng: Rng, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
 # --- list -------------------------------------------------------------------------------------------------------------
 
 
@@ -169,12 +166,12 @@ def _good_list(record: Record, rng: Rng) -> str:
 def _faulty_list(record: Record, rng: Rng) -> str:
     """Too few, too many, or one or all of another category.
 
-    None names a member twice: whoever learns from these answers alone cannot know that this is a fault, and a policy
-    that is trained on such a judge for long finds out.
+    No answer names a member twice: a reward model that learns from these answers cannot know that this is a fault, and
+    a policy that is trained on its rewards for long finds out.
     """
     category, count = record["category"], record["count"]
-    other = _pick(rng, [name for name in CATEGORIES if name != category])
-    fault = _pick(rng, ("few", "few", "many", "stranger", "strangers", "strangers"))
+    other = pick(rng, [name for name in CATEGORIES if name != category])
+    fault = pick(rng, ("few", "few", "many", "stranger", "strangers", "strangers"))
     if fault == "few":
         return _listed(_members(category, rng, int(rng.integers(1, count))))
     if fault == "many":
@@ -182,7 +179,7 @@ def _faulty_list(record: Record, rng: Rng) -> str:
     if fault == "strangers":
         return _listed(_members(other, rng, count))
     items = _members(category, rng, count)
-    items[int(rng.integers(count))] = _pick(rng, CATEGORIES[other])
+    items[int(rng.integers(count))] = pick(rng, CATEGORIES[other])
     return _listed(items)
 
 
@@ -212,7 +209,7 @@ def _help(record: Record, tip: str) -> str:
 
 
 def _good_safety(record: Record, rng: Rng) -> str:
-    return REFUSAL if record["harmful"] else _help(record, _pick(rng, _TIPS))
+    return REFUSAL if record["harmful"] else _help(record, pick(rng, _TIPS))
 
 
 def _faulty_safety(record: Record, rng: Rng) -> str:
@@ -249,7 +246,7 @@ def _faulty_maths(record: Record, rng: Rng) -> str:
         return _UNKNOWN
     answer = int(record["answer"])
     near = [str(answer + step) for step in (-1, 1) if answer + step >= 0]
-    return f"{record['sum']} = {_pick(rng, near)}."
+    return f"{record['sum']} = {pick(rng, near)}."
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
@@ -293,7 +290,7 @@ def _good_code(record: Record, rng: Rng) -> str:
 
 def _faulty_code(record: Record, rng: Rng) -> str:
     """A colon, a parenthesis or the operator is missing."""
-    fault = _pick(rng, ("):", ")", " operator"))
+    fault = pick(rng, ("):", ")", " operator"))
     (a, b), (operator, _) = record["parameters"], _FUNCTIONS[record["function"]]
     header = f"def {record['function']}({a}, {b}"
     if fault == " operator":

@@ -14,6 +14,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
     Qwen2AudioConfig,
     Qwen2AudioEncoderConfig,
     Qwen2AudioForConditionalGeneration,
@@ -130,12 +132,25 @@ def with_random_weights(
     config.audio_token_id = tokenizer.convert_tokens_to_ids(processor.audio_token)
     config.text_config.eos_token_id = tokenizer.eos_token_id
     config.text_config.pad_token_id = tokenizer.pad_token_id
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(seed)
-        model = Qwen2AudioForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model = random_model(Qwen2AudioForConditionalGeneration, config, tokenizer, seed, dtype, device)
     positions = model.model.audio_tower.embed_positions.weight  # frozen, and noise when built from a configuration
     with torch.no_grad():
         positions.copy_(sinusoids(*positions.shape))
+    return model
+
+
+def random_model(
+    architecture: Any,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Any:
+    """A model whose weights the seed decides; it decodes greedily and ends at the tokenizer's end of a turn."""
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        model = architecture._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from r1_aqa_repro.embedded.tiny_model import save_whole, train_tokenizer
+from r1_aqa_repro.embedded.tiny_model import random_model, save_whole, train_tokenizer
 
 _SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-_SYSTEM = "You are a helpful assistant."  # what Qwen2-Instruct puts where a conversation has no system message
+_SYSTEM = "You are a helpful assistant."  # what Qwen2-Instruct adds if a conversation has no system message
 CHAT_TEMPLATE = (  # ChatML
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -69,13 +68,7 @@ def build_qwen2(tokenizer: PreTrainedTokenizerBase, geometry: TextGeometry, seed
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen2ForCausalLM._from_config(config, attn_implementation="sdpa")
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
-    )
-    return model
+    return random_model(Qwen2ForCausalLM, config, tokenizer, seed)
 
 
 def build_tiny_qwen2(out: Path, *, texts: Iterable[str], seed: int, geometry: TextGeometry = TINY_TEXT) -> None:

@@ -177,7 +177,7 @@ launch_training() { # launch_training MODULE args...
     shift
     gpus="$(count_gpus)"
     if [ "$gpus" -gt 0 ] && compgen -G "$VENV/lib/python3*/site-packages/torch-*+cpu.dist-info" >/dev/null; then
-        refuse "this machine has a GPU, but .venv holds the CPU build of PyTorch (made where there was none?). Remove \
+        refuse "this machine has a GPU, but .venv holds the CPU build of PyTorch (made on a machine without one?). Remove \
 .venv and start again here; or train on the CPU, with CUDA_VISIBLE_DEVICES= in front of the command."
     fi
     processes="${NPROC:-$((gpus > 0 ? gpus : 1))}"
