@@ -39,7 +39,7 @@ from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
-from scripts.bench_grpo_step import PROMPT_STYLE, SETUPS, prepare
+from scripts.bench_grpo_step import PROMPT_STYLE, SETUPS, prepare, ratio_of
 
 SAMPLED = {"do_sample": True, "top_k": 50}  # what transformers makes of a checkpoint that only says that it samples
 GEOMETRIES = ("tiny", "mid")
@@ -151,18 +151,9 @@ def compare(name: str, ways: Ways, rounds: int) -> dict[str, Any]:
             }
             for way, seconds in taken["ratio"].items()
         },
-        **{clock: _ratios(**taken[clock]) for clock in clocks},
+        **{clock: ratio_of(shared=taken[clock]["harness"], plain=taken[clock]["plain"]) for clock in clocks},
         # sampled, the two draw different numbers
         **({} if ways.reference_config.do_sample else {"same_completions": sum(same), "questions": len(same)}),
-    }
-
-
-def _ratios(harness: Sequence[float], plain: Sequence[float]) -> dict[str, float]:
-    ratios = [slow / fast for fast, slow in zip(harness, plain, strict=True)]
-    return {
-        "median": round(statistics.median(ratios), 3),
-        "min": round(min(ratios), 3),
-        "max": round(max(ratios), 3),
     }
 
 

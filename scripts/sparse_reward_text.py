@@ -131,7 +131,7 @@ def averaged(values: np.ndarray) -> np.ndarray:
 
 
 def figures(curve: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """How long a run has waited: its share of zero-variance groups at first, and when half of its answers were right."""
+    """How long a run has waited: its first share of zero-variance groups, and when half of its answers were right."""
     reached = np.flatnonzero(averaged(curve["accuracy"]) >= REACHED)
     first = int(reached[0]) if len(reached) else None
     return {

@@ -31,7 +31,6 @@ SHARED_RUNS = {
     "audio": ("tests/slow/test_embedded_run.py", "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown[6]"),
     "text": (
         "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown",
-        "tests/slow/test_text_pipelines.py",
         "tests/slow/test_text_runs.py",
     ),
 }

@@ -1,10 +1,13 @@
-"""Embedded runs as a user starts them, once for all tests that look at what they leave."""
+"""Whole runs as a user starts them, each once for all tests that look at what it leaves."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +16,35 @@ import pytest
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    """Its folder, its results and what it printed."""
-    folder = tmp_path_factory.mktemp("embedded") / "run"
-    done = subprocess.run(
-        ["bash", "scripts/train_grpo_audio.sh", "--output_dir", str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, json.loads((folder / "results.json").read_text(encoding="utf-8")), done.stdout
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its results.json, and what it printed."""
+
+    folder: Path
+    results: dict[str, Any]
+    printed: str
+
+
+WholeRun = Callable[[str], Run]
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder in the place of a reader's `runs`: what the text runs start from is made once."""
-    return tmp_path_factory.mktemp("text") / "runs"
+    return tmp_path_factory.mktemp("whole") / "runs"
+
+
+@pytest.fixture(scope="session")
+def whole_run(runs: Path) -> WholeRun:
+    """Carries out the embedded run of a script, such as `train_dpo`, when it is first asked for."""
+
+    @functools.cache
+    def carry_out(script: str) -> Run:
+        folder = runs / ("embedded" if script == "train_grpo_audio" else script)
+        command = ["bash", f"scripts/{script}.sh", "--output_dir", str(folder)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return Run(folder, json.loads((folder / "results.json").read_text(encoding="utf-8")), done.stdout)
+
+    return carry_out

@@ -8,41 +8,46 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from eval.run import evaluate
+from eval.settings import EvalSettings
+from r1_aqa_repro import train_grpo
 from tests.conftest import ROOT
+from tests.slow.conftest import Run, WholeRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-def test_the_model_learns_and_listens(finished: tuple[Path, dict[str, Any], str]) -> None:
-    folder, results, table = finished
+@pytest.fixture(scope="module")
+def finished(whole_run: WholeRun) -> Run:
+    return whole_run("train_grpo_audio")
+
+
+def test_the_model_learns_and_listens(finished: Run) -> None:
+    results = finished.results
     assert results["after"]["n"] >= 600
     assert results["gain"]["accuracy"] >= 0.10 and results["gain"]["ci95"][0] > 0
     assert results["after"]["accuracy"] >= 0.75
     assert results["blind_after"]["accuracy"] <= results["chance"]["accuracy"] + 0.07
     assert results["after"]["format_rate"] >= 0.98
-    assert (folder / "learning_curve.png").stat().st_size > 10_000
+    assert (finished.folder / "learning_curve.png").stat().st_size > 10_000
     for name in ("sound", "music", "speech", "total", "embedded set, not MMAU: no comparison with 64.5"):
-        assert name in table
+        assert name in finished.printed
 
 
-def test_it_stays_within_time_and_memory(finished: tuple[Path, dict[str, Any], str]) -> None:
-    _, results, _ = finished
-    assert sum(results["seconds"].values()) < 600
+def test_it_stays_within_time_and_memory(finished: Run) -> None:
+    assert sum(finished.results["seconds"].values()) < 600
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3_000_000  # kilobytes
-    assert results["peak_memory_mb"] < 3000
+    assert finished.results["peak_memory_mb"] < 3000
 
 
-def test_the_checkpoint_alone_is_evaluated_on_its_own_held_out_set(
-    finished: tuple[Path, dict[str, Any], str], tmp_path: Path
-) -> None:
+def test_the_checkpoint_alone_is_evaluated_on_its_own_held_out_set(finished: Run, tmp_path: Path) -> None:
     """The README's second command, from a folder without MMAU data, gives the accuracy of the table."""
-    folder, results, _ = finished
+    final = finished.folder / "final"
     done = subprocess.run(
-        [sys.executable, "-m", "eval.mmau", "--ckpt", str(folder / "final"), "--batch-size", "50"],
+        [sys.executable, "-m", "eval.mmau", "--ckpt", str(final), "--batch-size", "50"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -51,32 +56,25 @@ def test_the_checkpoint_alone_is_evaluated_on_its_own_held_out_set(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "embedded set, not MMAU: no comparison with 64.5" in done.stdout
-    scores = json.loads(next((folder / "final" / "eval").glob("*/scores.json")).read_text(encoding="utf-8"))
-    assert scores["total"]["correct"] / scores["n"] == pytest.approx(results["after"]["accuracy"])
+    scores = json.loads(next((final / "eval").glob("*/scores.json")).read_text(encoding="utf-8"))
+    assert scores["total"]["correct"] / scores["n"] == pytest.approx(finished.results["after"]["accuracy"])
 
 
-def test_a_random_accuracy_reward_does_not_gain(
-    finished: tuple[Path, dict[str, Any], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_random_accuracy_reward_does_not_gain(finished: Run, tmp_path: Path) -> None:
     """The control: the same start, and a third of the training with a coin for the accuracy reward."""
-    from eval.run import evaluate
-    from eval.settings import EvalSettings
-    from r1_aqa_repro import train_grpo
-
-    folder, results, _ = finished
+    data = finished.folder / "data"
     argv = ["--config", str(ROOT / "configs" / "grpo_embedded.yaml"), "--reward_funcs", "random", "format"]
-    argv += ["--max_steps", "100"]
-    where = ["--train_file", str(folder / "data" / "train" / "manifest.jsonl"), "--output_dir", str(tmp_path / "run")]
-    model = ["--model_name_or_path", str(folder / "sft" / "final"), "--report_to", "none"]
-    assert train_grpo.main([*argv, *where, *model]) == 0
+    argv += ["--max_steps", "100", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
+    argv += ["--train_file", str(data / "train" / "manifest.jsonl")]
+    assert train_grpo.main([*argv, "--model_name_or_path", str(finished.folder / "sft" / "final")]) == 0
     scores = evaluate(
         EvalSettings(
             ckpt=str(tmp_path / "run" / "final"),
-            data=folder / "data" / "held_out" / "mmau_format.json",
+            data=data / "held_out" / "mmau_format.json",
             batch_size=50,
             max_new_tokens=16,
             device="cpu",
         )
     )
     # a real gain is above 0.10; that of chance alone stays within two intervals of a single accuracy
-    assert scores["total"]["accuracy"] / 100 < results["before"]["accuracy"] + 0.06
+    assert scores["total"]["accuracy"] / 100 < finished.results["before"]["accuracy"] + 0.06

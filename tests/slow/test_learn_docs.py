@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.slow.conftest import WholeRun
 
 PAGES = {"en": ROOT / "docs" / "learn.md", "zh": ROOT / "docs" / "learn.zh.md"}
 DAYS = range(1, 8)
-AUDIO = "bash scripts/train_grpo_audio.sh"
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _QUOTED = re.compile(r"^`(\S+): ([\w.]+)`$")
@@ -196,15 +196,14 @@ def test_every_command_shows_what_it_prints() -> None:
 # --- Running everything
 
 
-def carry_out(command: Command, runs: Path) -> str:
+def carry_out(command: Command, runs: Path, whole_run: WholeRun) -> str:
     """Run a command of the page in another folder of runs; what it printed."""
-    words = [str(runs) + word.removeprefix("runs") if word.startswith("runs/") else word
-             for word in shlex.split(command.line)]  # fmt: skip
+    words = shlex.split(command.line)
     if words[0] == "bash":
-        words += ["--output_dir", str(runs / Path(command.figures[0].file).parts[1])]
-    done = subprocess.run(
-        words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
+        return whole_run(Path(words[1]).stem).printed
+    words = [str(runs) + word.removeprefix("runs") if word.startswith("runs/") else word for word in words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command.line}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -212,17 +211,11 @@ def carry_out(command: Command, runs: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("day", DAYS)
-def test_commands_print_what_is_shown(day: int, runs: Path, request: pytest.FixtureRequest) -> None:
+def test_commands_print_what_is_shown(day: int, runs: Path, whole_run: WholeRun) -> None:
     for command in commands(day_texts(PAGES["en"].read_text(encoding="utf-8"))[day]):
-        if command.line == AUDIO:
-            folder, _, printed = request.getfixturevalue("finished")
-        else:
-            printed = carry_out(command, runs)
+        printed = carry_out(command, runs, whole_run)
         for output in command.outputs:
-            folder_printed = str(folder) if command.line == AUDIO else str(runs)
-            assert shape(output) in shape(printed, folder_printed), f"{command.line} printed\n{printed[-3000:]}"
+            assert shape(output) in shape(printed, str(runs)), f"{command.line} printed\n{printed[-3000:]}"
         for figure in command.figures:
-            inside = Path(figure.file).relative_to("runs")
-            file = folder / Path(*inside.parts[1:]) if command.line == AUDIO else runs / inside
-            found = figure.of(json.loads(file.read_text(encoding="utf-8")))
+            found = figure.of(json.loads((runs / Path(figure.file).relative_to("runs")).read_text(encoding="utf-8")))
             assert found == pytest.approx(figure.shown, abs=figure.spread), f"{figure.file}: {figure.name}"
