@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.model.text_loading import (
@@ -15,7 +17,8 @@ from r1_aqa_repro.model.text_loading import (
     load_tokenizer,
 )
 from r1_aqa_repro.model.yarn import WHERE as ROPE_PARAMETERS
-from r1_aqa_repro.ppo.trainer import ActorCritic, PPOConfig, zero_head
+from r1_aqa_repro.ppo.actor_critic import ActorCritic
+from r1_aqa_repro.ppo.trainer import PPOConfig
 
 
 def actor_and_critic(config: PreTrainedConfig) -> ActorCritic:
@@ -42,6 +45,17 @@ def load_critic(training: PPOConfig, model: TextModelConfig) -> PreTrainedModel:
     if source is None:
         zero_head(critic)
     return critic
+
+
+def zero_head(critic: PreTrainedModel) -> None:
+    """Let a critic whose head is new predict 0 everywhere: a random one would be noise of the rewards' own size."""
+    if is_deepspeed_zero3_enabled():
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters(critic.score.weight, modifier_rank=0):
+            nn.init.zeros_(critic.score.weight)
+    else:
+        nn.init.zeros_(critic.score.weight)
 
 
 def check_critic(training: PPOConfig, model: TextModelConfig) -> list[Problem]:

@@ -52,7 +52,7 @@ def generalized_advantages(
         A_t     = delta_t + gamma lam A_{t+1}     (= sum over l of (gamma lam)^l delta_{t+l})
 
     The episode ends with the last token: V and A are 0 after it. That holds for a completion cut off at the length
-    limit too. Its score judges the text as it stands, so that nothing is to come that a value could stand for, and a
+    limit too. Its score is of the text as it stands, so that nothing is to come that a value could stand for, and a
     policy that is to finish in time has to feel the limit.
 
     Args:

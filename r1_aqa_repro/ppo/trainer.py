@@ -1,7 +1,7 @@
-"""PPOTrainer: rollout, judgement, advantages, a few epochs of clipped updates; then the next rollout.
+"""PPOTrainer: rollout, rewards, advantages, a few epochs of clipped updates; then the next rollout.
 
 Four models take part. The *actor* is the policy that is trained. The *reference*, a frozen copy of where it started,
-prices how far it has gone. The *reward* is one or several functions and models that judge whole completions. The
+prices how far it has gone. The *reward* is one or several functions and models of whole completions. The
 *critic* predicts, at each token, what reward is still to come; it is what GRPO replaces by comparing completions of
 the same prompt. Formulas are in `objectives`; the names of the settings are those of TRL's former PPOTrainer.
 
@@ -23,23 +23,16 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainingArguments
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
-from trl.trainer.utils import disable_dropout_in_model, entropy_from_logits, selective_log_softmax
+from trl.trainer.utils import disable_dropout_in_model
 
 from r1_aqa_repro.data.conversations import TextPrompt, answer
 from r1_aqa_repro.model.generation import generate, sampling_config
-from r1_aqa_repro.model.inputs import (
-    PromptInputs,
-    attention_mask_left,
-    pad_left,
-    pad_right,
-    position_ids_of,
-    text_inputs,
-)
+from r1_aqa_repro.model.inputs import PromptInputs, attention_mask_left, pad_left, pad_right, text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
+from r1_aqa_repro.ppo.actor_critic import ActorCritic, score_tokens
 from r1_aqa_repro.ppo.arguments import PPOArguments
 from r1_aqa_repro.ppo.objectives import (
     approximate_kl,
@@ -62,92 +55,6 @@ _NOTED = 4  # completions of a logged step in completions.csv
 @dataclass
 class PPOConfig(PPOArguments, TrainingArguments):
     """transformers' TrainingArguments for PPO; the learning rate changes from step to step."""
-
-
-class ActorCritic(nn.Module):
-    """Policy and critic as one module: wrapped once, with one optimizer and one backward pass for both.
-
-    Args:
-        policy: a causal language model.
-        critic: a reward model of one output, read at every token instead of at the last alone.
-    """
-
-    is_gradient_checkpointing = False  # what TRL asks before it generates; nothing is checkpointed in eval mode
-
-    def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel):
-        super().__init__()
-        self.policy, self.critic = policy, critic
-        self.config = policy.config  # read by Trainer, DeepSpeed and TensorBoard
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        completion_length: int,
-        temperature: float,
-        entropy_gradient: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probabilities, entropies and values of the last `completion_length` tokens, float32 [N, C] each."""
-        log_probs, entropies = score_tokens(
-            self.policy, input_ids, attention_mask, completion_length, temperature, entropy_gradient
-        )
-        hidden = self.critic.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids_of(attention_mask),
-            use_cache=False,
-        ).last_hidden_state
-        # a token's value is read where the token is predicted: one position before it
-        values = self.critic.score(hidden[:, -completion_length - 1 : -1])[..., 0].float()
-        return log_probs, entropies, values
-
-    def activation_checkpointing_enable(self, **options: Any) -> None:
-        self.policy.activation_checkpointing_enable(**options)
-        self.critic.activation_checkpointing_enable(**options)
-
-    def num_parameters(self) -> int:
-        return self.policy.num_parameters() + self.critic.num_parameters()
-
-
-def zero_head(critic: PreTrainedModel) -> None:
-    """Let a critic whose head is new predict 0 everywhere: a random one would be noise of the rewards' own size."""
-    if is_deepspeed_zero3_enabled():
-        from deepspeed.zero import GatheredParameters
-
-        with GatheredParameters(critic.score.weight, modifier_rank=0):
-            nn.init.zeros_(critic.score.weight)
-    else:
-        nn.init.zeros_(critic.score.weight)
-
-
-def score_tokens(
-    policy: nn.Module,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    completion_length: int,
-    temperature: float,
-    entropy_gradient: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies of the last `completion_length` tokens under a policy, float32 [N, C].
-
-    Args:
-        policy: a causal language model, wrapped or not.
-        input_ids: [N, P + C], prompts padded on the left, completions on the right.
-        attention_mask: the same shape.
-        completion_length: C.
-        temperature: divides the logits, as in sampling.
-        entropy_gradient: whether the entropies are to be differentiated; it takes memory.
-    """
-    output = policy(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids_of(attention_mask),
-        use_cache=False,
-        logits_to_keep=completion_length + 1,
-    )
-    logits = output.logits[:, :-1].float() / temperature
-    log_probs = selective_log_softmax(logits, input_ids[:, -completion_length:])
-    return log_probs, entropy_from_logits(logits if entropy_gradient else logits.detach())
 
 
 @dataclass
@@ -183,9 +90,11 @@ class PPOTrainer(ResumableTrainer):
         critic: a Qwen2ForSequenceClassification of one output.
         reference: another copy of the policy; it stays as it is.
         args: the configuration.
-        prompts: what is asked; every column that any of them has reaches the reward functions, None where one has not.
+        prompts: what is asked; every column that any of them has reaches the reward functions, as None if another has
+            not got it.
         processing_class: the policy's tokenizer.
-        reward_funcs: by name; a reward gives None where it does not apply. The weights are `args.reward_weights`.
+        reward_funcs: by name; None is the reward of a completion to which one does not apply. The weights are
+            `args.reward_weights`.
         **kwargs: passed on to Trainer.
     """
 
@@ -212,9 +121,9 @@ class PPOTrainer(ResumableTrainer):
         set_seed(args.seed, device_specific=True)  # Trainer has given every process the same random numbers
         self.reference = self._frozen(reference)
         self.reward_funcs = reward_funcs
-        for judge in reward_funcs.values():
-            if isinstance(judge, RewardModel):
-                judge.model = self._frozen(judge.model)
+        for function in reward_funcs.values():
+            if isinstance(function, RewardModel):
+                function.model = self._frozen(function.model)
         weights = args.reward_weights or [1.0] * len(self.reward_funcs)
         self.reward_weights = torch.tensor(weights, device=self.accelerator.device)
         self.prompts = prompts
@@ -301,14 +210,14 @@ class PPOTrainer(ResumableTrainer):
     # --- The rollout
 
     def _roll_out(self, prompts: list[TextPrompt]) -> tuple[Rollout, dict[str, float]]:
-        """Sample a completion a prompt, judge it, and work out each token's advantage."""
+        """Sample a completion a prompt, reward it, and work out each token's advantage."""
         args, device, pad = self.args, self.accelerator.device, self.processing_class.pad_token_id
         self.model_wrapped.eval()
         inputs = text_inputs(self.processing_class, [prompt.messages for prompt in prompts])
         completion_ids = self._generate(inputs)
         ended = torch.tensor([ids[-1] in self.generation_config.eos_token_id for ids in completion_ids], device=device)
-        judgements = self._judge(prompts, completion_ids)
-        scores = (judgements * self.reward_weights).nansum(dim=1) - (args.missing_eos_penalty or 0.0) * ~ended
+        by_function = self._rewards(prompts, completion_ids)
+        scores = (by_function * self.reward_weights).nansum(dim=1) - (args.missing_eos_penalty or 0.0) * ~ended
 
         completion_mask = pad_right([[1] * len(ids) for ids in completion_ids], 0)
         rows = {
@@ -325,9 +234,9 @@ class PPOTrainer(ResumableTrainer):
         advantages = whiten(advantages, mask, self._total)
 
         kl = (log_probs - reference_log_probs).sum(dim=1)
-        self._note(prompts, completion_ids, judgements, kl)
-        by_reward = zip(self.reward_funcs, judgements.T, strict=True)
-        figures = {f"rewards/{name}": self._mean(values) for name, values in by_reward} | {
+        self._note(prompts, completion_ids, by_function, kl)
+        by_name = zip(self.reward_funcs, by_function.T, strict=True)
+        figures = {f"rewards/{name}": self._mean(values) for name, values in by_name} | {
             "reward": self._mean(scores),
             "kl": self._mean(kl),
             "explained_variance": explained_variance(values, returns, mask, self._total).item(),
@@ -364,16 +273,16 @@ class PPOTrainer(ResumableTrainer):
                 parts.append((log_probs, score_tokens(self.reference, *inputs)[0], values))
         return [torch.cat(part).masked_fill(~mask, 0.0) for part in zip(*parts, strict=True)]
 
-    def _judge(self, prompts: list[TextPrompt], completion_ids: list[list[int]]) -> torch.Tensor:
-        """Rewards [N, R] of each completion by each reward; NaN where one does not apply."""
+    def _rewards(self, prompts: list[TextPrompt], completion_ids: list[list[int]]) -> torch.Tensor:
+        """Rewards [N, R] of each completion by each function; NaN if one does not apply to it."""
         texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in self._columns} | {
             "prompts": [prompt.messages for prompt in prompts],
             "completions": [answer(text) for text in texts],
             "completion_ids": completion_ids,
         }
-        judgements = [judge(**columns) for judge in self.reward_funcs.values()]
-        known = [[float("nan") if value is None else value for value in values] for values in judgements]
+        rewards = [function(**columns) for function in self.reward_funcs.values()]
+        known = [[float("nan") if value is None else value for value in values] for values in rewards]
         return torch.tensor(known, device=self.accelerator.device).T
 
     # --- The updates
