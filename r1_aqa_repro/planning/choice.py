@@ -1,0 +1,139 @@
+"""Which strategy to train with on given GPUs, and what would fit if none does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peft import LoraConfig, PeftConfig
+from trl import get_peft_config
+
+from r1_aqa_repro.planning.estimate import ENGINES, Job, Strategy, as_json, strategies
+from r1_aqa_repro.planning.job import make_job, model_config, read_training
+
+# what LoRA adapts if a configuration says nothing: the language model's linear layers, as configs/sft_lora_*.yaml
+_LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+# what to prefer if it fits: ZeRO-2 communicates as little as DDP, ZeRO-3 half as much again (arXiv 1910.02054,
+# section 7), offloading moves every weight over PCIe as well, and LoRA trains something else
+_PREFERENCE = ("zero2", "zero3", "zero3_offload", "ddp")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """gpus: processes. gpu_bytes: of each. flops_per_second, bytes_per_second: as they are reached."""
+
+    gpus: int
+    gpu_bytes: float
+    flops_per_second: float
+    bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step of `job` takes on `machine` under each strategy.
+
+    source: where the model's sizes are from.
+    chosen: the strategy to use, None if none fits.
+    advice: what to set for it, or what would fit.
+    """
+
+    source: str
+    job: Job
+    machine: Machine
+    found: list[Strategy]
+    chosen: Strategy | None
+    advice: str
+
+    def seconds(self, strategy: Strategy) -> dict[str, float]:
+        """Of a step, by part."""
+        return strategy.work.seconds(self.machine.flops_per_second, self.machine.bytes_per_second)
+
+    def report(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        job = self.job
+        return {
+            "model": self.source,
+            "step": {
+                "prompts_at_once": job.prompts,
+                "completions_at_once": job.completions,
+                "accumulation": job.accumulation,
+                "prompt_tokens": job.prompt_tokens,
+                "completion_tokens": job.completion_tokens,
+                "encoder_frames": job.frames,
+            },
+            "strategies": [
+                as_json(strategy, job, self.machine.gpu_bytes) | {"seconds": self.seconds(strategy)}
+                for strategy in self.found
+            ],
+            "recommended": self.chosen.name(job.num_processes) if self.chosen else None,
+            "advice": self.advice,
+        }
+
+
+def make_plan(
+    config: str,
+    overrides: Sequence[str],
+    machine: Machine,
+    prompt_tokens: int,
+    clip_seconds: float,
+    completion_tokens: int | None,
+) -> Plan:
+    """Plan the run of a configuration file with further keys (`--key`, `value`, ...).
+
+    Raises:
+        Refused: see `read_training`, `model_config` and `make_job`.
+    """
+    training, model = read_training(config, overrides)
+    sizes, source = model_config(str(model.model_name_or_path))
+    job = make_job(training, model, sizes, machine.gpus, prompt_tokens, clip_seconds, completion_tokens)
+    peft_config = get_peft_config(model)
+    adapters = [peft_config] if peft_config else [None, LoraConfig(target_modules=_LORA_TARGETS)]
+    found = strategies(job, adapters)
+    chosen = choose(found, machine)
+    advice = recommend(chosen, job) if chosen else what_would_fit(job, adapters, machine)
+    return Plan(source, job, machine, found, chosen, advice)
+
+
+def choose(found: Sequence[Strategy], machine: Machine) -> Strategy | None:
+    """The preferred strategy among those that fit; one that trains the whole model before any LoRA."""
+    preference = ("ddp", *_PREFERENCE[:-1]) if machine.gpus == 1 else _PREFERENCE
+    fitting = [strategy for strategy in found if strategy.fits(machine.gpu_bytes)]
+    return min(fitting, key=lambda strategy: (strategy.lora, preference.index(strategy.engine)), default=None)
+
+
+def recommend(chosen: Strategy, job: Job) -> str:
+    """What to set for it, in one sentence."""
+    setting = "no deepspeed key" if chosen.engine == "ddp" else f"deepspeed: configs/deepspeed/{chosen.engine}.json"
+    lora = " and use_peft: true" if chosen.lora else ""
+    return (
+        f"Use {chosen.name(job.num_processes)} ({setting}{lora}): {gigabytes(chosen.memory.peak)} GB a GPU at the peak."
+    )
+
+
+def what_would_fit(job: Job, adapters: Sequence[PeftConfig | None], machine: Machine) -> str:
+    """The first changes, each alone, then together, under which a strategy fits."""
+    changes: dict[str, Job] = {}
+    total = job.prompts * job.accumulation
+    one_prompt = replace(job, prompts=1, completions=job.completions // job.prompts, accumulation=total)
+    key = "max_prompts_per_device" if job.task == "grpo" else "max_examples_per_device"
+    if job.prompts > 1:
+        changes[f"{key}: 1"] = one_prompt
+    if not job.checkpointing:
+        changes["activation_checkpointing: true"] = replace(job, checkpointing=True)
+        if job.prompts > 1:
+            changes[f"{key}: 1 and activation_checkpointing: true"] = replace(one_prompt, checkpointing=True)
+    for factor in (2, 4, 8):
+        changes[f"{factor * machine.gpus} GPUs"] = replace(job, num_processes=factor * machine.gpus)
+    would = []
+    for change, changed in changes.items():
+        chosen = choose(strategies(changed, adapters, ENGINES[1:]), machine)
+        if chosen:
+            would.append(f"{change} with {chosen.name(changed.num_processes)} ({gigabytes(chosen.memory.peak)} GB)")
+    what = "; ".join(would) if would else "none of fewer prompts at once, checkpointing, or eight times the GPUs"
+    return f"Nothing fits in {machine.gpu_bytes / 1e9:g} GB a GPU. What would: {what}."
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in units of 1e9."""
+    return f"{size / 1e9:.3g}" if size < 1e9 else f"{size / 1e9:.1f}"
