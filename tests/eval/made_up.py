@@ -1,0 +1,100 @@
+"""Made-up questions, predictions and evaluations."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eval.evaluation import Evaluation
+from eval.predictions import predict
+from r1_aqa_repro.data.questions import AudioQuestion
+from tests.conftest import SHARED_MMAU
+
+CHOICES = ["Man", "Woman", "Child", "Robot"]
+PUBLISHED = {"original": "mmau-test-mini.2025-03-25.json", "v05.15.25": "mmau-test-mini.v05.15.25.json"}
+
+
+def make_questions(n, **fields):
+    """Questions to which `cat`, the second of two choices, is right."""
+    return [
+        AudioQuestion(
+            id=f"q{index}",
+            audio_path=Path(f"/clips/{index}.wav"),
+            question="What is it?",
+            choices=("dog", "cat"),
+            answer="cat",
+            task=("sound", "music", "speech")[index % 3],
+            difficulty=("hard", "easy")[index % 2],
+            **fields,
+        )
+        for index in range(n)
+    ]
+
+
+def predictions_of(questions, completions):
+    """A prediction a question, as far as there are completions."""
+    return {
+        (question.id, 0): predict(question, completion, "answer", "settings")
+        for question, completion in zip(questions, completions, strict=False)
+    }
+
+
+def repeated(questions, completions):
+    """Predictions of a list of completions a question, by question and repeat; None is no prediction."""
+    return {
+        (question.id, repeat): predict(question, completion, "answer", "settings", repeat)
+        for question, row in zip(questions, completions, strict=True)
+        for repeat, completion in enumerate(row)
+        if completion is not None
+    }
+
+
+def permuted(question, completions_by_order):
+    """Predictions of one question asked in several orders; each completion is of one (order, repeat)."""
+    asked = [(choices, completion) for choices, completions in completions_by_order for completion in completions]
+    return {
+        (question.id, number): predict(
+            replace(question, choices=choices), completion, "answer", "settings", number, permuted=True
+        )
+        for number, (choices, completion) in enumerate(asked)
+    }
+
+
+def evaluation_of(questions, predictions, settings, version="unknown", paths=None, folder=Path("out"), **more):
+    paths = {"checkpoint": "model", "data": "data.json"} if paths is None else paths
+    return Evaluation(folder, questions, predictions, settings, paths, version, **more)
+
+
+def mmau_records(n=6, **fields):
+    """Questions as the benchmark publishes them; the right answer is `Woman`, the second of four choices."""
+    return [
+        {
+            "id": f"q{index}",
+            "audio_id": f"./test-mini-audios/q{index}.wav",
+            "question": f"Who speaks in clip {index}?",
+            "choices": CHOICES,
+            "answer": "Woman",
+            "dataset": "AudioSet",
+            "task": ("sound", "music", "speech")[index % 3],
+            "split": "test-mini",
+            "category": ["Reasoning"] if index == 0 else "Reasoning",
+            "sub-category": ("Counting", "Melody")[index % 2],
+            "difficulty": "easy",
+            **fields,
+        }
+        for index in range(n)
+    ]
+
+
+def write(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def published(version):
+    """The published file of a version of MMAU's test-mini."""
+    file = SHARED_MMAU / PUBLISHED[version]
+    if not file.is_file():
+        pytest.skip(f"needs {file}")
+    return file
