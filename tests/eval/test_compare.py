@@ -9,42 +9,19 @@ import pytest
 from eval.compare import compare, difference, main, markdown, read_run
 from eval.score_predictions import score_file
 from r1_aqa_repro.common.errors import Refused
-from tests.conftest import SHARED_MMAU
+from tests.eval.made_up import CHOICES, PUBLISHED, mmau_records, published, write
 
-CHOICES = ["dog", "cat"]
-
-
-def records(n=12, **fields):
-    return [
-        {
-            "id": f"q{index}",
-            "audio_id": f"./q{index}.wav",
-            "question": f"What is heard in clip {index}?",
-            "choices": CHOICES,
-            "answer": "cat",
-            "task": ("sound", "music", "speech")[index % 3],
-            "difficulty": "easy",
-            "category": "Reasoning",
-            "sub-category": ("Counting", "Melody")[index % 2],
-            **fields,
-        }
-        for index in range(n)
-    ]
-
-
-def write(path, content):
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
+WRONG, RIGHT = "Man", "Woman"
 
 
 @pytest.fixture
 def data(tmp_path):
-    return write(tmp_path / "data.json", records())
+    return write(tmp_path / "data.json", mmau_records(12))
 
 
-def predicted(path, right, n=12, answer="cat"):
+def predicted(path, right, n=12, answer=RIGHT):
     """A file of predictions, right on the questions whose numbers are in `right`."""
-    given = [{"id": f"q{index}", "model_output": answer if index in right else "dog"} for index in range(n)]
+    given = [{"id": f"q{index}", "model_output": answer if index in right else WRONG} for index in range(n)]
     return write(path, given)
 
 
@@ -52,6 +29,11 @@ def evaluated(folder, data, right, **more):
     """The folder of a scored file of predictions."""
     theirs = predicted(folder.with_suffix(".predictions"), right, **more)
     return score_file(theirs, data, folder).folder
+
+
+def runs_of(tmp_path, data, *right, **more):
+    """Runs, each right on the questions whose numbers are in a set."""
+    return [read_run(evaluated(tmp_path / f"run{place}", data, one, **more)) for place, one in enumerate(right)]
 
 
 def test_hand_computed_difference():
@@ -97,10 +79,7 @@ def test_folders_and_files_give_the_same(tmp_path, data):
 
 
 def test_by_task_and_sub_category(tmp_path, data):
-    runs = [
-        read_run(evaluated(tmp_path / name, data, right)) for name, right in (("a", {0, 3}), ("b", {0, 3, 6, 9, 1}))
-    ]
-    pair = compare(runs)["comparisons"][0]
+    pair = compare(runs_of(tmp_path, data, {0, 3}, {0, 3, 6, 9, 1}))["comparisons"][0]
     assert list(pair["task"]) == ["sound", "music", "speech"]
     assert [one["difference"] for one in pair["task"].values()] == [50.0, 25.0, 0.0]
     assert [one["n"] for one in pair["sub_category"].values()] == [6, 6]
@@ -120,23 +99,22 @@ def test_matchers_may_differ(tmp_path, data):
 
 
 def test_a_run_equals_itself(tmp_path, data):
-    run = read_run(evaluated(tmp_path / "a", data, {1, 4}))
+    (run,) = runs_of(tmp_path, data, {1, 4})
     total = compare([run, run])["comparisons"][0]["total"]
     assert (total["difference"], total["ci95"], total["p"]) == (0.0, [0.0, 0.0], 1.0)
 
 
 def test_each_is_compared_with_the_first(tmp_path, data):
-    runs = [read_run(evaluated(tmp_path / name, data, set(range(n)))) for name, n in (("a", 3), ("b", 6), ("c", 9))]
-    comparison = compare(runs)
+    comparison = compare(runs_of(tmp_path, data, *(set(range(n)) for n in (3, 6, 9))))
     assert [round(pair["total"]["difference"]) for pair in comparison["comparisons"]] == [25, 50]
     assert [run["official"]["accuracy"] for run in comparison["runs"]] == [25.0, 50.0, 75.0]
 
 
 def test_other_questions_are_refused_unless_paired_on_the_common_ones(tmp_path, data):
-    changed = records(14)
+    changed = mmau_records(14)
     changed[2]["question"] = "What else is heard?"
     changed[3]["choices"] = CHOICES[::-1]
-    changed[4]["answer"] = "dog"
+    changed[4]["answer"] = WRONG
     other = write(tmp_path / "other.json", changed)
     runs = [read_run(evaluated(tmp_path / "a", data, {0, 2})), read_run(evaluated(tmp_path / "b", other, {0, 1}, n=14))]
     with pytest.raises(Refused, match="9 questions in common") as refused:
@@ -149,7 +127,7 @@ def test_other_questions_are_refused_unless_paired_on_the_common_ones(tmp_path, 
 
 
 def test_other_versions_are_refused_though_the_questions_are_the_same(tmp_path, data):
-    run = read_run(evaluated(tmp_path / "a", data, {0}))
+    (run,) = runs_of(tmp_path, data, {0})
     other = replace(run, version="original")
     with pytest.raises(Refused, match="versions unknown, original"):
         compare([run, other])
@@ -157,7 +135,7 @@ def test_other_versions_are_refused_though_the_questions_are_the_same(tmp_path, 
 
 
 def test_settings_that_differ_are_told(tmp_path, data):
-    run = read_run(evaluated(tmp_path / "a", data, {0}))
+    (run,) = runs_of(tmp_path, data, {0})
     other = replace(run, settings=run.settings | {"prompt_style": "think", "dtype": "bfloat16"})
     comparison = compare([run, other])
     assert comparison["comparisons"][0]["settings"] == {"prompt_style": [None, "think"], "dtype": [None, "bfloat16"]}
@@ -166,7 +144,7 @@ def test_settings_that_differ_are_told(tmp_path, data):
 
 
 def test_nothing_in_common_is_refused(tmp_path, data):
-    other = write(tmp_path / "other.json", records(question="Another?"))
+    other = write(tmp_path / "other.json", mmau_records(12, question="Another?"))
     runs = [read_run(evaluated(tmp_path / "a", data, {0})), read_run(evaluated(tmp_path / "b", other, {0}))]
     with pytest.raises(Refused, match="no question is common"):
         compare(runs, intersection=True)
@@ -174,10 +152,8 @@ def test_nothing_in_common_is_refused(tmp_path, data):
 
 def test_the_two_published_versions_share_636_questions(tmp_path):
     folders = []
-    for version in ("2025-03-25", "v05.15.25"):
-        file = SHARED_MMAU / f"mmau-test-mini.{version}.json"
-        if not file.is_file():
-            pytest.skip(f"needs {file}")
+    for version in PUBLISHED:
+        file = published(version)
         given = json.loads(file.read_text(encoding="utf-8"))
         theirs = write(tmp_path / f"{version}.json", [one | {"model_output": one["choices"][0]} for one in given])
         folders.append(score_file(theirs, file).folder)
@@ -219,7 +195,7 @@ def test_the_command_with_files(tmp_path, data, capsys):
 
 def test_a_folder_of_another_file_is_refused(tmp_path, data):
     folder = evaluated(tmp_path / "a", data, {0})
-    other = write(tmp_path / "other.json", records(3))
+    other = write(tmp_path / "other.json", mmau_records(3))
     with pytest.raises(Refused, match="made with another file"):
         read_run(folder, other)
     (folder / "verdicts.jsonl").unlink()
@@ -228,6 +204,6 @@ def test_a_folder_of_another_file_is_refused(tmp_path, data):
 
 
 def test_questions_without_answers_are_refused(tmp_path):
-    withheld = write(tmp_path / "test.json", records(answer=""))
+    withheld = write(tmp_path / "test.json", mmau_records(12, answer=""))
     with pytest.raises(Refused, match="has no answer"):
         read_run(predicted(tmp_path / "a.json", {0}), withheld)

@@ -3,21 +3,19 @@
 import html
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.markdown import Markdown
 
-from eval.evaluation import Evaluation
 from eval.mmau import _parser
 from eval.report.markdown import markdown_report
 from eval.report.rendering import escape
 from eval.scores import score
 from eval.settings import repeating_command
 from eval.targets import EMBEDDED_HEADING, TARGET, against_published
-from tests.eval.test_scores import make_questions, permuted, predictions_of, repeated
+from tests.eval.made_up import evaluation_of, make_questions, permuted, predictions_of, repeated
 
 SETTINGS = {
     "prompt_style": "answer",
@@ -32,13 +30,12 @@ SETTINGS = {
 }
 
 
-def reported(questions, predictions, version="unknown", settings=SETTINGS, paths=None, without_audio=None):
-    paths = {"checkpoint": "model", "data": "data.json"} if paths is None else paths
-    return markdown_report(Evaluation(Path("out"), questions, predictions, settings, paths, version, without_audio))
+def reported(questions, predictions, settings=SETTINGS, **more):
+    return markdown_report(evaluation_of(questions, predictions, settings, **more))
 
 
 def report_of(questions, completions, version, **settings):
-    return reported(questions, predictions_of(questions, completions), version, {**SETTINGS, **settings})
+    return reported(questions, predictions_of(questions, completions), SETTINGS | settings, version=version)
 
 
 def test_only_the_whole_original_file_is_compared_with_the_paper():

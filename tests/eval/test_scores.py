@@ -3,39 +3,21 @@
 import random
 from dataclasses import replace
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 
-from eval.predictions import predict
 from eval.scores import score, shares_right, surviving, tally
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.mmau_versions import version_of
-from r1_aqa_repro.data.questions import AudioQuestion
+from tests.eval.made_up import make_questions, permuted, predictions_of, repeated
+
+KEPT, SWAPPED = ("dog", "cat"), ("cat", "dog")
+GROUPS = ("task", "difficulty", "category", "sub_category")
 
 
-def make_questions(n, **fields):
-    return [
-        AudioQuestion(
-            id=f"q{index}",
-            audio_path=Path(f"/clips/{index}.wav"),
-            question="What is it?",
-            choices=("dog", "cat"),
-            answer="cat",
-            task=("sound", "music", "speech")[index % 3],
-            difficulty=("hard", "easy")[index % 2],
-            **fields,
-        )
-        for index in range(n)
-    ]
-
-
-def predictions_of(questions, completions):
-    return {
-        (question.id, 0): predict(question, completion, "answer", "settings")
-        for question, completion in zip(questions, completions, strict=False)
-    }
+def counted(tallies):
+    return {label: (one["correct"], one["n"]) for label, one in tallies.items()}
 
 
 def test_every_kind_of_prediction():
@@ -52,11 +34,7 @@ def test_every_kind_of_prediction():
     assert (scores["total"]["correct"], scores["total"]["n"]) == (1, 6)
     assert scores["total"]["accuracy"] == pytest.approx(100 / 6)
     assert scores["total"]["ci95"] == pytest.approx([3.005, 56.350], abs=1e-3)
-    assert {name: total["correct"] for name, total in scores["matchers"].items()} == {
-        "official": 1,
-        "strict": 1,
-        "letter_aware": 2,
-    }
+    assert counted(scores["matchers"]) == {"official": (1, 6), "strict": (1, 6), "letter_aware": (2, 6)}
     assert scores["format_rate"] == pytest.approx(2 / 6)
     assert scores["baselines"] == {"chance": 50.0, "always_first": 0.0, "most_frequent": 100.0}
     assert list(scores["task"]) == ["sound", "music", "speech"]
@@ -64,25 +42,22 @@ def test_every_kind_of_prediction():
     assert scores["category"] == {}
     assert verdicts[4] == {"id": "q4", "repeat": 0, "official": False, "strict": False, "letter_aware": True}
     assert [verdict["id"] for verdict in verdicts] == [question.id for question in questions]
+    assert score(questions, {}, None, "unknown")[0]["format_rate"] is None  # of an unknown style
 
 
-def test_versions():
-    """What records call themselves counts for nothing; the published questions are in test_matcher."""
-    assert version_of("?", make_questions(2, version="original")) == "unknown"
-    assert version_of("?", make_questions(1000, version="v05.15.25")) == "unknown"
-    assert version_of("?", make_questions(2)) == "unknown"
-    assert version_of("?", make_questions(2, dataset="embedded")) == "embedded"
-    assert version_of("?", make_questions(1, dataset="embedded") + make_questions(1)) == "unknown"
-
-
-def repeated(questions, completions):
-    """Predictions of a list of completions a question, by question and repeat."""
-    return {
-        (question.id, repeat): predict(question, completion, "answer", "settings", repeat)
-        for question, row in zip(questions, completions, strict=True)
-        for repeat, completion in enumerate(row)
-        if completion is not None
-    }
+@pytest.mark.parametrize(
+    ("questions", "version"),
+    [
+        (make_questions(2, version="original"), "unknown"),
+        (make_questions(1000, version="v05.15.25"), "unknown"),
+        (make_questions(2), "unknown"),
+        (make_questions(2, dataset="embedded"), "embedded"),
+        (make_questions(1, dataset="embedded") + make_questions(1), "unknown"),
+    ],
+)
+def test_what_records_call_themselves_makes_no_version(questions, version):
+    """The published questions are in test_matcher."""
+    assert version_of("?", questions) == version
 
 
 def test_a_question_counts_once_however_often_it_is_asked():
@@ -90,8 +65,7 @@ def test_a_question_counts_once_however_often_it_is_asked():
     completions = [["cat"] * 4, ["cat", "cat", "cat", "dog"], ["dog", "cat", "", None], ["dog"] * 4]
     scores, verdicts = score(questions, repeated(questions, completions), "answer", "unknown", times=4)
     assert (scores["n"], scores["asked"], scores["missing"], scores["unparsed"]) == (4, 16, 1, 1)
-    assert scores["total"]["n"] == 4
-    assert scores["total"]["correct"] == pytest.approx(1 + 3 / 4 + 1 / 4)
+    assert (scores["total"]["correct"], scores["total"]["n"]) == (pytest.approx(1 + 3 / 4 + 1 / 4), 4)
     assert scores["total"]["accuracy"] == pytest.approx(50.0)
     assert scores["total"]["ci95"] == pytest.approx([100 * bound for bound in wilson(2, 4)])
     repeats = scores["repeats"]
@@ -99,13 +73,8 @@ def test_a_question_counts_once_however_often_it_is_asked():
     assert (repeats["count"], repeats["mean"], repeats["min"], repeats["max"]) == (4, 50.0, 25.0, 75.0)
     assert repeats["std"] == pytest.approx((2 * 25**2 / 3) ** 0.5)  # sample deviation of 0, 25, 0, -25
     assert (scores["missing_ids"], scores["unparsed_ids"]) == (["q2"], ["q2"])
-    assert [(one["id"], one["repeat"]) for one in verdicts[:5]] == [
-        ("q0", 0),
-        ("q0", 1),
-        ("q0", 2),
-        ("q0", 3),
-        ("q1", 0),
-    ]
+    order = [(one["id"], one["repeat"]) for one in verdicts[:5]]
+    assert order == [("q0", 0), ("q0", 1), ("q0", 2), ("q0", 3), ("q1", 0)]
     assert shares_right(verdicts)["q1"] == {"official": 0.75, "strict": 0.75, "letter_aware": 0.75}
 
 
@@ -119,20 +88,28 @@ def test_equal_repeats_change_no_figure():
     questions = make_questions(30)
     rng = random.Random(0)
     completions = [[rng.choice(["cat", "dog", "B", "the cat"])] for _ in questions]
-    once, _ = score(questions, repeated(questions, completions), "answer", "unknown")
-    thrice, _ = score(questions, repeated(questions, [row * 3 for row in completions]), "answer", "unknown")
+    once, thrice = (
+        score(questions, repeated(questions, [row * times for row in completions]), "answer", "unknown")[0]
+        for times in (1, 3)
+    )
     for key in ("n", "total", "task", "difficulty", "matchers", "format_rate", "baselines", "disagreements"):
         assert once[key] == thrice[key], key
-    assert thrice["repeats"]["std"] == 0
-    assert once["repeats"]["std"] is None
+    assert (once["repeats"]["std"], thrice["repeats"]["std"]) == (None, 0)
 
 
-def test_whole_numbers_stay_whole():
-    assert tally([1, 0, 1])["correct"] == 2
-    assert isinstance(tally([True, False])["correct"], int)
-    assert tally([1 / 3, 1 / 3, 1 / 3])["correct"] == 1
-    assert isinstance(tally([1 / 3, 2 / 3])["correct"], int)
-    assert tally([0.25, 0.5])["correct"] == 0.75
+@pytest.mark.parametrize(
+    ("shares", "correct"),
+    [
+        ([1, 0, 1], 2),
+        ([True, False], 1),
+        ([1 / 3, 1 / 3, 1 / 3], 1),
+        ([1 / 3, 2 / 3], 1),
+        ([0.25, 0.5], 0.75),
+    ],
+)
+def test_whole_numbers_stay_whole(shares, correct):
+    found = tally(shares)["correct"]
+    assert (found, type(found)) == (correct, type(correct))
 
 
 def test_every_group_adds_up_to_the_whole():
@@ -142,7 +119,7 @@ def test_every_group_adds_up_to_the_whole():
     ]
     completions = [[rng.choice(["cat", "dog", "B", "", None]) for _ in range(3)] for _ in questions]
     scores, _ = score(questions, repeated(questions, completions), "answer", "unknown", times=3)
-    for key in ("task", "difficulty", "category", "sub_category"):
+    for key in GROUPS:
         assert sum(group["n"] for group in scores[key].values()) == scores["n"] == 60
         assert sum(group["correct"] for group in scores[key].values()) == pytest.approx(scores["total"]["correct"])
         for group in scores[key].values():
@@ -155,59 +132,41 @@ def test_the_order_of_questions_and_predictions_changes_nothing():
     questions = make_questions(12)
     predictions = repeated(questions, [["cat", "dog"]] * 5 + [["dog", "B"]] * 7)
     scores, verdicts = score(questions, predictions, "answer", "unknown")
-    backwards = dict(reversed(predictions.items()))
-    assert score(questions, backwards, "answer", "unknown") == (scores, verdicts)
+    assert score(questions, dict(reversed(predictions.items())), "answer", "unknown") == (scores, verdicts)
     other, _ = score(questions[::-1], predictions, "answer", "unknown")
-    assert {key: other[key] for key in ("total", "task", "matchers")} == {
-        key: scores[key] for key in ("total", "task", "matchers")
-    }
-
-
-def permuted(question, completions_by_order, repeats=1):
-    """Predictions of one question asked in several orders; each completion is of one (order, repeat)."""
-    found, number = {}, 0
-    for choices, completions in completions_by_order:
-        asked = replace(question, choices=choices)
-        for completion in completions:
-            found[question.id, number] = predict(asked, completion, "answer", "settings", number, permuted=True)
-            number += 1
-    return found
+    for key in ("total", "task", "matchers"):
+        assert other[key] == scores[key]
 
 
 def test_orders_of_the_choices():
-    kept, swapped = ("dog", "cat"), ("cat", "dog")
     questions = make_questions(4)
     predictions = {
-        **permuted(questions[0], [(kept, ["cat"]), (swapped, ["the cat"])]),  # the same choice, in other words
-        **permuted(questions[1], [(kept, ["A"]), (swapped, ["A"])]),  # always the first: dog, then cat
-        **permuted(questions[2], [(kept, ["dog"]), (swapped, ["dog"])]),  # the same, and wrong
-        **permuted(questions[3], [(kept, ["who knows"]), (swapped, ["who knows"])]),  # names none
+        **permuted(questions[0], [(KEPT, ["cat"]), (SWAPPED, ["the cat"])]),  # the same choice, in other words
+        **permuted(questions[1], [(KEPT, ["A"]), (SWAPPED, ["A"])]),  # always the first: dog, then cat
+        **permuted(questions[2], [(KEPT, ["dog"]), (SWAPPED, ["dog"])]),  # the same, and wrong
+        **permuted(questions[3], [(KEPT, ["who knows"]), (SWAPPED, ["who knows"])]),  # names none
     }
     scores, _ = score(questions, predictions, "answer", "unknown", times=2)
     order = scores["permutation"]
     assert order["orders"] == 2
-    assert (order["same_choice"]["correct"], order["same_choice"]["n"]) == (2, 4)
-    assert (order["always_right"]["correct"], order["always_right"]["n"]) == (1, 4)
-    assert {place: (one["correct"], one["n"]) for place, one in order["by_place"].items()} == {"1": (1, 4), "2": (1, 4)}
+    tallies = {key: order[key] for key in ("same_choice", "always_right")}
+    assert counted(tallies) == {"same_choice": (2, 4), "always_right": (1, 4)}
+    assert counted(order["by_place"]) == {"1": (1, 4), "2": (1, 4)}
     assert scores["matchers"]["letter_aware"]["correct"] == 1  # 1/2 each of the first (`the cat`) and of the second
 
 
 def test_orders_and_repeats_together():
     """A question that is asked twice in each of two orders: all four answers must name the same."""
     questions = make_questions(2)
-    kept, swapped = ("dog", "cat"), ("cat", "dog")
     predictions = {
-        **permuted(questions[0], [(kept, ["cat", "cat"]), (swapped, ["cat", "cat"])]),
-        **permuted(questions[1], [(kept, ["cat", "dog"]), (swapped, ["cat", "cat"])]),
+        **permuted(questions[0], [(KEPT, ["cat", "cat"]), (SWAPPED, ["cat", "cat"])]),
+        **permuted(questions[1], [(KEPT, ["cat", "dog"]), (SWAPPED, ["cat", "cat"])]),
     }
     scores, _ = score(questions, predictions, "answer", "unknown", times=4)
     assert scores["permutation"]["same_choice"]["correct"] == 1
     assert scores["total"]["accuracy"] == pytest.approx(100 * (1 + 3 / 4) / 2)
     # the right choice stood second, as the file has it, and first: a question counts once at each place
-    assert {place: (one["correct"], one["n"]) for place, one in scores["permutation"]["by_place"].items()} == {
-        "1": (2, 2),
-        "2": (1.5, 2),
-    }
+    assert counted(scores["permutation"]["by_place"]) == {"1": (2, 2), "2": (1.5, 2)}
     repeats = scores["repeats"]
     assert (repeats["count"], repeats["accuracy"]) == (4, [100.0, 50.0, 100.0, 100.0])
     for accuracy, ci95 in zip(repeats["accuracy"], repeats["ci95"], strict=True):
@@ -218,11 +177,10 @@ def test_who_always_answers_the_first_is_found_out():
     """Over all orders of three choices: right in a third of them, the same choice never."""
     choices = ("dog", "cat", "cow")
     questions = [replace(question, choices=choices) for question in make_questions(5)]
-    orders = list(permutations(choices))
     predictions = {}
     for question in questions:
-        predictions |= permuted(question, [(order, ["A"]) for order in orders])
-    scores, _ = score(questions, predictions, "answer", "unknown", times=len(orders))
+        predictions |= permuted(question, [(order, ["A"]) for order in permutations(choices)])
+    scores, _ = score(questions, predictions, "answer", "unknown", times=6)
     assert scores["matchers"]["letter_aware"]["accuracy"] == pytest.approx(100 / 3)
     assert scores["permutation"]["same_choice"]["correct"] == 0
 
@@ -240,15 +198,16 @@ def test_most_frequent_leaves_the_question_itself_out():
 
 def test_what_survives_without_audio():
     questions = make_questions(10)
-    sighted, _ = score(questions, predictions_of(questions, ["cat"] * 8 + ["dog"] * 2), "answer", "unknown")
-    blind, _ = score(questions, predictions_of(questions, ["cat"] * 6 + ["dog"] * 4), "answer", "unknown")
-    left = surviving(sighted, blind)
-    assert (left["accuracy"], left["n"], left["ci95"]) == (60.0, 10, blind["total"]["ci95"])
-    assert left["share"] == pytest.approx(6 / 8)
-    assert left["share_above_chance"] == pytest.approx(1 / 3)
-    nothing, _ = score(questions, {}, "answer", "unknown")
-    assert surviving(nothing, blind)["share"] is None
+    with_audio, silent, nothing = (
+        score(questions, predictions_of(questions, ["cat"] * right + ["dog"] * (10 - right)), "answer", "unknown")[0]
+        for right in (8, 6, 0)
+    )
+    left = surviving(with_audio, silent)
+    assert (left["accuracy"], left["n"], left["ci95"]) == (60.0, 10, silent["total"]["ci95"])
+    assert (left["share"], left["share_above_chance"]) == (pytest.approx(6 / 8), pytest.approx(1 / 3))
+    left = surviving(nothing, silent)
+    assert (left["share"], left["share_above_chance"]) == (None, None)
     with pytest.raises(Refused, match="has n 10"):
-        surviving(score(questions[:9], {}, "answer", "unknown")[0], blind)
+        surviving(score(questions[:9], {}, "answer", "unknown")[0], silent)
     with pytest.raises(Refused, match="has version unknown"):
-        surviving(score(questions, {}, "answer", "original")[0], blind)
+        surviving(score(questions, {}, "answer", "original")[0], silent)
