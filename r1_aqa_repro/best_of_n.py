@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from r1_aqa_repro.common.console import Options, positive, say
+from r1_aqa_repro.common.console import Options, positive, positive_number, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.conversations import TextPrompt
@@ -256,7 +256,7 @@ def _parser() -> Options:
     add("--persona-rubric", metavar="FILE", help="YAML rubric of the reward persona")
     add("--length-penalty-cache", type=positive, default=64, metavar="N",
         help="the reward length_penalty falls over so many last tokens (default: 64)")  # fmt: skip
-    add("--temperature", type=_temperature, default=1.0, metavar="T", help="of the sampling (default: 1)")
+    add("--temperature", type=positive_number, default=1.0, metavar="T", help="of the sampling (default: 1)")
     add("--max-new-tokens", dest="max_completion_length", type=positive, default=256, metavar="N",
         help="longest answer (default: 256)")  # fmt: skip
     add("--batch-size", type=positive, default=16, metavar="N", help="prompts at once, times --num (default: 16)")
@@ -269,13 +269,6 @@ def _several(text: str) -> int:
     number = int(text)
     if number < 2:
         raise argparse.ArgumentTypeError(f"{text} is too few: one must be better than another; give 2 or more")
-    return number
-
-
-def _temperature(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return number
 
 

@@ -12,14 +12,13 @@ Exit codes: 0 done, also where nothing fits (the output says what would); 2 bad 
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from r1_aqa_repro.common.console import Options, positive
+from r1_aqa_repro.common.console import Options, positive, positive_number
 from r1_aqa_repro.common.errors import EXIT_DONE, command
 from r1_aqa_repro.common.files import write_json
 
@@ -109,30 +108,23 @@ def _parser() -> Options:
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="YAML of a GRPO or SFT run on audio")
     add("--gpus", type=positive, required=True, metavar="N", help="GPUs, one process each")
-    add("--gpu-memory", type=_amount, required=True, metavar="GB", help="of one GPU, in 1e9 bytes")
+    add("--gpu-memory", type=positive_number, required=True, metavar="GB", help="of one GPU, in 1e9 bytes")
     add("--prompt-tokens", type=positive, default=351, metavar="N",
         help="of a prompt with its clip (default: 351: 250 of a 10-s clip, 101 of text)")  # fmt: skip
-    add("--clip-seconds", type=_amount, default=10.0, metavar="S", help="default: 10, as AVQA's")
+    add("--clip-seconds", type=positive_number, default=10.0, metavar="S", help="default: 10, as AVQA's")
     add("--completion-tokens", type=positive, metavar="N",
         help="default: max_completion_length (SFT: that of a short answer)")  # fmt: skip
-    add("--gpu-tflops", type=_amount, default=989.0, metavar="T",
+    add("--gpu-tflops", type=positive_number, default=989.0, metavar="T",
         help="its peak (default: 989, dense bfloat16 in NVIDIA's data sheets of H100 SXM and H200)")  # fmt: skip
     add("--utilisation", type=_fraction, default=0.4, metavar="F", help="of that peak which is reached (default: 0.4)")
-    add("--gpu-bandwidth", type=_amount, default=3.35, metavar="TB/S",
+    add("--gpu-bandwidth", type=positive_number, default=3.35, metavar="TB/S",
         help="memory bandwidth of one GPU (default: 3.35, H100 SXM; H200: 4.8)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the plan here as well")
     return parser
 
 
-def _amount(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
-
-
 def _fraction(text: str) -> float:
-    number = _amount(text)
+    number = positive_number(text)
     if number > 1:
         raise argparse.ArgumentTypeError(f"{text} is more than 1")
     return number

@@ -18,19 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from r1_aqa_repro.common.console import Options, positive
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.common.intervals import wilson
-from r1_aqa_repro.data.conversations import PreferencePair
+from r1_aqa_repro.data.conversations import PreferencePair, answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH_SIZE = 64
-_BATCHES_AT_ONCE = 16  # pairs that are sorted by length together, and a step of the progress bar
 
 
 @command
@@ -101,21 +99,11 @@ def pair_scores(
         pairs: the pairs.
         batch_size: pairs scored at once.
     """
-    from r1_aqa_repro.data.conversations import answer
     from r1_aqa_repro.rewards.reward_model import score_conversations
 
-    chosen: list[float] = []
-    rejected: list[float] = []
-    at_once = batch_size * _BATCHES_AT_ONCE
-    with tqdm(total=len(pairs), desc="scoring", unit="pair", delay=5) as progress:
-        for first in range(0, len(pairs), at_once):
-            picked = pairs[first : first + at_once]
-            conversations = [[*pair.prompt, *answer(text)] for pair in picked for text in (pair.chosen, pair.rejected)]
-            scores = score_conversations(model, tokenizer, conversations, 2 * batch_size)
-            chosen += scores[0::2]
-            rejected += scores[1::2]
-            progress.update(len(picked))
-    return chosen, rejected
+    conversations = [[*pair.prompt, *answer(text)] for pair in pairs for text in (pair.chosen, pair.rejected)]
+    scores = score_conversations(model, tokenizer, conversations, 2 * batch_size, progress="scoring pairs")
+    return scores[0::2], scores[1::2]
 
 
 def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:

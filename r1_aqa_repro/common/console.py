@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -93,6 +94,14 @@ def show_help_if_asked(name: str, doc: str | None, library: str, *keys: type) ->
     )
     options.print_help()
     sys.exit()
+
+
+def positive_number(text: str) -> float:
+    """The type of an option that is above 0, for argparse."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
 
 
 def positive(text: str) -> int:

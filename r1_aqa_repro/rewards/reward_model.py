@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1_aqa_repro.data.conversations import Message, answer
@@ -20,10 +21,12 @@ def score_conversations(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
     batch_size: int = _BATCH_SIZE,
+    progress: str | None = None,
 ) -> list[float]:
     """The scalar that the model gives each whole conversation, read at its last token.
 
-    Conversations of like length are scored together. Padding is on the right, where no token sees it.
+    Conversations of like length are scored together. Padding is on the right, so that no token sees it. With a text as
+    `progress` a bar of this name appears if it takes long.
     """
     rows = token_ids(tokenizer, conversations, complete=True)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
@@ -31,7 +34,8 @@ def score_conversations(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for start in range(0, len(order), batch_size):
+        starts = range(0, len(order), batch_size)
+        for start in tqdm(starts, progress, unit="batch", delay=5, disable=progress is None):
             picked = order[start : start + batch_size]
             logits = model(
                 input_ids=pad_right([rows[row] for row in picked], tokenizer.pad_token_id).to(model.device),

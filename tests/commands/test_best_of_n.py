@@ -7,57 +7,34 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from transformers import GenerationConfig, set_seed
 
 from r1_aqa_repro import best_of_n
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 from r1_aqa_repro.data.samples import Outputs, Sampled, kl_bound, pair_of
-from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from tests.conftest import ROOT
+from tests.text_world import write_lines
 
 PROMPTS, NUM = 11, 4  # with batches of 3 prompts the last batch is not full
 
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    records: list[dict[str, Any]] = [
+    records = [
         {"id": f"p{i}", "prompt": [{"role": "user", "content": f"Say {'aardvark ' * (i % 4)}{i}."}], "task": "say"}
         for i in range(PROMPTS)
     ]
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return file
+    return write_lines(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", records)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "policy"
-    build_tiny_qwen2(folder, texts=["Say aardvark aardvark 0 1 2 3 4 5 6 7 8 9."], seed=0, geometry=TEST_TEXT)
-    ends = GenerationConfig.from_pretrained(folder)
-    ends.eos_token_id = [ends.eos_token_id, *range(100, 140)]  # of about 300 tokens: some answers end, some are cut off
-    ends.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reward_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, tokenizer = tmp_path_factory.mktemp("models") / "reward", load_tokenizer(model)
-    set_seed(5)
-    load_reward_model(model, tokenizer, new_head=True).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def command(model: Path, prompts: Path, reward_model: Path) -> list[str]:
+def command(policy: Path, prompts: Path, reward_model: Path) -> list[str]:
     return [
-        *("--model", str(model), "--prompts", str(prompts), "--num", str(NUM), "--batch-size", "3"),
+        *("--model", str(policy), "--prompts", str(prompts), "--num", str(NUM), "--batch-size", "3"),
         *("--max-new-tokens", "12", "--length-penalty-cache", "12"),
         *("--reward-model", str(reward_model), "--rewards", "length_penalty", "--reward-weights", "1", "0.25"),
     ]
@@ -235,36 +212,36 @@ def test_a_folder_that_another_process_writes_to_is_refused(
 
 
 def test_not_a_single_pair_is_a_failure(
-    model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    policy: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No answer of this model has Python in it, so that all of them are worth 0; what was cut off is told apart."""
-    options = ["--model", str(model), "--prompts", str(prompts), "--max-new-tokens", "4", "--num", "2"]
+    options = ["--model", str(policy), "--prompts", str(prompts), "--max-new-tokens", "4", "--num", "2"]
     assert best_of_n.main([*options, "--rewards", "python_syntax", "--out", str(tmp_path)]) == 1
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     whole = [sum(json.loads(line)["finished"]) for line in lines]
-    assert {0, 1, 2} == set(whole)
     few = sum(number < 2 for number in whole)
+    assert 0 < few < PROMPTS
     assert few == summary["without_two_whole_answers"] and summary["ties"] == PROMPTS - few
     said = capsys.readouterr().err
     assert "not a single pair" in said and f"{few} have fewer than two that are whole (--max-new-tokens 4)" in said
 
 
 def test_everything_wrong_is_named_before_a_model_is_loaded(
-    model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    policy: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "prompts.jsonl"
     worded = '{"id": "words", "prompt": [{"role": "user", "content": "1 + 1?"}], "answer": "two"}\n'
     bad.write_text(prompts.read_text(encoding="utf-8") + '{"prompt": "no messages"}\n' + worded, encoding="utf-8")
-    options = ["--model", str(model), "--prompts", str(bad), "--out", str(tmp_path / "out"), "--max-new-tokens", "505"]
-    asked = ["--reward-model", str(model), "--rewards", "math", "maths", "persona", "--reward-weights", "1"]
+    options = ["--model", str(policy), "--prompts", str(bad), "--out", str(tmp_path / "out"), "--max-new-tokens", "505"]
+    asked = ["--reward-model", str(policy), "--rewards", "math", "maths", "persona", "--reward-weights", "1"]
     assert best_of_n.main([*options, *asked]) == 2
     message = capsys.readouterr().err
     for part in (
         "--rewards: there is no reward 'maths'",
         "--reward-weights: 1 weights for 4 rewards",
         "--persona-rubric: the reward persona needs it",
-        f"{model}: the model has no score head",
+        f"{policy}: the model has no score head",
         f"{bad}:line {PROMPTS + 1}: prompt is 'no messages'",
         f"{bad}: words: answer is 'two'",
         f"{bad}: p0: ",
@@ -283,9 +260,9 @@ def test_everything_wrong_is_named_before_a_model_is_loaded(
     ],
 )
 def test_what_cannot_work_is_refused(
-    more: list[str], code: str, model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], code: str, policy: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--model", str(model), "--prompts", str(prompts), "--out", str(tmp_path / "out"), *more]
+    options = ["--model", str(policy), "--prompts", str(prompts), "--out", str(tmp_path / "out"), *more]
     try:
         assert best_of_n.main(options) == 2
     except SystemExit as refused:  # argparse's own

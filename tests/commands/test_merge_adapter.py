@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval import mmau
 from r1_aqa_repro import train_sft
+from r1_aqa_repro.data.conversations import PreferencePair
 from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.embedded.tiny_model import TEST, TINY, build_tiny_qwen2_audio
 from r1_aqa_repro.merge_adapter import main, merge_adapter
 from r1_aqa_repro.model import loading
-from r1_aqa_repro.model.inputs import question_inputs
+from r1_aqa_repro.model.inputs import question_inputs, token_ids
+from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
+from r1_aqa_repro.score import pair_scores
 
+TEXT_TARGETS = r".*\.(q_proj|v_proj|down_proj)"
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -44,11 +50,18 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter as training leaves it, drawn at random; shared, so change a copy only."""
     folder = tmp_path_factory.mktemp("adapter") / "final"
     model, processor = loading.load(base)
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, lora_alpha=16, target_modules=TARGETS, init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(model, config).save_pretrained(folder)
+    adapted(model, folder, TARGETS)
     processor.save_pretrained(folder)
     return folder
+
+
+def adapted(model: PreTrainedModel, folder: Path, targets: str, task: str = "CAUSAL_LM") -> PeftModel:
+    """The model with an adapter drawn at random, which is saved."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False, task_type=task)
+    peft = get_peft_model(model, config).eval()
+    peft.save_pretrained(folder)
+    return peft
 
 
 @pytest.fixture
@@ -69,7 +82,7 @@ def completions(checkpoint: Path, manifest: Path, out: Path) -> list[str]:
     return [json.loads(line)["completion"] for line in lines]
 
 
-def test_evaluates_as_base_and_adapter_do(
+def test_the_merged_model_answers_as_base_and_adapter_do(
     base: Path, adapter: Path, manifest: Path, questions: list[AudioQuestion], tmp_path: Path, capfd: Any
 ) -> None:
     out = tmp_path / "merged"
@@ -93,7 +106,7 @@ def test_evaluates_as_base_and_adapter_do(
     assert torch.allclose(together, merged, rtol=0, atol=1e-5 * float(merged.abs().max()))
 
 
-def test_weights_by_hand(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_merged_weights_are_base_plus_scaled_product_of_the_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
     start = load_file(base / "model.safetensors")
     lora = load_file(adapter / "adapter_model.safetensors")
     merged = load_file(merge_adapter(adapter, tmp_path / "merged") / "model.safetensors")
@@ -103,20 +116,19 @@ def test_weights_by_hand(base: Path, adapter: Path, tmp_path: Path) -> None:
     for name in changed:
         module = next(key for key in lora if name.split("layers.0.")[1].removesuffix("weight") in key)
         a, b = (lora[module.replace("lora_A", kind).replace("lora_B", kind)] for kind in ("lora_A", "lora_B"))
-        assert torch.allclose(merged[name], start[name] + 16 / 4 * b @ a, atol=1e-5), (
-            name
-        )  # float32, numbers of size 10
+        # float32, numbers of size 10
+        assert torch.allclose(merged[name], start[name] + 16 / 4 * b @ a, atol=1e-5), name
 
 
 def test_bfloat16_is_the_sum_rounded(adapter: Path, tmp_path: Path) -> None:
     full = load_file(merge_adapter(adapter, tmp_path / "full") / "model.safetensors")
     half = tmp_path / "half"
-    assert main(["--adapter", str(adapter), "--out", str(half), "--dtype=bfloat16"]) == 0
+    assert main([f"--adapter={adapter}", "--out", str(half), "--dtype=bfloat16"]) == 0
     rounded = load_file(half / "model.safetensors")
     assert all(torch.equal(value.to(torch.bfloat16), rounded[name]) for name, value in full.items())
 
 
-def test_another_place_of_the_base(base: Path, adapter: Path, tmp_path: Path, capfd: Any) -> None:
+def test_a_base_that_was_moved_is_given_as_an_option(base: Path, adapter: Path, tmp_path: Path, capfd: Any) -> None:
     expected = merge_adapter(adapter, tmp_path / "expected") / "model.safetensors"
     change_config(adapter, base_model_name_or_path="/gone/base")
     argv = ["--adapter", str(adapter), "--out", str(tmp_path / "merged")]
@@ -129,7 +141,7 @@ def test_another_place_of_the_base(base: Path, adapter: Path, tmp_path: Path, ca
     assert (tmp_path / "merged" / "processor_config.json").is_file()
 
 
-def test_can_be_trained_further(adapter: Path, manifest: Path, tmp_path: Path) -> None:
+def test_the_merged_model_can_be_trained_further(adapter: Path, manifest: Path, tmp_path: Path) -> None:
     merged = merge_adapter(adapter, tmp_path / "merged")
     argv = ["--model_name_or_path", str(merged), "--train_file", str(manifest), "--output_dir", str(tmp_path / "run")]
     settings = ["--max_steps", "1", "--examples_per_step", "2", "--bf16", "false", "--report_to", "none"]
@@ -137,41 +149,45 @@ def test_can_be_trained_further(adapter: Path, manifest: Path, tmp_path: Path) -
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
 
-def wrong_kind(adapter: Path) -> None:
-    change_config(adapter, peft_type="IA3")
+def test_a_text_policy_answers_as_base_and_adapter_do(
+    policy: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    together = adapted(load_policy(policy), tmp_path / "final", TEXT_TARGETS)
+    assert main(["--adapter", str(tmp_path / "final"), "--out", str(tmp_path / "merged")]) == 0
+    ids = torch.tensor(token_ids(tokenizer, [[{"role": "user", "content": "Name 3 fruits."}]], complete=False))
+    logits = load_policy(tmp_path / "merged").eval()(input_ids=ids).logits
+    torch.testing.assert_close(logits, together(input_ids=ids).logits, atol=1e-4, rtol=0)
+    assert not torch.allclose(logits, load_policy(policy)(input_ids=ids).logits, atol=1e-2)
 
 
-def no_config(adapter: Path) -> None:
-    (adapter / "adapter_config.json").unlink()
+def test_a_reward_model_scores_as_base_and_adapter_do(
+    policy: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    """The head too, which the adapter brings along."""
+    together = adapted(load_reward_model(policy, tokenizer, new_head=True), tmp_path / "final", TEXT_TARGETS, "SEQ_CLS")
+    tokenizer.save_pretrained(tmp_path / "final")
+    assert main(["--adapter", str(tmp_path / "final"), "--out", str(tmp_path / "merged")]) == 0
+    merged = load_reward_model(tmp_path / "merged", tokenizer)
+    for scores, expected in zip(*(pair_scores(model, tokenizer, pairs) for model in (merged, together)), strict=True):
+        assert scores == pytest.approx(expected, abs=1e-4)
 
 
-def no_weights(adapter: Path) -> None:
-    (adapter / "adapter_model.safetensors").unlink()
-
-
-def a_tensor_missing(adapter: Path) -> None:
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    tensors.pop(next(iter(tensors)))
-    save_file(tensors, adapter / "adapter_model.safetensors")
-
-
-def cut_off(adapter: Path) -> None:
-    path = adapter / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
+def lose_a_tensor(weights: Path) -> None:
+    save_file(dict(list(load_file(weights).items())[1:]), weights)
 
 
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (wrong_kind, "the adapter is a IA3, not a LORA"),
-        (no_config, "the folder holds no adapter_config.json"),
-        (no_weights, "the folder holds no adapter weights"),
-        (a_tensor_missing, "the adapter does not fit its base model"),
-        (cut_off, "the adapter does not fit its base model"),
+        (lambda config, weights: change_config(config.parent, peft_type="IA3"), "the adapter is a IA3, not a LORA"),
+        (lambda config, weights: config.unlink(), "the folder holds no adapter_config.json"),
+        (lambda config, weights: weights.unlink(), "the folder holds no adapter weights"),
+        (lambda config, weights: lose_a_tensor(weights), "the adapter does not fit its base model"),
+        (lambda config, weights: os.truncate(weights, 1000), "the adapter does not fit its base model"),
     ],
 )
-def test_adapters_that_are_refused(adapter: Path, tmp_path: Path, capfd: Any, damage: Any, what: str) -> None:
-    damage(adapter)
+def test_a_damaged_adapter_is_refused(adapter: Path, tmp_path: Path, capfd: Any, damage: Any, what: str) -> None:
+    damage(adapter / "adapter_config.json", adapter / "adapter_model.safetensors")
     assert main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")]) == 2
     assert f"error: {adapter}: {what}" in capfd.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"final"}
@@ -187,7 +203,7 @@ def test_a_base_of_another_size_is_refused(
     assert f"the adapter does not fit its base model {other}" in capfd.readouterr().err
 
 
-def test_nothing_is_overwritten(adapter: Path, tmp_path: Path, capfd: Any) -> None:
+def test_an_output_folder_that_is_there_is_refused(adapter: Path, tmp_path: Path, capfd: Any) -> None:
     out = tmp_path / "merged"
     out.mkdir()
     assert main(["--adapter", str(adapter), "--out", str(out)]) == 2
@@ -199,8 +215,3 @@ def test_too_little_space_is_refused(adapter: Path, tmp_path: Path, capfd: Any, 
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     assert main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")]) == 2
     assert "the merged weights need" in capfd.readouterr().err
-
-
-def test_the_other_spelling(adapter: Path, tmp_path: Path) -> None:
-    assert main([f"--adapter={adapter}", "--out", str(tmp_path / "with_underscore")]) == 0
-    assert (tmp_path / "with_underscore" / "model.safetensors").is_file()

@@ -99,7 +99,7 @@ def test_limit_and_batch_size_change_no_score(
 def test_pairs_that_are_sorted_by_length_keep_their_order(
     reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
 ) -> None:
-    """With one pair a batch 16 are sorted by length together: the scores still come in the order of the pairs."""
+    """Conversations of like length are scored together; the scores come in the order of the pairs."""
     model = load_reward_model(reward_model, tokenizer)
     one_by_one = [pair_scores(model, tokenizer, [each]) for each in pairs]
     chosen, rejected = pair_scores(model, tokenizer, pairs, batch_size=1)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from trl import GRPOTrainer
 
 from r1_aqa_repro import train_grpo_text, train_reward_model
 from r1_aqa_repro.common.errors import Refused
@@ -237,7 +238,7 @@ def test_trl_scores_in_grpo_as_the_reward_function_does(
     rows = [trainer.train_dataset[index] for index in range(6)]
     texts = ["apple, plum.", "", "I can't help with that.", "x " * 40, "```python\n1\n```", tokenizer.pad_token]
     prompts, completions = [row["prompt"] for row in rows], [answer(text) for text in texts]
-    by_trl = trainer._calculate_rewards(rows, prompts, completions, [[1]] * 6)[:, 0]
+    by_trl = GRPOTrainer._calculate_rewards(trainer, rows, prompts, completions, [[1]] * 6)[:, 0]
     own = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
     np.testing.assert_allclose(own(prompts, completions), by_trl.tolist(), rtol=0, atol=SCORE_TOLERANCE)
     assert own(prompts, texts) == own(prompts, completions)  # a completion in either form
@@ -249,19 +250,14 @@ def test_an_adapter_is_a_reward_too(build: Build, tokenizer: PreTrainedTokenizer
     settings = ("--reward_funcs", "reward_model", "--reward_model_name_or_path", str(judge))
     trainer = build("grpo", *settings)
     row = trainer.train_dataset[0]
-    by_trl = trainer._calculate_rewards([row], [row["prompt"]], [answer("apple.")], [[1]])
+    by_trl = GRPOTrainer._calculate_rewards(trainer, [row], [row["prompt"]], [answer("apple.")], [[1]])
     model = load_reward_model(judge, tokenizer)
     expected = score_conversations(model, tokenizer, [[*row["prompt"], *answer("apple.")]])
     assert by_trl[0].tolist() == pytest.approx(expected, abs=SCORE_TOLERANCE)
     assert trainer.reward_func_names == ["reward_model"]
 
 
-def several_outputs(model: PreTrainedModel) -> None:
-    model.score = torch.nn.Linear(model.config.hidden_size, 3, bias=False)
-    model.config.num_labels = 3
-
-
-def test_what_is_no_reward_model_is_refused(
+def test_a_model_without_one_output_is_refused(
     policy: Path, reward_model: Path, tokenizer: PreTrainedTokenizerBase, text_set: Path, tmp_path: Path, capsys: Any
 ) -> None:
     for check in (check_reward_model, lambda folder: load_reward_model(folder, tokenizer)):
@@ -273,7 +269,7 @@ def test_what_is_no_reward_model_is_refused(
     assert not (tmp_path / "run").exists()
 
     model = load_reward_model(reward_model, tokenizer)
-    several_outputs(model)
+    model.score, model.config.num_labels = torch.nn.Linear(model.config.hidden_size, 3, bias=False), 3
     model.save_pretrained(tmp_path / "three")
     tokenizer.save_pretrained(tmp_path / "three")
     with pytest.raises(Refused, match="the model has 3 outputs, not 1"):
