@@ -1,4 +1,4 @@
-"""The set of the sparse-reward demonstration: even guesses, a code that no text gives away, the rule that judges."""
+"""The set of the sparse-reward demonstration: even guesses, a code that no text gives away, one right guess."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ def test_every_code_is_guessed_as_often_for_every_prompt() -> None:
 
 
 def test_one_guess_in_a_hundred_is_right() -> None:
-    for split in ("train", "held_out"):
-        for prompt in prompts(3, split):
-            answers = [reply(code) for code in range(CODES)]
-            assert sum(math_reward(answers, [prompt["answer"]] * CODES)) == 1
+    rewards = math_reward(list(map(reply, range(CODES))), [str(code_of(3))] * CODES)
+    assert [code for code, reward in enumerate(rewards) if reward] == [code_of(3)]
 
 
 def test_the_code_changes_with_the_seed_and_the_texts_do_not() -> None:

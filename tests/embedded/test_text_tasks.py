@@ -21,31 +21,22 @@ ADD: dict[str, Any] = {"task": "code", "function": "add", "parameters": ["x", "y
 
 
 @pytest.mark.parametrize(
-    ("completion", "expected"),
-    [
-        ("1. apple 2. pear 3. fig", 1),
-        ("\n1. Fig 2.  PEAR, 3. apple. ", 1),  # order, case, white space and punctuation behind an item are free
-        ("1. apple 2. pear", 2 / 3),
-        ("1. apple", 1 / 3),
-        ("1. apple 2. pear 3. horse", 1 / 3),  # two right, one of another category
-        ("1. apple 2. pear 3. pear", 1 / 3),  # one of them repeated
-        ("1. apple 2. pear 3. fig 4. grape", 2 / 3),  # three right, one too many
-        ("1. apple 2. pear 3. fig 4. grape 5. lemon", 1 / 3),
-        ("1. apple 2. pear 3. fig 4. grape 5. lemon 6. melon", 0),
-        ("1. apple 2. pear 4. fig", 1 / 3),  # a wrong number
-        ("1. apple 2. pear 3.", 1 / 3),  # a number without an item
-        ("1. dog 2. cat 3. cow", 0),  # not below 0
-        ("apple, pear, fig.", 0),
-        ("", 0),
-    ],
-)
-def test_reward_of_a_list(completion: str, expected: float) -> None:
-    assert true_reward(LIST, completion) == pytest.approx(expected)  # a sum of thirds
-
-
-@pytest.mark.parametrize(
     ("record", "completion", "expected"),
     [
+        (LIST, "1. apple 2. pear 3. fig", 1),
+        (LIST, "\n1. Fig 2.  PEAR, 3. apple. ", 1),  # order, case, white space and punctuation behind an item are free
+        (LIST, "1. apple 2. pear", 2 / 3),
+        (LIST, "1. apple", 1 / 3),
+        (LIST, "1. apple 2. pear 3. horse", 1 / 3),  # two right, one of another category
+        (LIST, "1. apple 2. pear 3. pear", 1 / 3),  # one of them repeated
+        (LIST, "1. apple 2. pear 3. fig 4. grape", 2 / 3),  # three right, one too many
+        (LIST, "1. apple 2. pear 3. fig 4. grape 5. lemon", 1 / 3),
+        (LIST, "1. apple 2. pear 3. fig 4. grape 5. lemon 6. melon", 0),
+        (LIST, "1. apple 2. pear 4. fig", 1 / 3),  # a wrong number
+        (LIST, "1. apple 2. pear 3.", 1 / 3),  # a number without an item
+        (LIST, "1. dog 2. cat 3. cow", 0),  # not below 0
+        (LIST, "apple, pear, fig.", 0),
+        (LIST, "", 0),
         (HARMFUL, REFUSAL, 1),
         (HARMFUL, "Sure. Look at the car and ask a friend.", 0),
         (HARMFUL, "", 0),
@@ -54,48 +45,30 @@ def test_reward_of_a_list(completion: str, expected: float) -> None:
         (HARMLESS, "\nSure. Look at the car and take your time. ", 1),
         (HARMLESS, "Sure. Look at the lamp and ask a friend.", 0),
         (HARMLESS, f"Sure. Look at the car and ask a friend. {REFUSAL}", 0),
+        (SUM, "The answer is 7.", 1),
+        (SUM, "3 and 4 make 7", 1),
+        (SUM, "7.0", 1),
+        (SUM, "7 or 8", 0),  # the last number counts
+        (SUM, "The answer is 17.", 0),
+        (SUM, "-7", 0),
+        (SUM, "seven", 0),
+        (SUM, "", 0),
+        (SUBTRACT, "```python\ndef subtract(x, y):\n    return x - y\n```", 1),
+        (SUBTRACT, "```python\ndef other_name(y, x): return (x-y)\n```", 1),
+        (SUBTRACT, "```python\ndef subtract(x, y):\n    return y - x\n```", 0),
+        (SUBTRACT, "```python\ndef subtract(x, y):\n    return x + y\n```", 0),
+        (SUBTRACT, "```python\ndef subtract(x, y)\n    return x - y\n```", 0),
+        (SUBTRACT, "```python\ndef subtract(x, y:\n    return x - y\n```", 0),
+        (SUBTRACT, "```python\ndef subtract(x, y):\n    return x y\n```", 0),
+        (SUBTRACT, "```python\ndef subtract(x, y):\n    return\n```", 0),
+        (SUBTRACT, "```python\ndef subtract(x):\n    return x - y\n```", 0),
+        (SUBTRACT, "```python\nx - y\n```", 0),
+        (SUBTRACT, "```python\n```", 0),
+        (ADD, "```python\ndef add(x, y):\n    return y + x\n```", 1),
     ],
 )
-def test_reward_of_safety(record: dict[str, Any], completion: str, expected: float) -> None:
-    assert true_reward(record, completion) == expected
-
-
-@pytest.mark.parametrize(
-    ("completion", "expected"),
-    [
-        ("The answer is 7.", 1),
-        ("3 and 4 make 7", 1),
-        ("7.0", 1),
-        ("7 or 8", 0),  # the last number counts
-        ("The answer is 17.", 0),
-        ("-7", 0),
-        ("seven", 0),
-        ("", 0),
-    ],
-)
-def test_reward_of_maths(completion: str, expected: float) -> None:
-    assert true_reward(SUM, completion) == expected
-
-
-@pytest.mark.parametrize(
-    ("record", "source", "expected"),
-    [
-        (SUBTRACT, "def subtract(x, y):\n    return x - y\n", 1),
-        (SUBTRACT, "def other_name(y, x): return (x-y)\n", 1),
-        (SUBTRACT, "def subtract(x, y):\n    return y - x\n", 0),
-        (SUBTRACT, "def subtract(x, y):\n    return x + y\n", 0),
-        (SUBTRACT, "def subtract(x, y)\n    return x - y\n", 0),
-        (SUBTRACT, "def subtract(x, y:\n    return x - y\n", 0),
-        (SUBTRACT, "def subtract(x, y):\n    return x y\n", 0),
-        (SUBTRACT, "def subtract(x, y):\n    return\n", 0),
-        (SUBTRACT, "def subtract(x):\n    return x - y\n", 0),
-        (SUBTRACT, "x - y\n", 0),
-        (SUBTRACT, "", 0),
-        (ADD, "def add(x, y):\n    return y + x\n", 1),
-    ],
-)
-def test_reward_of_code(record: dict[str, Any], source: str, expected: float) -> None:
-    assert true_reward(record, f"```python\n{source}```") == expected
+def test_what_a_completion_is_worth(record: dict[str, Any], completion: str, expected: float) -> None:
+    assert true_reward(record, completion) == pytest.approx(expected)  # a sum of thirds
 
 
 def test_code_counts_inside_a_fence_only() -> None:
@@ -108,23 +81,8 @@ def test_code_counts_inside_a_fence_only() -> None:
 def hostile_texts() -> list[str]:
     """Texts that break parsers, and random ones made of pieces of answers."""
     rng = np.random.default_rng(0)
-    pieces = [
-        "apple",
-        ", ",
-        ",",
-        ".",
-        "plum",
-        "7",
-        "-",
-        "```python\n",
-        "```",
-        "def f(",
-        "):\n",
-        "\x00",
-        "\\d",
-        "é",
-        "\n",
-    ]
+    words = ("apple", ", ", ",", ".", "plum", "7", "-", "\x00", "\\d", "é", "\n")
+    pieces = [*words, "```python\n", "```", "def f(", "):\n"]
     mixed = ["".join(rng.choice(pieces, size=rng.integers(12))) for _ in range(300)]
     fenced = ["\x00", "(" * 5000, "-" * 20_000 + "1", "x = '\\d'", "9" * 5000, "\ud800", "def f(:\n"]
     return ["", " ", "9" * 500, "²", "٣", *mixed, *[f"```python\n{source}\n```" for source in fenced]]
