@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from r1_aqa_repro import train_sft_text
 from r1_aqa_repro.data.conversations import read_sft
 from r1_aqa_repro.model.inputs import IGNORE
-from tests.text_world import Build, answer_log_prob, arguments, first_batch, state_of, write_lines
+from tests.text_world import Build, answer_log_prob, first_batch, state_of, write_lines
 
 
 def test_only_the_answer_is_labelled(build: Build, text_set: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -59,25 +57,15 @@ def test_training_learns_the_answers(build: Build) -> None:
     assert losses[-1] < losses[0] - 1
 
 
-def test_examples_too_long_are_refused_by_name_or_left_out_by_name(
-    text_set: Path, policy: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_training_is_on_the_examples_that_are_left(build: Build, text_set: Path, tmp_path: Path) -> None:
     records = [json.loads(line) for line in (text_set / "sft.jsonl").read_text(encoding="utf-8").splitlines()[:8]]
-    records[2] = {**records[2], "id": "endless", "completion": [{"role": "assistant", "content": "plum, " * 60}]}
+    kept = [record for index, record in enumerate(records) if index not in (2, 5)]
+    records[2] = {**records[2], "completion": [{"role": "assistant", "content": "plum, " * 60}]}  # too long
     del records[5]["completion"]
     file = write_lines(tmp_path / "sft.jsonl", records)
-    argv = [*arguments("sft", tmp_path / "run", text_set, policy), "--train_file", str(file), "--max_length", "100"]
-    assert train_sft_text.main(argv) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and not (tmp_path / "run").exists()
-    assert f"{file}:line 6: completion is absent or null" in lines[0]
-    assert f"{file}: endless: " in lines[1] and "tokens are more than the 100 that max_length allows" in lines[1]
-
-    assert train_sft_text.main([*argv, "--skip_bad_records", "true"]) == 0
-    skipped = json.loads((tmp_path / "run" / "skipped_records.json").read_text(encoding="utf-8"))
-    assert [f"error: {problem}" for problem in skipped] == lines
-    trained_on = Dataset.from_parquet(str(tmp_path / "run" / "examples" / "train.parquet"), cache_dir=str(tmp_path))
-    kept = [record for index, record in enumerate(records) if index not in (2, 5)]
+    trainer = build("sft", "--train_file", str(file), "--max_length", "100", "--skip_bad_records", "true")
+    examples = Path(trainer.args.output_dir) / "examples" / "train.parquet"
+    trained_on = Dataset.from_parquet(str(examples), cache_dir=str(tmp_path))
     assert trained_on["completion"] == [record["completion"] for record in kept]
 
 
@@ -91,15 +79,6 @@ def test_answers_that_look_like_dates_stay_texts(build: Build, tmp_path: Path) -
     trainer = build("sft", "--train_file", str(write_lines(tmp_path / "dates.jsonl", records)))
     texts = [trainer.processing_class.decode(ids) for ids in trainer.train_dataset["input_ids"]]
     assert all(f"{answer}<|im_end|>" in text for answer, text in zip(answers, texts, strict=True))
-
-
-def test_a_file_of_nothing_but_bad_examples_is_refused(
-    text_set: Path, policy: Path, tmp_path: Path, capsys: Any
-) -> None:
-    file = write_lines(tmp_path / "sft.jsonl", [{"prompt": "Why?", "completion": "So."}] * 2)
-    argv = [*arguments("sft", tmp_path / "run", text_set, policy), "--train_file", str(file)]
-    assert train_sft_text.main([*argv, "--skip_bad_records", "true"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 2 and not (tmp_path / "run").exists()
 
 
 def test_the_longest_example_that_fits_is_whole(

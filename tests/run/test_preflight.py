@@ -275,6 +275,12 @@ def test_held_out_prompts_are_not_trained_on(name: str, refusal: Refusal, text_s
     assert f"{tmp_path / 'held_out.jsonl'}: again: its prompt is trained on (" in line
 
 
+@pytest.mark.parametrize("name", TEXT)
+def test_a_file_of_nothing_but_bad_records_is_refused(name: str, refusal: Refusal, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "bad.jsonl", [{"prompt": "Why?"}] * 2)
+    assert len(refusal(name, "--train_file", file, "--skip_bad_records", "true")) == 2
+
+
 def test_max_length_above_what_the_model_takes(refusal: Refusal, text_set: Path, tmp_path: Path) -> None:
     records = records_of(text_set, "dpo")
     file = write_lines(tmp_path / "train.jsonl", [records[0], lengthened("dpo", records[1])])

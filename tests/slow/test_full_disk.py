@@ -20,16 +20,12 @@ from r1_aqa_repro.model import loading
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from r1_aqa_repro.run.checkpoints import STAGING, last_checkpoint, told_of_full_disk
 from tests.conftest import ROOT
+from tests.run.conftest import GRPO
+from tests.text_world import COMMON
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-SETTINGS = [
-    "--learning_rate", "1e-3", "--prompts_per_step", "4", "--max_prompts_per_device", "4", "--num_generations", "2",
-    "--max_completion_length", "4", "--reward_funcs", "random", "--beta", "0.04", "--loss_type", "grpo",
-    "--save_steps", "2", "--logging_steps", "1", "--report_to", "tensorboard", "--bf16", "false",
-    "--activation_checkpointing", "false", "--dataloader_pin_memory", "false", "--use_cpu", "true", "--seed", "1",
-    "--max_steps", "6",
-]  # fmt: skip
+SETTINGS = [*COMMON, *GRPO, "--max_steps", "6", "--report_to", "tensorboard"]
 PAGE = 4096  # bytes, what a tmpfs counts in
 
 
