@@ -2,8 +2,8 @@
 
     python -m r1_aqa_repro.launch --standalone --nproc-per-node 8 -m r1_aqa_repro.train_grpo --config FILE
 
-The arguments are torchrun's. torchrun itself ends with 1 whatever happened; this ends with 2 where the processes
-refused to start, with 3 where they finished with losses, and with 130 after Ctrl-C or SIGTERM.
+The arguments are torchrun's. torchrun itself ends with 1 whatever happened; this ends with 2 if the processes
+refused to start, with 3 if they finished with losses, and with 130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     try:
         run(parse_args(["--shutdown-timeout", str(SHUTDOWN_TIMEOUT), *argv]))
     except ChildFailedError as error:
-        # where one process ends in order, all do, and the main one has said why; another may still be aborted at its
+        # if one process ends in order, all do, and the main one has said why; another may still be aborted at its
         # exit, by the connection that its peer closed
         for code in (EXIT_REFUSED, EXIT_INTERRUPTED, EXIT_LOSSES):
             if any(failure.exitcode == code for failure in error.failures.values()):

@@ -124,11 +124,11 @@ def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
         return parser.parse_args_and_config(argv)
     except SystemExit as error:  # argparse has printed what is wrong
         if error.code:
-            raise Refused.because(where, "an argument does not fit (see above)", "--help lists them all.") from None
+            raise Refused.because(where, "an argument does not fit (see above)", "--help-all lists them all.") from None
         raise
     except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
         raise Refused.because(
-            where, str(error).rstrip("."), "Correct the key or its value; --help lists them all."
+            where, str(error).rstrip("."), "Correct the key or its value; --help-all lists them all."
         ) from error
 
 

@@ -27,6 +27,8 @@ from r1_aqa_repro.run import loop
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from r1_aqa_repro.run.checkpoints import STAGING, ResumableTrainer
 from tests.conftest import ROOT
+from tests.run.conftest import GRPO
+from tests.text_world import COMMON
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -159,11 +161,7 @@ def test_another_seed_is_refused_in_the_same_folder_and_overwrite_starts_anew(
 # 24 questions are 6 steps of 4: the run goes through several epochs
 SAVE_STEPS = 3
 TRAINING = [
-    "--learning_rate", "1e-3", "--prompts_per_step", "4", "--max_prompts_per_device", "4", "--num_generations", "2",
-    "--max_completion_length", "6", "--reward_funcs", "random", "--beta", "0.04", "--loss_type", "grpo",
-    "--max_steps", "90", "--save_steps", str(SAVE_STEPS), "--logging_steps", "1", "--report_to", "none",
-    "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false", "--use_cpu", "true",
-    "--seed", "1",
+    *COMMON, *GRPO, "--max_completion_length", "6", "--max_steps", "90", "--save_steps", str(SAVE_STEPS),
 ]  # fmt: skip
 PHASES = ("start-up", "generation", "backward", "checkpoint", "between")
 # What each of the twenty kills waits for, a phase or a file that is being written, before a random delay of up to so
