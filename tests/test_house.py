@@ -1,4 +1,4 @@
-"""The house: which files are commands."""
+"""The house: which files are commands, and which room imports which."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
 from tests.conftest import ROOT
 
 COMMANDS = sorted(path for path in (ROOT / "r1_aqa_repro").glob("*.py") if path.name != "__init__.py")
+
+
+def test_imports_keep_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(no_logo=True, no_cache=True) == 0, "the output names the imports that break a contract"
 
 
 def test_the_contract_names_every_command() -> None:
