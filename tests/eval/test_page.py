@@ -12,50 +12,53 @@ import soundfile
 
 import eval.mmau
 from eval import html_report
-from eval.evaluation import Evaluation
 from eval.predictions import by_question, predict
-from eval.report.charts import GUESSING, bars, curve
+from eval.report.charts import bars, curve
 from eval.report.page import REPORT, positions, write_page
 from eval.score_predictions import score_file
 from eval.scores import tally
+from eval.targets import GUESSING
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
+from tests.eval.made_up import evaluation_of, write
 from tests.hostile import HOSTILE, hostile_questions
 
 SETTINGS = {"prompt_style": "answer", "no_audio": False}
+EMBEDDED = "data:audio/mpeg;base64,"
 
 
 class Page(HTMLParser):
-    """The elements of a page, with their attributes, and the content of its scripts and styles."""
+    """The elements of a page, with their attributes, the text in them, and the content of its scripts."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.elements, self.raw, self.text = [], [], []
+        self.elements, self.scripts, self.text = [], {}, []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag in ("script", "style"):
-            self.raw.append((tag, dict(attributes).get("type"), ""))
 
     def handle_data(self, data):
-        tag = self.elements[-1][0] if self.elements else ""
-        if tag in ("script", "style") and not self.raw[-1][2]:
-            self.raw[-1] = (*self.raw[-1][:2], data)
-        else:
+        tag, attributes = self.elements[-1] if self.elements else ("", {})
+        kind = attributes.get("type")
+        if tag == "script" and kind not in self.scripts:
+            self.scripts[kind] = data
+        elif tag != "style":
             self.text.append(data)
 
 
-def written(folder, questions, predictions, version="unknown", settings=SETTINGS, paths=None, **more):
+def written(folder, questions, predictions, settings=SETTINGS, embed_audio=False, **more):
     """The page of these predictions."""
-    paths = {"checkpoint": "model", "data": "data.json"} if paths is None else paths
     keyed = {one.key: one for one in predictions}
-    path = write_page(Evaluation(folder, questions, keyed, settings, paths, version), **more)
+    path = write_page(evaluation_of(questions, keyed, settings, folder=folder, **more), embed_audio)
     return path.read_text(encoding="utf-8")
 
 
-def data_of(page):
-    (text,) = [text for tag, kind, text in Page(page).raw if kind == "application/json"]
-    return json.loads(text)
+def questions_of(page):
+    return json.loads(Page(page).scripts["application/json"])["questions"]
+
+
+def charts_of(page):
+    return re.findall(r"<svg.*?</svg>", page, re.DOTALL)
 
 
 def answered(question, completion, repeat=0, permuted=False):
@@ -82,35 +85,38 @@ def test_hostile_texts_are_text(tmp_path):
     questions = hostile_questions(tmp_path, len(HOSTILE))
     predictions = [answered(question, text) for question, text in zip(questions, HOSTILE, strict=True)]
     paths = {"checkpoint": HOSTILE[0], "data": HOSTILE[1]}
-    settings = SETTINGS | {"device": HOSTILE[2]}
-    page = written(tmp_path, questions, predictions, settings=settings, paths=paths)
-    harmless = plain_questions(tmp_path, 3)
-    plain = written(tmp_path, harmless, [answered(one, "rain") for one in harmless])
-    parsed = Page(page)
-    known = {tag for tag, _ in Page(plain).elements}
-    assert {tag for tag, _ in parsed.elements} <= known  # no element of its own
-    assert [kind for tag, kind, _ in parsed.raw if tag == "script"] == ["application/json", None]
+    page = written(tmp_path, questions, predictions, SETTINGS | {"device": HOSTILE[2]}, paths=paths)
+    plain = plain_questions(tmp_path, 3)
+    parsed, harmless = Page(page), Page(written(tmp_path, plain, [answered(one, "rain") for one in plain]))
+    assert {tag for tag, _ in parsed.elements} <= {tag for tag, _ in harmless.elements}  # no element of its own
+    scripts = [attributes.get("type") for tag, attributes in parsed.elements if tag == "script"]
+    assert scripts == ["application/json", None]
     for tag, attributes in parsed.elements:
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         assert not {"src", "href", "srcset"} & set(attributes), (tag, attributes)  # nothing is loaded
-    shown = data_of(page)["questions"]
+    assert "🎵" in parsed.scripts["application/json"]  # as it is, which is short
+    shown = questions_of(page)
     assert [one["answers"][0]["completion"] for one in shown] == list(HOSTILE)
     assert [one["question"] for one in shown] == [question.question for question in questions]
     assert HOSTILE[0] in "".join(parsed.text)
 
 
-def test_policy_allows_the_page_alone(tmp_path):
-    page = written(tmp_path, plain_questions(tmp_path, 3), [])
-    parsed = Page(page)
+def test_a_thousand_hostile_questions_are_small(tmp_path):
+    questions = hostile_questions(tmp_path, 1000)
+    predictions = [answered(one, f"<answer>{HOSTILE[i % len(HOSTILE)]}</answer>") for i, one in enumerate(questions)]
+    assert len(written(tmp_path, questions, predictions).encode()) < 3_000_000
+
+
+def test_policy_allows_the_script_of_the_page_alone(tmp_path):
+    parsed = Page(written(tmp_path, plain_questions(tmp_path, 3), []))
     (policy,) = [one["content"] for tag, one in parsed.elements if one.get("http-equiv") == "Content-Security-Policy"]
-    (script,) = [text for tag, kind, text in parsed.raw if (tag, kind) == ("script", None)]
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(parsed.scripts[None].encode("utf-8")).digest()).decode()
     allowed = dict(part.split(" ", 1) for part in policy.split("; "))
     assert (allowed["default-src"], allowed["script-src"]) == ("'none'", f"'sha256-{digest}'")
     assert [name for name, value in allowed.items() if "unsafe" in value] == ["style-src"]
 
 
-def test_what_is_listed(tmp_path):
+def test_every_answer_is_listed_with_its_verdicts(tmp_path):
     questions = plain_questions(tmp_path, 4, flags=("duplicate_choices",))
     turned = replace(questions[2], choices=questions[2].choices[::-1])
     predictions = [
@@ -120,7 +126,7 @@ def test_what_is_listed(tmp_path):
         answered(questions[2], "<answer>a car</answer>", permuted=True),
         answered(turned, "<answer>a horse</answer>", repeat=1, permuted=True),
     ]
-    first, second, third, fourth = data_of(written(tmp_path, questions, predictions))["questions"]
+    first, second, third, fourth = questions_of(written(tmp_path, questions, predictions))
     assert first["audio"] == "clips/0.wav"
     assert first["answers"][0] == {
         "repeat": 0,
@@ -137,21 +143,25 @@ def test_what_is_listed(tmp_path):
     assert [one["verdicts"] for one in fourth["answers"]] == [[False] * 3] * 2
 
 
-def test_positions(tmp_path):
+def test_positions_of_right_and_chosen_choices(tmp_path):
     first, second = plain_questions(tmp_path, 2)  # the right choice first and second
     turned = replace(first, choices=first.choices[::-1])  # and last
-    given = by_question(
-        [
-            answered(first, "a dog"),
-            answered(first, "a cat", repeat=1),
-            answered(turned, "a dog", repeat=2, permuted=True),
-            answered(turned, "(A)", repeat=3, permuted=True),
-            answered(turned, "a horse", repeat=4, permuted=True),
-            answered(second, None),
-        ]
-    )
-    table = positions([first, second], given)
+    predictions = [
+        answered(first, "a dog"),
+        answered(first, "a cat", repeat=1),
+        answered(turned, "a dog", repeat=2, permuted=True),
+        answered(turned, "(A)", repeat=3, permuted=True),
+        answered(turned, "a horse", repeat=4, permuted=True),
+        answered(second, None),
+    ]
+    table = positions([first, second], by_question(predictions))
     assert table == {"1": [1, 1, 0, 0, 0], "4": [1, 0, 0, 1, 1], "anywhere": [2, 1, 0, 1, 1]}
+    page = written(tmp_path, [first, second], predictions)
+    row = re.search(r'<th scope="row">4</th>(.*?)</tr>', page)[1]
+    assert re.findall(r'class="(.*?)">(\d) <small>\((\d+)\)', row) == [
+        ("heat-3", "1", "33"), ("heat-0", "0", "0"), ("heat-0", "0", "0"), ("heat-3 diagonal", "1", "33"),
+        ("heat-3", "1", "33"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -166,9 +176,8 @@ def test_positions(tmp_path):
     ],
 )
 def test_line_at_64_5_only_where_it_is_comparable(tmp_path, version, count, settings, compared):
-    page = written(tmp_path, plain_questions(tmp_path, count), [], version, SETTINGS | settings)
-    in_charts = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
-    assert ("64.5" in in_charts) == compared
+    page = written(tmp_path, plain_questions(tmp_path, count), [], SETTINGS | settings, version=version)
+    assert ("64.5" in "".join(charts_of(page))) == compared
     if not compared:  # elsewhere it is named only to say so
         sentences = [sentence for sentence in re.split("[<>]", page) if "64.5" in sentence]
         assert all(re.search("Not compared with|no comparison with", sentence) for sentence in sentences)
@@ -177,8 +186,8 @@ def test_line_at_64_5_only_where_it_is_comparable(tmp_path, version, count, sett
 def test_a_task_that_no_question_has_is_no_mark(tmp_path):
     """Tasks are no part of what makes a file of questions the published one."""
     questions = [replace(one, task="sound" if one.task == "sound" else None) for one in plain_questions(tmp_path, 1000)]
-    page = written(tmp_path, questions, [], "original")
-    (chart,) = [svg for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "Accuracy by task" in svg]
+    page = written(tmp_path, questions, [], version="original")
+    (chart,) = [chart for chart in charts_of(page) if "Accuracy by task" in chart]
     assert "published for that bar" in chart
     assert "sound" in chart and "speech" not in chart
 
@@ -196,80 +205,56 @@ def test_chart_shows_accuracies_intervals_and_lines():
     tallies = {"sound": tally([1.0] * 30 + [0.0] * 10), "$x^{2$ <b>": tally([0.0] * 7)}
     (axis,) = bars(tallies, {"64.5: published": 64.5, GUESSING: 25.0}, {"sound": 69.37}).axes
     assert [bar.get_width() for bar in axis.patches] == [75.0, 0.0]
-    drawn = [segment for lines in axis.collections for segment in lines.get_segments()]
-    assert [[end[0] for end in segment] for segment in drawn] == [
-        pytest.approx(one["ci95"]) for one in tallies.values()
-    ]
+    drawn = [[end[0] for end in segment] for lines in axis.collections for segment in lines.get_segments()]
+    assert drawn == [pytest.approx(one["ci95"]) for one in tallies.values()]
     named = {line.get_label(): line.get_xdata()[0] for line in axis.lines if not line.get_label().startswith("_")}
     assert named == {"64.5: published": 64.5, GUESSING: 25.0, "published for that bar": 69.37}
 
 
-def test_embedded_audio(tmp_path, manifest):
-    questions = read_questions(manifest).records[:2]
-    questions[1] = replace(questions[1], audio_path=tmp_path / "absent.wav")
-    first, second = data_of(written(tmp_path, questions, [], embed_audio=True))["questions"]
-    assert second["audio"] == "data:audio/mpeg;base64,"
-    clip = tmp_path / "clip.mp3"
-    clip.write_bytes(base64.b64decode(first["audio"].removeprefix("data:audio/mpeg;base64,")))
-    samples, rate = soundfile.read(clip)
-    assert rate == 16_000
-    original = soundfile.info(questions[0].audio_path)
-    assert len(samples) / rate == pytest.approx(original.duration, abs=0.2)  # MP3 pads to whole frames of 36 ms
+class TestClips:
+    def first(self, folder):
+        return questions_of((folder / REPORT).read_text(encoding="utf-8"))[0]["audio"]
 
+    def test_embedded_ones_are_as_the_model_heard_them(self, tmp_path, manifest):
+        questions = read_questions(manifest).records[:2]
+        questions[1] = replace(questions[1], audio_path=tmp_path / "absent.wav")
+        first, second = questions_of(written(tmp_path, questions, [], embed_audio=True))
+        assert second["audio"] == EMBEDDED
+        clip = tmp_path / "clip.mp3"
+        clip.write_bytes(base64.b64decode(first["audio"].removeprefix(EMBEDDED)))
+        samples, rate = soundfile.read(clip)
+        original = soundfile.info(questions[0].audio_path)
+        assert rate == 16_000
+        assert len(samples) / rate == pytest.approx(original.duration, abs=0.2)  # MP3 pads to whole frames of 36 ms
 
-class TestEmbedAudio:
-    """`--embed-audio`, of an evaluation and of anybody's predictions."""
-
-    def first_clip(self, folder):
-        return data_of((folder / REPORT).read_text(encoding="utf-8"))["questions"][0]["audio"]
-
-    def test_of_predictions(self, manifest, tmp_path):
+    def test_embed_audio_with_predictions(self, manifest, tmp_path):
         questions = read_questions(manifest).records
-        theirs, out = tmp_path / "theirs.json", tmp_path / "out"
-        theirs.write_text(json.dumps([{"id": one.id, "model_output": one.choices[0]} for one in questions]))
+        theirs = write(tmp_path / "theirs.json", [{"id": one.id, "model_output": "?"} for one in questions])
+        out = tmp_path / "out"
         arguments = ["--predictions", str(theirs), "--data", str(manifest), "--out", str(out)]
         assert eval.mmau.main(arguments) == 0
-        assert (out / self.first_clip(out)).resolve() == questions[0].audio_path.resolve()
+        assert (out / self.first(out)).resolve() == questions[0].audio_path.resolve()
         assert eval.mmau.main([*arguments, "--embed-audio"]) == 0
-        assert self.first_clip(out).startswith("data:audio/mpeg;base64,")
+        assert len(self.first(out)) > 1000 and self.first(out).startswith(EMBEDDED)
 
-    def test_of_an_evaluation(self, made_once, manifest, tmp_path):
+    def test_embed_audio_of_an_evaluation(self, made_once, manifest, tmp_path):
         out = tmp_path / "run"
         arguments = ["--ckpt", made_once / "model", "--data", manifest, "--out", out, "--device", "cpu"]
         arguments = [*map(str, arguments), "--max-new-tokens", "4", "--limit", "2"]
-        assert eval.mmau.main([*arguments, "--embed-audio"]) == 0
-        assert self.first_clip(out).startswith("data:audio/mpeg;base64,")
-        assert eval.mmau.main(arguments) == 0  # nothing is generated again
-        assert not self.first_clip(out).startswith("data:")
-        assert eval.mmau.main(["--predictions", str(out / "predictions.jsonl"), "--embed-audio"]) == 0
-        assert self.first_clip(out).startswith("data:audio/mpeg;base64,")
+        again = ["--predictions", str(out / "predictions.jsonl"), "--embed-audio"]
+        for call, embedded in (([*arguments, "--embed-audio"], True), (arguments, False), (again, True)):
+            assert eval.mmau.main(call) == 0
+            assert self.first(out).startswith(EMBEDDED) == embedded
 
-    def test_clips_that_lie_elsewhere(self, manifest, tmp_path):
-        """Of an MMAU file, whose clips are found by --audio-dir alone."""
-        questions = read_questions(manifest).records
-        records = [
-            {
-                "id": one.id,
-                "audio_id": f"./{one.audio_path.name}",
-                "question": one.question,
-                "choices": one.choices,
-                "answer": one.answer,
-                "model_output": one.choices[0],
-            }
-            for one in questions
-        ]
-        data, out = tmp_path / "mmau.json", tmp_path / "out"
-        data.write_text(json.dumps(records), encoding="utf-8")
+    def test_they_are_found_by_audio_dir_alone(self, manifest, tmp_path):
+        """Of an MMAU file that lies elsewhere."""
+        (question, *_), out = read_questions(manifest).records, tmp_path / "out"
+        record = {"id": "1", "audio_id": f"./{question.audio_path.name}", "question": "?", "choices": question.choices}
+        data = write(tmp_path / "mmau.json", [record | {"answer": question.choices[0], "model_output": "?"}])
         score_file(data, data, out, audio_dir=manifest.parent / "audio")
-        assert (out / self.first_clip(out)).resolve() == questions[0].audio_path.resolve()
+        assert (out / self.first(out)).resolve() == question.audio_path.resolve()
         assert f"--audio-dir {manifest.parent / 'audio'}" in (out / "report.md").read_text(encoding="utf-8")
 
     def test_the_old_command_says_where_it_went(self, tmp_path, capsys):
         assert html_report.main([str(tmp_path), "--embed-audio"]) == 2
         assert "Give --embed-audio to `python -m eval.mmau`" in capsys.readouterr().err
-
-
-def test_a_thousand_hostile_questions_are_small(tmp_path):
-    questions = hostile_questions(tmp_path, 1000)
-    predictions = [answered(one, f"<answer>{HOSTILE[i % len(HOSTILE)]}</answer>") for i, one in enumerate(questions)]
-    assert len(written(tmp_path, questions, predictions).encode()) < 3_000_000
