@@ -18,59 +18,88 @@ from eval.targets import EMBEDDED_HEADING, TARGET, against_published
 from tests.eval.made_up import evaluation_of, make_questions, permuted, predictions_of, repeated
 
 SETTINGS = {
-    "prompt_style": "answer",
-    "decoding": "greedy",
-    "max_new_tokens": 8,
-    "batch_size": 2,
-    "dtype": "float32",
-    "device": "cpu",
-    "no_audio": False,
-    "audio_channel": "first",
-    "checkpoint_sha256": "0" * 64,
-}
+    "prompt_style": "answer", "decoding": "greedy", "max_new_tokens": 8, "batch_size": 2, "dtype": "float32",
+    "device": "cpu", "no_audio": False, "audio_channel": "first", "checkpoint_sha256": "0" * 64,
+}  # fmt: skip
+KEPT, SWAPPED = ("dog", "cat"), ("cat", "dog")
 
 
 def reported(questions, predictions, settings=SETTINGS, **more):
     return markdown_report(evaluation_of(questions, predictions, settings, **more))
 
 
-def report_of(questions, completions, version, **settings):
+def report_of(completions, version="unknown", n=None, **settings):
+    """Of so many questions, or of one a completion."""
+    questions = make_questions(n or len(completions))
     return reported(questions, predictions_of(questions, completions), SETTINGS | settings, version=version)
 
 
-def test_only_the_whole_original_file_is_compared_with_the_paper():
-    questions = make_questions(1000)
-    completions = ["cat"] * 600 + ["dog"] * 400
-    report = report_of(questions, completions, "original")
-    assert "| **this run** |" in report
-    assert "Distance to 64.5: -4.50 points, 95 % interval of this run [-7.5" in report
-    assert "64.5 lies outside the interval of this run, which is worse" in report
-    for other in (
-        report_of(questions, completions, "unknown"),
-        report_of(questions[:10], completions[:10], "original"),
-        report_of(questions, completions, "original", no_audio=True),
-    ):
-        assert "GRPO, prompt 2" not in other
-        assert "Distance to" not in other
-        assert "Not compared with 64.5" in other
-    assert "no published file, whatever version its records name" in report_of(questions, completions, "unknown")
+NOT_COMPARED = ("GRPO, prompt 2", "Distance to")
 
 
-def test_the_embedded_set_is_never_compared():
-    report = report_of(make_questions(1000), ["cat"] * 1000, "embedded")
-    assert EMBEDDED_HEADING in report.splitlines()[2]
-    assert "Compared with the paper" not in report
-
-
-def test_lost_and_unparsed_questions_are_listed():
-    report = report_of(make_questions(3), ["<answer> </answer>", None, "cat"], "unknown")
-    assert "| q1 | /clips/1.wav |" in report
-    assert r"| q0 | \<answer\> \</answer\> |" in report
+@pytest.mark.parametrize(
+    ("report", "said", "not_said"),
+    [
+        (
+            report_of(["cat"] * 600 + ["dog"] * 400, "original"),
+            [
+                "| **this run** |",
+                "Distance to 64.5: -4.50 points, 95 % interval of this run [-7.5",
+                "64.5 lies outside the interval of this run, which is worse",
+            ],
+            ["Not compared"],
+        ),
+        (
+            report_of(["cat"] * 1000, "unknown"),
+            ["Not compared with 64.5", "no published file, whatever version its records name"],
+            NOT_COMPARED,
+        ),
+        (report_of(["cat"] * 10, "original"), ["Not compared with 64.5", "this run is on 10"], NOT_COMPARED),
+        (
+            report_of(["cat"] * 1000, "original", no_audio=True),
+            ["Not compared with 64.5", "without audio", "Without audio: silence stood in place of every clip"],
+            [*NOT_COMPARED, "No complete evaluation"],  # of this model without audio
+        ),
+        (
+            report_of(["cat"] * 670 + ["dog"] * 330, "v05.15.25"),
+            [
+                "Not compared with 64.5: that is a figure on version original, this run is on version v05.15.25",
+                "| Qwen2-Audio-7B-Instruct, not trained |  |  |  | 59.60 |",
+                "67.2 lies in the interval of this run",
+            ],
+            ["GRPO, prompt 2", "Distance to 64.5"],
+        ),
+        (report_of(["cat"] * 1000, "embedded"), [EMBEDDED_HEADING], ["Compared with the paper"]),
+        (
+            report_of(["<answer> </answer>", None, "cat"]),
+            ["| q1 | /clips/1.wav |", r"| q0 | \<answer\> \</answer\> |"],
+            ["## Without a prediction"],
+        ),
+        (
+            report_of(["cat"] * 3, data_sha256="1" * 64),
+            ["| checkpoint\\_sha256 | " + "0" * 64, "| data\\_sha256 | " + "1" * 64],
+            ["## Unparsed"],
+        ),
+        (report_of(["cat"] * 60), ["## Where the matchers disagree (0 questions)\n\nNowhere."], []),
+        (
+            reported(make_questions(2), {}, {}, paths={"predictions": "theirs.json", "data": "d"}),
+            [
+                "# Evaluation of theirs.json",
+                *(f"| {what} | not known |" for what in ("prompt style", "decoding", "computed in", "audio")),
+                "| right format | not known |",
+            ],
+            ["checkpoint hash"],
+        ),
+    ],
+)
+def test_report_says_what_is_known_and_compares_only_the_whole_published_file(report, said, not_said):
+    assert [part for part in said if part not in report] == []
+    assert [part for part in not_said if part in report] == []
 
 
 def test_what_a_model_wrote_stays_text():
     evil = "<answer></answer> | <b>x</b> [l](http://e.x) `c` **b**\n# h\x1b[31m"
-    report = report_of(make_questions(1), [evil], "unknown")
+    report = report_of([evil])
     console = Console(width=200, force_terminal=False, record=True)
     with console.capture() as shown:
         console.print(Markdown(report))
@@ -91,7 +120,7 @@ def test_what_a_model_wrote_stays_text():
 )
 def test_addresses_and_names_stay_text(text):
     """What GitHub makes links of is parted, in the table as in its rendering; what is read is the same."""
-    report = report_of(make_questions(1), [f"<answer></answer>{text}"], "unknown")
+    report = report_of([f"<answer></answer>{text}"])
     written = next(line for line in report.splitlines() if line.startswith("| q0 |"))
     assert not re.search(r"www\.|@[\w./-]|\w://", written, re.IGNORECASE)
     page = MarkdownIt("commonmark").enable("table").render(report)
@@ -99,15 +128,6 @@ def test_addresses_and_names_stay_text(text):
     (cell,) = re.findall(r"<td[^>]*>(&lt;answer.*?)</td>", page)
     assert "@<!-- -->" in cell or "@" not in text
     assert html.unescape(cell.replace("<!-- -->", "")) == f"<answer></answer>{text}"
-
-
-def test_the_corrected_version_has_its_own_figures():
-    report = report_of(make_questions(1000), ["cat"] * 670 + ["dog"] * 330, "v05.15.25")
-    assert "Not compared with 64.5: that is a figure on version original, this run is on version v05.15.25" in report
-    assert "| Qwen2-Audio-7B-Instruct, not trained |  |  |  | 59.60 |" in report
-    assert "67.2 lies in the interval of this run" in report
-    assert "GRPO, prompt 2" not in report
-    assert "Distance to 64.5" not in report
 
 
 @pytest.mark.parametrize(
@@ -124,12 +144,10 @@ def test_the_corrected_version_has_its_own_figures():
 def test_what_can_be_concluded(correct, conclusion):
     questions = make_questions(1000)
     predictions = predictions_of(questions, ["cat"] * correct + ["dog"] * (1000 - correct))
-    scores, _ = score(questions, predictions, "answer", "original")
-    compared = against_published(scores, SETTINGS)
+    compared = against_published(score(questions, predictions, "answer", "original")[0], SETTINGS)
     assert conclusion in " ".join(compared.sentences)
     assert "a true difference from 64.5 of 4.2 points" in " ".join(compared.sentences)
-    numbers = re.findall(r"[+-]\d+\.\d+", compared.sentences[0])
-    points, low, high, both_low, both_high = map(float, numbers)
+    points, low, high, both_low, both_high = map(float, re.findall(r"[+-]\d+\.\d+", compared.sentences[0]))
     assert points == pytest.approx(correct / 10 - TARGET)
     assert both_low < low < points < high < both_high  # two samples are less certain than one
     assert compared.rows[-1][0] == "this run"
@@ -143,7 +161,7 @@ def test_repeats_of_the_whole_file_are_compared_and_orders_are_not():
     assert against_published(scores, SETTINGS).sentences[0].startswith("Distance to 64.5: -14.50 points")
     predictions = {}
     for question in questions:
-        predictions |= permuted(question, [(("dog", "cat"), ["cat"]), (("cat", "dog"), ["cat"])])
+        predictions |= permuted(question, [(KEPT, ["cat"]), (SWAPPED, ["cat"])])
     scores, _ = score(questions, predictions, "answer", "original")
     assert "several orders" in against_published(scores, SETTINGS).reason
 
@@ -152,86 +170,64 @@ def test_repeats_and_orders_are_reported():
     questions = make_questions(3)
     predictions = {}
     for question in questions:
-        predictions |= permuted(question, [(("dog", "cat"), ["cat"]), (("cat", "dog"), ["A"])])
+        predictions |= permuted(question, [(KEPT, ["cat"]), (SWAPPED, ["A"])])
     report = reported(questions, predictions)
-    assert "mean of 2 answers a question" in report
-    assert "3, 6 answers asked for" in report
-    assert "| 0 | 100.00 | 43.9 to 100.0 |\n| 1 | 0.00 | 0.0 to 56.1 |" in report
-    assert "| 2 | 3 | 3 | 100.00 | 43.9 to 100.0 |" in report  # the right choice at the second place
-    assert "Mean 50.00 %, sample standard deviation 70.71 points, from 0.00 to 100.00" in report
-    assert "| answered with the same choice in every order | 3 | 3 | 100.00 |" in report
-    assert "| right in every order | 0 | 3 | 0.00 |" in report
+    for said in (
+        "mean of 2 answers a question",
+        "3, 6 answers asked for",
+        "| 0 | 100.00 | 43.9 to 100.0 |\n| 1 | 0.00 | 0.0 to 56.1 |",
+        "| 2 | 3 | 3 | 100.00 | 43.9 to 100.0 |",  # the right choice at the second place
+        "Mean 50.00 %, sample standard deviation 70.71 points, from 0.00 to 100.00",
+        "| answered with the same choice in every order | 3 | 3 | 100.00 |",
+        "| right in every order | 0 | 3 | 0.00 |",
+    ):
+        assert said in report
 
 
-def test_every_question_the_matchers_disagree_on_is_named():
-    questions = make_questions(60)
-    report = report_of(questions, ["B"] * 30 + ["the cat"] * 10 + ["cat"] * 10 + ["dog"] * 10, "unknown")
-    assert "## Where the matchers disagree (40 questions)" in report
-    section = report.partition("## Where the matchers disagree")[2].partition("\n## ")[0]
-    named = set(section.replace(",", " ").replace(".", " ").split())
-    assert {f"q{index}" for index in range(60)} & named == {f"q{index}" for index in range(40)}
+def test_every_disputed_missing_and_unparsed_question_is_named():
+    """Also those beyond the first twenty, of which the completions are shown."""
+    report = report_of(["B"] * 30 + ["the cat"] * 10 + ["cat"] * 10 + ["dog"] * 10 + [""] * 30, n=140)
+
+    def named(title):
+        section = report.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        return set(re.findall(r"\bq\d+\b", section))
+
+    def ids(start, end):
+        return {f"q{index}" for index in range(start, end)}
+
+    assert named("Where the matchers disagree (40 questions)") == ids(0, 40)
+    assert named("Without a prediction") == ids(90, 140)
+    assert named("Unparsed completions (of 30 questions)") == ids(60, 90)
     assert "| q0 | B | cat | wrong | wrong | right |" in report
-    agreeing = report_of(questions, ["cat"] * 60, "unknown")
-    assert "## Where the matchers disagree (0 questions)\n\nNowhere." in agreeing
+    assert "| unparsed | 30 of 140 |" in report
+    assert "| missing | 50 of 140 (count as wrong), 0 of the questions" in report
 
 
-def test_every_missing_and_unparsed_question_is_named():
-    questions = make_questions(80)
-    report = report_of(questions, [""] * 30, "unknown")
-    absent = report.partition("## Without a prediction")[2].partition("##")[0]
-    assert {word.strip(",") for word in absent.split()} == {f"q{index}" for index in range(30, 80)}
-    unparsed = report.partition("## Unparsed completions (of 30 questions)")[2].partition("##")[0]
-    assert all(f"q{index}" in unparsed for index in range(30))
-    assert "| unparsed | 30 of 80 |" in report
-    assert "| missing | 50 of 80 (count as wrong), 0 of the questions" in report
-
-
-def test_baselines_and_the_blind_run_stand_beside():
+def test_baselines_and_what_is_left_without_audio_are_reported():
     questions = make_questions(10)
     predictions = predictions_of(questions, ["cat"] * 10)
-    blind, _ = score(questions, predictions_of(questions, ["cat"] * 7), "answer", "unknown")
-    without = reported(questions, predictions)
-    assert "| guessing at random | 50.00 |  |" in without
-    assert "| always the first choice | 0.00 |  |" in without
-    assert "No complete evaluation of this model without audio" in without
-    beside = reported(questions, predictions, without_audio=blind)
-    assert "| this model given silence | 70.00 | 39.7 to 89.2 |" in beside
-    assert "there remain 70.0 % of the score and 40.0 % of what is above chance" in beside
+    alone = reported(questions, predictions)
+    assert "| guessing at random | 50.00 |  |" in alone
+    assert "| always the first choice | 0.00 |  |" in alone
+    assert "No complete evaluation of this model without audio" in alone
+    silent, _ = score(questions, predictions_of(questions, ["cat"] * 7), "answer", "unknown")
+    both = reported(questions, predictions, without_audio=silent)
+    assert "| this model given silence | 70.00 | 39.7 to 89.2 |" in both
+    assert "there remain 70.0 % of the score and 40.0 % of what is above chance" in both
 
 
-def test_the_command_that_repeats_it_is_one():
+def test_the_command_that_repeats_an_evaluation_is_one():
+    def arguments_of(*recorded):
+        return vars(_parser().parse_args(shlex.split(repeating_command(*recorded))[3:]))
+
     settings = {**SETTINGS, "repeats": 2, "permute_choices": 3, "questions": 12, "no_audio": True}
     paths = {"checkpoint": "my run/ckpt", "data": "data.json", "audio_dir": "clips", "adapter": "lora"}
-    line = repeating_command(settings, paths)
-    arguments = vars(_parser().parse_args(shlex.split(line)[3:]))
-    expected = {"ckpt": "my run/ckpt", "repeats": 2, "permute_choices": 3, "limit": 12, "no_audio": True}
-    assert {key: arguments[key] for key in expected} == expected
-    assert (arguments["batch_size"], arguments["max_new_tokens"], arguments["prompt_style"]) == (2, 8, "answer")
-    assert repeating_command(settings, paths | {"predictions": "p"}).count("--no-audio") == 0
-    paths = {"predictions": "a b.json", "data": "d", "audio_dir": "clips"}
-    theirs = repeating_command({"questions": 7, "prompt_style": None}, paths)
-    arguments = vars(_parser().parse_args(shlex.split(theirs)[3:]))
-    given = {name: str(arguments[name]) for name in ("predictions", "data", "audio_dir", "limit", "prompt_style")}
+    assert arguments_of(settings, paths).items() >= {
+        "ckpt": "my run/ckpt", "repeats": 2, "permute_choices": 3, "limit": 12, "no_audio": True, "batch_size": 2,
+        "max_new_tokens": 8, "prompt_style": "answer",
+    }.items()  # fmt: skip
+    assert "--no-audio" not in repeating_command(settings, paths | {"predictions": "p"})
+    theirs = arguments_of({"questions": 7}, {"predictions": "a b.json", "data": "d", "audio_dir": "clips"})
+    given = {name: str(theirs[name]) for name in ("predictions", "data", "audio_dir", "limit", "prompt_style")}
     assert given == {"predictions": "a b.json", "data": "d", "audio_dir": "clips", "limit": "7", "prompt_style": "None"}
     assert repeating_command({"training_step": 5}, {"checkpoint": "run", "data": "d"}) == ""
-
-
-def test_settings_and_hashes_are_in_it():
-    report = report_of(make_questions(3), ["cat"] * 3, "unknown", data_sha256="1" * 64)
-    assert "| checkpoint\\_sha256 | " + "0" * 64 in report
-    assert "| data\\_sha256 | " + "1" * 64 in report
-
-
-def test_what_is_not_known_is_said():
-    questions = make_questions(2)
-    predictions = predictions_of(questions, ["cat", "cat"])
-    report = reported(questions, predictions, settings={}, paths={"predictions": "theirs.json", "data": "d"})
-    assert report.startswith("# Evaluation of theirs.json")
-    for what in ("prompt style", "decoding", "computed in", "audio", "right format"):
-        assert f"| {what} | not known |" in report
-
-
-def test_a_blind_report_asks_for_no_blind_run():
-    report = report_of(make_questions(3), ["cat"] * 3, "unknown", no_audio=True)
-    assert "No complete evaluation" not in report
-    assert "Without audio: silence stood" in report
