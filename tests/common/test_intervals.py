@@ -29,10 +29,9 @@ def test_wilson(correct, n, low, high):
     assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_wilson_bounds_are_exact_at_the_ends():
-    for n in range(1, 200):
-        assert wilson(0, n)[0] == 0.0
-        assert wilson(n, n)[1] == 1.0
+@pytest.mark.parametrize("n", [*range(1, 20), 199, 1000])
+def test_wilson_bounds_are_exact_at_the_ends(n):
+    assert (wilson(0, n)[0], wilson(n, n)[1]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5)])
@@ -58,11 +57,10 @@ def test_paired_gain_of_equal_and_of_opposite_runs():
     assert paired_gain([False] * 5, [True] * 5) == (1.0, 1.0, 1.0)
 
 
-def test_paired_gain_refuses_other_questions():
+@pytest.mark.parametrize(("before", "after"), [([True], [True, False]), ([], [])])
+def test_paired_gain_refuses_other_questions(before, after):
     with pytest.raises(ValueError, match="same questions"):
-        paired_gain([True], [True, False])
-    with pytest.raises(ValueError, match="same questions"):
-        paired_gain([], [])
+        paired_gain(before, after)
 
 
 def test_paired_gain_of_shares():
@@ -112,18 +110,12 @@ def test_wilson_over_questions_covers_where_answers_of_a_question_agree():
         (1, 5, 14 / 64),  # 2 * (1 + 6) / 2^6
         (2, 8, 112 / 1024),  # 2 * (1 + 10 + 45) / 2^10
         (10, 2, 158 / 4096),  # 2 * (1 + 12 + 66) / 2^12
+        (0, 1000, 2 / 2**1000),
     ],
 )
 def test_mcnemar(only_first, only_second, p):
     assert mcnemar(only_first, only_second) == pytest.approx(p, rel=1e-12)
     assert mcnemar(only_second, only_first) == mcnemar(only_first, only_second)
-
-
-def test_mcnemar_of_many_questions_is_the_normal_limit():
-    z = (560 - 440 - 1) / math.sqrt(1000)
-    # so far out in the tail the normal approximation is good to a few percent
-    assert mcnemar(440, 560) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.03)
-    assert 0 < mcnemar(0, 1000) < 1e-290
 
 
 def test_unpaired_difference():
