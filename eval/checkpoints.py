@@ -1,4 +1,4 @@
-"""What an evaluation needs to know about a checkpoint before loading it: its folder, its hash, its own questions."""
+"""What an evaluation needs to know about a checkpoint before loading it: its folder, its own decoding and questions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DECODING = (
     "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "suppress_tokens",
     "begin_suppress_tokens",
 )  # fmt: skip
-_DEFAULT_TOP_K = 50  # transformers' own, where a checkpoint that samples names none
+_DEFAULT_TOP_K = 50  # transformers' own, for a checkpoint that samples and names no other
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def base_folder(folder: Path) -> Path | None:
 
 
 def check_adapter(adapter: Path, base: Path) -> None:
-    """Refuse what is no adapter to be put on a base model.
+    """Check that `adapter` can be put on `base`.
 
     Raises:
-        Refused: `adapter` is none, or `base` is one itself.
+        Refused: `adapter` holds no adapter, or `base` holds one itself.
     """
     if adapter_base(adapter) is None:
         what = "the folder holds no adapter_config.json"
@@ -73,7 +73,7 @@ def check_adapter(adapter: Path, base: Path) -> None:
 def decoding_settings(folder: Path) -> dict[str, Any]:
     """How a checkpoint itself would decode, by its generation_config.json; without one it is greedy.
 
-    `do_sample` is always there; where it is true, so is `top_k`.
+    `do_sample` is always there; if it is true, so is `top_k`.
 
     Raises:
         Refused: the file is damaged, or asks for beam search.
@@ -95,7 +95,7 @@ def decoding_settings(folder: Path) -> dict[str, Any]:
 
 def held_out_set(folder: Path) -> HeldOutSet | None:
     """The embedded held-out set that the run.json of a checkpoint folder, or of the folder above, names under
-    `embedded_held_out` with paths relative to itself; None where none does.
+    `embedded_held_out` with paths relative to itself; None if neither names any.
 
     Raises:
         Refused: run.json is damaged.

@@ -51,7 +51,8 @@ class Loop:
         self.style, self.settings_hash = settings["prompt_style"], digest(settings)
         self.questions = {question.id: question for question in evaluation.questions}
 
-        def sizes_used() -> list[int]:
+        def begin() -> tuple[list[int], set[Key]]:
+            """The batch sizes that were used, and what is recorded already."""
             assert file is not None
             if not file.batch_sizes:
                 size = settings["batch_size"]
@@ -61,12 +62,11 @@ class Loop:
                 file.use_batch_size(size)
                 lost = [one for one in prompts if one.question.id in unreadable]
                 file.append(self._predictions(lost, [[None] * one.repeats for one in lost]))
-            return file.batch_sizes
+            return file.batch_sizes, set(file.recorded)
 
-        sizes = processes.from_main(sizes_used)
+        sizes, self.done = processes.from_main(begin)
         self.grid = batches([one for one in prompts if one.question.id not in unreadable], sizes[0])
         self.size = sizes[-1]
-        self.done: set[Key] = set(processes.from_main(lambda: [] if file is None else list(file.recorded)))
 
     def run(self) -> None:
         """Generate and record what is open; the main process takes in what the others have recorded."""

@@ -1,7 +1,6 @@
 """Several completions a question, several orders of its choices, and what memory makes of a batch."""
 
 import json
-import shutil
 from dataclasses import replace
 from itertools import chain
 
@@ -18,7 +17,7 @@ from eval.mmau import main
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.model import generation, loading
 from r1_aqa_repro.model.inputs import question_inputs
-from tests.eval.conftest import OWN, completions, contents, cut, evaluate, read_json, read_lines, set_own_decoding
+from tests.eval.conftest import OWN, completions, cut, evaluate, read_json, read_lines, set_own_decoding
 
 REPEATS = 3
 SAMPLED = ("--decoding", "checkpoint", "--repeats", REPEATS)
@@ -64,13 +63,6 @@ class TestRepeats:
         assert evaluate(sampling, data, tmp_path / "out", "--decoding", "checkpoint", "--limit", 4) == 0
         expected = completions(sampled)
         assert all(expected[key] == text for key, text in completions(tmp_path / "out").items())
-
-    @pytest.mark.parametrize("kept", [0.0, 0.3, 0.62, 0.99])
-    def test_resumed_equals_uninterrupted(self, sampling, data, sampled, tmp_path, kept):
-        out = shutil.copytree(sampled, tmp_path / "out")
-        cut(out, kept)
-        assert evaluate(sampling, data, out, *SAMPLED, "--batch-size", 16) == 0
-        assert contents(out) == contents(sampled)
 
     def test_greedy_repeats_are_the_same_and_that_is_said(self, model, data, tmp_path, capsys):
         assert evaluate(model, data, tmp_path / "out", "--repeats", 2, "--limit", 3) == 0

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -18,9 +19,9 @@ import pytest
 from eval import mmau
 from eval.generation import Generator
 from eval.predictions import PREDICTIONS, PredictionFile
-from r1_aqa_repro.model import loading
 from tests.conftest import make_questions
 from tests.conftest import write_manifest as write
+from tests.eval.conftest import contents, set_own_decoding
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -76,13 +77,8 @@ def lines_of(out: Path) -> list[bytes]:
 def test_killed_twenty_times_in_a_row(model_folder: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "data" / "manifest.jsonl"
     write(manifest, make_questions(tmp_path / "data" / "clips", QUESTIONS))
-    own = json.loads((model_folder / "generation_config.json").read_text(encoding="utf-8"))
-    checkpoint = tmp_path / "checkpoint"
-    model, processor = loading.load(model_folder)
-    model.save_pretrained(checkpoint)
-    processor.save_pretrained(checkpoint)
-    own |= {"do_sample": True, "repetition_penalty": 1.1}
-    (checkpoint / "generation_config.json").write_text(json.dumps(own), encoding="utf-8")
+    checkpoint = Path(shutil.copytree(model_folder, tmp_path / "checkpoint"))
+    set_own_decoding(checkpoint, do_sample=True, repetition_penalty=1.1)
     argv = [
         "--ckpt", str(checkpoint), "--data", str(manifest), "--device", "cpu", "--max-new-tokens", "12",
         "--decoding", "checkpoint", "--repeats", str(REPEATS), "--permute-choices", str(ORDERS),
@@ -121,7 +117,4 @@ def test_killed_twenty_times_in_a_row(model_folder: Path, tmp_path: Path) -> Non
     assert mmau.main([*argv, "--out", str(out)]) == 0
     keys = [(record["id"], record["repeat"]) for record in map(json.loads, lines_of(out))]
     assert keys == [(f"q{index}", repeat) for index in range(QUESTIONS) for repeat in range(REPEATS * ORDERS)]
-    names = {path.name for path in whole.iterdir()}
-    assert {path.name for path in out.iterdir()} == names
-    for name in names:
-        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert contents(out) == contents(whole)
