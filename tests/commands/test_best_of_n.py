@@ -94,7 +94,7 @@ def test_a_pair_holds_the_prompt_and_both_scores() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
-def test_kl_bound_is_the_divergence_where_all_answers_differ(n: int) -> None:
+def test_kl_bound_is_the_divergence_if_all_answers_differ(n: int) -> None:
     """An answer's rank u is uniform in [0, 1], the best one's has density n u^(n - 1): the integral over u."""
     u = (np.arange(1_000_000) + 0.5) / 1_000_000
     density = n * u ** (n - 1)
@@ -102,7 +102,7 @@ def test_kl_bound_is_the_divergence_where_all_answers_differ(n: int) -> None:
     assert kl_bound(n) == pytest.approx(integral, abs=1e-4)  # the sum's own error is about n^2 / 24e12
 
 
-def test_kl_bound_is_above_the_divergence_where_answers_tie() -> None:
+def test_kl_bound_is_above_the_divergence_if_answers_tie() -> None:
     """Two answers, the better with probability p: best of n gives it with probability 1 - (1 - p)^n."""
     for n in (2, 8):
         for p in (0.1, 0.5, 0.9):
@@ -119,10 +119,10 @@ def test_what_is_written_fits_together(finished: Path, prompts: Path, reward_mod
     samples = [json.loads(line) for line in (finished / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [each["id"] for each in samples] == [record["id"] for record in records]
     tokenizer = load_tokenizer(reward_model)
-    judge = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
+    reward_function = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
     for record, each in zip(records, samples, strict=True):
         assert len(each["completions"]) == NUM
-        by_model = judge([record["prompt"]] * NUM, each["completions"])
+        by_model = reward_function([record["prompt"]] * NUM, each["completions"])
         # float32 sums in another order, as other padding gives
         np.testing.assert_allclose(each["rewards"]["reward_model"], by_model, atol=1e-5)
         weighted = np.array(each["rewards"]["reward_model"]) + 0.25 * np.array(each["rewards"]["length_penalty"])

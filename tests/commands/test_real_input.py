@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1_aqa_repro import train_grpo, train_sft
+from r1_aqa_repro.model import loading
 from tests.conftest import SHARED_MMAU
 
 CLIP = SHARED_MMAU / "audio" / "3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav"
@@ -38,34 +39,31 @@ def r1_aqa_lines(tmp_path: Path) -> Path:
     return path
 
 
+def arguments(train_file: Path, model: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--train_file", str(train_file), "--model_name_or_path", str(model), "--output_dir", str(out),
+        "--max_steps", "2", "--report_to", "none", "--bf16", "false", "--activation_checkpointing", "false",
+        "--use_cpu", "true", *more,
+    ]  # fmt: skip
+
+
 def test_sft_and_grpo_run_on_r1_aqa_lines(r1_aqa_lines: Path, model_folder: Path, tmp_path: Path) -> None:
-    common = [
-        "--train_file", str(r1_aqa_lines), "--max_steps", "2", "--report_to", "none", "--bf16", "false",
-        "--activation_checkpointing", "false", "--use_cpu", "true", "--learning_rate", "1e-3",
-    ]  # fmt: skip
-    sft = ["--model_name_or_path", str(model_folder), "--output_dir", str(tmp_path / "sft"), "--examples_per_step", "4"]
-    assert train_sft.main([*common, *sft]) == 0
-    grpo = [
-        "--model_name_or_path", str(tmp_path / "sft" / "final"), "--output_dir", str(tmp_path / "grpo"),
-        "--prompts_per_step", "4", "--num_generations", "2", "--max_completion_length", "6", "--loss_type", "grpo",
-    ]  # fmt: skip
-    assert train_grpo.main([*common, *grpo]) == 0
-    assert (tmp_path / "grpo" / "final" / "model.safetensors").is_file()
-    run = json.loads((tmp_path / "grpo" / "run.json").read_text(encoding="utf-8"))
+    sft, grpo = tmp_path / "sft", tmp_path / "grpo"
+    settings = ["--learning_rate", "1e-3", "--examples_per_step", "4"]
+    assert train_sft.main(arguments(r1_aqa_lines, model_folder, sft, *settings)) == 0
+    settings = ["--learning_rate", "1e-3", "--prompts_per_step", "4", "--num_generations", "2", "--loss_type", "grpo"]
+    settings += ["--max_completion_length", "6"]
+    assert train_grpo.main(arguments(r1_aqa_lines, sft / "final", grpo, *settings)) == 0
+    assert (grpo / "final" / "model.safetensors").is_file()
+    run = json.loads((grpo / "run.json").read_text(encoding="utf-8"))
     assert {"git_commit", "dirty", "versions", "seed", "data", "hardware", "seconds"} <= run.keys()
     assert list(run["data"]) == [str(r1_aqa_lines)] and run["seconds"]["grpo"] > 0
 
 
 def test_lora_sft_leaves_an_adapter_that_loads(r1_aqa_lines: Path, model_folder: Path, tmp_path: Path) -> None:
-    from r1_aqa_repro.model import loading
-
-    argv = [
-        "--train_file", str(r1_aqa_lines), "--max_steps", "2", "--report_to", "none", "--bf16", "false",
-        "--use_cpu", "true", "--learning_rate", "1e-2", "--examples_per_step", "4", "--use_peft", "true",
-        "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--model_name_or_path", str(model_folder),
-        "--output_dir", str(tmp_path / "lora"),
-    ]  # fmt: skip
-    assert train_sft.main(argv) == 0
+    settings = ["--learning_rate", "1e-2", "--examples_per_step", "4", "--use_peft", "true", "--lora_r", "4"]
+    settings += ["--lora_target_modules", "q_proj", "v_proj"]
+    assert train_sft.main(arguments(r1_aqa_lines, model_folder, tmp_path / "lora", *settings)) == 0
     model, _ = loading.load(tmp_path / "lora" / "final")
     adapters = {name: value for name, value in model.named_parameters() if "lora_B" in name}
     assert adapters and all(value.abs().sum() > 0 for value in adapters.values())

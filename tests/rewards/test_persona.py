@@ -68,7 +68,7 @@ def degree(rubric_file):
         ("a+b", "a.b", False),  # no pattern
     ],
 )
-def test_phrases(text, phrase, found):
+def test_a_phrase_is_found_but_not_within_a_longer_word(text, phrase, found):
     assert phrases_in(text, [phrase]) == [phrase] * found
 
 
@@ -118,7 +118,7 @@ def test_phrases(text, phrase, found):
         ("length: {max_words: 1, max_characters: 4}", "a b", 0),
     ],
 )
-def test_demands(degree, demand, text, expected):
+def test_each_demand_is_met_to_a_degree(degree, demand, text, expected):
     assert degree(demand, text) == expected
 
 
@@ -217,7 +217,7 @@ def test_the_reward_is_the_sum_of_the_parts_which_are_logged_one_by_one():
         ("parts: {a: {weight: 1, length: {min_words: 5, max_words: 4}}}", "parts.a.length: min_words 5 is above max"),
     ],
 )
-def test_a_rubric_that_is_none_is_refused(rubric_file, content, wrong):
+def test_a_broken_rubric_is_refused(rubric_file, content, wrong):
     path = rubric_file(content)
     with pytest.raises(Refused) as refusal:
         persona_reward(path)
@@ -225,7 +225,7 @@ def test_a_rubric_that_is_none_is_refused(rubric_file, content, wrong):
     assert problem.where.startswith(path) and wrong in str(problem) and problem.remedy
 
 
-def test_all_that_is_wrong_is_told_at_once(rubric_file):
+def test_everything_wrong_in_a_rubric_is_named_at_once(rubric_file):
     path = rubric_file(
         "parts: {a: {weight: 0, language: en}, b: {weight: 1, language: en}, c: {weight: 1, colour: red}}"
     )

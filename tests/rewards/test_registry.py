@@ -1,4 +1,4 @@
-"""Rewards by name: each is what it is called, judges what it can, and has what it needs before a run starts."""
+"""Rewards by name: each is what it is called, applies to what it can, and has what it needs before a run starts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def said(problems: list[Any]) -> list[str]:
     return [f"{problem.where}: {problem.what}" for problem in problems]
 
 
-def test_every_rule_judges_a_completion_it_was_made_for() -> None:
+def test_every_rule_rewards_a_completion_it_was_made_for() -> None:
     args = config(reward_funcs=list(RULES), persona_rubric=RUBRIC, length_penalty_cache=32)
     assert check_rewards(args) == []
     columns: dict[str, list[Any]] = {
@@ -101,11 +101,11 @@ def test_the_true_reward_is_that_of_the_embedded_tasks() -> None:
         ),
     ],
 )
-def test_rewards_that_cannot_be(settings: dict[str, Any], expected: list[str]) -> None:
+def test_configurations_that_no_reward_can_work_with_are_named(settings: dict[str, Any], expected: list[str]) -> None:
     assert said(check_rewards(config(**settings))) == expected
 
 
-def test_files_that_rewards_cannot_read(tmp_path: Path, policy: Path, reward_model: Path) -> None:
+def test_files_that_rewards_cannot_read_are_named(tmp_path: Path, policy: Path, reward_model: Path) -> None:
     absent = str(tmp_path / "absent")
     [problem] = check_rewards(config(reward_funcs=["persona"], persona_rubric=absent))
     assert absent in problem.where
@@ -136,17 +136,17 @@ def test_prompts_that_a_reward_cannot_work_with_are_named(rewards: list[str], ba
     assert said(check_prompts(config(reward_funcs=rewards), [good, bad], "file")) == [f"file: p: {what}"]
 
 
-def test_prompts_of_other_tasks_may_stand_beside() -> None:
+def test_prompts_of_several_tasks_may_stand_in_one_file() -> None:
     mixed = [*map(embedded, TASKS), prompt(harmful=False)]
-    judges = config(reward_funcs=["true", "math", "safety", "random"])
-    assert check_prompts(judges, mixed, "file") == check_uses(judges, mixed, "file") == []
+    args = config(reward_funcs=["true", "math", "safety", "random"])
+    assert check_prompts(args, mixed, "file") == check_uses(args, mixed, "file") == []
 
 
 def test_a_reward_that_applies_to_no_prompt_is_named() -> None:
     """Its column is misspelt: another reward alone would shape the run."""
-    judges = config(reward_funcs=["safety", "math", "random"])
+    args = config(reward_funcs=["safety", "math", "random"])
     misspelt = [prompt(harmfull=True, answer="4"), prompt(harmfull=False)]
-    assert check_prompts(judges, misspelt, "file") == []
-    assert said(check_uses(judges, misspelt, "file")) == [
+    assert check_prompts(args, misspelt, "file") == []
+    assert said(check_uses(args, misspelt, "file")) == [
         "file: no prompt has 'harmful', without which the reward safety does not apply"
     ]

@@ -246,12 +246,12 @@ def test_trl_scores_in_grpo_as_the_reward_function_does(
 
 
 def test_an_adapter_is_a_reward_too(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
-    judge = build("reward_model", *LORA, "--lora_task_type", "SEQ_CLS").save_final()
-    settings = ("--reward_funcs", "reward_model", "--reward_model_name_or_path", str(judge))
+    adapter = build("reward_model", *LORA, "--lora_task_type", "SEQ_CLS").save_final()
+    settings = ("--reward_funcs", "reward_model", "--reward_model_name_or_path", str(adapter))
     trainer = build("grpo", *settings)
     row = trainer.train_dataset[0]
     by_trl = GRPOTrainer._calculate_rewards(trainer, [row], [row["prompt"]], [answer("apple.")], [[1]])
-    model = load_reward_model(judge, tokenizer)
+    model = load_reward_model(adapter, tokenizer)
     expected = score_conversations(model, tokenizer, [[*row["prompt"], *answer("apple.")]])
     assert by_trl[0].tolist() == pytest.approx(expected, abs=SCORE_TOLERANCE)
     assert trainer.reward_func_names == ["reward_model"]

@@ -97,7 +97,7 @@ def test_format(completion, style, strict, reference):
     assert r1_aqa_format([completion], prompt_style=[style]) == [reference]
 
 
-def test_each_completion_is_judged_by_its_own_columns():
+def test_each_completion_is_rewarded_by_its_own_columns():
     rewards = accuracy_reward(
         ["<answer>a</answer>", "<answer>a</answer>", "<answer>b</answer>"],
         answer=["a", "b", "b"],
@@ -108,7 +108,7 @@ def test_each_completion_is_judged_by_its_own_columns():
 
 
 @pytest.mark.parametrize("function", [accuracy_reward, format_reward, r1_aqa_accuracy, r1_aqa_format])
-def test_conversations_and_plain_texts_are_judged_alike(function):
+def test_conversations_and_plain_texts_get_the_same_reward(function):
     """TRL passes conversations where the prompt is one, with the other columns and its own as keywords."""
     texts = ["<answer>Both</answer>", "<answer>Speaker 2</answer>", "Both!"]
     conversations = [[{"role": "assistant", "content": text}] for text in texts]

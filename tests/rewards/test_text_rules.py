@@ -29,7 +29,7 @@ def conversation(text):
     return [{"role": "assistant", "content": text}]
 
 
-def test_conversations_and_plain_texts_are_judged_alike():
+def test_conversations_and_plain_texts_get_the_same_reward():
     """TRL passes conversations where the prompt is one, with all the columns and its own keywords."""
     texts = ["<answer>7</answer>", "```python\nx = 1\n```", "I can't help with that."]
     columns = {
@@ -152,7 +152,7 @@ class TestPythonSyntax:
             (fenced("x = '\ud800'"), 0),
         ],
     )
-    def test_cases(self, completion, reward):
+    def test_all_fenced_python_must_parse(self, completion, reward):
         assert python_syntax_reward([completion]) == [reward]
 
     @pytest.mark.timeout(60)
@@ -238,7 +238,7 @@ class TestSafety:
             "我无法提供这些信息。",
         ],
     )
-    def test_refusals(self, text):
+    def test_a_refusal_is_right_for_what_is_harmful_alone(self, text):
         assert is_refusal(text)
         assert safety_reward([text, conversation(text)], harmful=[True, False]) == [1.0, 0.0]
 
@@ -257,7 +257,7 @@ class TestSafety:
             "First, find the window. " * 20 + "I can't help with more.",
         ],
     )
-    def test_what_is_none(self, text):
+    def test_other_texts_are_right_for_what_is_harmless_alone(self, text):
         assert not is_refusal(text)
         assert safety_reward([text, conversation(text)], harmful=[True, False]) == [0.0, 1.0]
 
@@ -269,14 +269,14 @@ class TestSafety:
         assert len(set(REFUSALS)) == len(REFUSALS)
 
 
-def test_names_in_logs():
+def test_rewards_are_logged_under_their_functions_names():
     """TRL logs `rewards/<name>/mean`."""
     functions = [math_reward, python_syntax_reward, length_penalty(10, 5), safety_reward]
     names = ["math_reward", "python_syntax_reward", "length_reward", "safety_reward"]
     assert [get_callable_name(function) for function in functions] == names
 
 
-def test_trl_gives_them_what_they_read_and_logs_their_parts(tmp_path):
+def test_trl_gives_the_rewards_what_they_read_and_logs_their_parts(tmp_path):
     """One step of TRL's own trainer: every completion has all its 8 tokens, so that its penalty is known."""
     prompts = [[{"role": "user", "content": f"What is {number} + 1?"}] for number in range(4)]
     tokenizer = build_text_tokenizer(TEST_TEXT, [prompt[0]["content"] for prompt in prompts])
