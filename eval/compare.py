@@ -3,9 +3,9 @@
     python -m eval.compare runs/a/eval/mmau runs/b/eval/mmau
     python -m eval.compare theirs.json ours/predictions.jsonl --data mmau-test-mini.json --out comparison
 
-Each run is the folder of an evaluation, or a file of predictions with --data. Every run is set beside the first one:
-the difference of their accuracies with a bootstrap interval over questions, McNemar's exact test, and where they
-differ. A question that was asked repeatedly counts once, with the share of its answers that are right.
+Each run is the folder of an evaluation, or a file of predictions with --data. Every run is compared with the first one:
+the difference of their accuracies with a bootstrap interval over questions, McNemar's exact test, and the groups
+in which they differ. A question that was asked repeatedly counts once, with the share of its answers that are right.
 
 Exit codes: 0 done; 2 refused, above all if the runs are not on the same questions.
 """
@@ -20,17 +20,15 @@ from typing import Any
 
 from eval.evaluation import times_asked
 from eval.matcher import MATCHERS
-from eval.predictions import PREDICTIONS
 from eval.report.markdown import print_markdown
 from eval.report.rendering import render
-from eval.score_predictions import read_predictions, settings_of
+from eval.score_predictions import background_of, read_predictions
 from eval.scores import GROUPS, by_label, read_verdicts, score, shares_right, tally
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
-from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
+from r1_aqa_repro.common.files import write_atomically, write_json
 from r1_aqa_repro.common.intervals import mcnemar, paired_gain
-from r1_aqa_repro.data.mmau_versions import version_of
-from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
+from r1_aqa_repro.data.questions import AudioQuestion, limited, with_answers
 
 SEED = 0
 
@@ -85,20 +83,13 @@ def read_run(path: Path, data: Path | None = None) -> Run:
     Raises:
         Refused: something is missing, damaged, or of other questions than `data`.
     """
-    if not path.exists():
-        raise Refused.because(str(path), "there is no such file or folder", "Give an evaluation.")
-    settings, paths = settings_of(path if path.is_dir() else path.parent) if _is_ours(path) else ({}, {})
-    file = data or (Path(paths["data"]) if "data" in paths else None)
-    if file is None:
-        raise Refused.because(str(path), "the questions of these predictions are not known", "Give --data.")
-    read = read_questions(file)
-    questions = read.records[: settings.get("questions")]
-    problems = read.problems + with_answers(questions, file)
-    if problems:
-        raise Refused(problems)
-    data_sha256 = sha256_of(file)
-    if settings and settings.get("data_sha256") != data_sha256:
-        what = f"it was made with another file than {file}"
+    made = background_of(path, data)
+    questions = limited(made.questions, made.settings.get("questions"))
+    without_answer = with_answers(questions, made.data)
+    if without_answer:
+        raise Refused(without_answer)
+    if made.settings and made.settings.get("data_sha256") != made.data_sha256:
+        what = f"it was made with another file than {made.data}"
         raise Refused.because(str(path), what, "Give as --data the one it was made with.")
     if path.is_dir():
         try:
@@ -107,12 +98,12 @@ def read_run(path: Path, data: Path | None = None) -> Run:
             what = f"its verdicts.jsonl cannot be read ({error!r})"
             raise Refused.because(str(path), what, "Evaluate again: what is generated is only scored.") from None
     else:
-        _, records = score(questions, read_predictions(path, read.records), None, "", times_asked(settings))
+        _, records = score(questions, read_predictions(path, made.questions), None, "", times_asked(made.settings))
         verdicts = shares_right(records)
     by_id = {question.id: question for question in questions}
     if list(by_id) != list(verdicts):
-        raise Refused.because(str(path), f"its verdicts are not on the questions of {file}", "Give --data.")
-    return Run(str(path), version_of(data_sha256, read.records), by_id, verdicts, settings)
+        raise Refused.because(str(path), f"its verdicts are not on the questions of {made.data}", "Give --data.")
+    return Run(str(path), made.version, by_id, verdicts, made.settings)
 
 
 def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -> dict[str, Any]:
@@ -125,7 +116,7 @@ def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -
         seed: of the bootstrap.
 
     Raises:
-        Refused: the runs are on different questions, or versions, and `intersection` is not set; none are shared.
+        Refused: the runs are on different questions, or versions, and `intersection` is not set; or they share no question.
     """
     first, *others = runs
     common = [
@@ -147,7 +138,10 @@ def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -
         "questions": [len(run.questions) for run in runs],
         "versions": versions,
         "seed": seed,
-        "runs": [_accuracies(run.name, rows) for run, rows in zip(runs, verdicts, strict=True)],
+        "runs": [
+            {"name": run.name, **{matcher: tally([row[matcher] for row in rows]) for matcher in MATCHERS}}
+            for run, rows in zip(runs, verdicts, strict=True)
+        ],
         "comparisons": [
             {
                 "first": first.name,
@@ -193,11 +187,6 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     return render("comparison.md.j2", **comparison, groups=GROUPS)
 
 
-def _accuracies(name: str, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-
-    return {"name": name, **{matcher: tally([row[matcher] for row in rows]) for matcher in MATCHERS}}
-
-
 def _pair(
     questions: Sequence[AudioQuestion],
     before: Sequence[Mapping[str, float]],
@@ -232,11 +221,6 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str,
 
 def _same(one: AudioQuestion, other: AudioQuestion) -> bool:
     return (one.question, one.choices, one.answer) == (other.question, other.choices, other.answer)
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a settings.json beside belongs to it."""
-    return path.is_dir() or path.name == PREDICTIONS
 
 
 def _parser() -> Options:

@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def verdicts(self) -> list[dict[str, Any]]:
-        """The records of verdicts.jsonl; none if the answers are withheld."""
+        """The records of verdicts.jsonl; empty if the answers are withheld."""
         return self._scored[1]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Whether an answer is right: the benchmark's own rule, and two stricter readings beside it.
+"""Whether an answer is right: by the benchmark's own rule, and by two stricter readings.
 
 All of them are given the parsed answer (`answers.parse_completion`), never the raw completion.
 """
@@ -49,7 +49,7 @@ def verdicts(answer: str | None, gold: str, choices: Sequence[str]) -> dict[str,
 
 def named_choice(answer: str, choices: Sequence[str]) -> str | None:
     """The text of the choice that `answer` names: as `letter_aware` reads it, otherwise the only one that `official`
-    would accept; None where there is no such choice."""
+    would accept; None if there is no such choice."""
     index = match_choice(answer, choices)
     if index is not None:
         return choices[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,45 +52,84 @@ def score_file(
     Raises:
         Refused: a file cannot be read or holds unknown or repeated questions; `out` belongs to other predictions.
     """
-    if not predictions.is_file():
-        raise Refused.because(str(predictions), "there is no such file", "Give a file of predictions.")
-    is_ours = predictions.name == PREDICTIONS  # and settings.json is about it
-    settings, paths = settings_of(predictions.parent) if is_ours else ({}, {})
-    if data is None:
-        if "data" not in paths:
-            raise Refused.because(str(predictions), "the questions of these predictions are not known", "Give --data.")
-        data = Path(paths["data"])
-    read = read_questions(data, audio_dir or paths.get("audio_dir"))
-    if read.problems:
-        raise Refused(read.problems)
-    data_sha256 = sha256_of(data)
+    made = background_of(predictions, data, audio_dir)
+    settings, paths, data_sha256 = made.settings, made.paths, made.data_sha256
     if settings.get("data_sha256") == data_sha256:
         limit = limit or settings.get("questions")
     style = prompt_style or settings.get("prompt_style")
-    asked = limited(read.records, limit)
+    asked = limited(made.questions, limit)
     ids = {question.id for question in asked}
-    found = {key: one for key, one in read_predictions(predictions, read.records, style).items() if one.id in ids}
+    found = {key: one for key, one in read_predictions(predictions, made.questions, style).items() if one.id in ids}
     as_evaluated = bool(settings) and (
         settings.get("data_sha256", data_sha256) == data_sha256 and settings.get("questions", len(asked)) == len(asked)
     )
     is_whole = as_evaluated and len(found) == len(asked) * times_asked(settings)
     without_audio = scores_without_audio(predictions.absolute().parent, settings) if is_whole else None
     out = out or (predictions.parent if as_evaluated else predictions.with_name(f"{predictions.stem}-scores"))
-    _check_folder(out, predictions)
+    other = out / PREDICTIONS
+    if other.exists() and not other.samefile(predictions):
+        raise Refused.because(str(out), "the folder holds other predictions", "Choose another --out.")
 
     in_place = bool(settings) and out.resolve() == predictions.resolve().parent
     if not in_place:
         settings = {**settings, "predictions_sha256": sha256_of(predictions), "prompt_style": style}
         paths = {**paths, "predictions": str(predictions)}
     settings = settings | {"data_sha256": data_sha256, "questions": len(asked)}
-    paths = paths | {"data": str(data)} | ({} if audio_dir is None else {"audio_dir": str(audio_dir)})
+    paths = paths | {"data": str(made.data)} | ({} if audio_dir is None else {"audio_dir": str(audio_dir)})
     if not in_place:
         content = {"settings_hash": digest(settings), "settings": settings, "paths": paths}
         write_json(out / SETTINGS, content)
-    version = version_of(data_sha256, read.records)
-    evaluation = Evaluation(out, asked, found, settings, paths, version, without_audio)
+    evaluation = Evaluation(out, asked, found, settings, paths, made.version, without_audio)
     write_results(evaluation, embed_audio)
     return evaluation
+
+
+@dataclass(frozen=True)
+class Background:
+    """What predictions were made of.
+
+    Attributes:
+        settings, paths: as in settings.json; empty if they are not known.
+        data: the file of the questions, `data_sha256` the hash of its bytes.
+        questions: all of the file's.
+    """
+
+    settings: dict[str, Any]
+    paths: dict[str, str]
+    data: Path
+    data_sha256: str
+    questions: list[AudioQuestion]
+
+    @property
+    def version(self) -> str:
+        """Of the benchmark, see `mmau_versions.version_of`."""
+        return version_of(self.data_sha256, self.questions)
+
+
+def background_of(path: Path, data: Path | None = None, audio_dir: Path | None = None) -> Background:
+    """What the evaluation in a folder, or the predictions in a file, were made of.
+
+    Args:
+        path: the folder or the file; a settings.json counts if it is in the folder or beside a predictions.jsonl.
+        data: the file of the questions, in place of the one that settings.json names.
+        audio_dir: folder of an MMAU file's clips, likewise.
+
+    Raises:
+        Refused: one of the files is absent or damaged, or nothing names the questions.
+    """
+    if not path.exists():
+        raise Refused.because(str(path), "there is no such file or folder", "Give an evaluation or its predictions.")
+    folder, remedy = path if path.is_dir() else path.parent, "Remove it, or restore it."
+    is_ours = path.is_dir() or path.name == PREDICTIONS
+    parts = ("settings", "paths") if is_ours else ()
+    settings, paths = [read_claim(folder / SETTINGS, remedy, part) or {} for part in parts] or [{}, {}]
+    if data is None and "data" not in paths:
+        raise Refused.because(str(path), "the questions of these predictions are not known", "Give --data.")
+    data = data or Path(paths["data"])
+    read = read_questions(data, audio_dir or paths.get("audio_dir"))
+    if read.problems:
+        raise Refused(read.problems)
+    return Background(settings, paths, data, sha256_of(data), read.records)
 
 
 def read_predictions(
@@ -174,20 +213,3 @@ def _anybodys(record: Mapping[str, Any], question: AudioQuestion) -> Prediction 
 def _printable(text: str | None) -> str | None:
     """Halves of characters, as a JSON escape can hold them, cannot be written to a file."""
     return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def settings_of(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings and paths of the settings.json of an evaluation; empty if there is no such file.
-
-    Raises:
-        Refused: it is damaged.
-    """
-    file, remedy = folder / SETTINGS, "Remove it, or restore it."
-    return read_claim(file, remedy, "settings") or {}, read_claim(file, remedy, "paths") or {}
-
-
-def _check_folder(out: Path, predictions: Path) -> None:
-    """Scores must not be put beside predictions that they are not of."""
-    other = out / PREDICTIONS
-    if other.exists() and not other.samefile(predictions):
-        raise Refused.because(str(out), "the folder holds other predictions", "Choose another --out.")

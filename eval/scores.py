@@ -111,7 +111,7 @@ def tally(shares: Sequence[float]) -> dict[str, Any]:
     """Correct, n, accuracy and its 95 % Wilson interval (see `intervals.wilson`), the latter two in percent.
 
     Args:
-        shares: of each question's answers, how many are right: 0 or 1 where it was asked once.
+        shares: of each question's answers, how many are right: 0 or 1 if it was asked once.
     """
     correct = round(math.fsum(shares), 9)  # thirds add up to whole numbers
     low, high = wilson(correct, len(shares))
@@ -191,7 +191,7 @@ def choices_as_asked(question: AudioQuestion, prediction: Prediction | None) -> 
 
 
 def choice_named(question: AudioQuestion, prediction: Prediction | None) -> str | None:
-    """The choice that an answer names, whatever their order; None if it names none."""
+    """The choice that an answer names, whatever their order; None if it names no choice."""
     if prediction is None or prediction.answer is None:
         return None
     return named_choice(prediction.answer, choices_as_asked(question, prediction))
@@ -227,7 +227,7 @@ def _permutation(
 ) -> dict[str, Any]:
     """What the order of the choices does, over the questions that were asked in more than one.
 
-    `same_choice`: questions of which all answers name the same choice; an answer that names none is never the same.
+    `same_choice`: questions of which all answers name the same choice; an answer that names no choice is never the same.
     `always_right`: questions of which all answers are right. `by_place`: by the place, from 1, at which the right
     choice stood: a question counts once, with the share of these of its answers that are right.
     """
@@ -258,7 +258,7 @@ def _permutation(
 def by_label(questions: Sequence[AudioQuestion], key: str) -> dict[str, list[int]]:
     """The places of the questions with each label, in the benchmark's order of labels, others after those by name.
 
-    Questions without a label are in none.
+    Questions without a label are left out.
     """
     places: dict[str, list[int]] = {}
     for place, question in enumerate(questions):

@@ -36,7 +36,7 @@ PUBLISHED_V05_15_25: tuple[Row, ...] = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run beside published figures of the same version.
+    """A run compared with published figures of the same version.
 
     Attributes:
         rows: the published figures, the run's own last.
@@ -63,7 +63,7 @@ def reference_lines(scores: Mapping[str, Any], compared: Comparison | None) -> d
 
 
 def against_published(scores: Mapping[str, Any], settings: Mapping[str, Any]) -> Comparison | None:
-    """The run beside the published figures of its version; None for the embedded set.
+    """Compare a run with the published figures of its version; None for the embedded set.
 
     Args:
         scores: as `scores.score` returns them.

@@ -81,7 +81,7 @@ def positions(questions: Sequence[AudioQuestion], given: Mapping[str, Sequence[P
 
     Returns:
         For each place from 1 that the right choice had, and for `anywhere`, how many answers name the first choice,
-        the second, ..., and last how many name none. Empty without answers.
+        the second, ..., and last how many name no choice. Empty without answers.
     """
     counts: dict[int, Counter[int | None]] = {}
     longest = 0
@@ -98,7 +98,7 @@ def positions(questions: Sequence[AudioQuestion], given: Mapping[str, Sequence[P
 
 
 def _chosen(question: AudioQuestion, prediction: Prediction) -> int | None:
-    """Place, from 0 and as asked, of the choice that an answer names; None if it names none."""
+    """Place, from 0 and as asked, of the choice that an answer names; None if it names no choice."""
     named = choice_named(question, prediction)
     return None if named is None else list(choices_as_asked(question, prediction)).index(named)
 

@@ -1,4 +1,4 @@
-"""The templates of reports filled in: they hold the text, the modules beside them what it tells of."""
+"""Fills in the templates of reports, which hold their text, and escapes what models and data sets wrote."""
 
 from __future__ import annotations
 
