@@ -116,7 +116,7 @@ def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -
         seed: of the bootstrap.
 
     Raises:
-        Refused: the runs are on different questions, or versions, and `intersection` is not set; or they share no question.
+        Refused: the runs are on different questions, or versions, without `intersection`; or they share no question.
     """
     first, *others = runs
     common = [

@@ -227,7 +227,7 @@ def _permutation(
 ) -> dict[str, Any]:
     """What the order of the choices does, over the questions that were asked in more than one.
 
-    `same_choice`: questions of which all answers name the same choice; an answer that names no choice is never the same.
+    `same_choice`: questions of which all answers name the same choice; one that names no choice is never the same.
     `always_right`: questions of which all answers are right. `by_place`: by the place, from 1, at which the right
     choice stood: a question counts once, with the share of these of its answers that are right.
     """
