@@ -1,4 +1,4 @@
-"""A small embedded text set, a real Qwen2 that fits it, and the four text trainers as their commands build them."""
+"""A small embedded text set, a real Qwen2 that fits it, and the text trainers as their commands build them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
-from r1_aqa_repro import train_dpo, train_grpo_text, train_reward_model, train_sft_text
-from r1_aqa_repro.data.conversations import PreferencePair, read_pairs
+from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text
+from r1_aqa_repro.data.conversations import PreferencePair, TextPrompt, read_pairs, read_prompts
 from r1_aqa_repro.embedded.text_set import write_text_set
 from r1_aqa_repro.embedded.text_tasks import vocabulary_texts
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.model.inputs import token_ids
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
+from r1_aqa_repro.rewards.rules import Completion, completion_text
 
 COMMON = [
     "--learning_rate", "1e-3", "--max_steps", "2", "--save_steps", "2", "--logging_steps", "1", "--report_to", "none",
@@ -29,6 +30,10 @@ EXAMPLES = ["--examples_per_step", "4", "--max_examples_per_device", "4"]
 PROMPTS = [
     "--prompts_per_step", "4", "--max_prompts_per_device", "4", "--num_generations", "4", "--max_completion_length",
     "8", "--beta", "0.04", "--loss_type", "grpo", "--use_bias_correction_kl", "false", "--top_k", "0",
+]  # fmt: skip
+PPO = [
+    "--prompts_per_step", "8", "--max_prompts_per_device", "8", "--max_completion_length", "6", "--num_ppo_epochs", "2",
+    "--num_mini_batches", "2", "--vf_coef", "0.5", "--reward_funcs", "letter",
 ]  # fmt: skip
 LORA = [
     "--use_peft", "true", "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0", "--lora_target_modules",
@@ -41,6 +46,7 @@ ENTRIES: dict[str, tuple[Any, str, list[str]]] = {
     "dpo": (train_dpo, "pairs_train.jsonl", EXAMPLES),
     "grpo": (train_grpo_text, "assist_prompts_train.jsonl", [*PROMPTS, "--reward_funcs", "random"]),
 }
+PPO_ENTRY = (train_ppo_text, "prompts.jsonl", PPO)  # beside the others: its reward is the test's own
 NUM_TRAIN = 24  # records of each file: an epoch is 6 steps of 4
 
 Build = Callable[..., Any]
@@ -48,12 +54,18 @@ Build = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def text_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first records of the embedded set, as its own files."""
+    """The first records of the embedded set, as its own files; prompts of different lengths, some with an answer."""
     folder = tmp_path_factory.mktemp("text") / "set"
     write_text_set(folder, seed=0, num_sft=NUM_TRAIN, num_pairs_train=NUM_TRAIN, num_pairs_held_out=20)
     for file in folder.glob("*_prompts_*.jsonl"):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         file.write_text("".join(lines[:NUM_TRAIN]), encoding="utf-8")
+    prompts = [
+        {"id": f"p{index}", "prompt": [{"role": "user", "content": f"Say {'aardvark ' * (index % 4)}{index}."}]}
+        | ({"answer": str(index)} if index % 3 == 0 else {})
+        for index in range(NUM_TRAIN)
+    ]
+    write_lines(folder / "prompts.jsonl", prompts)
     return folder
 
 
@@ -88,13 +100,18 @@ def reward_model(policy: Path, tokenizer: PreTrainedTokenizerBase, tmp_path_fact
 
 
 @pytest.fixture(scope="session")
+def prompts(text_set: Path) -> list[TextPrompt]:
+    return read_prompts(text_set / "prompts.jsonl").records
+
+
+@pytest.fixture(scope="session")
 def pairs(text_set: Path) -> list[PreferencePair]:
     return read_pairs(text_set / "pairs_train.jsonl").records
 
 
 def arguments(kind: str, folder: Path, text_set: Path, model: Path) -> list[str]:
     """The command line of an entry point that writes to `folder`; further keys may be appended."""
-    _, file, settings = ENTRIES[kind]
+    _, file, settings = PPO_ENTRY if kind == "ppo" else ENTRIES[kind]
     where = {"output_dir": folder, "train_file": text_set / file, "model_name_or_path": model}
     return [*COMMON, *settings, *(part for key, value in where.items() for part in (f"--{key}", str(value)))]
 
@@ -127,6 +144,12 @@ def build(text_set: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def write_lines(file: Path, records: Sequence[dict[str, Any]]) -> Path:
     file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return file
+
+
+def letter_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
+    """The share of the letter a in a completion."""
+    texts = [completion_text(completion) for completion in completions]
+    return [text.count("a") / max(1, len(text)) for text in texts]
 
 
 def first_batch(trainer: Trainer, size: int = 8) -> dict[str, torch.Tensor]:

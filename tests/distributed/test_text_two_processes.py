@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from r1_aqa_repro.data.conversations import read_prompts
 from r1_aqa_repro.model.text_loading import load_reward_model
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from tests.conftest import ROOT
-from tests.distributed.launching import ENVIRONMENT, deepspeed
+from tests.distributed.launching import ENVIRONMENT, apart_and_come, deepspeed, launch, log_history
 from tests.text_world import ENTRIES, arguments
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -36,20 +35,11 @@ def train(text_set: Path, policy: Path, tmp_path: Path) -> Train:
     """Trains in two processes, in `<tmp_path>/run`: `train(kind, strategy, "--key", "value")`."""
 
     def of(kind: str, strategy: str, *settings: str) -> subprocess.CompletedProcess[str]:
-        entry = ENTRIES[kind][0].__name__
-        return subprocess.run(
-            [
-                *(sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", "2", "-m", entry),
-                *arguments(kind, tmp_path / "run", text_set, policy),
-                *("--max_steps", str(STEPS), "--save_steps", "2", "--ddp_find_unused_parameters", "false"),
-                *(*deepspeed(strategy), *settings),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=500,
-            env=ENVIRONMENT,
-            cwd=ROOT,
-            check=False,
+        return launch(
+            ENTRIES[kind][0].__name__,
+            *arguments(kind, tmp_path / "run", text_set, policy),
+            *("--max_steps", STEPS, "--ddp_find_unused_parameters", "false"),
+            *(*deepspeed(strategy), *settings),
         )
 
     return of
@@ -66,11 +56,6 @@ def alone(text_set: Path, policy: Path, tmp_path_factory: pytest.TempPathFactory
         return run
 
     return cache(of)
-
-
-def log_of(run: Path) -> list[dict[str, Any]]:
-    state = json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text(encoding="utf-8"))
-    return [entry for entry in state["log_history"] if "loss" in entry]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +75,7 @@ def test_two_processes_train_as_one(
     done = train(kind, strategy, "--examples_per_step", "8", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = alone(kind), tmp_path / "run"
-    expected, got = log_of(one), log_of(two)
+    expected, got = (log_history(run / f"checkpoint-{STEPS}", "loss") for run in (one, two))
     names = {
         "reward_model": ("loss", "margin", "accuracy", "mean_reward"),
         "dpo": ("loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"),
@@ -102,17 +87,8 @@ def test_two_processes_train_as_one(
         assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=1e-4)
     assert expected[0]["loss"] != expected[-1]["loss"]
 
-    # Adam divides each gradient by its own size, so that rounding in the smallest ones is as large as their update.
-    # A process that trained on its own examples alone would be as far away as it has come.
-    start, alone_at, together_at = (
-        load_file(folder / "model.safetensors") for folder in (policy, one / "final", two / "final")
-    )
-    assert alone_at.keys() == together_at.keys()
-    apart, come = (
-        sum(float((together_at[name] - other[name]).square().sum()) for name in start.keys() & alone_at.keys()) ** 0.5
-        for other in (alone_at, start)
-    )
-    assert come > 0 and apart < 2e-4 * come
+    apart, come = apart_and_come(policy, one / "final", two / "final")
+    assert apart < 2e-4 * come
 
 
 def test_grpo_with_a_reward_model_under_zero2(
@@ -122,7 +98,7 @@ def test_grpo_with_a_reward_model_under_zero2(
     done = train("grpo", "zero2", *judge, "--reward_weights", "1.0", "0.0", "--max_prompts_per_device", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
-    log = log_of(run)
+    log = log_history(run / f"checkpoint-{STEPS}")
     assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[-1]["kl"] > 1e-5
     assert log[0]["num_tokens"] > 0 and log[0]["rewards/embedded_true_reward/mean"] >= 0
     start, final = (load_file(folder / "model.safetensors") for folder in (policy, run / "final"))

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import pytest
 from eval.predictions import part_file
 from r1_aqa_repro.embedded.question_set import write_question_set
 from tests.conftest import ROOT
+from tests.distributed.launching import ENVIRONMENT, command, launch
 from tests.eval.conftest import arguments_of, contents, evaluate, read_lines
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 PREDICTIONS, PART = "predictions.jsonl", "predictions.rank-1.jsonl"
 SAMPLED = ("--batch-size", 2, "--decoding", "checkpoint", "--repeats", 2)
 
@@ -69,14 +68,11 @@ class TestParts:
         held.close()
 
 
-LAUNCHER = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", "2"]
-
-
 def start(log, checkpoint, data, out, *more):
     argv = arguments_of(checkpoint, data, out, *SAMPLED, *more)
     with open(log, "ab") as output:
         return subprocess.Popen(
-            [*LAUNCHER, "-m", "eval.mmau", *argv],
+            command("eval.mmau", *argv),
             stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
 
@@ -100,8 +96,7 @@ class TestTwoProcesses:
         ("script", "code"), [("aborted_at_its_end.py", 2), ("aborted_by_a_library.py", 0)], ids=["refused", "done"]
     )
     def test_a_process_aborted_at_its_end_changes_no_exit_code(self, tmp_path, script, code):
-        command = [*LAUNCHER, str(ROOT / "tests" / "eval" / script), str(tmp_path)]
-        done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        done = launch(str(ROOT / "tests" / "eval" / script), tmp_path)
         assert done.returncode == code, done.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 

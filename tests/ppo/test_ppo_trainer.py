@@ -33,13 +33,14 @@ from r1_aqa_repro.rewards.reward_model import RewardModel
 from r1_aqa_repro.rewards.rules import Completion
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from r1_aqa_repro.run.checkpoints import STAGING, ResumableTrainer, last_checkpoint
-from tests.ppo.driver import letter_reward
+from tests.text_world import arguments, letter_reward, state_of
 
 SETTINGS: dict[str, Any] = {
     "prompts_per_step": 8, "max_prompts_per_device": 8, "max_completion_length": 6, "num_ppo_epochs": 2,
     "num_mini_batches": 2, "vf_coef": 0.5, "learning_rate": 1e-3, "max_steps": 1, "save_steps": 2, "logging_steps": 1,
-    "report_to": "none", "use_cpu": True, "seed": 1, "reward_funcs": ["letter"],
+    "report_to": "none", "use_cpu": True, "seed": 1,
 }  # fmt: skip
+Make = Callable[..., PPOTrainer]
 
 
 @pytest.fixture(autouse=True)
@@ -48,15 +49,15 @@ def letter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make(model: Path, reward_model: Path, prompts: list[TextPrompt], tmp_path: Path) -> Callable[..., PPOTrainer]:
+def make(policy: Path, reward_model: Path, prompts: list[TextPrompt], tmp_path: Path) -> Make:
     """A trainer as `run_training` gets it, with its reward functions by name and settings of the test's own."""
 
     def of(rewards: dict[str, Any] | None = None, **settings: Any) -> PPOTrainer:
         rewards = rewards or {"letter": letter_reward}
-        args = PPOConfig(output_dir=str(tmp_path / "run"), **(SETTINGS | {"reward_funcs": list(rewards)} | settings))
-        tokenizer = load_tokenizer(model)
+        args = PPOConfig(output_dir=str(tmp_path / "run"), **(SETTINGS | settings), reward_funcs=list(rewards))
+        tokenizer = load_tokenizer(policy)
         critic = load_reward_model(reward_model, tokenizer)
-        return PPOTrainer(load_policy(model), critic, load_policy(model), args, prompts, tokenizer, rewards)
+        return PPOTrainer(load_policy(policy), critic, load_policy(policy), args, prompts, tokenizer, rewards)
 
     return of
 
@@ -69,16 +70,14 @@ def rolled_out(trainer: PPOTrainer) -> tuple[list[TextPrompt], Rollout, dict[str
 # --- The rollout
 
 
-def test_a_rollout_holds_what_each_completion_gives_by_itself(
-    make: Callable[..., PPOTrainer], prompts: list[TextPrompt]
-) -> None:
+def test_a_rollout_holds_what_each_completion_gives_by_itself(make: Make, prompts: list[TextPrompt]) -> None:
     """Each row again, without padding, neighbours and cache, with the formulas written out."""
     trainer = make(kl_coef=0.1, lam=0.9, gamma=0.98, temperature=0.7, missing_eos_penalty=0.25)
     with torch.no_grad():  # a reference that differs
         for parameter in trainer.reference.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
     asked, rollout, figures = rolled_out(trainer)
-    policy, critic, tokenizer = trainer.model.policy, trainer.model.critic, trainer.processing_class
+    actor, critic, tokenizer = trainer.model.policy, trainer.model.critic, trainer.processing_class
     lengths = rollout.mask.sum(dim=1).tolist()
     assert len({len(prompt.messages[0]["content"]) for prompt in asked}) > 1 and len(set(lengths)) > 1
     advantages, expected_kl, scores, ended = [], [], [], []
@@ -90,13 +89,13 @@ def test_a_rollout_holds_what_each_completion_gives_by_itself(
         with torch.no_grad():
             log_probs, reference = (
                 (each(ids).logits[0, -length - 1 : -1] / 0.7).log_softmax(-1).gather(1, completion[:, None])[:, 0]
-                for each in (policy, trainer.reference)
+                for each in (actor, trainer.reference)
             )
             values = critic.score(critic.model(ids).last_hidden_state)[0, -length - 1 : -1, 0]
         # float32; padding and attention masks change the order of sums
         torch.testing.assert_close(rollout.log_probs[row, :length], log_probs, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(rollout.values[row, :length], values, rtol=1e-4, atol=1e-5)
-        ended.append(int(completion[-1]) in policy.generation_config.eos_token_id)
+        ended.append(int(completion[-1]) in actor.generation_config.eos_token_id)
         score = letter_reward([tokenizer.decode(completion, skip_special_tokens=True)])[0] - 0.25 * (not ended[-1])
         rewards = -0.1 * (log_probs - reference)
         rewards[-1] += score
@@ -118,9 +117,9 @@ def test_a_rollout_holds_what_each_completion_gives_by_itself(
     assert figures["completions/mean_length"] == pytest.approx(sum(lengths) / len(asked))
 
 
-def test_rewards_of_several_kinds(make: Callable[..., PPOTrainer], reward_model: Path, model: Path) -> None:
+def test_rewards_of_several_kinds(make: Make, reward_model: Path, policy: Path) -> None:
     """Functions see the columns, one of weight 0 is only watched, and what does not apply does not count."""
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(policy)
 
     def every_third(answer: Sequence[str | None], prompts: Sequence[Any], **_: Any) -> list[float | None]:
         assert len(answer) == len(prompts)
@@ -146,7 +145,7 @@ def test_rewards_of_several_kinds(make: Callable[..., PPOTrainer], reward_model:
     torch.testing.assert_close(rollout.returns[:, 0], torch.tensor(total), rtol=1e-4, atol=1e-4)
 
 
-def test_sampling_in_batches(make: Callable[..., PPOTrainer]) -> None:
+def test_sampling_in_batches(make: Make) -> None:
     """In batches of 3, 3 and 2, and all at once: what each prompt gives by itself, where nothing is left to chance."""
     trainer = make()
     inputs = text_inputs(trainer.processing_class, [prompt.messages for prompt in trainer.prompts[:8]])
@@ -163,7 +162,7 @@ def test_sampling_in_batches(make: Callable[..., PPOTrainer]) -> None:
 
 
 def test_no_model_sees_more_completions_at_once_than_set(
-    data: Path, model: Path, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_set: Path, policy: Path, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[PPOTrainer] = []
 
@@ -173,7 +172,7 @@ def test_no_model_sees_more_completions_at_once_than_set(
 
     monkeypatch.setattr(train_ppo_text, "run_training", keep)
     settings = {"max_prompts_per_device": 2, "max_steps": 1, "reward_funcs": ["reward_model"]}
-    argv = arguments(tmp_path / "run", data, model, reward_model_name_or_path=reward_model, **settings)
+    argv = run_of(tmp_path / "run", text_set, policy, reward_model_name_or_path=reward_model, **settings)
     assert train_ppo_text.main(argv) == 0
     [trainer] = built
     judge = trainer.reward_funcs["reward_model"]
@@ -197,16 +196,10 @@ def test_no_model_sees_more_completions_at_once_than_set(
 # --- The updates
 
 
-def state_of(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def test_a_step_moves_every_parameter_but_the_frozen_ones(
-    make: Callable[..., PPOTrainer], reward_model: Path, model: Path
-) -> None:
-    judge = RewardModel(load_reward_model(reward_model, load_tokenizer(model)), load_tokenizer(model))
+def test_a_step_moves_every_parameter_but_the_frozen_ones(make: Make, reward_model: Path, policy: Path) -> None:
+    judge = RewardModel(load_reward_model(reward_model, load_tokenizer(policy)), load_tokenizer(policy))
     trainer = make({"reward_model": judge})
-    before, frozen = state_of(trainer), [*trainer.reference.parameters(), *judge.model.parameters()]
+    before, frozen = state_of(trainer.model), [*trainer.reference.parameters(), *judge.model.parameters()]
     start = [parameter.clone() for parameter in frozen]
     trainer.train()
     moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
@@ -214,9 +207,9 @@ def test_a_step_moves_every_parameter_but_the_frozen_ones(
     assert all(map(torch.equal, frozen, start)) and not any(parameter.requires_grad for parameter in frozen)
 
 
-def test_the_critic_has_a_learning_rate_of_its_own(make: Callable[..., PPOTrainer]) -> None:
+def test_the_critic_has_a_learning_rate_of_its_own(make: Make) -> None:
     trainer = make(critic_learning_rate=0.0, weight_decay=0.1)
-    before = state_of(trainer)
+    before = state_of(trainer.model)
     trainer.train()
     moved = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not value.equal(before[name])}
     assert moved == {"policy"}
@@ -225,7 +218,7 @@ def test_the_critic_has_a_learning_rate_of_its_own(make: Callable[..., PPOTraine
         assert decays == {group["weight_decay"] == 0.1}
 
 
-def test_small_batches_add_up_to_the_same_update(make: Callable[..., PPOTrainer]) -> None:
+def test_small_batches_add_up_to_the_same_update(make: Make) -> None:
     """Completions have different lengths: a mean of the batches' means would be another loss."""
     whole, parts = make(max_prompts_per_device=8), make(max_prompts_per_device=2)
     assert (parts.args.per_device_train_batch_size, parts.args.gradient_accumulation_steps) == (2, 2)
@@ -254,21 +247,21 @@ def test_small_batches_add_up_to_the_same_update(make: Callable[..., PPOTrainer]
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_a_max_grad_norm_of_0_clips_nothing(make: Callable[..., PPOTrainer]) -> None:
+def test_a_max_grad_norm_of_0_clips_nothing(make: Make) -> None:
     """As for Trainer and DeepSpeed; the norm is still logged."""
     states, norms = [], []
     for bound in (0.0, 1e9):
         trainer = make(max_grad_norm=bound)
-        before = state_of(trainer)
+        before = state_of(trainer.model)
         trainer.train()
-        states.append(state_of(trainer))
+        states.append(state_of(trainer.model))
         norms.append(trainer.state.log_history[0]["grad_norm"])
         assert not any(value.equal(before[name]) for name, value in states[-1].items())
     assert all(value.equal(states[1][name]) for name, value in states[0].items())
     assert norms[0] == norms[1] > 0
 
 
-def test_the_loss_is_weighed_and_the_bonus_differentiated(make: Callable[..., PPOTrainer]) -> None:
+def test_the_loss_is_weighed_and_the_bonus_differentiated(make: Make) -> None:
     trainer = make(vf_coef=0.5, entropy_coef=0.1)
     terms = {"loss/policy": torch.tensor(1.0), "loss/value": torch.tensor(2.0), "entropy": torch.tensor(3.0)}
     assert float(trainer._loss(terms)) == pytest.approx(1 + 0.5 * 2 - 0.1 * 3)
@@ -278,7 +271,7 @@ def test_the_loss_is_weighed_and_the_bonus_differentiated(make: Callable[..., PP
     assert not trainer._loss_terms(rollout)["entropy"].requires_grad
 
 
-def test_figures_of_the_first_update(make: Callable[..., PPOTrainer]) -> None:
+def test_figures_of_the_first_update(make: Make) -> None:
     """One update a rollout: the ratio is 1, nothing is clipped, and whitened advantages have mean 0."""
     trainer = make(num_ppo_epochs=1, num_mini_batches=1)
     trainer.train()
@@ -290,7 +283,7 @@ def test_figures_of_the_first_update(make: Callable[..., PPOTrainer]) -> None:
     assert figures["loss/value"] > 0 and figures["entropy"] > 1 and figures["tokens_per_second"] > 0
 
 
-def test_activation_checkpointing_changes_nothing(make: Callable[..., PPOTrainer]) -> None:
+def test_activation_checkpointing_changes_nothing(make: Make) -> None:
     states = []
     for checkpointing in (False, True):
         trainer = make(activation_checkpointing=checkpointing)
@@ -300,7 +293,7 @@ def test_activation_checkpointing_changes_nothing(make: Callable[..., PPOTrainer
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_it_learns(make: Callable[..., PPOTrainer]) -> None:
+def test_it_learns(make: Make) -> None:
     trainer = make(max_steps=16, prompts_per_step=24, max_prompts_per_device=24, learning_rate=1e-2, kl_coef=0.01)
     trainer.train()
     reward = [entry["reward"] for entry in trainer.state.log_history]
@@ -329,10 +322,10 @@ class Killed(BaseException):
     """Stands for SIGKILL inside this process: nothing of the trainer's catches it."""
 
 
-def arguments(run: Path, data: Path, model: Path, **settings: Any) -> list[str]:
-    where = {"output_dir": run, "train_file": data, "model_name_or_path": model}
-    argv = []
-    for key, value in (SETTINGS | where | {"max_steps": 6} | settings).items():
+def run_of(folder: Path, text_set: Path, policy: Path, **settings: Any) -> list[str]:
+    """The command line of 6 steps, unless `settings` say otherwise."""
+    argv = arguments("ppo", folder, text_set, policy)
+    for key, value in ({"max_steps": 6, "reward_funcs": "letter"} | settings).items():
         argv += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return argv
 
@@ -342,16 +335,16 @@ def weights_of(folder: Path) -> list[bytes]:
 
 
 def test_killed_and_stopped_then_resumed_gives_the_same_bytes(
-    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_set: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train_ppo_text.main(arguments(tmp_path / "whole", data, model)) == 0
+    assert train_ppo_text.main(run_of(tmp_path / "whole", text_set, policy)) == 0
 
     class KillAtThree(StopOnSignal):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 3:
                 raise Killed
 
-    broken = arguments(tmp_path / "broken", data, model)
+    broken = run_of(tmp_path / "broken", text_set, policy)
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", KillAtThree)
         train_ppo_text.main(broken)
@@ -383,7 +376,7 @@ def test_killed_and_stopped_then_resumed_gives_the_same_bytes(
 
 
 def test_a_checkpoint_cut_off_while_being_written_is_never_used(
-    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_set: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cut_off(self: Any, output_dir: str) -> None:
         if output_dir.endswith("checkpoint-4"):
@@ -393,34 +386,36 @@ def test_a_checkpoint_cut_off_while_being_written_is_never_used(
     original = ResumableTrainer._save_optimizer_and_scheduler
     monkeypatch.setattr(ResumableTrainer, "_save_optimizer_and_scheduler", cut_off)
     with pytest.raises(Killed):
-        train_ppo_text.main(arguments(tmp_path / "run", data, model))
+        train_ppo_text.main(run_of(tmp_path / "run", text_set, policy))
     assert (tmp_path / "run" / STAGING / "checkpoint-4" / CRITIC / "model.safetensors").is_file()
     assert last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
 
 
-def test_checkpoints_load_as_users_do(data: Path, model: Path, tmp_path: Path) -> None:
+def test_checkpoints_load_as_users_do(text_set: Path, policy: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert train_ppo_text.main(arguments(run, data, model, max_steps=2, dtype="float32")) == 0
-    start = load_file(model / "model.safetensors")
+    assert train_ppo_text.main(run_of(run, text_set, policy, max_steps=2, dtype="float32")) == 0
+    start = load_file(policy / "model.safetensors")
     for folder in (run / "checkpoint-2", run / "final"):
-        policy, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        actor, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"]
         critic, report = AutoModelForSequenceClassification.from_pretrained(folder / CRITIC, output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"]
         assert critic.config.num_labels == 1 and critic.score.weight.any()
-        assert AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(model).chat_template
-        assert policy.generation_config.eos_token_id == GenerationConfig.from_pretrained(model).eos_token_id
+        assert (
+            AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(policy).chat_template
+        )
+        assert actor.generation_config.eos_token_id == GenerationConfig.from_pretrained(policy).eos_token_id
     saved = load_file(run / "final" / "model.safetensors")
     assert saved.keys() == start.keys() and not any(saved[name].equal(start[name]) for name in start)
 
 
-def test_where_the_critic_starts(model: Path, reward_model: Path) -> None:
+def test_where_the_critic_starts(policy: Path, reward_model: Path) -> None:
     def critic_of(**keys: Any) -> Any:
         args = PPOConfig(output_dir="unused", use_cpu=True, **keys)
-        return train_ppo_text.load_critic(args, TextModelConfig(model_name_or_path=str(model)))
+        return train_ppo_text.load_critic(args, TextModelConfig(model_name_or_path=str(policy)))
 
     as_policy, as_reward = critic_of(), critic_of(reward_model_name_or_path=str(reward_model))
-    start = load_file(model / "model.safetensors")
+    start = load_file(policy / "model.safetensors")
     assert all(value.equal(start[f"model.{name}"]) for name, value in as_policy.model.state_dict().items())
     assert not as_policy.score.weight.any()
     judge = load_file(reward_model / "model.safetensors")
@@ -428,7 +423,7 @@ def test_where_the_critic_starts(model: Path, reward_model: Path) -> None:
 
 
 def test_what_cannot_work_is_refused_at_once(
-    data: Path, model: Path, reward_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    text_set: Path, policy: Path, reward_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
     build_tiny_qwen2(other, texts=["quite other words, other words, words"], seed=0, geometry=TEST_TEXT)
@@ -437,7 +432,7 @@ def test_what_cannot_work_is_refused_at_once(
         "eval_strategy": "steps", "save_strategy": "epoch", "use_peft": True, "reward_weights": [1, 1],
         "max_grad_norm": -1, "value_model_name_or_path": other,
     }  # fmt: skip
-    assert train_ppo_text.main(arguments(tmp_path / "run", data, model, **wrong)) == 2
+    assert train_ppo_text.main(run_of(tmp_path / "run", text_set, policy, **wrong)) == 2
     said = capfd.readouterr().err
     for what in (
         "lam: 1.5 is not from 0 to 1", "cliprange: 0.0 is not above 0", "temperature: 0.0 is not above 0",
@@ -450,19 +445,19 @@ def test_what_cannot_work_is_refused_at_once(
     assert not (tmp_path / "run").exists()
     # a reward model of another vocabulary would read other words than the policy writes
     load_reward_model(other, load_tokenizer(other), new_head=True).save_pretrained(other)
-    assert train_ppo_text.main(arguments(tmp_path / "run", data, model, value_model_name_or_path=other)) == 2
-    assert f"{other}: its tokens are not those of {model}" in capfd.readouterr().err
+    assert train_ppo_text.main(run_of(tmp_path / "run", text_set, policy, value_model_name_or_path=other)) == 2
+    assert f"{other}: its tokens are not those of {policy}" in capfd.readouterr().err
 
 
 YARN = '{"rope_type": "yarn", "factor": 2.0}'
 
 
 @pytest.fixture
-def critic_of(model: Path, reward_model: Path, tmp_path: Path) -> Callable[..., Path]:
+def critic_of(policy: Path, reward_model: Path, tmp_path: Path) -> Callable[..., Path]:
     """The folder of a reward model that was trained at so many positions."""
 
     def of(positions: int) -> Path:
-        tokenizer, folder = load_tokenizer(model), tmp_path / f"reward-{positions}"
+        tokenizer, folder = load_tokenizer(policy), tmp_path / f"reward-{positions}"
         critic: PreTrainedModel = load_reward_model(reward_model, tokenizer)
         critic.config.max_position_embeddings = positions
         critic.save_pretrained(folder)
@@ -474,16 +469,16 @@ def critic_of(model: Path, reward_model: Path, tmp_path: Path) -> Callable[..., 
 
 @pytest.mark.parametrize("short", ["value_model_name_or_path", "reward_model_name_or_path"])
 def test_prompts_too_long_for_the_critic_or_the_judge_are_refused(
-    short: str, critic_of: Callable[..., Path], data: Path, model: Path, prompts: list[TextPrompt], tmp_path: Path,
+    short: str, critic_of: Callable[..., Path], text_set: Path, policy: Path, prompts: list[TextPrompt], tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    longest = max(map(len, token_ids(load_tokenizer(model), [prompt.messages for prompt in prompts], complete=False)))
+    longest = max(map(len, token_ids(load_tokenizer(policy), [prompt.messages for prompt in prompts], complete=False)))
     room = SETTINGS["max_completion_length"]
     readers = {
         "reward_funcs": ["reward_model"], "value_model_name_or_path": critic_of(512),
         "reward_model_name_or_path": critic_of(511), short: critic_of(longest + room - 1),
     }  # fmt: skip
-    run = arguments(tmp_path / "run", data, model, **readers)
+    run = run_of(tmp_path / "run", text_set, policy, **readers)
     assert train_ppo_text.main(run) == 2
     reader = {"value_model_name_or_path": "critic", "reward_model_name_or_path": "reward model"}[short]
     assert f"{longest} tokens are more than the {longest - 1} that the {reader} can take" in capfd.readouterr().err
@@ -494,11 +489,11 @@ def test_prompts_too_long_for_the_critic_or_the_judge_are_refused(
 
 
 def test_rotary_embeddings_that_the_critic_cannot_have_are_refused(
-    critic_of: Callable[..., Path], data: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    critic_of: Callable[..., Path], text_set: Path, policy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     critic = critic_of(256)  # the policy was trained at 512
     rope = json.dumps(json.loads(YARN) | {"original_max_position_embeddings": 512})
-    run = arguments(tmp_path / "run", data, model, value_model_name_or_path=critic, rope_parameters=rope)
+    run = run_of(tmp_path / "run", text_set, policy, value_model_name_or_path=critic, rope_parameters=rope)
     assert train_ppo_text.main(run) == 2
     [line] = capfd.readouterr().err.splitlines()
     what = "original_max_position_embeddings is 512, the checkpoint's trained length 256"

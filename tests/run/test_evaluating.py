@@ -6,8 +6,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
 from r1_aqa_repro.model import generation, loading
 from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.run.callbacks import StopOnSignal
-from tests.conftest import ROOT, make_questions
+from tests.distributed.launching import launch, make_questions
 
 COMMON = [
     "--report_to", "none", "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false",
@@ -405,16 +403,7 @@ def test_two_processes_give_the_figures_of_one(warm: Path, manifest: Path, held_
         return [*SFT, *where(tmp_path / name, manifest, warm / "checkpoint-40"), "--max_steps", "1", *evaluation]
 
     assert train_sft.main(argv("one")) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "r1_aqa_repro.train_sft", *argv("two")],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        check=False,
-    )
+    done = launch("r1_aqa_repro.train_sft", *argv("two"))
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("predictions.jsonl", "scores.json", "verdicts.jsonl"):
         one, two = (tmp_path / run / "eval" / "step-0" / name for run in ("one", "two"))

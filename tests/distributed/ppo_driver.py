@@ -1,6 +1,6 @@
 """The real PPO entry point with a reward for the letter a, and with completions that are a function of their prompts.
 
-    torchrun --nproc-per-node 2 -m tests.ppo.driver [--free] --any_key value ...
+    torchrun --nproc-per-node 2 -m tests.distributed.ppo_driver [--free] --any_key value ...
 
 --free: completions are sampled as usual.
 """
@@ -9,21 +9,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 from r1_aqa_repro import train_ppo_text
 from r1_aqa_repro.common.errors import leave
 from r1_aqa_repro.model.inputs import PromptInputs
 from r1_aqa_repro.ppo.trainer import PPOTrainer
 from r1_aqa_repro.rewards import registry
-from r1_aqa_repro.rewards.rules import Completion, completion_text
-
-
-def letter_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
-    """The share of the letter a in a completion."""
-    texts = [completion_text(completion) for completion in completions]
-    return [text.count("a") / max(1, len(text)) for text in texts]
+from tests.text_world import letter_reward
 
 
 class FixedTrainer(PPOTrainer):
