@@ -6,7 +6,7 @@ reads a training configuration, builds its model without memory for the weights,
 process or DDP, ZeRO-2, ZeRO-3, ZeRO-3 with offload and LoRA, the strategy to use, and FLOPs and seconds a step. Needs
 neither a GPU nor the weights. Further keys (`--num_generations 4`) override the file, as in training.
 
-Exit codes: 0 done, also where nothing fits (the output says what would); 2 bad arguments or configuration.
+Exit codes: 0 done, also if nothing fits (the output says what would); 2 bad arguments or configuration.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Rollout:
     inputs: prompts, and clips if any, of the U questions, computed once each.
     group: int64 [N], the question of each row, in the row order of whoever works on the rollout.
     rows: N rows of the data set (`rows_of`), those of a question one after the other.
-    rewards: [N, R], a column for each reward function. Set once the completions are judged, as the next two.
+    rewards: [N, R], a column for each reward function. Set once the completions are rewarded, as the next two.
     reward: [N], their weighted sums, as TRL forms them: rows of equal rewards have equal sums, to the bit.
     output: what TRL makes of the completions, by name: token ids, masks, advantages, log-probabilities.
     """

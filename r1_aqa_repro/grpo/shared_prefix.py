@@ -32,7 +32,7 @@ class PackedGroups:
     input_ids: int64 [U, T].
     real: bool [U, T], False on padding.
     position_ids: int64 [U, T].
-    shift_labels: int64 [U, T], the token that each position predicts, -100 where it is not scored.
+    shift_labels: int64 [U, T], the token that each position predicts, -100 if it is not scored.
     group, slot: int64 [N], where each of the N completions lies: its packed row and its segment in it.
     prefix_length, num_slots: P and K.
     """
@@ -59,7 +59,7 @@ class PackedGroups:
     def attention(self) -> dict[str, Any]:
         """The model's keyword arguments that keep completions apart: one mask [U, 1, T, T], or two smaller ones.
 
-        With one mask all T * T pairs of positions are computed, most of them in vain where completions are long. With
+        With one mask all T * T pairs of positions are computed, most of them in vain if completions are long. With
         two, keys and values of the prefix are copied to every segment.
         """
         if self.pairs_of_one_mask() <= SPLIT_FROM:
@@ -73,7 +73,7 @@ class PackedGroups:
         return self.real.size(1) ** 2 / (prefix**2 + self.num_slots * segment * (prefix + segment))
 
     def joint_mask(self) -> torch.Tensor:
-        """bool [U, 1, T, T], True where the row's position may attend to the column's.
+        """bool [U, 1, T, T], True if the row's position may attend to the column's.
 
         The diagonal is always allowed: a padding row without any allowed column would give NaN in the softmax.
         """
@@ -90,8 +90,8 @@ class PackedGroups:
     def split_masks(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The prefix's own mask, bool [U, 1, P, P], and that of a segment, bool [U or 1, 1, C, P + C].
 
-        Where no prompt is padded the first is None (causal) and the second the same for all rows. Padding at the end
-        of a segment needs no mask: nothing real comes after it.
+        If no prompt is padded, the first is None (causal) and the second the same for all rows. Padding at the end of
+        a segment needs no mask: nothing real comes after it.
         """
         prefix, length, device = self.prefix_length, self.segment_length, self.real.device
         own = torch.ones(length, length, dtype=torch.bool, device=device).tril()

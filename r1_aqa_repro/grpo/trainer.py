@@ -124,7 +124,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             seed=sampler.seed,
         )
 
-    # --- Sampling and judging
+    # --- Sampling and rewarding
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rollout = self._roll_out(inputs)
@@ -145,7 +145,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         return rollout.output | {"group": rollout.group, "rollout": [rollout] * len(inputs)}
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> Rollout:
-        """Sample completions of whole groups of rows, and judge them."""
+        """Sample completions of whole groups of rows, and reward them."""
         num_generations: int = self.num_generations if self.model.training else self.num_generations_eval
         _, group = group_rows([row["question"] for row in rows], num_generations)
         with self.clock("audio"):
@@ -333,7 +333,7 @@ class AudioGRPOTrainer(SharedPrefixGRPOTrainer):
         **kwargs: Any,
     ):
         self.prompt_style, self.audio_channel = prompt_style, audio_channel
-        # TRL suppresses `config.image_token_id` in sampling; a sampled audio token would break the feature count alike
+        # TRL suppresses `config.image_token_id` in sampling; a sampled audio token breaks the count of features too
         model.config.image_token_id = model.config.audio_token_id
         rewards = [(name, REWARDS[name]) for name in args.reward_funcs]
         super().__init__(model, args, questions, processing_class, rewards, **kwargs)
@@ -371,7 +371,7 @@ class TextGRPOTrainer(SharedPrefixGRPOTrainer):
     Args:
         model: a Qwen2ForCausalLM, or a PEFT model of one.
         args: the configuration.
-        questions: the prompts; every column that any of them has reaches the rewards, None where one has it not.
+        questions: the prompts; every column that any of them has reaches the rewards, as None for a prompt without it.
         processing_class: the model's tokenizer.
         reward_funcs: reward functions and reward models.
         **kwargs: passed on, among them `reward_processing_classes`, the reward models' tokenizers.

@@ -39,7 +39,7 @@ class EncodedAudio:
         """`inputs` with encoded clips. Every process calls it with equally many questions."""
         files = [self._file(question, channel) for question in questions]
         missing = [row for row, file in enumerate(files) if not file.is_file()]
-        if is_deepspeed_zero3_enabled():  # all processes gather the encoder's weights, or none
+        if is_deepspeed_zero3_enabled():  # all processes gather the encoder's weights, or no process does
             anywhere = self.accelerator.gather(torch.tensor([len(missing)], device=self.accelerator.device)).any()
             missing = list(range(len(files))) if anywhere else []
         for row in missing:

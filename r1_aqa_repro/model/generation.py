@@ -44,7 +44,7 @@ def generate(
 
     Args:
         model: unwrapped policy.
-        inputs: prompts of U questions, and their clips where they have some.
+        inputs: prompts of U questions, and their clips if they have any.
         rows: int64 [N], the question of each completion wanted. With `share` these are whole groups: 0, 0, 1, 1, ...
         generation_config: with `pad_token_id` and `eos_token_id` set.
         share: run each prompt once, and let its rows attend to the one key-value cache of it. Off, every row runs its

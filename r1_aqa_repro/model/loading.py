@@ -68,7 +68,7 @@ def check_model_folder(name_or_path: str | os.PathLike[str], model_type: str = M
 
 
 def model_type_of(name_or_path: str | os.PathLike[str]) -> str:
-    """Which key of `EXAMPLES` a model is; Qwen2-Audio's where it is none, or none can be read there."""
+    """The key of `EXAMPLES` that a model has; Qwen2-Audio's if it has another, or if no model can be read there."""
     try:
         model_type = AutoConfig.from_pretrained(name_or_path).model_type
     except (OSError, ValueError, KeyError):
@@ -96,7 +96,7 @@ def _check_weight_files(folder: Path, remedy: str) -> None:
 
 
 def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
-    """Load the processor; its tokenizer pads left, its feature extractor right.
+    """Load the processor; its tokenizer pads on the left, its feature extractor on the right.
 
     `AutoProcessor.from_pretrained(..., padding_side="left")`, TRL's own default, would also pad the *audio* on the
     left, so that the model hears leading silence; hence the tokenizer's side is set here and nowhere else.

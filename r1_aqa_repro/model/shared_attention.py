@@ -148,7 +148,7 @@ class PackedAttention:
     The model's `attention_mask` is then the segments': bool [U or 1, 1, C, P + C], from a segment's positions to the
     prefix and to the segment itself.
 
-    prefix_mask: bool [U, 1, P, P], or None where no prompt is padded: causal.
+    prefix_mask: bool [U, 1, P, P], or None (causal) if no prompt is padded.
     num_segments: K.
     """
 

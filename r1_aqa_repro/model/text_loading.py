@@ -1,4 +1,4 @@
-"""Loading text-only Qwen2: policies, reward models and their tokenizer, with the guards of `modeling`."""
+"""Loading text-only Qwen2: policies, reward models and their tokenizer, with the guards of `loading`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     """The tokenizer; it pads on the left, as generating needs it.
 
     Raises:
-        Refused: none can be read, or it has no vocabulary, chat template, end-of-turn or padding token.
+        Refused: no tokenizer can be read, or it has no vocabulary, chat template, end-of-turn or padding token.
     """
     where, remedy = str(name_or_path), "Copy the tokenizer of the base model into the folder."
     try:
@@ -60,10 +60,10 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
-    """Refuse a tokenizer with more tokens than the model has embeddings.
+    """Check that the model has an embedding for every token of the tokenizer.
 
     Raises:
-        Refused: it has.
+        Refused: the tokenizer has more tokens.
     """
     if len(tokenizer) > config.vocab_size:
         what = f"the tokenizer does not fit the model: {len(tokenizer)} tokens for {config.vocab_size} embeddings"
@@ -81,7 +81,7 @@ def load_policy(
     Args:
         name_or_path: folder or hub id.
         dtype, attn_implementation: as in `from_pretrained`.
-        rope_parameters: other rotary embeddings than the checkpoint's, see `long_context`.
+        rope_parameters: other rotary embeddings than the checkpoint's, see `yarn`.
 
     Raises:
         Refused: see `check_model_folder` and `check_loaded`.
@@ -164,7 +164,7 @@ def check_reward_model(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig
 def checked_config(
     name_or_path: str | os.PathLike[str], rope_parameters: Mapping[str, Any] | None = None
 ) -> PreTrainedConfig:
-    """The configuration of a Qwen2 in a folder that can be loaded, with other rotary embeddings where asked.
+    """The configuration of a Qwen2 in a folder that can be loaded, with other rotary embeddings if asked.
 
     Raises:
         Refused: see `check_model_folder` and `apply_rope_parameters`.

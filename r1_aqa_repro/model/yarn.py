@@ -37,7 +37,7 @@ def apply_rope_parameters(config: PreTrainedConfig, rope_parameters: Mapping[str
     Args:
         config: of the checkpoint, with or without YaRN.
         rope_parameters: transformers' own keys. `original_max_position_embeddings`, the trained length, and
-            `rope_theta` are the checkpoint's where absent.
+            `rope_theta` are the checkpoint's if absent.
 
     Raises:
         Refused: with everything that is wrong.

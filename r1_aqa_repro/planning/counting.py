@@ -89,13 +89,13 @@ def backbone(model: nn.Module, shapes: Shapes, cache: DynamicCache | None = None
     device = base.device
     frames_after_convolutions = shapes.frames // 2
     with torch.device(device):
-        heard = base.model.audio_tower(
+        encoded = base.model.audio_tower(
             torch.empty(shapes.clips, base.config.audio_config.num_mel_bins, shapes.frames),
             attention_mask=torch.empty(
                 shapes.clips, 1, frames_after_convolutions, frames_after_convolutions, dtype=torch.bool
             ),
         ).last_hidden_state
-        features = base.model.multi_modal_projector(heard)[:, : shapes.audio_tokens]
+        features = base.model.multi_modal_projector(encoded)[:, : shapes.audio_tokens]
         embeddings = base.get_input_embeddings()(torch.empty(shapes.rows, shapes.row_tokens, dtype=torch.long))
         # the same copy as `masked_scatter`, whose mask would need numbers
         embeddings = torch.cat([features.to(embeddings.dtype), embeddings[:, shapes.audio_tokens :]], dim=1)
@@ -171,7 +171,7 @@ def loss_bytes(
 
     Args:
         autocast: compute in bfloat16 with float32 weights, whose casts autograd keeps.
-        head: what follows the backbone; none: the backbone alone.
+        head: what follows the backbone, if anything does.
     """
     model = build_model(config, dtype, peft_config, checkpointing)
     base_of(model).set_attn_implementation(_EFFICIENT)

@@ -95,7 +95,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Parameters:
-    """total, trainable: of the model with its adapters, where it has any. largest: of the largest weight.
+    """total, trainable: of the model with its adapters, if it has any. largest: of the largest weight.
 
     head: of lm_head; head_trainable: whether it is trained. adapters: whether only LoRA's matrices are.
     """
@@ -250,7 +250,7 @@ def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int
 
     - ddp, one process: weights as `dtype` has them (an adapter in float32), float32 gradients, which DDP copies into
       its buckets, and two float32 moments. With bf16 autocast keeps a bfloat16 copy of what is trained.
-    - zero2: DeepSpeed holds the whole model as it computes (2 bytes with bf16, even where `dtype` is float32); this
+    - zero2: DeepSpeed holds the whole model as it computes (2 bytes with bf16, even if `dtype` is float32); this
       process's share of the gradients in the same type and 12 bytes for the optimizer. The reference is not sharded.
     - zero3: all of that is sharded, the reference too. While generating, the whole model is gathered
       (`ds3_gather_for_generation`); in the loss at most `stage3_max_live_parameters` and the weight in use.

@@ -60,7 +60,7 @@ def forward_of(
 ) -> Forward:
     """One pass that computes every distinct position once; a multiplication and an addition are two operations.
 
-    The encoder hears the clip's own frames. The language model runs the prompt once and each completion without its
+    The encoder gets the clip's own frames. The language model runs the prompt once and each completion without its
     last token (which predicts nothing). A position attends to itself and what precedes it in its own completion and
     in the prompt: also the work of decoding with a key-value cache. lm_head runs where a token is drawn or scored,
     for the first token once a prompt. As in `FlopCounterMode`, only matrix products and convolutions count.

@@ -90,8 +90,8 @@ class PPOTrainer(ResumableTrainer):
         critic: a Qwen2ForSequenceClassification of one output.
         reference: another copy of the policy; it stays as it is.
         args: the configuration.
-        prompts: what is asked; every column that any of them has reaches the reward functions, as None if another has
-            not got it.
+        prompts: what is asked; every column that any of them has reaches the reward functions, as None for a prompt
+            without it.
         processing_class: the policy's tokenizer.
         reward_funcs: by name; None is the reward of a completion to which one does not apply. The weights are
             `args.reward_weights`.
