@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.rollout import Rollout
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
+from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import question_inputs
 from tests.paper import paper_trainer, paper_training
 
@@ -144,23 +146,37 @@ class TestSampling:
         """
         return 0.5 * (num_tokens / cls.NUM_SAMPLES) ** 0.5 + 0.03
 
-    def first_tokens(self, trainer: AudioGRPOTrainer, question: AudioQuestion) -> list[int]:
-        """The first token of many completions of one question, generated as in training."""
-        inputs = question_inputs(trainer.processing_class, [question], "answer")
-        torch.manual_seed(0)
-        with trainer._working_on(Rollout(inputs, torch.zeros(self.NUM_SAMPLES, dtype=torch.long))):
-            completions, _ = trainer._generate_single_turn([], None, {}, GROUP)
-        return [completion[0] for completion in completions]
-
-    def logits(self, trainer: AudioGRPOTrainer, question: AudioQuestion) -> np.ndarray:
-        """float64 [vocabulary], after the prompt; the audio token, which must not be said, has none."""
-        inputs = question_inputs(trainer.processing_class, [question], "answer")
-        ids = torch.tensor(inputs.prompt_ids)
+    @pytest.fixture
+    def sharp(self, model_folder: Path, tmp_path: Path) -> Path:
+        """The test model with a head five times as large: its next token is far from evenly distributed."""
+        model, processor = loading.load(model_folder)
         with torch.no_grad():
-            output = trainer.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs.audio("cpu"))
-        logits = output.logits[0, -1].double().numpy()
-        logits[trainer.generation_config.suppress_tokens] = -np.inf
-        return logits
+            model.lm_head.weight.mul_(5)
+        model.save_pretrained(tmp_path / "sharp")
+        processor.save_pretrained(tmp_path / "sharp")
+        return tmp_path / "sharp"
+
+    @pytest.fixture
+    def draw(self, sharp: Path, questions: list[AudioQuestion], tmp_path: Path) -> Callable[..., Any]:
+        """Many first tokens of one question, generated as in training, and the logits [vocabulary] they are drawn by.
+
+        float64; the audio token, which must not be said, has none.
+        """
+
+        def of(*override: str, folder: Path = sharp) -> tuple[list[int], np.ndarray]:
+            trainer = paper_trainer(tmp_path / "run", folder, questions, "--max_completion_length", "1", *override)
+            inputs = question_inputs(trainer.processing_class, questions[:1], "answer")
+            torch.manual_seed(0)
+            with trainer._working_on(Rollout(inputs, torch.zeros(self.NUM_SAMPLES, dtype=torch.long))):
+                completions, _ = trainer._generate_single_turn([], None, {}, GROUP)
+            ids = torch.tensor(inputs.prompt_ids)
+            with torch.no_grad():
+                output = trainer.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs.audio("cpu"))
+            logits = output.logits[0, -1].double().numpy()
+            logits[trainer.generation_config.suppress_tokens] = -np.inf
+            return [completion[0] for completion in completions], logits
+
+        return of
 
     @staticmethod
     def distribution(logits: np.ndarray, temperature: float = 1.0, top_k: int | None = 50) -> np.ndarray:
@@ -173,28 +189,14 @@ class TestSampling:
         """Total variation, 0 to 1."""
         return float(np.abs(one - other).sum() / 2)
 
-    @pytest.fixture
-    def sharp(self, model_folder: Path, tmp_path: Path) -> Path:
-        """The test model with a head five times as large: its next token is far from evenly distributed."""
-        from r1_aqa_repro.model import loading
-
-        model, processor = loading.load(model_folder)
-        with torch.no_grad():
-            model.lm_head.weight.mul_(5)
-        model.save_pretrained(tmp_path / "sharp")
-        processor.save_pretrained(tmp_path / "sharp")
-        return tmp_path / "sharp"
-
     def test_generation_config(self, paper):
         config = paper().generation_config
         settings = (config.do_sample, config.temperature, config.top_k, config.top_p, config.repetition_penalty)
         assert settings == (True, 1.0, 50, 1.0, 1.0)
         assert config.max_new_tokens == 256
 
-    def test_tokens_are_drawn_from_the_50_most_likely(self, sharp, questions, tmp_path):
-        trainer = paper_trainer(tmp_path, sharp, questions, "--max_completion_length", "1")
-        drawn = self.first_tokens(trainer, questions[0])
-        logits = self.logits(trainer, questions[0])
+    def test_tokens_are_drawn_from_the_50_most_likely(self, draw):
+        drawn, logits = draw()
         expected = self.distribution(logits)
         assert set(drawn) <= set(np.flatnonzero(expected))
         frequencies = np.bincount(drawn, minlength=len(logits)) / self.NUM_SAMPLES
@@ -211,25 +213,22 @@ class TestSampling:
 
     @pytest.mark.parametrize(
         ("override", "settings"),
-        [(("--temperature", "0.5"), {"temperature": 0.5}), (("--top_k", "0"), {"top_k": None})],
-        ids=["temperature", "top_k"],
+        [
+            (("--temperature", "0.5"), {"temperature": 0.5}),
+            (("--top_k", "0"), {"top_k": None}),
+            (("--top_p", "0.5"), None),
+            (("--repetition_penalty", "2.0"), None),
+        ],
+        ids=lambda value: value[0] if isinstance(value, tuple) else "",
     )
-    def test_the_sampling_is_a_setting(self, sharp, questions, tmp_path, override, settings):
-        trainer = paper_trainer(tmp_path, sharp, questions, "--max_completion_length", "1", *override)
-        logits = self.logits(trainer, questions[0])
-        drawn = np.bincount(self.first_tokens(trainer, questions[0]), minlength=len(logits))
-        expected = self.distribution(logits, **settings)
-        assert self.distance(drawn / self.NUM_SAMPLES, expected) < self.bound(np.count_nonzero(expected))
-        assert self.distance(drawn / self.NUM_SAMPLES, self.distribution(logits)) > self.bound(50)
-
-    @pytest.mark.parametrize(
-        "override", [("--top_p", "0.5"), ("--repetition_penalty", "2.0")], ids=lambda pair: pair[0]
-    )
-    def test_so_are_what_the_paper_leaves_off(self, sharp, questions, tmp_path, override):
-        trainer = paper_trainer(tmp_path, sharp, questions, "--max_completion_length", "1", *override)
-        logits = self.logits(trainer, questions[0])
-        drawn = np.bincount(self.first_tokens(trainer, questions[0]), minlength=len(logits))
-        assert self.distance(drawn / self.NUM_SAMPLES, self.distribution(logits)) > self.bound(50)
+    def test_the_sampling_is_a_setting(self, draw, override, settings):
+        """Also what the paper leaves off; the distribution is written out where it is simple."""
+        drawn, logits = draw(*override)
+        frequencies = np.bincount(drawn, minlength=len(logits)) / self.NUM_SAMPLES
+        assert self.distance(frequencies, self.distribution(logits)) > self.bound(50)
+        if settings is not None:
+            expected = self.distribution(logits, **settings)
+            assert self.distance(frequencies, expected) < self.bound(np.count_nonzero(expected))
 
     @pytest.mark.parametrize(
         "own",
@@ -244,14 +243,11 @@ class TestSampling:
         ],
         ids=lambda own: ", ".join(own),
     )
-    def test_the_checkpoints_own_settings_do_not_leak(self, sharp, questions, tmp_path, own):
-        short = ("--max_completion_length", "1")
-        expected = self.first_tokens(paper_trainer(tmp_path, sharp, questions, *short), questions[0])
-        folder = tmp_path / "own"
-        shutil.copytree(sharp, folder)
+    def test_the_checkpoints_own_settings_do_not_leak(self, sharp, draw, tmp_path, own):
+        folder = Path(shutil.copytree(sharp, tmp_path / "own"))
         path = folder / "generation_config.json"
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | own), encoding="utf-8")
-        assert self.first_tokens(paper_trainer(tmp_path, folder, questions, *short), questions[0]) == expected
+        assert draw(folder=folder)[0] == draw()[0]
 
 
 class TestPromptsOfAStep:
@@ -286,12 +282,7 @@ class TestPromptsOfAStep:
         assert training.generation_batch_size == 2 * GROUP * processes
 
     def steps(
-        self,
-        folder: Path,
-        model_folder: Path,
-        asked: list[AudioQuestion],
-        processes: int,
-        monkeypatch: pytest.MonkeyPatch,
+        self, folder: Path, model_folder: Path, asked: list[AudioQuestion], processes: int, monkeypatch: Any
     ) -> list[list[list[list[str]]]]:
         """Question ids by step, rank, batch and row, from the trainer's own loader as accelerate shards it."""
         with monkeypatch.context() as patch:
@@ -301,16 +292,9 @@ class TestPromptsOfAStep:
             for rank in range(processes):
 
                 def shard(loader: DataLoader, rank: int = rank) -> DataLoader:
-                    accelerator = trainer.accelerator
-                    return prepare_data_loader(
-                        loader,
-                        num_processes=processes,
-                        process_index=rank,
-                        split_batches=accelerator.split_batches,
-                        even_batches=accelerator.even_batches,
-                        dispatch_batches=accelerator.dispatch_batches,
-                        use_seedable_sampler=accelerator.use_seedable_sampler,
-                    )
+                    names = ("split_batches", "even_batches", "dispatch_batches", "use_seedable_sampler")
+                    settings = {name: getattr(trainer.accelerator, name) for name in names}
+                    return prepare_data_loader(loader, num_processes=processes, process_index=rank, **settings)
 
                 patch.setattr(trainer.accelerator, "prepare", shard)
                 loader = trainer.get_train_dataloader()
