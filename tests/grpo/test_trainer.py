@@ -12,12 +12,15 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.grpo import trainer as module
 from r1_aqa_repro.grpo.divergence import kl_to_start
 from r1_aqa_repro.grpo.rollout import group_rows, rows_of
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler
 from r1_aqa_repro.grpo.trainer import question_columns
 from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.generation import generate
 from r1_aqa_repro.model.inputs import question_inputs
 
 # what AudioGRPOTrainer overrides or calls, with the parameters it relies on
@@ -94,6 +97,33 @@ def test_shared_and_plain_training_take_the_same_step(
         # a step is stored in float32 weights of size ~0.1: each is rounded by up to 4e-9, whatever the gradient
         rounding = 1e-8 * value.numel() ** 0.5
         assert (weights["auto"][name] - value).norm() <= 1e-3 * moved + rounding, name
+
+
+def test_the_model_is_given_what_evaluation_gives_it(
+    make_trainer: Any, questions: list[AudioQuestion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids and features of `question_inputs`, with every prompt rendered once for its group."""
+    given: list[Any] = []
+    rendered: list[str] = []
+
+    def watched_generate(model: Any, inputs: Any, *args: Any, **keys: Any) -> list[list[int]]:
+        given.append(inputs)
+        return generate(model, inputs, *args, **keys)
+
+    def watched_messages(question: AudioQuestion, style: str) -> list[dict[str, Any]]:
+        rendered.append(question.id)
+        return build_messages(question, style)
+
+    monkeypatch.setattr(module, "generate", watched_generate)
+    monkeypatch.setattr(module, "build_messages", watched_messages)
+    trainer = make_trainer([questions[index] for index in (0, 23, 9)], max_steps=1)
+    trainer.train()
+    [inputs], by_id = given, {question.id: question for question in questions}
+    assert sorted(rendered) == ["q0", "q23", "q9"]
+    expected = question_inputs(trainer.processing_class, [by_id[name] for name in rendered], "answer")
+    assert inputs.prompt_ids == expected.prompt_ids
+    assert torch.equal(inputs.input_features, expected.input_features)
+    assert torch.equal(inputs.feature_attention_mask, expected.feature_attention_mask)
 
 
 def test_group_rows(questions: list[AudioQuestion]) -> None:

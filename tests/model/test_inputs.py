@@ -14,7 +14,6 @@ from eval.generation import Generator
 from eval.grid import prompts_of
 from r1_aqa_repro.data.audio import AudioError, load_audio
 from r1_aqa_repro.data.prompts import build_messages
-from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model import generation, inputs, loading
 from r1_aqa_repro.model.inputs import (
     ModelInputs,
@@ -164,7 +163,7 @@ class TestHearing:
 
 
 class TestTrainingAndEvaluation:
-    """GRPO, SFT and evaluation give the model the same ids and features for a question."""
+    """SFT and evaluation give the model the same ids and features for a question; GRPO: tests/grpo/test_trainer.py."""
 
     @pytest.fixture
     def asked(self, questions):
@@ -193,53 +192,6 @@ class TestTrainingAndEvaluation:
             assert processor.tokenizer.decode(learned) == f"<answer>{asked[row].answer}</answer><|im_end|>"
         for key, tensor in expected.audio("cpu").items():
             assert torch.equal(batch[key], tensor)
-
-    def test_grpo(self, asked, make_grpo_trainer, processor):
-        trainer, batches = make_grpo_trainer(asked)
-        trainer.train()
-        expected = question_inputs(processor, asked, "answer")
-        (batch,) = batches
-        order = [expected.prompt_ids.index(ids) for ids in batch.prompt_ids]
-        assert sorted(order) == [0, 1, 2]  # the sampler shuffles
-        assert_same(
-            batch,
-            ModelInputs(
-                [expected.prompt_ids[row] for row in order],
-                expected.input_features[order],
-                expected.feature_attention_mask[order],
-            ),
-        )
-
-    @pytest.fixture
-    def make_grpo_trainer(self, model_folder, tmp_path, monkeypatch):
-        """A trainer of one step, and the list of inputs that its model generates from."""
-        from r1_aqa_repro.grpo import trainer as module
-        from r1_aqa_repro.run.config import AudioGRPOConfig
-
-        def make(asked: list[Any]) -> tuple[AudioGRPOTrainer, list[ModelInputs]]:
-            batches: list[ModelInputs] = []
-
-            def generate(model: Any, batch: ModelInputs, *args: Any, **kwargs: Any) -> list[list[int]]:
-                batches.append(batch)
-                return generation.generate(model, batch, *args, **kwargs)
-
-            monkeypatch.setattr(module, "generate", generate)
-            args = AudioGRPOConfig(
-                output_dir=str(tmp_path),
-                max_steps=1,
-                num_generations=2,
-                prompts_per_step=3,
-                max_prompts_per_device=3,
-                max_completion_length=2,
-                report_to="none",
-                save_strategy="no",
-                use_cpu=True,
-                bf16=False,
-            )
-            loaded, processor = loading.load(model_folder)
-            return AudioGRPOTrainer(loaded, args, asked, processor, "answer"), batches
-
-        return make
 
 
 class TestShortestClip:
