@@ -25,7 +25,8 @@ from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
 from r1_aqa_repro.model import generation, loading
 from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.run.callbacks import StopOnSignal
-from tests.distributed.launching import launch, make_questions
+from tests.conftest import make_questions
+from tests.distributed.launching import launch
 
 COMMON = [
     "--report_to", "none", "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false",
