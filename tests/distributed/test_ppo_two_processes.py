@@ -59,8 +59,8 @@ def test_two_processes_train_as_one(strategy: str, at_once: int, alone: Path, ru
     for one, two in zip(*logs, strict=True):
         assert one.keys() == two.keys()
         for name in one.keys() - {"tokens_per_second"}:
-            # sums of numbers of the order of 1 in another order, from weights that differ by as much; of about 60 tokens
-            # a few may lie so near the clip's edge that this decides
+            # sums of numbers of the order of 1 in another order, from weights that differ by as much; of about 60
+            # tokens a few may lie so near the clip's edge that this decides
             close = 0.04 if name.startswith("clip_fraction") else 1e-5
             assert two[name] == pytest.approx(one[name], rel=1e-3, abs=close), name
         assert one["step"] == 1 or one["kl"] != 0  # the policy has moved
