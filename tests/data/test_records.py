@@ -96,7 +96,7 @@ def damaged_parquet(folder):
         (b"PAR1", "", "no readable parquet file"),
         (damaged_parquet, "", "no readable parquet file"),
     ],
-    ids=lambda value: repr(value)[:40],
+    ids=lambda value: getattr(value, "__name__", repr(value)[:40]),  # every process must find the same names
 )
 def test_a_file_that_is_broken_as_a_whole_is_refused(tmp_path, content, where, what):
     file = tmp_path / "file"
