@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, set_seed
 
-from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.model.text_loading import check_reward_model, load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.reward_model import score_conversations
+from tests.model.damages import Change, cut_off, edit, edit_weights, refusal_of, remove
 from tests.text_world import answer_log_prob
 
-Change = Callable[[Path], Any]
 PROMPT = [{"role": "user", "content": "Name a tool."}]
 SAID = [*PROMPT, {"role": "assistant", "content": "saw."}]
-
-
-def refusal_of(load: Callable[..., Any], *arguments: Any, **settings: Any) -> str:
-    with pytest.raises(Refused) as refusal:
-        load(*arguments, **settings)
-    [problem] = refusal.value.problems
-    assert problem.remedy.endswith(".")
-    return str(problem)
-
-
-def edit(name: str, **values: Any) -> Change:
-    """Change keys of a JSON file of the folder; None removes one."""
-
-    def change(folder: Path) -> None:
-        content = json.loads((folder / name).read_text(encoding="utf-8")) | values
-        kept = {key: value for key, value in content.items() if value is not None}
-        (folder / name).write_text(json.dumps(kept), encoding="utf-8")
-
-    return change
-
-
-def remove(name: str) -> Change:
-    return lambda folder: (folder / name).unlink()
-
-
-def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
-    def apply(folder: Path) -> None:
-        weights = load_file(folder / "model.safetensors")
-        change(weights)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return apply
-
-
-def cut_off(name: str) -> Change:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:5000])
 
 
 @pytest.fixture
