@@ -46,7 +46,7 @@ stage() { # stage NAME COMMAND...
 # One process a core, if each finds 3 GB of memory: that is what the runs among the tests may take.
 count_workers() {
     local cores memory
-    cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
+    cores="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)" # nproc obeys that variable
     memory="$(awk '/^MemAvailable/ { print int($2 / 3000000) }' /proc/meminfo 2>/dev/null || true)"
     if [ "${memory:-$cores}" -lt "$cores" ]; then cores="$memory"; fi
     if [ "$cores" -gt 1 ]; then echo "$cores"; else echo 0; fi # 0: in pytest's own process
