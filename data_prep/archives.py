@@ -147,7 +147,14 @@ class _Member(tarfile.TarInfo):
 
 
 def _unsafe(member: tarfile.TarInfo, folder: Path) -> str | None:
-    """Why a member is not to be trusted, or None."""
+    """Why a member is not to be trusted, or None.
+
+    Raises:
+        Refused: this Python is too old to tell.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        remedy = "Unpack the archive and give the folder, or take Python 3.11.4 or newer."
+        raise Refused.because("tarfile", "this Python has no filter for unsafe archives", remedy)
     try:
         tarfile.data_filter(member, str(folder))
     except (tarfile.FilterError, ValueError) as error:  # it leads out of the folder, is a device or a pipe, holds \0

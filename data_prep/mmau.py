@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import string
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from data_prep.pipeline import DEFAULT, Making, Record, Report, add_preparation_
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
 from r1_aqa_repro.common.files import sha256_of, write_atomically
-from r1_aqa_repro.data.mmau_versions import UNKNOWN, version_of
+from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, UNKNOWN, version_of
 from r1_aqa_repro.data.questions import AudioQuestion, question_from_mmau
 from r1_aqa_repro.data.records import BadRecord, Rejected, is_parquet, no_records, parse_records, read_records
 
@@ -145,7 +144,8 @@ def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making 
     hashes = [sha256_of(file) for file in questions]
     good = [record.question for record in listed if isinstance(record, Asked)]
     version = version_of("".join(hashes), good) if len(good) == len(listed) else UNKNOWN
-    if version == UNKNOWN:
+    if version not in MMAU_VERSIONS.values():
+        version = UNKNOWN
         names = ", ".join(file.name for file in questions)
         say(f"warning: {names} is no published version of MMAU test-mini: recorded as version {UNKNOWN}")
     else:
@@ -343,4 +343,4 @@ def _parser() -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    main()

@@ -22,7 +22,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -210,7 +209,7 @@ def _require_own(out: Path, source: Path, settings: dict[str, Any], overwrite: b
         raise Refused.because(str(out), "it is not a folder", "Give another --out.")
     if source.resolve() in (out / name for name in _FILES):
         raise Refused.because(str(source), "the result would overwrite it", "Give another --out.")
-    before = read_claim(out / SETTINGS, remedy)
+    before = read_claim(out / SETTINGS, "Give another --out.")
     if before is not None and before.get("command") != _COMMAND:
         raise Refused.because(str(out), f"it belongs to {before.get('command')}", "Give another --out.")
     if overwrite or check_claim(out / SETTINGS, settings, remedy):
@@ -277,7 +276,7 @@ def _fraction(text: str) -> float:
 
 
 def _parser() -> Options:
-    parser = Options(__doc__)
+    parser = Options(__doc__, f"python -m {_COMMAND}")
     add = parser.add_argument
     add("--input", required=True, type=Path, metavar="FILE", help="the pairs: a JSON list, JSON lines or parquet")
     add("--format", choices=FORMATS, default=AUTO, help=f"of the pairs (default: {AUTO}, by the keys of each record)")
@@ -290,4 +289,4 @@ def _parser() -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    main()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -210,4 +209,4 @@ def _parser() -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    main()

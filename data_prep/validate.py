@@ -12,7 +12,6 @@ Exit codes: 0 no errors; 3 errors were found, and they are listed; 2 the file ca
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -218,4 +217,4 @@ def _parser() -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    main()

@@ -30,7 +30,7 @@ from r1_aqa_repro.common.console import positive
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 
 PARTIAL = ".partial"  # ending of a clip that is being written
-CORES = len(os.sched_getaffinity(0))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 _AHEAD = 4  # tasks a worker holds, so that it need not wait for the next
 
 

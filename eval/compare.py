@@ -12,7 +12,6 @@ Exit codes: 0 done; 2 refused, above all if the runs are not on the same questio
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,4 +235,4 @@ def _parser() -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    main()

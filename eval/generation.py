@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from transformers import (
 )
 
 from eval.grid import AudioPrompt, Key
+from r1_aqa_repro.common.distributed import num_local_processes
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.audio import AudioError
 from r1_aqa_repro.data.prompts import build_messages
@@ -235,7 +235,7 @@ def starting_batch_size(model: PreTrainedModel, repeats: int, max_new_tokens: in
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
     else:
-        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        free = psutil.virtual_memory().available // num_local_processes()
     size = _LARGEST.get(model.device.type, 16)
     while size > 1 and size * bytes_a_question(model, repeats, max_new_tokens) > _SHARE * free:
         size //= 2

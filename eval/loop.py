@@ -86,6 +86,7 @@ class Loop:
         recorded = [] if self.file is None else list(self.file.recorded.values())
         right = self._right(recorded)
         num_open = sum(key not in self.done for batch in mine for one in batch for key in one.keys)
+        interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds: a log file keeps every redraw
         with tqdm(
             total=len(recorded) + num_open,
             initial=len(recorded),
@@ -93,6 +94,8 @@ class Loop:
             unit="answer",
             leave=None,  # only if no other bar is above it
             disable=not self.processes.is_main,
+            mininterval=interval,
+            maxinterval=interval,
         ) as progress:
             for batch in mine:
                 start = 0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import mmau
 from eval.checkpoints import HeldOutSet, base_folder, check_adapter, decoding_settings, held_out_set, local_folder
 from eval.evaluation import NO_AUDIO, Evaluation
 from eval.settings import RECORDED, EvalSettings
@@ -58,11 +57,13 @@ def prepare(settings: EvalSettings) -> Plan:
     source = _source(settings, folder)
     out = settings.out or _default_out(settings, folder, source.data)
     if source.data.suffix == ".parquet" and source.data.is_file():
+        from data_prep import mmau  # codecs and workers: whoever has a manifest needs none of them
+
         mmau.prepare([source.data], [source.audio_dir] if source.audio_dir else [], out / "data")
         source = HeldOutSet(out / "data" / "manifest.jsonl", None, source.prompt_style)
     read = read_questions(source.data, source.audio_dir)
     questions = limited(read.records, settings.limit)
-    withheld = with_answers(questions, source.data)  # of a whole test split is well; it is answered, not scored
+    withheld = with_answers(questions, source.data)  # a test split without any answers is answered, not scored
     problems = read.problems + (withheld if len(withheld) < len(questions) else [])
     if problems:
         raise Refused(problems)

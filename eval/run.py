@@ -17,7 +17,7 @@ from eval.score_predictions import score_file
 from eval.settings import EvalSettings
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import local_rank
-from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.errors import Failed, Refused
 
 if TYPE_CHECKING:
     from eval.generation import Generator
@@ -89,6 +89,7 @@ def complete(
 
     Raises:
         Refused: predictions made with other settings are in the folder.
+        Failed: what other processes have answered is not in the folder.
     """
     settings = evaluation.settings
     prompts = prompts_of(evaluation.questions, settings["repeats"], settings["permute_choices"])
@@ -100,6 +101,8 @@ def complete(
             from eval.loop import Loop
 
             Loop(load(), evaluation, prompts, file, processes, unreadable=unreadable, in_step=in_step).run()
+            if not processes.from_main(lambda: file.is_complete):  # they would count as wrong
+                raise Failed(f"{evaluation.folder}: answers of other processes are not there; is the folder shared?")
         return processes.from_main(lambda: _finish(evaluation, file, embed_audio))
 
 

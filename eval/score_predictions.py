@@ -17,7 +17,7 @@ from r1_aqa_repro.common.files import sha256_of, write_json
 from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions
-from r1_aqa_repro.data.records import BadRecord, Rejected, no_records, parse_records, text
+from r1_aqa_repro.data.records import BadRecord, Rejected, id_of, no_records, parse_records
 
 _OF_OURS = {"settings_hash", "question_hash"}  # keys that tell a line of a predictions.jsonl
 _REMEDY = "Repair the file, or give the data it was made for."
@@ -151,9 +151,10 @@ def read_predictions(
     first_seen: dict[tuple[str, int], str] = {}
 
     def parse(record: dict[str, Any], where: str) -> Prediction | None:
-        question = by_id.get(text(record, "id"))
+        question_id = id_of(record)
+        question = by_id.get(question_id)
         if question is None:
-            raise BadRecord(f"the id {record['id']!r} is not among the questions", _REMEDY)
+            raise BadRecord(f"the id {question_id!r} is not among the questions", _REMEDY)
         one = _ours(record, question, style) if set(record) >= _OF_OURS else _anybodys(record, question)
         seen = first_seen.setdefault((question.id, 0 if one is None else one.repeat), where)
         if seen != where:

@@ -74,7 +74,7 @@ def score_file(
         raise Refused(problems + refusal.problems) from refusal
     if problems + bad:
         raise Refused(problems + bad)
-    tokenizer = load_tokenizer(name_or_path)
+    _, tokenizer = kind.model
     device, dtype = device_and_dtype()
     model = load_reward_model(name_or_path, tokenizer, dtype).to(device)
     scores = pair_scores(model, tokenizer, pairs, batch_size)

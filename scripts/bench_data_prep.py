@@ -26,17 +26,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `data_prep` and `r1_aqa_repro` also without an installation
 
-import av  # noqa: E402
-import numpy as np  # noqa: E402
+import av
+import numpy as np
 
-from data_prep.media import Excerpt, decode  # noqa: E402
-from data_prep.media_index import MEDIA_ENDINGS  # noqa: E402
-from data_prep.pipeline import FORMATS, Making, Record, prepare  # noqa: E402
-from r1_aqa_repro.common.console import Options, say  # noqa: E402
-from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command  # noqa: E402
-from r1_aqa_repro.common.files import write_json  # noqa: E402
-from r1_aqa_repro.data.audio import SAMPLING_RATE  # noqa: E402
-from r1_aqa_repro.data.questions import AudioQuestion  # noqa: E402
+from data_prep.media import Excerpt, decode
+from data_prep.media_index import MEDIA_ENDINGS
+from data_prep.pipeline import FORMATS, Making, Record, prepare
+from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.data.audio import SAMPLING_RATE
+from r1_aqa_repro.data.questions import AudioQuestion
 
 SECONDS = 10
 DISTINCT = 10  # clips that are encoded; the others are copies

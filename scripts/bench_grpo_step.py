@@ -32,32 +32,32 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `eval` and `r1_aqa_repro` also without an installation
 
-import numpy as np  # noqa: E402
-import soundfile  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from peft import LoraConfig  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-from transformers import Qwen2AudioConfig, Qwen2AudioProcessor, TrainerCallback, TrainerState  # noqa: E402
-from transformers.trainer_callback import PrinterCallback  # noqa: E402
+import numpy as np
+import soundfile
+import torch
+import transformers
+from peft import LoraConfig
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2AudioConfig, Qwen2AudioProcessor, TrainerCallback, TrainerState
+from transformers.trainer_callback import PrinterCallback
 
-from r1_aqa_repro.common.console import Options, positive, say  # noqa: E402
-from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command  # noqa: E402
-from r1_aqa_repro.common.files import write_json  # noqa: E402
-from r1_aqa_repro.common.memory import peak_memory, reset_peak_memory  # noqa: E402
-from r1_aqa_repro.data.audio import SAMPLING_RATE  # noqa: E402
-from r1_aqa_repro.data.prompts import prompt_text  # noqa: E402
-from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest  # noqa: E402
-from r1_aqa_repro.embedded import tiny_model  # noqa: E402
-from r1_aqa_repro.embedded.question_set import make_question  # noqa: E402
-from r1_aqa_repro.grpo import monitor  # noqa: E402
-from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer  # noqa: E402
-from r1_aqa_repro.model import loading  # noqa: E402
-from r1_aqa_repro.model.inputs import question_inputs  # noqa: E402
-from r1_aqa_repro.planning.floor import Prompt, step_floor  # noqa: E402
-from r1_aqa_repro.planning.geometries import mid_config, qwen2_audio_7b_config  # noqa: E402
-from r1_aqa_repro.run.config import AudioGRPOConfig  # noqa: E402
+from r1_aqa_repro.common.console import Options, positive, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.memory import peak_memory, reset_peak_memory
+from r1_aqa_repro.data.audio import SAMPLING_RATE
+from r1_aqa_repro.data.prompts import prompt_text
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
+from r1_aqa_repro.embedded import tiny_model
+from r1_aqa_repro.embedded.question_set import make_question
+from r1_aqa_repro.grpo import monitor
+from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.inputs import question_inputs
+from r1_aqa_repro.planning.floor import Prompt, step_floor
+from r1_aqa_repro.planning.geometries import mid_config, qwen2_audio_7b_config
+from r1_aqa_repro.run.config import AudioGRPOConfig
 
 SHARING = {"shared": "auto", "plain": "off"}  # mode -> the trainer's `sharing`
 NUM_GENERATIONS = 8

@@ -244,7 +244,7 @@ def divergence(final: Path, start: Path, prompts: Sequence[TextPrompt], seed: in
 def best_answers(samples: Path) -> tuple[list[float], list[float]]:
     """True reward and score of the answer with the highest score to each prompt, from a samples.jsonl."""
     rewards, scores = [], []
-    for line in samples.read_text(encoding="utf-8").splitlines():
+    for line in samples.read_text(encoding="utf-8").split("\n")[:-1]:
         sampled = Sampled(**json.loads(line))
         best = int(np.argmax(sampled.scores))
         rewards.append(sampled.rewards["true"][best])

@@ -163,7 +163,7 @@ def reward_model_run(name: str, workshop: TextWorkshop, folder: Path, overrides:
 
 def with_shuffled_labels(lines: str, seed: int) -> str:
     """Preference pairs, a line each, with the two answers of a random half of them swapped."""
-    pairs = [json.loads(line) for line in lines.splitlines()]
+    pairs = [json.loads(line) for line in lines.split("\n")[:-1]]
     rng = random.Random(seed)
     for pair in rng.sample(pairs, len(pairs) // 2):
         pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]

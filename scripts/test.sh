@@ -25,6 +25,9 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+for argument in "$@"; do
+    if [ "$argument" = -m ]; then refuse "-m goes before the arguments for pytest."; fi
+done
 
 summary=""
 closing_lines=""

@@ -53,8 +53,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long runs begin first, so that all cores end at about the same time."""
-    items.sort(key=lambda item: shared_run(item.nodeid) is None)
+    """The long runs begin first, then all else that is slow, so that all cores end at about the same time."""
+    items.sort(key=lambda item: (shared_run(item.nodeid) is None, item.get_closest_marker("slow") is None))
 
 
 def make_questions(folder: Path, count: int) -> list[AudioQuestion]:

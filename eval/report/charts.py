@@ -7,6 +7,7 @@ marker or a line style of its own too.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -116,6 +117,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
         description: for those who do not see it.
     """
     svg = _drawn(figure, name, "none").replace(_INK, "currentColor")
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # figure_1, axes_1, ...: the same in every chart
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(plain(description, 400))}" ', 1)
 
 

@@ -1,6 +1,6 @@
 """Whose folder is this? A file beside results says what they were made with; work made with anything else is refused.
 
-Every command that goes on after an interruption, or that would otherwise mix two makings, asks here.
+Every command that goes on after an interruption, or that would otherwise mix results of different settings, asks here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_claim(file: Path, remedy: str, part: str | None = None) -> dict[str, An
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = ()) -> list[str]:
-    """Such as `seed was 0, now it is 1` for every setting in which two makings differ, in the order of `now`."""
+    """Such as `seed was 0, now it is 1` for every setting that differs, in the order of `now`."""
     return [
         f"{key} was {before.get(key)!r}, now it is {now.get(key)!r}"
         for key in dict.fromkeys([*now, *before])

@@ -82,11 +82,11 @@ def show_help_if_asked(name: str, doc: str | None, library: str, *keys: type) ->
     spec = sys.modules[name].__spec__
     options = Options(doc, prog=f"python -m {spec.name}" if spec else None)
     options.add_argument("--config", metavar="FILE", help="YAML file of keys; the command line overrides it.")
-    for key in [key for each in keys for key in fields(each)]:
-        default = key.default if key.default_factory is MISSING else key.default_factory()
-        text = f"{key.metadata['help']} (default: {default})".replace("%", "%%")
-        kind = "|".join(key.metadata["choices"]) if "choices" in key.metadata else str(key.type).removesuffix(" | None")
-        options.add_argument(f"--{key.name}", metavar=kind, help=text)
+    for own in [own for each in keys for own in fields(each)]:
+        default = own.default if own.default_factory is MISSING else own.default_factory()
+        text = f"{own.metadata['help']} (default: {default})".replace("%", "%%")
+        kind = "|".join(own.metadata["choices"]) if "choices" in own.metadata else str(own.type).removesuffix(" | None")
+        options.add_argument(f"--{own.name}", metavar=kind, help=text)
     options.usage = "%(prog)s --config FILE [--key value ...]"
     options.epilog = (
         f"{options.epilog}\nThese are the project's own keys. Every key of {library} and trl.ModelConfig is accepted "

@@ -45,9 +45,14 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def as_lines(records: Iterable[Any]) -> str:
+    """A JSON value a line."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
 def write_lines(path: str | os.PathLike[str], records: Iterable[Any]) -> None:
     """Write `records` as JSON lines, all of them or none."""
-    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_atomically(path, as_lines(records))
 
 
 def open_locked(path: Path, remedy: str) -> IO[bytes]:

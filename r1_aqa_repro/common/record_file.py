@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from r1_aqa_repro.common.errors import Failed
-from r1_aqa_repro.common.files import open_locked, write_atomically
+from r1_aqa_repro.common.files import as_lines, open_locked, write_lines
 
 
 class RecordFile:
@@ -80,14 +80,9 @@ class RecordFile:
 
     def replace(self, records: Iterable[dict[str, Any]]) -> None:
         """Put these records in place of all that is there, whole or not at all; the lock stays."""
-        write_atomically(self.path, as_lines(records))
+        write_lines(self.path, records)
         replaced, self._file = self._file, open_locked(self.path, self._remedy)
         replaced.close()
-
-
-def as_lines(records: Iterable[dict[str, Any]]) -> str:
-    """A JSON object a line."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def _value(line: bytes) -> Any:

@@ -33,7 +33,7 @@ class Stages:
 
     @property
     def asked_for(self) -> dict[str, float]:
-        """The same of the stages that this process went through, whether it did their work or found it done."""
+        """The seconds of the stages that this process went through, whether it did their work or found it done."""
         seconds = self.seconds
         return {stage: seconds[stage] for stage in self._asked_for if stage in seconds}
 

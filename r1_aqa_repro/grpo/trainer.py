@@ -318,7 +318,7 @@ class AudioGRPOTrainer(SharedPrefixGRPOTrainer):
         args: the configuration; `args.reward_funcs` names the rewards.
         questions: the training questions.
         processing_class: the model's processor.
-        prompt_style, audio_channel: how the questions are asked and heard.
+        prompt_style, audio_channel: how questions are asked and clips are read.
         **kwargs: passed on.
     """
 

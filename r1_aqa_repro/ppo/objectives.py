@@ -86,7 +86,7 @@ def clipped_policy_loss(
         ratio = exp(log pi(t) - log pi_old(t))
         loss  = -min(ratio A, clip(ratio, 1 - cliprange, 1 + cliprange) A)
 
-    Where the clip binds, the gradient is 0: the ratio has gone as far in the advantage's direction as it may. At
+    If the clip binds, the gradient is 0: the ratio has gone as far in the advantage's direction as it may. At
     ratio 1, as in the first update after a rollout, the gradient is the policy gradient -A grad log pi.
 
     Returns:

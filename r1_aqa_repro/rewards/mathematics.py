@@ -7,25 +7,27 @@ a word beside a number does not count: `7 kg` and `dog 7` are 7.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from typing import Any
 
-_LEFT_TO_DO = re.compile(r"\d\s*[-+*×÷^]")
+_LEFT_TO_DO = re.compile(r"[\d)}]\s*([-+*×÷^]|\\(times|cdot|div)\b)")
 _SECONDS = 5  # for reading a text, and for comparing two, as R1-AQA: milliseconds are usual, 9^9^9^9 takes forever
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of every text that takes too long
 
 
-def expressions(text: str) -> list[Any]:
+@functools.lru_cache(maxsize=1024)  # the gold answer is compared with every completion of its group
+def expressions(text: str) -> tuple[Any, ...]:
     """What math-verify reads of a text: the expression and how it was written; empty if there is none, or if reading
     takes longer than 5 s.
 
     Raises:
-        ValueError: this is not the main thread, where alone the time can be limited.
+        ValueError: this is not the main thread: time can be limited only there.
     """
     from math_verify import parse  # half a second, which only those who read mathematics should wait
 
-    return list(parse(text, parsing_timeout=_SECONDS))
+    return tuple(parse(text, parsing_timeout=_SECONDS))
 
 
 def are_equal(gold: str, answer: str) -> bool:
@@ -36,7 +38,7 @@ def are_equal(gold: str, answer: str) -> bool:
     """
     from math_verify import verify
 
-    return bool(verify(expressions(gold), expressions(answer), timeout_seconds=_SECONDS))
+    return bool(verify(list(expressions(gold)), list(expressions(answer)), timeout_seconds=_SECONDS))
 
 
 def is_unfinished(text: str) -> bool:

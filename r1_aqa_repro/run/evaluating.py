@@ -1,7 +1,7 @@
 """Evaluation while training: accuracy on held-out questions every `eval_steps`, and the best checkpoint kept.
 
 What an evaluation does is not decided here: an entry point hands in an `Evaluator` (`eval.during_training`, the same
-harness that `python -m eval.mmau` runs), because of this package only commands import `eval`.
+harness that `python -m eval.mmau` runs), since only this package's commands import `eval`.
 """
 
 from __future__ import annotations

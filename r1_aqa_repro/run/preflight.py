@@ -67,7 +67,10 @@ def prepare(
     config = resolved_config(data=data, training=training, model=model)
     hashes = {"data": data_hashes(data.train_file, eval_file, getattr(training, "persona_rubric", None)), "models": {}}
     if not problems and is_main_process():  # one is enough: they are large
-        hashes["models"] = _model_digests(training, model)
+        try:
+            hashes["models"] = _model_digests(training, model)
+        except Refused as refusal:
+            problems += refusal.problems
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)
     if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):

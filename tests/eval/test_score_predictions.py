@@ -106,7 +106,8 @@ def test_half_a_character_can_be_written_again(tmp_path, data):
         ("[]", ["no records"]),
         (b"\xff\xfe", ["not UTF-8"]),
         ("[" * 100_000, ["malformed JSON"]),
-        ('[{"id": 3}]', ["id is 3, not a text"]),
+        ('[{"id": 3}]', ["the id '3' is not among the questions"]),
+        ('[{"id": true}]', ["id is True"]),
         *(
             (json.dumps([{"id": "q0", "model_output": value}]), [f"the prediction for 'q0' is {value!r}, not a text"])
             for value in (3, ["a dog"], {"a": 1})

@@ -60,7 +60,7 @@ def test_texts_of_other_values_or_without_one_are_different(gold, text):
 
 @pytest.mark.parametrize("text", ["", "seven", "I do not know.", "−7"])
 def test_a_text_without_mathematics_does_not_equal_itself(text):
-    assert expressions(text) == []
+    assert expressions(text) == ()
     assert not are_equal(text, text)
 
 
@@ -90,7 +90,7 @@ def test_another_thread_is_refused_because_nothing_could_stop_it_there():
 
     def read():
         try:
-            expressions("7")
+            expressions("7 in another thread")
         except ValueError as error:
             raised.append(str(error))
 

@@ -150,7 +150,7 @@ def test_another_seed_is_refused_in_the_same_folder_and_overwrite_starts_anew(
     before = (uninterrupted / "final" / "model.safetensors").read_bytes()
     log = tmp_path / "log"
     assert start(command(uninterrupted, sft_config, "--seed", "1"), log).wait(timeout=300) == 2
-    assert "another run" in log.read_text(encoding="utf-8", errors="replace")
+    assert "seed was 0, now it is 1" in log.read_text(encoding="utf-8", errors="replace")
     assert (uninterrupted / "final" / "model.safetensors").read_bytes() == before
     # a changed setting of GRPO alone
     assert start(command(uninterrupted, sft_config, "--learning_rate", "1e-5"), log).wait(timeout=300) == 2
