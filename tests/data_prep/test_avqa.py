@@ -368,10 +368,17 @@ def test_more_media_are_taken_up(world):
 
 
 def start(annotations, media, out):
-    """The real command, in a process group of its own."""
+    """The real command, in a process group of its own; Ctrl-C reaches it even if whoever runs the tests ignores it."""
     arguments = ["--annotations", annotations, "--media", media, "--out", out, "--workers", 2]
     command = [sys.executable, "-m", "data_prep.avqa", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signals.signal(signals.SIGINT, signals.default_int_handler),
+    )
 
 
 @pytest.fixture(scope="module")
