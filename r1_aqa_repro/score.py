@@ -74,7 +74,8 @@ def score_file(
         raise Refused(problems + refusal.problems) from refusal
     if problems + bad:
         raise Refused(problems + bad)
-    _, tokenizer = kind.model
+    assert kind.model is not None, "what is wrong with it was raised above"
+    tokenizer = kind.model[1]
     device, dtype = device_and_dtype()
     model = load_reward_model(name_or_path, tokenizer, dtype).to(device)
     scores = pair_scores(model, tokenizer, pairs, batch_size)
