@@ -144,7 +144,7 @@ def check_prompts(args: RewardArguments, prompts: Sequence[TextPrompt], file: st
     for prompt in prompts:
         own, place = prompt.columns, f"{file}: {prompt.id}"
         for name in [name for name in own if name in RESERVED]:
-            what = f"the column {name} has the name of something else that rewards are given"
+            what = f"the column {name} has a name that is taken"
             problems.append(Problem(place, what, "Rename it."))
         if not isinstance(task := own.get("task"), str | None):
             problems.append(Problem(place, f"task is {task!r:.80}", "Give it as a text, or leave it out."))

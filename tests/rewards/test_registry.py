@@ -118,7 +118,7 @@ def test_files_that_rewards_cannot_read_are_named(tmp_path: Path, policy: Path, 
 @pytest.mark.parametrize(
     ("rewards", "bad", "what"),
     [
-        (["random"], prompt(trainer_state=1), "trainer_state has the name of something else"),
+        (["random"], prompt(trainer_state=1), "the column trainer_state has a name that is taken"),
         (["random"], prompt(task=["a", "b"]), "task is ['a', 'b']"),
         (["math"], prompt(answer="four"), "answer is 'four'"),
         (["math"], prompt(), "no reward applies to it"),
