@@ -1,9 +1,8 @@
 """Reading prompts, demonstrations and preference pairs: what a good file gives, and what a bad record is told."""
 
-import json
-
 import pytest
 
+from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.data.conversations import (
     PreferencePair,
     SFTExample,
@@ -12,6 +11,7 @@ from r1_aqa_repro.data.conversations import (
     read_prompts,
     read_sft,
 )
+from tests.files import write_lines
 from tests.hostile import HOSTILE
 
 CONVERT = "Convert the file with `python -m data_prep.preferences` and give the train.jsonl that it writes."
@@ -43,24 +43,12 @@ def pair(**changed):
     return {"prompt": [user()], "chosen": [assistant("good")], "rejected": [assistant("bad")], **changed}
 
 
-def written(folder, *records):
-    file = folder / "file.jsonl"
-    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
-    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return file
-
-
-def only_problem(read, file, line=2):
-    """(what, remedy) of the one bad record, which stands between two good ones."""
-    assert len(read.records) == 2
-    [problem] = read.problems
-    assert problem.where == f"{file}:line {line}"
-    return problem.what, problem.remedy
-
-
 def test_prompts(tmp_path):
     conversation = [system(), user("1 + 1?"), assistant("2"), user("And 2 + 2?")]
-    file = written(tmp_path, {"id": "a", "prompt": conversation, "task": "maths", "answer": "4"}, {"prompt": [user()]})
+    file = write_lines(
+        tmp_path / "file.jsonl",
+        [{"id": "a", "prompt": conversation, "task": "maths", "answer": "4"}, {"prompt": [user()]}],
+    )
     read = read_prompts(file)
     assert read.problems == []
     assert read.records == [
@@ -70,7 +58,9 @@ def test_prompts(tmp_path):
 
 
 def test_pairs(tmp_path):
-    file = written(tmp_path, pair(id=7, margin=0.5, task="list"), "", pair(prompt=[system(), user()]))
+    file = write_lines(
+        tmp_path / "file.jsonl", [pair(id=7, margin=0.5, task="list"), "", pair(prompt=[system(), user()])]
+    )
     read = read_pairs(file)
     assert read.problems == []
     assert read.records == [
@@ -80,13 +70,15 @@ def test_pairs(tmp_path):
 
 
 def test_demonstrations(tmp_path):
-    file = written(tmp_path, {"id": "a", "prompt": [user()], "completion": [assistant("Done.")], "task": "list"})
+    file = write_lines(
+        tmp_path / "file.jsonl", [{"id": "a", "prompt": [user()], "completion": [assistant("Done.")], "task": "list"}]
+    )
     assert read_sft(file).records == [SFTExample("a", [user()], "Done.", {"task": "list"})]
 
 
 def test_texts_come_through_as_they_are(tmp_path):
     texts = [*HOSTILE, "  spaces and lines around  \n\n"]
-    file = written(tmp_path, *(pair(prompt=[user(text)], chosen=[assistant(text)]) for text in texts))
+    file = write_lines(tmp_path / "file.jsonl", (pair(prompt=[user(text)], chosen=[assistant(text)]) for text in texts))
     assert [(record.prompt, record.chosen) for record in read_pairs(file).records] == [
         ([user(text)], text) for text in texts
     ]
@@ -144,28 +136,30 @@ def test_texts_come_through_as_they_are(tmp_path):
     ],
 )
 def test_a_bad_pair_is_named_and_the_others_are_read(tmp_path, record, what, remedy):
-    file = written(tmp_path, pair(id="first"), record, pair(prompt=[user("How?")]))
-    assert only_problem(read_pairs(file), file) == (what, remedy)
+    file = write_lines(tmp_path / "file.jsonl", [pair(id="first"), record, pair(prompt=[user("How?")])])
+    read = read_pairs(file)
+    assert len(read.records) == 2
+    assert read.problems == [Problem(f"{file}:line 2", what, remedy)]
 
 
 @pytest.mark.parametrize(
-    ("record", "what"),
+    ("reader", "record", "what", "remedy"),
     [
-        ({"completion": [assistant()]}, "prompt is absent or null"),
-        ({"prompt": [user()]}, "completion is absent or null"),
-        ({"prompt": [user()], "completion": "Done."}, "completion is 'Done.'"),
+        (read_sft, {"completion": [assistant()]}, "prompt is absent or null", f"Give prompt {LISTED}"),
+        (read_sft, {"prompt": [user()]}, "completion is absent or null", f"Give completion {LISTED}"),
+        (read_sft, {"prompt": [user()], "completion": "Done."}, "completion is 'Done.'", f"Give completion {LISTED}"),
         (
+            read_sft,
             {"prompt": [user()], "completion": [user()]},
             "completion has messages of user, expected one message of assistant",
+            ONE_TURN,
         ),
+        (read_prompts, {"prompt": "Why?"}, "prompt is 'Why?'", f"Give prompt {LISTED}"),
     ],
 )
-def test_a_bad_demonstration(tmp_path, record, what):
+def test_a_bad_demonstration_or_prompt_is_named_and_the_others_are_read(tmp_path, reader, record, what, remedy):
     good = {"prompt": [user()], "completion": [assistant()]}
-    file = written(tmp_path, good, record, good)
-    assert only_problem(read_sft(file), file)[0] == what
-
-
-def test_a_bad_prompt(tmp_path):
-    file = written(tmp_path, {"prompt": [user()]}, {"prompt": "Why?"}, {"prompt": [user()]})
-    assert only_problem(read_prompts(file), file) == ("prompt is 'Why?'", f"Give prompt {LISTED}")
+    file = write_lines(tmp_path / "file.jsonl", [good, record, good])
+    read = reader(file)
+    assert len(read.records) == 2
+    assert read.problems == [Problem(f"{file}:line 2", what, remedy)]

@@ -19,28 +19,18 @@ QUESTION = AudioQuestion(
 )
 
 
-@pytest.mark.parametrize(
-    ("style", "text"),
-    [
-        ("direct", "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']."),
-        (
-            "answer",
-            "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']. "
-            "Output the final answer in <answer> </answer>.",
-        ),
-        (
-            "think",
-            "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']. "
-            "Output the thinking process in <think> </think> and final answer in <answer> </answer>.",
-        ),
-    ],
-)
-def test_text_of_each_style(style, text):
-    assert prompt_text(QUESTION, style) == text
+ASKED = "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']."
+DEMANDS = {
+    "direct": "",
+    "answer": " Output the final answer in <answer> </answer>.",
+    "think": " Output the thinking process in <think> </think> and final answer in <answer> </answer>.",
+}
 
 
-def test_every_style_is_tested_above():
-    assert set(PROMPT_STYLES) == {"direct", "answer", "think"}
+def test_text_of_each_style():
+    assert {style: prompt_text(QUESTION, style) for style in PROMPT_STYLES} == {
+        style: ASKED + demand for style, demand in DEMANDS.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -70,8 +60,7 @@ def test_rendered_prompt(processor):
         "You are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n"
         "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
-        "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']. "
-        "Output the final answer in <answer> </answer>.<|im_end|>\n"
+        f"{ASKED}{DEMANDS['answer']}<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 

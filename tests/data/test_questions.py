@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions, with_answers, write_manifest
-from tests.conftest import SHARED_MMAU
+from tests.files import write_lines
 
 MANIFEST = {"id": "a", "audio_path": "a.wav", "question": "What?", "choices": ["dog", "cat"], "answer": "cat"}
 R1_AQA = {
@@ -36,13 +36,6 @@ MMAU = {
     "sub-category": "Acoustic Source Inference",
     "difficulty": "medium",
 }
-
-
-def write_lines(path: Path, *records: object) -> Path:
-    """JSON lines; a text is written as it stands."""
-    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize(
@@ -73,33 +66,15 @@ def write_lines(path: Path, *records: object) -> Path:
 )  # fmt: skip
 def test_a_record_of_each_format_is_one_question(tmp_path, record, audio, fields):
     (tmp_path / "list.json").write_text(json.dumps([record]))
-    for file in (write_lines(tmp_path / "lines.data", record), tmp_path / "list.json"):
+    for file in (write_lines(tmp_path / "lines.data", [record]), tmp_path / "list.json"):
         read = read_questions(file)
         assert read.problems == []
         assert read.records == [AudioQuestion(audio_path=tmp_path / audio, **fields)]
 
 
 def test_formats_are_told_apart_record_by_record(tmp_path):
-    read = read_questions(write_lines(tmp_path / "mixed.jsonl", MANIFEST, "", R1_AQA, MMAU))
+    read = read_questions(write_lines(tmp_path / "mixed.jsonl", [MANIFEST, "", R1_AQA, MMAU]))
     assert [question.id for question in read.records] == ["a", "183", "3fe64f3d"]
-
-
-@pytest.mark.parametrize("name", ["mmau-test-mini.2025-03-25.json", "mmau-test-mini.v05.15.25.json"])
-def test_published_mmau_files(name):
-    if not (SHARED_MMAU / name).is_file():
-        pytest.skip(f"{SHARED_MMAU / name} is not there")
-    read = read_questions(SHARED_MMAU / name, audio_dir=SHARED_MMAU / "audio")
-    assert read.problems == []
-    assert len(read.records) == 1000
-    tasks = [question.task for question in read.records]
-    assert {task: tasks.count(task) for task in set(tasks)} == {"sound": 333, "music": 334, "speech": 333}
-    assert len({question.sub_category for question in read.records}) == 27
-    # 13 records give it as a list of one
-    assert all(isinstance(question.category, str) for question in read.records)
-    assert all(question.answer in question.choices for question in read.records)
-    # found by its name: the folder of `audio_id` is not there
-    first = read.records[0]
-    assert first.audio_path == SHARED_MMAU / "audio" / "3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav"
 
 
 @pytest.mark.parametrize("there", ["test-mini-audios/3fe64f3d.wav", "3fe64f3d.wav"])
@@ -107,7 +82,7 @@ def test_mmau_audio_is_looked_up_by_path_then_by_name(tmp_path, there):
     audio_dir = tmp_path / "audio"
     (audio_dir / there).parent.mkdir(parents=True)
     (audio_dir / there).touch()
-    file = write_lines(tmp_path / "mmau.jsonl", MMAU)
+    file = write_lines(tmp_path / "mmau.jsonl", [MMAU])
     assert read_questions(file, audio_dir).records[0].audio_path == audio_dir / there
 
 
@@ -124,14 +99,14 @@ def test_a_relative_path_of_r1_aqa_is_found_in_one_place_or_refused(tmp_path, mo
         if name in there:
             path.touch()
     monkeypatch.chdir(tmp_path / "work")
-    read = read_questions(write_lines(tmp_path / "data" / "lines.jsonl", R1_AQA))
+    read = read_questions(write_lines(tmp_path / "data" / "lines.jsonl", [R1_AQA]))
     assert [question.audio_path for question in read.records] == ([places[expected]] if expected else [])
     assert expected or all(str(path) in read.problems[0].what for path in places.values())
 
 
 def test_an_absolute_path_of_r1_aqa_is_taken_as_it_stands(tmp_path):
     line = R1_AQA | {"audio_path": "/clips/a.wav"}
-    assert read_questions(write_lines(tmp_path / "l.jsonl", line)).records[0].audio_path == Path("/clips/a.wav")
+    assert read_questions(write_lines(tmp_path / "l.jsonl", [line])).records[0].audio_path == Path("/clips/a.wav")
 
 
 def test_round_trip(tmp_path):
@@ -189,7 +164,6 @@ def without(record: dict, key: str) -> dict:
         pytest.param(MANIFEST | {"id": "b", "choices": []}, "only 0 choice(s)", id="no choice"),
         pytest.param(MANIFEST | {"id": "b", "choices": ["cat", " "]}, "a choice is empty", id="empty choice"),
         pytest.param(MANIFEST | {"id": "b", "choices": "cat"}, "choices is 'cat'", id="choices text"),
-        pytest.param(MANIFEST | {"id": "b", "choices": ["cat", 5]}, "choices is ['cat', 5]", id="choice number"),
         pytest.param(MANIFEST | {"id": "b", "question": ""}, "question is ''", id="no question"),
         pytest.param(MANIFEST | {"id": "b", "question": " \n"}, "the question is empty", id="blank question"),
         pytest.param(MANIFEST | {"id": "b", "audio_path": ""}, "audio_path is ''", id="no path"),
@@ -202,16 +176,13 @@ def without(record: dict, key: str) -> dict:
         pytest.param(R1_AQA | {"multi_choice": ["a"], "answer": 0}, "only 1 choice(s)", id="R1-AQA one choice"),
         pytest.param(R1_AQA | {"id": None}, "id is None", id="R1-AQA id"),
         pytest.param(MANIFEST | {"id": "b", "question": "\ud800"}, "'question' is no valid Unicode", id="surrogate"),
-        pytest.param(MANIFEST | {"id": "b", "choices": ["\udc80", "b"]}, "'choices' is no", id="choices surrogate"),
-        pytest.param(MANIFEST | {"audio_path": "\udc80"}, "'audio_path' is no valid Unicode", id="path surrogate"),
-        pytest.param(R1_AQA | {"id": "\ud800"}, "'id' is no valid Unicode", id="R1-AQA surrogate"),
         pytest.param(MMAU | {"category": ["\ud800"]}, "'category' is no valid Unicode", id="MMAU surrogate"),
         pytest.param(MMAU | {"answer": "Child"}, "answer 'Child' is not among the choices", id="MMAU answer"),
         pytest.param(without(MMAU, "question"), "question is absent", id="MMAU question"),
     ],
 )
 def test_a_bad_line_is_named_and_the_others_are_kept(tmp_path, bad, what):
-    file = write_lines(tmp_path / "data.jsonl", MANIFEST, "", bad, MANIFEST | {"id": "last"})
+    file = write_lines(tmp_path / "data.jsonl", [MANIFEST, "", bad, MANIFEST | {"id": "last"}])
     read = read_questions(file)
     assert [question.id for question in read.records] == ["a", "last"]
     (problem,) = read.problems
@@ -222,7 +193,7 @@ def test_a_bad_line_is_named_and_the_others_are_kept(tmp_path, bad, what):
 
 @pytest.mark.parametrize("record", [R1_AQA | {"audio_path": "x" * 300}, MMAU | {"audio_id": "x" * 300}])
 def test_a_path_longer_than_can_be_is_merely_absent(tmp_path, record):
-    read = read_questions(write_lines(tmp_path / "data.jsonl", record))
+    read = read_questions(write_lines(tmp_path / "data.jsonl", [record]))
     assert [question.audio_path for question in read.records] == [tmp_path / ("x" * 300)]
 
 

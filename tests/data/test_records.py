@@ -5,8 +5,6 @@ import json
 import random
 from dataclasses import dataclass
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from r1_aqa_repro.common.errors import Refused
@@ -23,6 +21,7 @@ from r1_aqa_repro.data.records import (
     text,
     texts,
 )
+from tests.files import write_parquet
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,6 @@ class Named:
 
 def named(record, where):
     return Named(id_of(record, where))
-
-
-def write_parquet(path, rows):
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=20)
-    return path
 
 
 def test_values_of_every_kind_of_file_come_with_their_places(tmp_path):
@@ -60,7 +54,7 @@ def test_values_of_every_kind_of_file_come_with_their_places(tmp_path):
 def test_rows_of_a_parquet_file_are_records_and_audio_may_be_left_out(tmp_path):
     audio = {"bytes": b"RIFF", "path": "a.wav"}
     rows = [{"id": str(n), "audio": audio, "made": datetime.date(2024, 2, n + 1)} for n in range(20)]
-    file = write_parquet(tmp_path / "rows", rows)
+    file = write_parquet(tmp_path / "rows", rows, rows_a_group=20)
     assert list(read_records(file)) == [(f"row {n}", row) for n, row in enumerate(rows, start=1)]
     without = [row | {"audio": {"path": "a.wav"}} for row in rows]
     assert [row for _, row in read_records(file, path_only=("audio", "context"))] == without
@@ -69,7 +63,7 @@ def test_rows_of_a_parquet_file_are_records_and_audio_may_be_left_out(tmp_path):
 
 def damaged_parquet(folder):
     """Whole at both ends; noise cannot be compressed away."""
-    file = write_parquet(folder / "rows", [{"id": random.Random(n).randbytes(999)} for n in range(50)])
+    file = write_parquet(folder / "rows", [{"id": random.Random(n).randbytes(999)} for n in range(50)], rows_a_group=20)
     content = bytearray(file.read_bytes())
     content[4 : len(content) // 3] = b"\xff" * (len(content) // 3 - 4)
     return bytes(content)

@@ -88,17 +88,6 @@ def correlation(prepared, source, rate):
     return float(np.corrcoef(prepared, expected)[0, 1])
 
 
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-
-
-def write_lines(path, records):
-    """JSON lines; a text is written as it stands."""
-    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
 def write_json(path, records):
     path.write_text(json.dumps(records), encoding="utf-8")
     return path
@@ -162,6 +151,25 @@ def avqa_record(number, video_name, **changed):
         "answer": 1,
         "question_relation": "View",
         "question_type": "Happening",
+        **changed,
+    }
+
+
+def mmau_record(index, **changed):
+    """A record as MMAU's files have it."""
+    name = f"{index:08x}-é 音"
+    return {
+        "id": name,
+        "audio_id": f"./test-mini-audios/{name}.wav",
+        "question": f"What is heard in {index}?",
+        "choices": ["Man", "Woman", "Child", "Robot"],
+        "answer": ("Man", "Woman", "Child", "Robot")[index % 4],
+        "dataset": "AudioSet",
+        "task": ("sound", "music", "speech")[index % 3],
+        "split": "test-mini",
+        "category": ["Reasoning"] if index == 1 else "Reasoning",
+        "sub-category": "Acoustic Source Inference",
+        "difficulty": "medium",
         **changed,
     }
 

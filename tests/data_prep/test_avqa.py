@@ -30,16 +30,15 @@ from tests.data_prep.conftest import (
     avqa_record,
     correlation,
     peak_of,
-    read_lines,
     report_of,
     result,
     signal,
     wav,
     write_json,
-    write_lines,
     write_media,
     write_silent_film,
 )
+from tests.files import read_lines, write_lines
 
 VIDEO = "-HG3Omg_89c"
 
@@ -308,15 +307,6 @@ def test_spelled_out_choices_stay_where_they_are(world):
     assert ["choice is empty" in told[0], "A, C, not A, B" in told[1], "B, A, not A, B" in told[2]] == [True] * 3
 
 
-@pytest.mark.parametrize("content", [b"", b'[{"id": 1}, {"id"', b"PAR1 and no more"])
-def test_annotations_that_are_broken_as_a_whole_are_refused_before_anything_is_made(content, world, capsys):
-    world.annotations.write_bytes(content)
-    wav(world.media / "ID_1.wav")
-    assert world.run() == 2
-    assert f"error: {world.annotations}:" in capsys.readouterr().err
-    assert not world.out.exists()
-
-
 def test_files_that_are_not_there_and_impossible_options_are_refused(world, capsys):
     world.annotate(avqa_record(1, "ID_000001"))
     (world.folder / "empty").mkdir()
@@ -530,20 +520,3 @@ def test_three_hours(tmp_path):
         clip = load_audio(question.audio_path)
         assert len(clip) == 10 * SAMPLING_RATE
         assert correlation(clip, minute[30 * rate :], rate) > 0.9
-
-
-@pytest.mark.slow
-def test_training_starts_from_the_output(model_folder, world, tmp_path):
-    from r1_aqa_repro import train_grpo
-
-    for second in range(4):
-        wav(world.media / f"ID_{second}.wav", seed=second)
-    assert world.annotate(*(avqa_record(n, f"ID_{n:06d}") for n in range(4))).run() == 0
-    arguments = [
-        "--model_name_or_path", model_folder, "--train_file", world.out / "manifest.jsonl",
-        "--output_dir", tmp_path / "run", "--max_steps", 1, "--prompts_per_step", 2, "--num_generations", 2,
-        "--max_completion_length", 4, "--loss_type", "grpo", "--report_to", "none", "--bf16", "false",
-        "--activation_checkpointing", "false", "--use_cpu", "true",
-    ]  # fmt: skip
-    assert train_grpo.main([str(argument) for argument in arguments]) == 0
-    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()

@@ -19,7 +19,8 @@ from r1_aqa_repro.common.errors import Failed, Problem, Refused
 from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.data.records import Rejected
-from tests.data_prep.conftest import read_lines, report_of, result, wav
+from tests.data_prep.conftest import report_of, result, wav
+from tests.files import read_lines
 
 FIELDS = {"question": "What is heard?", "choices": ("dog", "cat"), "answer": "dog", "dataset": "AVQA"}
 

@@ -10,8 +10,6 @@ import signal
 import sys
 from collections import Counter
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from trl.data_utils import extract_prompt
 
@@ -20,7 +18,8 @@ from data_prep.preferences import CONTRADICTION, is_held_out, main
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, EXIT_REFUSED
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.conversations import read_pairs
-from tests.data_prep.conftest import peak_of, read_lines, report_of, write_lines
+from tests.data_prep.conftest import peak_of, report_of
+from tests.files import contents, read_lines, write_lines, write_parquet
 from tests.hostile import HOSTILE
 
 TRL = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
@@ -213,7 +212,7 @@ def test_texts_come_through_as_they_are(case):
 def test_rows_of_a_parquet_file_are_pairs(case):
     records = [sharegpt(id="a", system=None), sharegpt(id="b", system="Be brief.")]
     rows = [{**record, "made": datetime.date(2024, 2, 29)} for record in records]  # JSON knows no dates
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), case.input)
+    write_parquet(case.input, rows)
     assert case.run() == EXIT_DONE
     assert case.train == [
         line("a", chat("Why?"), "Because.", "No."),
@@ -361,17 +360,6 @@ def test_all_bad_records_are_named_at_once_or_left_out(case, capsys):
     assert f"dropped, bad record: {len(bad)}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, b"", b'[{"prompt": "Why?"}, {"prompt": "Ho', b"PAR1 and no more"])
-def test_a_file_that_is_broken_as_a_whole_is_refused_even_if_bad_records_are_skipped(case, capsys, content):
-    if content is not None:
-        case.input.write_bytes(content)
-    for options in ([], ["--skip-bad-records"]):
-        assert case.run(*options) == EXIT_REFUSED
-        [message] = capsys.readouterr().err.splitlines()
-        assert message.startswith(f"error: {case.input}:")
-        assert case.wrote_nothing()
-
-
 def test_nothing_but_bad_records(case, capsys):
     case.write("3", "{")
     assert case.run("--skip-bad-records") == EXIT_REFUSED
@@ -481,9 +469,9 @@ def test_nothing_to_train_on_is_refused_and_nothing_held_out_is_told(case, capsy
     assert "warning: no pair is held out" in capsys.readouterr().err
 
 
-def contents(folder):
+def result(folder):
     """The bytes of every file, without the one figure that depends on the machine."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    found = contents(folder)
     report = json.loads(found.pop("prep_report.json"))
     assert report.pop("seconds") >= 0
     return found, report
@@ -492,25 +480,25 @@ def contents(folder):
 def test_a_second_run_gives_the_same_bytes(case):
     case.write(*prompts(50), TRL, TRL, {**TRL, "chosen": ""})
     assert case.run("--skip-bad-records", held_out=0.3) == EXIT_LOSSES
-    first = contents(case.out)
+    first = result(case.out)
     assert set(first[0]) == {"train.jsonl", "held_out.jsonl", "prep_settings.json"}
     assert case.run("--skip_bad_records", held_out=0.3) == EXIT_LOSSES  # into the same folder
-    assert contents(case.out) == first
+    assert result(case.out) == first
     case.out = case.out.with_name("empty")
     case.out.mkdir()
     assert case.run("--skip-bad-records", held_out=0.3) == EXIT_LOSSES
-    assert contents(case.out) == first  # and nothing hidden beside it
+    assert result(case.out) == first  # and nothing hidden beside it
 
 
 def test_a_folder_of_another_input_is_only_replaced_on_demand(case, capsys):
     case.write(TRL).run()
-    before = contents(case.out)
+    before = result(case.out)
     (case.out / "notes.txt").write_text("mine")
     case.write({**TRL, "prompt": "How?"})
     assert case.run() == EXIT_REFUSED
     assert f"error: {case.out / 'prep_settings.json'}: input was 'pairs.jsonl, sha256 " in capsys.readouterr().err
     (case.out / "notes.txt").unlink()
-    assert contents(case.out) == before
+    assert result(case.out) == before
     (case.out / "notes.txt").write_text("mine")
     assert case.run("--overwrite") == EXIT_DONE
     assert case.train[0]["prompt"] == chat("How?")
@@ -570,27 +558,27 @@ def is_killed_at(step, case, *options):
 
 def test_a_kill_at_any_moment_leaves_nothing_half(case):
     case.write(*prompts(200)).run(held_out=0.3)
-    whole = contents(case.out)
+    whole = result(case.out)
     for step in itertools.count(1):
         case.out = case.out.with_name(f"killed at {step}")
         if not is_killed_at(step, case):
             break
         assert not case.out.exists()
         assert case.run(held_out=0.3) == EXIT_DONE
-        assert contents(case.out) == whole
+        assert result(case.out) == whole
     assert step > 6  # a folder, four files, a rename
-    assert contents(case.out) == whole
+    assert result(case.out) == whole
     assert not list(case.out.parent.glob(".*"))
 
 
 def test_a_kill_while_a_folder_is_replaced_leaves_whole_files(case):
     old_input = write_lines(case.input.with_name("old.jsonl"), prompts(200))
     case.write(*prompts(200, seed=1)).run(held_out=0.3)
-    new, out = contents(case.out), case.out
+    new, out = result(case.out), case.out
     for step in itertools.count(1):
         case.out = out.with_name(f"killed at {step}")
         assert main(["--input", str(old_input), "--out", str(case.out), "--held-out", "0.3"]) == EXIT_DONE
-        old = contents(case.out)
+        old = result(case.out)
         if not is_killed_at(step, case, "--overwrite"):
             break
         found = {path.name: path.read_bytes() for path in case.out.iterdir() if path.is_file()}
@@ -598,9 +586,9 @@ def test_a_kill_while_a_folder_is_replaced_leaves_whole_files(case):
         assert all(content in (old[0][name], new[0][name]) for name, content in found.items())
         assert not is_reported or found in (old[0], new[0])
         assert case.run("--overwrite", held_out=0.3) == EXIT_DONE
-        assert contents(case.out) == new
+        assert result(case.out) == new
     assert step > 10  # a folder, four files, the old report, four renames
-    assert contents(case.out) == new
+    assert result(case.out) == new
 
 
 def test_a_disk_that_cannot_be_written_leaves_nothing(case, capsys):

@@ -10,10 +10,10 @@ import pytest
 import soundfile
 
 import data_prep.validate
-from data_prep.split import group, hold_out, main
+from data_prep.split import hold_out, main
 from r1_aqa_repro.data.questions import read_questions, write_manifest
 from tests.conftest import make_questions
-from tests.data_prep.conftest import read_lines
+from tests.files import read_lines, write_lines
 
 
 @pytest.fixture
@@ -61,14 +61,15 @@ def test_nothing_stands_on_both_sides(manifest, by):
     assert code == (0 if by == "video" else 3)
     facts = json.loads((manifest.parent / "split.json").read_text(encoding="utf-8"))
     assert (facts["train"], facts["held_out"], facts["asked_for"], facts["by"]) == (16, 8, 8, by)
+    # q0 and q12 by their video, q0 and q1 by their samples, q1 and q13 by their video
     assert facts["groups"] == (11 if by == "video" else 22)
 
 
 def test_it_depends_on_the_seed_and_not_on_the_order(manifest, tmp_path):
     assert split(manifest, "--held-out", 8, "--by=video", "--out", tmp_path / "a") == 0
-    lines = manifest.read_text(encoding="utf-8").splitlines(keepends=True)
-    random.Random(1).shuffle(lines)
-    manifest.write_text("".join(lines), encoding="utf-8")
+    records = read_lines(manifest)
+    random.Random(1).shuffle(records)
+    write_lines(manifest, records)
     assert split(manifest, "--held_out", 8, "--by", "video", "--out", tmp_path / "b") == 0
     assert split(manifest, "--held-out", 8, "--by", "video", "--out", tmp_path / "c", "--seed", 1) == 0
     a, b, c = ({record["id"] for record in sides(tmp_path / name)[1]} for name in "abc")
@@ -119,16 +120,6 @@ def test_every_group_is_as_likely():
     assert len(drawn) == 20 and all(abs(number - 100) < 44 for number in drawn.values())
 
 
-def test_groups_join_through_others(manifest):
-    questions = read_questions(manifest).records
-    from data_prep.fingerprints import decode_clips
-
-    groups = group(questions, decode_clips(questions, 1), "video")
-    # q0 and q12 by their video, q0 and q1 by their samples, q1 and q13 by their video
-    assert len({groups[name] for name in ("q0", "q1", "q12", "q13")}) == 1
-    assert len(set(groups.values())) == 11
-
-
 @pytest.mark.parametrize(
     ("change", "arguments", "named"),
     [
@@ -147,7 +138,7 @@ def test_groups_join_through_others(manifest):
 def test_refused(manifest, capsys, change, arguments, named):
     records = read_lines(manifest)
     change(records)
-    manifest.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_lines(manifest, records)
     assert split(manifest, *arguments) == 2
     assert named in capsys.readouterr().err
     assert not (manifest.parent / "train.jsonl").exists()

@@ -9,7 +9,7 @@ import soundfile
 from data_prep.validate import RULES, main
 from r1_aqa_repro.data.questions import write_manifest
 from tests.conftest import make_questions
-from tests.data_prep.conftest import read_lines
+from tests.files import read_lines, write_lines
 
 
 @pytest.fixture
@@ -27,8 +27,7 @@ def change(path, *changes):
     records = read_lines(path)
     for record, changed in zip(records, changes, strict=False):
         record.update(changed)
-    lines = [json.dumps({key: value for key, value in record.items() if value is not None}) for record in records]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_lines(path, ({key: value for key, value in record.items() if value is not None} for record in records))
 
 
 def findings(tmp_path, *arguments):
@@ -176,14 +175,6 @@ def test_worker_processes_find_the_same(tmp_path):
         assert main([str(path), "--workers", workers, "--json", str(tmp_path / "f.json")]) == 3
         found.append((tmp_path / "f.json").read_bytes())
     assert found[0] == found[1]
-
-
-def test_what_is_no_manifest_is_refused(tmp_path, capsys):
-    assert main([str(tmp_path / "absent"), "--workers", "1"]) == 2
-    (tmp_path / "broken").write_text("[{]", encoding="utf-8")
-    assert main([str(tmp_path / "broken"), "--workers", "1"]) == 2
-    error = capsys.readouterr().err
-    assert str(tmp_path / "absent") in error and str(tmp_path / "broken") in error
 
 
 def test_markup_in_a_manifest_is_text(manifest, tmp_path, capsys):

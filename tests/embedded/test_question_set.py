@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,11 @@ from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.embedded import question_set
 from r1_aqa_repro.embedded.families import FAMILIES, MAX_SCENE_SECONDS
 from r1_aqa_repro.embedded.question_set import make_question, write_question_set
+from tests.files import contents
 
 NUM_FAMILIES = sum(map(len, FAMILIES.values()))
+Questions = list[tuple[dict[str, Any], np.ndarray]]
 SIZES: dict[str, Any] = {"seed": 3, "num_train": 70, "num_held_out": 10, "progress": False}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def questions() -> list[tuple[dict[str, Any], np.ndarray]]:
+def questions() -> Questions:
     return [make_question(0, "train", index) for index in range(1200)]
 
 
@@ -102,7 +101,7 @@ def test_train_and_held_out_share_no_clip(written: Path) -> None:
     assert not train & held_out
 
 
-def test_questions_are_well_formed_and_balanced(questions: list[tuple[dict[str, Any], np.ndarray]]) -> None:
+def test_questions_are_well_formed_and_balanced(questions: Questions) -> None:
     for record, wave in questions:
         assert record["answer"] in record["choices"]
         assert 2 <= len(record["choices"]) == len(set(record["choices"])) <= 4
@@ -122,40 +121,36 @@ def test_questions_are_well_formed_and_balanced(questions: list[tuple[dict[str, 
         assert abs(np.mean(hits) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / len(hits))
 
 
-def test_length_and_level_do_not_tell_the_answer(questions: list[tuple[dict[str, Any], np.ndarray]]) -> None:
-    features = {
-        "length": lambda wave: len(wave),
-        "level": lambda wave: np.log(np.sqrt(np.mean(wave**2))),
-    }
-    for describe in features.values():
-        assert nearest_centroid_gain(questions, describe) < 0.05
-
-
-def test_a_blind_guess_from_question_and_choices_does_not_beat_chance(
-    questions: list[tuple[dict[str, Any], np.ndarray]],
-) -> None:
+def gain_over_chance(questions: Questions, learn: Callable[[Questions], Callable[..., str]]) -> float:
+    """Accuracy above chance, on the second half, of the guess at (record, wave) that is learnt from the first."""
     half = len(questions) // 2
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for record, _ in questions[:half]:
-        counts[record["question"]][record["answer"]] += 1
-    hits, chance = [], []
-    for record, _ in questions[half:]:
-        guess = max(record["choices"], key=lambda choice: counts[record["question"]][choice])
-        hits.append(guess == record["answer"])
-        chance.append(1 / len(record["choices"]))
-    assert np.mean(hits) - np.mean(chance) < 0.05
+    guess = learn(questions[:half])
+    hits = [guess(record, wave) == record["answer"] for record, wave in questions[half:]]
+    return float(np.mean(hits) - np.mean([1 / len(record["choices"]) for record, _ in questions[half:]]))
 
 
-def nearest_centroid_gain(questions: list[tuple[dict[str, Any], np.ndarray]], describe: Any) -> float:
-    """Accuracy above chance when each family's answers are told apart by the mean of one feature, on unseen clips."""
-    half = len(questions) // 2
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for record, wave in questions[:half]:
-        values[record["question"], record["answer"]].append(describe(wave))
-    hits, chance = [], []
-    for record, wave in questions[half:]:
-        value = describe(wave)
-        distance = {c: abs(np.mean(values[record["question"], c] or np.inf) - value) for c in record["choices"]}
-        hits.append(min(distance, key=lambda choice: distance[choice]) == record["answer"])
-        chance.append(1 / len(record["choices"]))
-    return float(np.mean(hits) - np.mean(chance))
+@pytest.mark.parametrize("describe", [len, lambda wave: np.log(np.sqrt(np.mean(wave**2)))], ids=["length", "level"])
+def test_length_and_level_do_not_tell_the_answer(questions: Questions, describe: Callable[..., float]) -> None:
+    """Each question's answers are told apart by the mean of one feature."""
+
+    def learn(known: Questions) -> Callable[..., str]:
+        values: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for record, wave in known:
+            values[record["question"], record["answer"]].append(describe(wave))
+
+        def nearest(record: dict[str, Any], wave: np.ndarray) -> str:
+            value = describe(wave)
+            distance = {c: abs(np.mean(values[record["question"], c] or np.inf) - value) for c in record["choices"]}
+            return min(distance, key=lambda choice: distance[choice])
+
+        return nearest
+
+    assert gain_over_chance(questions, learn) < 0.05
+
+
+def test_a_blind_guess_from_question_and_choices_does_not_beat_chance(questions: Questions) -> None:
+    def learn(known: Questions) -> Callable[..., str]:
+        counts = Counter((record["question"], record["answer"]) for record, _ in known)
+        return lambda record, wave: max(record["choices"], key=lambda choice: counts[record["question"], choice])
+
+    assert gain_over_chance(questions, learn) < 0.05

@@ -11,6 +11,7 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.conversations import read_prompts, read_sft
 from r1_aqa_repro.embedded.sparse_reward import CODES, code_of, guesses, prompts, reply, write_sparse_set
 from r1_aqa_repro.rewards.text_rules import math_reward
+from tests.files import contents
 
 
 def test_every_code_is_guessed_as_often_for_every_prompt() -> None:
@@ -43,12 +44,10 @@ def test_no_prompt_is_in_both_splits() -> None:
 
 def test_files_are_read_as_any_text_data_and_belong_to_one_seed(tmp_path: Path) -> None:
     write_sparse_set(tmp_path, seed=4)
-    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(read_sft(tmp_path / "guesses.jsonl").records) == CODES * (
-        len(read_prompts(tmp_path / "prompts_train.jsonl").records)
-        + len(read_prompts(tmp_path / "prompts_held_out.jsonl").records)
-    )
+    files = contents(tmp_path)
+    asked = [read_prompts(tmp_path / f"prompts_{split}.jsonl").records for split in ("train", "held_out")]
+    assert len(read_sft(tmp_path / "guesses.jsonl").records) == CODES * sum(map(len, asked))
     write_sparse_set(tmp_path, seed=4)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    assert contents(tmp_path) == files
     with pytest.raises(Refused, match="seed was 4, now it is 5"):
         write_sparse_set(tmp_path, seed=5)

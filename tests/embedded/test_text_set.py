@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.embedded import text_set
 from r1_aqa_repro.embedded.text_set import ASSIST, HELD_OUT, OBJECTIVE, write_text_set
 from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
+from tests.files import contents, read_lines
 
 SIZES: dict[str, Any] = {"seed": 3, "num_sft": 400, "num_pairs_train": 210, "num_pairs_held_out": 90}
 FILES = {
@@ -21,16 +21,9 @@ FILES = {
 }
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def asked(records: list[dict[str, Any]]) -> set[str]:
-    return {record["prompt"][0]["content"] for record in records}
+def asked(folder: Path, *names: str) -> set[str]:
+    """The texts of all prompts in these files."""
+    return {record["prompt"][0]["content"] for name in names for record in read_lines(folder / f"{name}.jsonl")}
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +68,24 @@ def test_another_set_is_not_overwritten(written: Path, change: dict[str, int]) -
 
 def test_train_and_held_out_share_no_prompt(written: Path) -> None:
     for name, tasks in (("assist", ASSIST), ("objective", OBJECTIVE)):
-        train, held_out = (lines(written / f"{name}_prompts_{split}.jsonl") for split in ("train", "held_out"))
+        train, held_out = (read_lines(written / f"{name}_prompts_{split}.jsonl") for split in ("train", "held_out"))
         assert Counter(record["task"] for record in held_out) == {task: HELD_OUT for task in tasks}
         assert sorted(record["id"] for record in train + held_out) == sorted(
             record["id"] for task in tasks for record in all_prompts(task)
         )
-        assert not asked(train) & asked(held_out)
-    trained = asked(lines(written / "assist_prompts_train.jsonl") + lines(written / "objective_prompts_train.jsonl"))
-    assert asked(lines(written / "sft.jsonl")) <= trained
-    assert asked(lines(written / "pairs_train.jsonl")) <= trained
-    assert asked(lines(written / "pairs_held_out.jsonl")) <= asked(lines(written / "assist_prompts_held_out.jsonl"))
+        assert not asked(written, f"{name}_prompts_train") & asked(written, f"{name}_prompts_held_out")
+    assert asked(written, "sft", "pairs_train") <= asked(written, "assist_prompts_train", "objective_prompts_train")
+    assert asked(written, "pairs_held_out") <= asked(written, "assist_prompts_held_out")
 
 
 def test_prompt_files_carry_what_the_true_reward_reads(written: Path) -> None:
     for name in ("assist", "objective"):
-        for record in lines(written / f"{name}_prompts_train.jsonl"):
+        for record in read_lines(written / f"{name}_prompts_train.jsonl"):
             assert true_reward(record, "nothing") == 0
 
 
 def test_demonstrations_are_balanced_over_the_tasks(written: Path) -> None:
-    records = lines(written / "sft.jsonl")
+    records = read_lines(written / "sft.jsonl")
     assert Counter(record["task"] for record in records) == {task: SIZES["num_sft"] // 4 for task in TASKS}
     assert {message["role"] for record in records for message in record["completion"]} == {"assistant"}
 
@@ -102,7 +93,7 @@ def test_demonstrations_are_balanced_over_the_tasks(written: Path) -> None:
 def test_the_chosen_answer_is_the_better_one(written: Path) -> None:
     columns = {record["prompt"][0]["content"]: record for task in ASSIST for record in all_prompts(task)}
     for split in ("train", "held_out"):
-        pairs = lines(written / f"pairs_{split}.jsonl")
+        pairs = read_lines(written / f"pairs_{split}.jsonl")
         assert Counter(pair["task"] for pair in pairs) == {"list": 2 * len(pairs) // 3, "safety": len(pairs) // 3}
         assert len({pair["id"] for pair in pairs}) == len(pairs)
         for pair in pairs:
