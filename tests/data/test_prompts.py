@@ -87,7 +87,7 @@ def test_the_arrow_pitfall_is_real(processor):
 
 def test_training_rows_hold_what_the_rewards_read(questions):
     row = rows_of(questions, question_columns("think"))[5]
-    assert row["question"] == questions[5]
+    assert row["question"] is questions[5]
     assert row["answer"] == questions[5].answer
     assert row["choices"] == list(questions[5].choices)
     assert row["prompt_style"] == "think"

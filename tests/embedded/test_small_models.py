@@ -13,13 +13,10 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoProcessor,
     AutoTokenizer,
     Qwen2AudioForConditionalGeneration,
     Qwen2ForCausalLM,
 )
-from transformers.models.whisper.modeling_whisper import sinusoids
 
 from r1_aqa_repro.embedded.text_tasks import CATEGORIES, TASKS, all_prompts, demonstrate, vocabulary_texts
 from r1_aqa_repro.embedded.tiny_model import TEST, TINY, build_processor, build_qwen2_audio, build_tiny_qwen2_audio
@@ -145,14 +142,6 @@ def test_generation_is_greedy_and_ends_at_the_end_of_the_turn(name: str, folders
     assert model.generation_config.do_sample is False
 
 
-def test_the_audio_folder_loads_and_renders_as_qwen2_audio_does(folders: dict[str, Path]) -> None:
-    processor = AutoProcessor.from_pretrained(folders["audio"])
-    assert processor.feature_extractor.padding_side == "right"
-    parts = [{"type": "audio", "audio": "clip.wav"}, {"type": "text", "text": "ah?"}]
-    rendered = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
-    assert rendered == f"{ASKED}Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\nah?<|im_end|>\n{TURN}"
-
-
 def test_conversations_are_written_as_qwen2_instruct_writes_them(folders: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["text"])
     messages = [{"role": "user", "content": "ah?"}, {"role": "assistant", "content": "oh."}]
@@ -165,21 +154,8 @@ def test_conversations_are_written_as_qwen2_instruct_writes_them(folders: dict[s
     )
 
 
-def test_encoder_positions_are_sinusoids(folders: dict[str, Path]) -> None:
-    model, _ = load(folders["audio"])
-    positions = model.model.audio_tower.embed_positions.weight
-    assert torch.equal(positions, sinusoids(*positions.shape))
-
-
 def test_tags_never_merge_with_the_answer() -> None:
     assert ">" in build_processor(TINY, AUDIO_TEXTS).tokenizer.tokenize("<answer>getting louder</answer>")
-
-
-def test_a_reward_model_can_start_from_the_text_model(folders: dict[str, Path]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folders["text"])
-    model = AutoModelForSequenceClassification.from_pretrained(folders["text"], num_labels=1).eval()
-    batch = tokenizer(["fig", "fig, pear."], return_tensors="pt", padding=True)
-    assert model(**batch).logits.shape == (2, 1)
 
 
 def test_words_are_single_tokens_and_completions_short() -> None:

@@ -16,9 +16,8 @@ from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo import trainer as module
 from r1_aqa_repro.grpo.divergence import kl_to_start
-from r1_aqa_repro.grpo.rollout import group_rows, rows_of
+from r1_aqa_repro.grpo.rollout import group_rows
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler
-from r1_aqa_repro.grpo.trainer import question_columns
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.generation import generate
 from r1_aqa_repro.model.inputs import question_inputs
@@ -138,14 +137,6 @@ def test_group_rows(questions: list[AudioQuestion]) -> None:
 def test_group_rows_refuses_broken_groups(questions: list[AudioQuestion], order: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="group"):
         group_rows([questions[index] for index in order], 2)
-
-
-def test_rows_hold_one_audio_part_and_no_empty_keys(questions: list[AudioQuestion]) -> None:
-    rows = rows_of(questions, question_columns("answer"))
-    for row in rows.select(range(3)):
-        audio, text = row["prompt"][0]["content"]
-        assert set(audio) == {"type", "audio"} and set(text) == {"type", "text"}
-    assert rows[2]["question"] is questions[2]
 
 
 def sampler_of(kind: type[RepeatSampler]) -> RepeatSampler:
