@@ -9,7 +9,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 import soundfile
 
 from r1_aqa_repro.data.audio import SAMPLING_RATE
@@ -40,9 +39,9 @@ def signal(rate, seconds, seed=0):
     return np.interp(times * 6000, np.arange(len(steps)), steps).astype(np.float32)
 
 
-def write_media(path: Path, samples, rate, ending=None, pictures=False):
-    """Encode [num_samples] or [num_channels, num_samples]; the container is that of `ending`, or of the path's."""
-    container_format, codec, _ = CONTAINERS[ending or path.suffix[1:].lower()]
+def write_media(path: Path, samples, rate, pictures=False):
+    """Encode [num_samples] or [num_channels, num_samples] as the path's ending says."""
+    container_format, codec, _ = CONTAINERS[path.suffix[1:]]
     channels = np.atleast_2d(samples)
     layout = {1: "mono", 2: "stereo", 8: "7.1"}[len(channels)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,8 +171,3 @@ def mmau_record(index, **changed):
         "difficulty": "medium",
         **changed,
     }
-
-
-@pytest.fixture
-def clip(tmp_path):
-    return wav(tmp_path / "media" / "clip.wav", seconds=1)

@@ -64,18 +64,14 @@ ADD: dict[str, Any] = {"task": "code", "function": "add", "parameters": ["x", "y
         (SUBTRACT, "```python\ndef subtract(x):\n    return x - y\n```", 0),
         (SUBTRACT, "```python\nx - y\n```", 0),
         (SUBTRACT, "```python\n```", 0),
+        (SUBTRACT, "def subtract(x, y):\n    return x - y\n", 0),  # no fence
+        (SUBTRACT, "```python\ndef subtract(x, y):\n    return x - y\n", 0),  # an open one
+        (SUBTRACT, "Here it is:\n```\ndef subtract(x, y):\n    return x - y\n```\nx - y", 1),
         (ADD, "```python\ndef add(x, y):\n    return y + x\n```", 1),
     ],
 )
 def test_what_a_completion_is_worth(record: dict[str, Any], completion: str, expected: float) -> None:
     assert true_reward(record, completion) == pytest.approx(expected)  # a sum of thirds
-
-
-def test_code_counts_inside_a_fence_only() -> None:
-    source = "def subtract(x, y):\n    return x - y\n"
-    assert true_reward(SUBTRACT, source) == 0
-    assert true_reward(SUBTRACT, f"```python\n{source}") == 0
-    assert true_reward(SUBTRACT, f"Here it is:\n```\n{source}```\nx - y") == 1
 
 
 def hostile_texts() -> list[str]:
