@@ -342,6 +342,12 @@ def test_a_bad_record_is_dropped_and_named(world, capsys, changed, named):
     assert named in capsys.readouterr().err
 
 
+def test_a_broken_parquet_file_of_audio_is_refused(world, capsys):
+    (world.folder / "broken").write_bytes(b"PAR1 and no more")
+    assert world.run(world.folder / "broken") == 2
+    assert f"error: {world.folder / 'broken'}:" in capsys.readouterr().err
+
+
 GOOD = ("./test-mini-audios/00000000-é 音.wav", b"RIFF")
 WANTED = "00000001-é 音.wav"
 UNSAFE = {
