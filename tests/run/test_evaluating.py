@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -27,6 +26,7 @@ from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from tests.conftest import make_questions
 from tests.distributed.launching import launch
+from tests.eval.conftest import read_json, read_lines, write_lines
 
 COMMON = [
     "--report_to", "none", "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false",
@@ -43,6 +43,7 @@ ENTRIES: dict[str, tuple[Callable[..., int], list[str]]] = {
     "grpo in mixed precision": (train_grpo.main, [*GRPO, "--bf16", "true"]),
     "sft": (train_sft.main, [*SFT, "--max_steps", "6"]),
 }
+Options = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +55,25 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def warm(manifest: Path, held_out: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def options(manifest: Path, held_out: Path) -> Options:
+    """Options of a run into a folder that begins with a model: evaluated on `eval_file`, if any."""
+
+    def of(folder: Path | str, model: Path, *more: str, settings: list[str] = SFT, eval_file: Any = held_out) -> Any:
+        evaluation = ["--eval_file", str(eval_file)] if eval_file else []
+        paths = ["--output_dir", str(folder), "--train_file", str(manifest), "--model_name_or_path", str(model)]
+        return [*settings, *paths, *evaluation, *more]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def warm(options: Options, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SFT run, evaluated every 20 steps, that learns to answer differently to different clips."""
     folder = tmp_path_factory.mktemp("warm")
     learning = ["--learning_rate", "1e-2", "--examples_per_step", "12", "--max_steps", "60"]
-    evaluation = ["--eval_file", str(held_out), "--save_steps", "20", "--eval_on_start", "true"]
-    assert train_sft.main([*SFT, *where(folder, manifest, model_folder), *learning, *evaluation]) == 0
+    evaluation = ["--save_steps", "20", "--eval_on_start", "true"]
+    assert train_sft.main(options(folder, model_folder, *learning, *evaluation)) == 0
     return folder
-
-
-def where(folder: Path | str, manifest: Path, model: Path) -> list[str]:
-    return ["--output_dir", str(folder), "--train_file", str(manifest), "--model_name_or_path", str(model)]
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def checkpoints(folder: Path) -> set[int]:
@@ -89,10 +90,11 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in state_of(folder)["log_history"] if "eval_accuracy" in entry]
 
 
-def assert_as_the_command_says(run: Path, step: int, held_out: Path, out: Path, *more: str, code: int = 0) -> None:
+def assert_as_the_command_says(run: Path, step: int, data: Path, *more: str, code: int = 0) -> None:
     """Compare the evaluation of a step with `python -m eval.mmau` on its checkpoint, question by question."""
-    checkpoint = ["--ckpt", str(run / f"checkpoint-{step}"), "--data", str(held_out), "--out", str(out)]
-    assert mmau.main([*checkpoint, "--batch-size", "3", "--max-new-tokens", "10", "--device", "cpu", *more]) == code
+    out = run / "command" / f"step-{step}"
+    argv = ["--ckpt", str(run / f"checkpoint-{step}"), "--data", str(data), "--out", str(out), "--device", "cpu"]
+    assert mmau.main([*argv, "--batch-size", "3", "--max-new-tokens", "10", *more]) == code
     during = run / "eval" / f"step-{step}"
     said, recorded = (read_lines(folder / "predictions.jsonl") for folder in (out, during))
     for prediction in said + recorded:
@@ -113,8 +115,8 @@ def assert_as_the_command_says(run: Path, step: int, held_out: Path, out: Path, 
 
 class TestFigures:
     @pytest.mark.parametrize("step", [20, 40, 60])
-    def test_of_sft_are_the_commands(self, warm: Path, held_out: Path, tmp_path: Path, step: int) -> None:
-        assert_as_the_command_says(warm, step, held_out, tmp_path / "out")
+    def test_of_sft_are_the_commands(self, warm: Path, held_out: Path, step: int) -> None:
+        assert_as_the_command_says(warm, step, held_out)
 
     def test_the_comparison_has_something_to_compare(self, warm: Path) -> None:
         """Answers that differ between questions and between steps, some right and some wrong."""
@@ -127,46 +129,41 @@ class TestFigures:
         assert len(accuracies) == 4 and any(0 < accuracy < 1 for accuracy in accuracies)
 
     def test_of_grpo_are_the_commands_with_a_limit_a_channel_and_a_style(
-        self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path
+        self, warm: Path, options: Options, held_out: Path, tmp_path: Path
     ) -> None:
-        run = tmp_path / "run"
         asked = ["--eval_limit", "8", "--audio_channel", "mean", "--prompt_style", "think", "--save_steps", "3"]
-        argv = [*GRPO, *where(run, manifest, warm / "final"), "--eval_file", str(held_out), *asked]
-        assert train_grpo.main(argv) == 0
+        assert train_grpo.main(options(tmp_path, warm / "final", *asked, settings=GRPO)) == 0
         same = ["--limit", "8", "--audio-channel", "mean", "--prompt-style", "think"]
         for step in (3, 6):
-            assert_as_the_command_says(run, step, held_out, tmp_path / f"out-{step}", *same)
-        assert read_json(run / "eval/step-6/scores.json")["n"] == 8
+            assert_as_the_command_says(tmp_path, step, held_out, *same)
+        assert read_json(tmp_path / "eval/step-6/scores.json")["n"] == 8
 
     def test_of_unreadable_clips_are_the_commands(
-        self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+        self, warm: Path, options: Options, held_out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """One has no file, one is too short, one is bad behind a sound header: all three count as wrong."""
-        clips = tmp_path / "data" / "clips"
-        shutil.copytree(held_out.parent, tmp_path / "data")
+        file = shutil.copytree(held_out.parent, tmp_path / "data") / "manifest.jsonl"
+        clips, run = file.parent / "clips", tmp_path / "run"
         (clips / "clip-2.wav").unlink()
         soundfile.write(clips / "clip-5.wav", np.zeros(100), 16_000)
         soundfile.write(clips / "clip-7.wav", np.full(16_000, np.nan), 16_000, subtype="FLOAT")
-        run, file = tmp_path / "run", tmp_path / "data" / "manifest.jsonl"
-        more = ["--eval_file", str(file), "--save_steps", "2", "--max_steps", "2", "--skip_bad_records", "true"]
-        assert train_sft.main([*SFT, *where(run, manifest, warm / "checkpoint-40"), *more]) == 0
+        more = ["--save_steps", "2", "--max_steps", "2", "--skip_bad_records", "true"]
+        assert train_sft.main(options(run, warm / "checkpoint-40", *more, eval_file=file)) == 0
         said = capfd.readouterr().err
         assert f"{file}: 2 of 13 questions count as wrong for want of a clip: q2, q5" in said
         assert "question q7 has no audio and counts as wrong" in said
-        assert_as_the_command_says(run, 2, file, tmp_path / "out", code=3)
+        assert_as_the_command_says(run, 2, file, code=3)
         scores = read_json(run / "eval/step-2/scores.json")
         assert (scores["n"], scores["missing"], scores["no_audio"]) == (13, 3, ["q2", "q5", "q7"])
         assert [entry["eval_no_audio"] for entry in evaluations(run)] == [3]
 
-    def test_of_an_adapter_are_the_commands(self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path) -> None:
-        run = tmp_path / "run"
-        lora = ["--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj", "--max_steps", "2"]
-        evaluation = ["--eval_file", str(held_out), "--save_steps", "2"]
-        assert train_sft.main([*SFT, *where(run, manifest, warm / "final"), *lora, *evaluation]) == 0
-        assert_as_the_command_says(run, 2, held_out, tmp_path / "out")
+    def test_of_an_adapter_are_the_commands(self, warm: Path, options: Options, held_out: Path, tmp_path: Path) -> None:
+        lora = ["--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj"]
+        assert train_sft.main(options(tmp_path, warm / "final", *lora, "--max_steps", "2", "--save_steps", "2")) == 0
+        assert_as_the_command_says(tmp_path, 2, held_out)
 
     def test_memory_that_runs_out_halves_the_batches_and_changes_no_figure(
-        self, warm: Path, manifest: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, warm: Path, options: Options, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """13 questions at once do not fit, 3 do."""
         generate = generation.generate
@@ -177,24 +174,24 @@ class TestFigures:
             return generate(model, inputs, rows, *args, **options)
 
         monkeypatch.setattr(generation, "generate", limited)
-        evaluation = ["--eval_file", str(held_out), "--save_steps", "1", "--per_device_eval_batch_size", "13"]
-        argv = [*SFT, *where(tmp_path / "run", manifest, warm / "final"), "--max_steps", "1", *evaluation]
-        assert train_sft.main(argv) == 0
-        assert read_json(tmp_path / "run/eval/step-1/settings.json")["batch_sizes"] == [13, 8, 4, 2]
+        evaluation = ["--save_steps", "1", "--per_device_eval_batch_size", "13", "--max_steps", "1"]
+        assert train_sft.main(options(tmp_path, warm / "final", *evaluation)) == 0
+        assert read_json(tmp_path / "eval/step-1/settings.json")["batch_sizes"] == [13, 8, 4, 2]
         monkeypatch.undo()
-        assert_as_the_command_says(tmp_path / "run", 1, held_out, tmp_path / "out")
+        assert_as_the_command_says(tmp_path, 1, held_out)
 
 
 class TestNoTraceInTraining:
     @pytest.mark.parametrize("kind", ENTRIES)
     def test_weights_random_states_and_log_are_those_of_a_run_without(
-        self, kind: str, warm: Path, manifest: Path, held_out: Path, tmp_path: Path
+        self, kind: str, warm: Path, options: Options, tmp_path: Path
     ) -> None:
-        main, argv = ENTRIES[kind]
-        for name in ("without", "with"):
-            evaluation = ["--eval_file", str(held_out), "--eval_on_start", "true"] if name == "with" else []
-            saving = ["--save_steps", "2"]
-            assert main([*argv, *where(tmp_path / name, manifest, warm / "final"), *saving, *evaluation]) == 0
+        main, settings = ENTRIES[kind]
+        common = ["--save_steps", "2"]
+        plain = options(tmp_path / "without", warm / "final", *common, settings=settings, eval_file=None)
+        assert main(plain) == 0
+        evaluated = options(tmp_path / "with", warm / "final", *common, "--eval_on_start", "true", settings=settings)
+        assert main(evaluated) == 0
         for step in (2, 4, 6):
             plain, evaluated = (tmp_path / name / f"checkpoint-{step}" for name in ("without", "with"))
             for file in ("model.safetensors", "optimizer.pt", "generation_config.json"):
@@ -248,9 +245,15 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-def scripted_run(folder: Path | str, manifest: Path, model: Path, held_out: Path, *more: str) -> list[str]:
-    evaluation = ["--eval_file", str(held_out), "--save_steps", "2", "--eval_on_start", "true", "--max_steps", "12"]
-    return [*SFT, *where(folder, manifest, model), *evaluation, *more]
+@pytest.fixture
+def learn(options: Options, model_folder: Path, scripted: list[int]) -> Callable[..., int]:
+    """A run with these evaluations, into a folder."""
+
+    def run(folder: Path | str, *more: str) -> int:
+        evaluation = ["--save_steps", "2", "--eval_on_start", "true", "--max_steps", "12"]
+        return train_sft.main(options(folder, model_folder, *evaluation, *more))
+
+    return run
 
 
 class TestBestCheckpoint:
@@ -258,11 +261,11 @@ class TestBestCheckpoint:
         ("limit", "kept"), [("1", {4, 12}), ("2", {4, 10, 12}), ("5", {4, 6, 8, 10, 12}), (None, {2, 4, 6, 8, 10, 12})]
     )
     def test_is_kept_beside_the_last(
-        self, limit: str | None, kept: set[int], manifest: Path, model_folder: Path, held_out: Path, tmp_path: Path,
-        scripted: list[int], capfd: pytest.CaptureFixture[str],
+        self, limit: str | None, kept: set[int], tmp_path: Path, learn: Callable[..., int], scripted: list[int],
+        capfd: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
         more = ["--save_total_limit", limit] if limit else []
-        assert train_sft.main(scripted_run(tmp_path / "run", manifest, model_folder, held_out, *more)) == 0
+        assert learn(tmp_path / "run", *more) == 0
         assert scripted == [0, 2, 4, 6, 8, 10, 12]
         assert checkpoints(tmp_path / "run") == kept
         state = state_of(tmp_path / "run")
@@ -274,39 +277,34 @@ class TestBestCheckpoint:
         assert last_lines == f"best: {tmp_path}/run/checkpoint-4, accuracy 60.00 %; last: step 12, 50.00 %"
 
     def test_is_known_where_the_folder_is_spelled_unusually(
-        self, manifest: Path, model_folder: Path, held_out: Path, tmp_path: Path, scripted: list[int],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:  # fmt: skip
+        self, tmp_path: Path, learn: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
-        more = ["--save_total_limit", "1", "--max_steps", "4"]
-        assert train_sft.main(scripted_run("./run/", manifest, model_folder, held_out, *more)) == 0
+        assert learn("./run/", "--save_total_limit", "1", "--max_steps", "4") == 0
         assert checkpoints(tmp_path / "run") == {4}
         assert state_of(tmp_path / "run")["best_model_checkpoint"] == "run/checkpoint-4"
 
     def test_outlives_kills_and_a_moved_folder_and_nothing_is_evaluated_twice(
-        self, manifest: Path, model_folder: Path, held_out: Path, tmp_path: Path, scripted: list[int],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:  # fmt: skip
+        self, tmp_path: Path, learn: Callable[..., int], scripted: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         class Killed(BaseException):
             pass
 
-        def killed_at(step: int) -> type[StopOnSignal]:
-            class KillAt(StopOnSignal):
-                def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                    if state.global_step == step:
-                        raise Killed
+        class KillAt(StopOnSignal):
+            step = 0
 
-            return KillAt
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == self.step:
+                    raise Killed
 
         for number, step in enumerate((5, 9)):
-            argv = scripted_run(tmp_path / f"run-{number}", manifest, model_folder, held_out, "--save_total_limit", "1")
             with monkeypatch.context() as patched, pytest.raises(Killed):
-                patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", killed_at(step))
-                train_sft.main(argv)
+                patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", KillAt)
+                patched.setattr(KillAt, "step", step)
+                learn(tmp_path / f"run-{number}", "--save_total_limit", "1")
             (tmp_path / f"run-{number}").rename(tmp_path / f"run-{number + 1}")
         assert checkpoints(tmp_path / "run-2") == {4, 8}
-        argv = scripted_run(tmp_path / "run-2", manifest, model_folder, held_out, "--save_total_limit", "1")
-        assert train_sft.main(argv) == 0
+        assert learn(tmp_path / "run-2", "--save_total_limit", "1") == 0
         assert scripted == [0, 2, 4, 6, 8, 10, 12]
         assert checkpoints(tmp_path / "run-2") == {4, 12}
         state = state_of(tmp_path / "run-2")
@@ -314,21 +312,21 @@ class TestBestCheckpoint:
         assert [entry["step"] for entry in evaluations(tmp_path / "run-2")] == scripted
 
     def test_overwriting_deletes_earlier_evaluations(
-        self, manifest: Path, model_folder: Path, held_out: Path, tmp_path: Path
+        self, options: Options, model_folder: Path, tmp_path: Path
     ) -> None:
-        argv = [*SFT, *where(tmp_path / "run", manifest, model_folder), "--eval_file", str(held_out)]
+        argv = options(tmp_path / "run", model_folder, "--save_steps", "1", "--overwrite", "true")
         for steps in ("2", "1"):
-            assert train_sft.main([*argv, "--save_steps", "1", "--max_steps", steps, "--overwrite", "true"]) == 0
+            assert train_sft.main([*argv, "--max_steps", steps]) == 0
         assert os.listdir(tmp_path / "run" / "eval") == ["step-1"]
 
 
 class TestRefusals:
     @pytest.fixture
     def refused(
-        self, manifest: Path, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-    ) -> Callable[..., list[str]]:
-        def run(*more: str) -> list[str]:
-            assert train_sft.main([*SFT, *where(tmp_path / "run", manifest, model_folder), *more]) == 2
+        self, options: Options, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> Options:
+        def run(*more: str, **files: Path) -> list[str]:
+            assert train_sft.main(options(tmp_path / "run", model_folder, *more, **files)) == 2
             assert not (tmp_path / "run").exists()
             return [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
 
@@ -344,51 +342,39 @@ class TestRefusals:
             (["--eval_limit", "0"], "eval_limit: 0 questions"),
         ],
     )
-    def test_of_contradictions(
-        self, refused: Callable[..., list[str]], held_out: Path, given: list[str], named: str
-    ) -> None:
-        [line] = refused("--eval_file", str(held_out), "--save_steps", "20", *given)
+    def test_of_contradictions(self, refused: Options, given: list[str], named: str) -> None:
+        [line] = refused("--save_steps", "20", *given)
         assert named in line
 
-    @pytest.mark.parametrize(
-        "given",
-        [["--eval_steps", "2"], ["--eval_limit", "2"], ["--eval_on_start", "true"], ["--eval_strategy", "epoch"]],
-    )
-    def test_of_keys_without_questions(self, refused: Callable[..., list[str]], given: list[str]) -> None:
-        [line] = refused(*given)
-        assert line.startswith(f"error: {given[0][2:]}: there is nothing to evaluate on")
-
     def test_of_a_clip_that_is_trained_on(
-        self, refused: Callable[..., list[str]], questions: list[AudioQuestion], held_out: Path
+        self, refused: Options, questions: list[AudioQuestion], held_out: Path
     ) -> None:
         """By the file it is, whatever it is called; an id that both files use is no reason."""
         link = held_out.parent / "clips" / "linked.wav"
         link.unlink(missing_ok=True)
         link.symlink_to(questions[5].audio_path)
-        lines = held_out.read_text(encoding="utf-8").splitlines()
-        record = json.loads(lines[1]) | {"audio_path": "clips/linked.wav", "id": "other"}
+        sound, other, *_ = read_lines(held_out)
         leaky = held_out.with_name("leaky.jsonl")
-        leaky.write_text("\n".join([lines[0], json.dumps(record)]) + "\n", encoding="utf-8")
-        [line] = refused("--eval_file", str(leaky), "--skip_bad_records", "true")
+        write_lines(leaky, [sound, other | {"audio_path": "clips/linked.wav", "id": "other"}])
+        [line] = refused("--skip_bad_records", "true", eval_file=leaky)
         assert f"leaky.jsonl: other: its clip {link} is trained on (q5)" in line
 
     def test_of_what_cannot_be_scored_or_read(
-        self, refused: Callable[..., list[str]], held_out: Path, manifest: Path, model_folder: Path, tmp_path: Path
+        self, refused: Options, options: Options, held_out: Path, model_folder: Path, tmp_path: Path
     ) -> None:
         records = read_lines(held_out)[:4]
         del records[0]["answer"]
         records[1]["audio_path"] = "clips/nowhere.wav"
         file = held_out.with_name("bad.jsonl")
-        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        lines = refused("--eval_file", str(file))
+        write_lines(file, records)
+        lines = refused(eval_file=file)
         assert len(lines) == 2
         assert "bad.jsonl: q0: the question has no answer" in lines[0]
         assert "nowhere.wav: no such audio file" in lines[1]
-        lines = refused("--eval_file", str(file), "--eval_limit", "1")
-        assert len(lines) == 1
+        assert len(refused("--eval_limit", "1", eval_file=file)) == 1
 
-        more = ["--eval_file", str(file), "--skip_bad_records", "true", "--max_steps", "1"]
-        assert train_sft.main([*SFT, *where(tmp_path / "run", manifest, model_folder), *more]) == 0
+        more = ["--skip_bad_records", "true", "--max_steps", "1"]
+        assert train_sft.main(options(tmp_path / "run", model_folder, *more, eval_file=file)) == 0
         assert len(read_json(tmp_path / "run" / "skipped_records.json")) == 2
         scores = read_json(tmp_path / "run" / "eval/step-1/scores.json")
         assert (scores["n"], scores["no_audio"]) == (3, ["q1"])  # what has no answer cannot be wrong
@@ -396,19 +382,16 @@ class TestRefusals:
 
 @pytest.mark.distributed
 @pytest.mark.timeout(600)
-def test_two_processes_give_the_figures_of_one(warm: Path, manifest: Path, held_out: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_figures_of_one(warm: Path, options: Options, tmp_path: Path) -> None:
     """5 batches among 2 processes, of the same weights: those before the first step."""
-
-    def argv(name: str) -> list[str]:
-        evaluation = ["--eval_file", str(held_out), "--eval_on_start", "true", "--ddp_find_unused_parameters", "false"]
-        return [*SFT, *where(tmp_path / name, manifest, warm / "checkpoint-40"), "--max_steps", "1", *evaluation]
-
-    assert train_sft.main(argv("one")) == 0
-    done = launch("r1_aqa_repro.train_sft", *argv("two"))
+    more = ["--max_steps", "1", "--eval_on_start", "true", "--ddp_find_unused_parameters", "false"]
+    one, two = (options(tmp_path / name, warm / "checkpoint-40", *more) for name in ("one", "two"))
+    assert train_sft.main(one) == 0
+    done = launch("r1_aqa_repro.train_sft", *two)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("predictions.jsonl", "scores.json", "verdicts.jsonl"):
-        one, two = (tmp_path / run / "eval" / "step-0" / name for run in ("one", "two"))
-        assert one.read_bytes() == two.read_bytes()
+        first, second = (tmp_path / run / "eval" / "step-0" / name for run in ("one", "two"))
+        assert first.read_bytes() == second.read_bytes()
     for run in ("one", "two"):
         assert sorted(os.listdir(tmp_path / run / "eval")) == ["step-0", "step-1"]
     logged = [state_of(tmp_path / run)["log_history"][0] for run in ("one", "two")]

@@ -300,6 +300,7 @@ REFUSED = [
     (ALL, "--eval_strategy epoch", "eval_strategy: there is nothing to evaluate on"),
     (ALL, "--eval_on_start true", "eval_on_start: there is nothing to evaluate on"),
     (ALL, "--eval_steps 2", "eval_steps: there is nothing to evaluate on"),
+    (list(AUDIO), "--eval_limit 2", "eval_limit: there is nothing to evaluate on"),
     (ALL, "--lerning_rate 1e-6", "--lerning_rate"),
     (TEXT, """--rope_parameters '{"type": "yarn"}'""", "rope_parameters: "),
     (TEXT, "--rope_parameters [4.0]", "rope_parameters: [4.0] is no mapping"),
