@@ -124,6 +124,9 @@ def test_other_questions_are_refused_unless_paired_on_the_common_ones(tmp_path, 
     assert (comparison["n"], comparison["questions"]) == (9, [12, 14])
     assert comparison["comparisons"][0]["total"]["second_only"] == 1
     assert "9 questions, of 12 and 14, version unknown." in markdown(comparison)
+    another = write(tmp_path / "another.json", mmau_records(12, question="Another?"))
+    with pytest.raises(Refused, match="no question is common"):
+        compare([runs[0], read_run(evaluated(tmp_path / "c", another, {0}))], intersection=True)
 
 
 def test_other_versions_are_refused_though_the_questions_are_the_same(tmp_path, data):
@@ -141,13 +144,6 @@ def test_settings_that_differ_are_told(tmp_path, data):
     assert comparison["comparisons"][0]["settings"] == {"prompt_style": [None, "think"], "dtype": [None, "bfloat16"]}
     assert "| dtype | None | bfloat16 |" in markdown(comparison)
     assert "Settings that differ" not in markdown(compare([run, run]))
-
-
-def test_nothing_in_common_is_refused(tmp_path, data):
-    other = write(tmp_path / "other.json", mmau_records(12, question="Another?"))
-    runs = [read_run(evaluated(tmp_path / "a", data, {0})), read_run(evaluated(tmp_path / "b", other, {0}))]
-    with pytest.raises(Refused, match="no question is common"):
-        compare(runs, intersection=True)
 
 
 def test_the_two_published_versions_share_636_questions(tmp_path):

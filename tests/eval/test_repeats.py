@@ -325,8 +325,3 @@ class TestWithoutAudio:
         report = (tmp_path / "mini" / "report.md").read_bytes()
         assert evaluate(model, data, tmp_path / "mini") == 0  # whichever of the two wrote it
         assert (tmp_path / "mini" / "report.md").read_bytes() == report
-
-    def test_another_evaluation_is_not_taken_for_it(self, model, data, tmp_path):
-        assert evaluate(model, data, tmp_path / "mini-no-audio", "--no-audio", "--limit", 5) == 0
-        assert evaluate(model, data, tmp_path / "mini") == 0
-        assert "blind" not in read_json(tmp_path / "mini" / "scores.json")

@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import replace
-from itertools import permutations
 
 import pytest
 
@@ -171,18 +170,6 @@ def test_orders_and_repeats_together():
     assert (repeats["count"], repeats["accuracy"]) == (4, [100.0, 50.0, 100.0, 100.0])
     for accuracy, ci95 in zip(repeats["accuracy"], repeats["ci95"], strict=True):
         assert ci95 == pytest.approx([100 * bound for bound in wilson(accuracy / 100 * 2, 2)])
-
-
-def test_who_always_answers_the_first_is_found_out():
-    """Over all orders of three choices: right in a third of them, the same choice never."""
-    choices = ("dog", "cat", "cow")
-    questions = [replace(question, choices=choices) for question in make_questions(5)]
-    predictions = {}
-    for question in questions:
-        predictions |= permuted(question, [(order, ["A"]) for order in permutations(choices)])
-    scores, _ = score(questions, predictions, "answer", "unknown", times=6)
-    assert scores["matchers"]["letter_aware"]["accuracy"] == pytest.approx(100 / 3)
-    assert scores["permutation"]["same_choice"]["correct"] == 0
 
 
 def test_most_frequent_leaves_the_question_itself_out():

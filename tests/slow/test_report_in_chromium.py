@@ -4,9 +4,9 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,9 @@ from tests.hostile import HOSTILE, hostile_questions
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 COUNT = "document.getElementById('count').textContent"
+COMPLAINTS = {
+    "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening",
+}  # fmt: skip
 _PATIENCE = 60.0  # seconds for one answer of the browser
 
 pytestmark = [
@@ -44,7 +47,6 @@ class Browser:
         for end in theirs:
             os.close(end)
         self._write, self._read = ours
-        os.set_blocking(self._read, False)
         self._buffer, self._count, self._session = b"", 0, None
         self.complaints, self.requests, self._loaded = [], [], False
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -71,20 +73,15 @@ class Browser:
                 return reply["result"]
 
     def _receive(self):
-        end = time.monotonic() + _PATIENCE
         while b"\0" not in self._buffer:
-            assert time.monotonic() < end, "Chromium does not answer"
-            assert self.process.poll() is None, "Chromium ended"
-            try:
-                self._buffer += os.read(self._read, 1 << 20)
-            except BlockingIOError:
-                time.sleep(0.01)
+            assert select.select([self._read], [], [], _PATIENCE)[0], "Chromium does not answer"
+            read = os.read(self._read, 1 << 20)
+            assert read, "Chromium ended"
+            self._buffer += read
         message, _, self._buffer = self._buffer.partition(b"\0")
         event = json.loads(message)
         kind, content = event.get("method"), event.get("params")
-        if kind in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
-            self.complaints.append(content)
-        if kind == "Page.javascriptDialogOpening":
+        if kind in COMPLAINTS:
             self.complaints.append(content)
         if kind == "Network.requestWillBeSent" and not content["request"]["url"].startswith("data:"):
             self.requests.append(content["request"]["url"])  # data: are the icons of Chromium's own players
