@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from eval.mmau import main
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 from r1_aqa_repro.embedded.question_set import make_question
 from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
+from r1_aqa_repro.model import generation
 from r1_aqa_repro.model.loading import load_model
 
 NUM_QUESTIONS = 12
@@ -89,17 +91,50 @@ def whole(model, data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def answers(tmp_path):
+    """The completions of an evaluation in a folder of its own, by question and repeat."""
+    numbers = count()
+
+    def of(checkpoint, data, *more):
+        out = tmp_path / f"answers-{next(numbers)}"
+        assert evaluate(checkpoint, data, out, *more) == 0
+        return completions(out)
+
+    return of
+
+
+@pytest.fixture
 def asked(monkeypatch):
     """The ids that are put to the model, in their order."""
     seen = []
+    before_each_batch(monkeypatch, lambda prompts: seen.extend(one.question.id for one in prompts))
+    return seen
+
+
+def before_each_batch(monkeypatch, do):
+    """Let something be done with the prompts of a batch before they are put to the model."""
     answer = eval.generation.Generator.answer
 
-    def noting(self, prompts, warn):
-        seen.extend(one.question.id for one in prompts)
+    def doing(self, prompts, warn):
+        do(prompts)
         return answer(self, prompts, warn)
 
-    monkeypatch.setattr(eval.generation.Generator, "answer", noting)
-    return seen
+    monkeypatch.setattr(eval.generation.Generator, "answer", doing)
+
+
+def limit_memory(monkeypatch, most):
+    """Let batches of more prompts than `most` run out of memory; returns the sizes that are tried, as they are."""
+    tried = []
+    generate = generation.generate
+
+    def limited(model, inputs, rows, *args, **options):
+        tried.append(len(rows))
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return generate(model, inputs, rows, *args, **options)
+
+    monkeypatch.setattr(generation, "generate", limited)
+    return tried
 
 
 def arguments_of(checkpoint, data, out, *more):

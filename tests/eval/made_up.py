@@ -87,6 +87,34 @@ def mmau_records(n=6, **fields):
     ]
 
 
+def words(text):
+    """Runs of alphanumeric characters and underscores, character by character."""
+    found, word = [], ""
+    for character in text.lower() + " ":
+        if character.isalnum() or character == "_":
+            word += character
+        elif word:
+            found.append(word)
+            word = ""
+    return found
+
+
+def is_right(prediction, gold, choices):
+    """The official rule in the words of the benchmark's description, one condition at a time."""
+    if len(words(prediction)) == 0:
+        return False
+    for word in words(gold):
+        if word not in words(prediction):
+            return False
+    for choice in choices:
+        if sorted(set(words(choice))) == sorted(set(words(gold))):
+            continue
+        for word in words(choice):
+            if word not in words(gold) and word in words(prediction):
+                return False
+    return True
+
+
 def write(path, content):
     path.write_text(json.dumps(content), encoding="utf-8")
     return path

@@ -15,7 +15,7 @@ from eval.sweep import main as sweep
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import AudioError
 from r1_aqa_repro.data.questions import read_questions
-from tests.eval.conftest import contents, evaluate, read_json, read_lines
+from tests.eval.conftest import before_each_batch, contents, evaluate, read_json, read_lines
 
 
 def question(manifest, number):
@@ -167,14 +167,8 @@ def test_a_clip_that_failed_for_a_moment_is_asked_again(model, manifest, out, mo
 def test_a_clip_put_there_while_it_ran_is_asked_again(model, manifest, out, monkeypatch, asked, finish):
     """It was answered, but what it was then is not known."""
     good = spoil(clip(manifest, 6), "absent")
-    answer = eval.generation.Generator.answer
-
-    def arriving(self, prompts, warn):
-        clip(manifest, 6).write_bytes(good)
-        return answer(self, prompts, warn)
-
     with monkeypatch.context() as patched:
-        patched.setattr(eval.generation.Generator, "answer", arriving)
+        before_each_batch(patched, lambda _: clip(manifest, 6).write_bytes(good))
         assert evaluate(model, manifest, out) == 0
     asked.clear()
     finish()

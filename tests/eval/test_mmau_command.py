@@ -24,6 +24,7 @@ from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.model.loading import load, load_processor
 from tests.conftest import ROOT
 from tests.eval.conftest import (
+    before_each_batch,
     completions,
     contents,
     cut,
@@ -83,15 +84,13 @@ def test_resumed_equals_uninterrupted(whole, copy, model, data, kept):
 
 def test_interrupted_then_resumed(whole, model, data, tmp_path, monkeypatch):
     calls = []
-    answer = eval.generation.Generator.answer
 
-    def interrupted(self, prompts, warn):
+    def interrupt_the_second(prompts):
         calls.append(len(prompts))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return answer(self, prompts, warn)
 
-    monkeypatch.setattr(eval.generation.Generator, "answer", interrupted)
+    before_each_batch(monkeypatch, interrupt_the_second)
     out = tmp_path / "out"
     assert evaluate(model, data, out) == 130
     assert len(read_lines(out / "predictions.jsonl")) == 5
@@ -208,10 +207,10 @@ def test_without_audio_the_model_is_given_silence_of_the_same_length(whole, mode
     assert "silence stood in place of every clip" in (tmp_path / "without" / "report.md").read_text(encoding="utf-8")
 
 
-def test_the_checkpoints_own_decoding_is_never_used_unasked(checkpoint, manifest, tmp_path, whole):
-    set_own_decoding(checkpoint, do_sample=True, temperature=9.0, repetition_penalty=5.0, no_repeat_ngram_size=1)
-    assert evaluate(checkpoint, manifest, tmp_path / "out") == 0
-    assert completions(tmp_path / "out") == completions(whole)
+def test_the_checkpoints_own_decoding_is_never_used_unasked(checkpoint, data, answers, whole):
+    own = {"do_sample": True, "temperature": 9.0, "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 4}
+    set_own_decoding(checkpoint, **own)
+    assert answers(checkpoint, data) == completions(whole)
 
 
 def test_an_adapter_is_evaluated_on_its_base(checkpoint, manifest, tmp_path, whole):
@@ -267,19 +266,40 @@ def test_data_are_by_default_mmau_or_the_held_out_set_or_refused(checkpoint, man
         plan_of(checkpoint)
 
 
+def _bad_records(_, manifest):
+    first, second, *others = read_lines(manifest)
+    del first["answer"]
+    write_lines(manifest, [first, second | {"choices": ["only one"]}, *others])
+
+
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("spoil", "given", "named"),
     [
-        (["--ckpt", "/no/such/folder"], "no such folder"),
-        (["--data", "/no/such/file"], "no such file"),
-        (["--device", "cuda:99"], "--device"),
-        (["--device", "abacus"], "--device"),
-        (["--audio-dir", "empty"], "name their own clips"),
+        (None, ["--ckpt", "/no/such/folder"], ["no such folder"]),
+        (None, ["--data", "/no/such/file"], ["no such file"]),
+        (None, ["--audio-dir", "empty"], ["name their own clips"]),
+        (None, ["--adapter", "empty"], ["no adapter_config.json"]),
+        (_bad_records, [], ["has no answer", "only 1 choice"]),
+        (lambda _, manifest: shutil.rmtree(manifest.parent / "audio"), [], ["--audio-dir"]),
+        (lambda checkpoint, _: (checkpoint / "model.safetensors").unlink(), [], ["no weights"]),
+        (lambda checkpoint, _: set_own_decoding(checkpoint, num_beams=4), ["--decoding=checkpoint"], ["beam search"]),
     ],
 )
-def test_bad_arguments_are_refused(model, data, tmp_path, capsys, given, named):
-    assert evaluate(model, data, tmp_path / "out", *given) == 2
-    assert named in capsys.readouterr().err
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    checkpoint, manifest, tmp_path, capsys, spoil, given, named
+):
+    if spoil is not None:
+        spoil(checkpoint, manifest)
+    assert evaluate(checkpoint, manifest, tmp_path / "out", *given) == 2
+    message = capsys.readouterr().err
+    assert [part for part in named if part not in message] == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_an_absent_device_is_refused(model, data, tmp_path, capsys, device):
+    assert evaluate(model, data, tmp_path / "out", "--device", device) == 2
+    assert "--device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [[], ["--ckpt", "x", "--batch-size", "0"], ["--ckpt", "x", "--prompt-style", "y"]])
@@ -287,23 +307,6 @@ def test_malformed_arguments_exit_with_2(given):
     with pytest.raises(SystemExit) as exit_:
         main(given)
     assert exit_.value.code == 2
-
-
-def test_bad_data_is_refused(model, manifest, tmp_path, capsys):
-    questions = read_lines(manifest)
-    del questions[0]["answer"]
-    questions[1]["choices"] = ["only one"]
-    write_lines(manifest, questions)
-    assert evaluate(model, manifest, tmp_path / "out") == 2
-    message = capsys.readouterr().err
-    assert "has no answer" in message and "only 1 choice" in message
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_wrong_audio_folder_is_refused(checkpoint, manifest):
-    shutil.rmtree(manifest.parent / "audio")
-    with pytest.raises(Refused, match="--audio-dir"):
-        plan_of(checkpoint, manifest)
 
 
 def test_a_parquet_file_is_prepared_first(model, manifest, tmp_path, monkeypatch):
@@ -372,7 +375,6 @@ def _text_only(checkpoint):
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (lambda checkpoint: (checkpoint / "model.safetensors").unlink(), "no weights"),
         (lambda checkpoint: _with_weights(checkpoint, _tie_head), "tied"),
         (lambda checkpoint: _with_weights(checkpoint, _drop_a_tensor), "missing keys"),
         (lambda checkpoint: _with_processor(checkpoint, padding_side="left"), "leading silence"),

@@ -18,8 +18,8 @@ from eval.report.page import REPORT, positions, write_page
 from eval.score_predictions import score_file
 from eval.scores import tally
 from eval.targets import GUESSING
-from r1_aqa_repro.data.questions import AudioQuestion, read_questions
-from tests.eval.made_up import evaluation_of, write
+from r1_aqa_repro.data.questions import read_questions
+from tests.eval.made_up import evaluation_of, make_questions, write
 from tests.hostile import HOSTILE, hostile_questions
 
 SETTINGS = {"prompt_style": "answer", "no_audio": False}
@@ -68,16 +68,8 @@ def answered(question, completion, repeat=0, permuted=False):
 def plain_questions(folder, count, **fields):
     choices = ("a dog", "a cat", "a car", "rain")
     return [
-        AudioQuestion(
-            id=f"q{index}",
-            audio_path=folder / "clips" / f"{index}.wav",
-            question="What is heard?",
-            choices=choices,
-            answer=choices[index % 4],
-            task=("sound", "music", "speech")[index % 3],
-            **fields,
-        )
-        for index in range(count)
+        replace(one, audio_path=folder / "clips" / one.audio_path.name, choices=choices, answer=choices[index % 4])
+        for index, one in enumerate(make_questions(count, **fields))
     ]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from r1_aqa_repro.common.files import sha256_of, write_lines
 from r1_aqa_repro.data.questions import read_questions, write_manifest
 from tests.conftest import ROOT
 from tests.eval.conftest import contents, read_json
-from tests.eval.made_up import CHOICES, mmau_records, published, write
+from tests.eval.made_up import CHOICES, is_right, mmau_records, published, write
 
 RESULTS = {"scores.json", "verdicts.jsonl", "report.md", "report.html"}
 SCORING = ["--predictions", "theirs.json", "--data", "mmau.json", "--out", "out"]
@@ -295,22 +294,8 @@ def test_scoring_an_evaluation_again_changes_nothing(made_once, tmp_path):
 
 def benchmark_script(submitted, field):
     """(right, counted) as the benchmark's script counts: records without the field are skipped."""
-
-    def tokens(text):
-        return set(re.findall(r"\b\w+\b", text.lower()))
-
-    right = counted = 0
-    for record in submitted:
-        if field not in record:
-            continue
-        counted += 1
-        said, gold = tokens(record[field]), tokens(record["answer"])
-        others = set()
-        for choice in record["choices"]:
-            if tokens(choice) != gold:
-                others |= tokens(choice) - gold
-        right += bool(said) and gold <= said and not said & others
-    return right, counted
+    counted = [record for record in submitted if field in record]
+    return sum(is_right(one[field], one["answer"], one["choices"]) for one in counted), len(counted)
 
 
 class TestSubmission:

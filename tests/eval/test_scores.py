@@ -172,17 +172,6 @@ def test_orders_and_repeats_together():
         assert ci95 == pytest.approx([100 * bound for bound in wilson(accuracy / 100 * 2, 2)])
 
 
-def test_most_frequent_leaves_the_question_itself_out():
-    questions = make_questions(3)
-    questions[2] = replace(questions[2], answer="dog")
-    # `cat` answers two, `dog` one: to the third question `dog`, right only here, is no hint
-    scores, _ = score(questions, {}, "answer", "unknown")
-    # of the first two, one other says cat and one dog: the first choice, dog, is taken
-    assert scores["baselines"]["most_frequent"] == 0.0
-    more = [*questions, *(replace(question, id=f"more {question.id}") for question in make_questions(3))]
-    assert score(more, {}, "answer", "unknown")[0]["baselines"]["most_frequent"] == pytest.approx(100 * 5 / 6)
-
-
 def test_what_survives_without_audio():
     questions = make_questions(10)
     with_audio, silent, nothing = (

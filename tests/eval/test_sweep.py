@@ -12,7 +12,7 @@ from eval.predictions import digest
 from eval.sweep import main
 from eval.sweep_results import markdown
 from r1_aqa_repro.model.loading import load_model
-from tests.eval.conftest import read_json
+from tests.eval.conftest import read_json, read_lines
 
 RIGHT = {2: 3, 4: 6, 10: 5}  # right answers of each step, of 8
 OPTIONS = ["--limit", "8", "--max-new-tokens", "4", "--device", "cpu"]
@@ -33,26 +33,20 @@ def run(model, tmp_path_factory):
 
 
 @pytest.fixture
-def loads(monkeypatch):
-    """The folders of the models that are loaded. That of step N gives RIGHT[N] right answers, in this order."""
+def loads(data, monkeypatch):
+    """The folders of the models that are loaded. That of step N answers the first RIGHT[N] questions rightly."""
     loaded = []
     load = eval.generation.Generator.load
-
-    def answer(self, asked, warn):
-        step = int(loaded[-1].replace("final", "4").removeprefix("checkpoint-"))
-        numbers = range(answered[0], answered[0] + len(asked))
-        answered[0] += len(asked)
-        return [
-            [f"<answer>{one.question.answer if number < RIGHT[step] else 'none'}</answer>"]
-            for number, one in zip(numbers, asked, strict=True)
-        ]
-
-    answered = [0]
+    numbers = {question["id"]: number for number, question in enumerate(read_lines(data))}
 
     def load_and_note(folder, **more):
         loaded.append(folder.name)
-        answered[0] = 0
         return load(folder, **more)
+
+    def answer(self, asked, warn):
+        right = RIGHT[int(loaded[-1].replace("final", "4").removeprefix("checkpoint-"))]
+        said = [one.question.answer if numbers[one.question.id] < right else "none" for one in asked]
+        return [[f"<answer>{text}</answer>"] for text in said]
 
     monkeypatch.setattr(eval.generation.Generator, "load", load_and_note)
     monkeypatch.setattr(eval.generation.Generator, "answer", answer)

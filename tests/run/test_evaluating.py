@@ -21,12 +21,12 @@ from eval.generation import Generator
 from eval.grid import prompts_of
 from r1_aqa_repro import train_grpo, train_sft
 from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
-from r1_aqa_repro.model import generation, loading
+from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from tests.conftest import make_questions
 from tests.distributed.launching import launch
-from tests.eval.conftest import read_json, read_lines, write_lines
+from tests.eval.conftest import limit_memory, read_json, read_lines, write_lines
 
 COMMON = [
     "--report_to", "none", "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false",
@@ -166,14 +166,7 @@ class TestFigures:
         self, warm: Path, options: Options, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """13 questions at once do not fit, 3 do."""
-        generate = generation.generate
-
-        def limited(model: Any, inputs: Any, rows: torch.Tensor, *args: Any, **options: Any) -> list[list[int]]:
-            if len(rows) > 3:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return generate(model, inputs, rows, *args, **options)
-
-        monkeypatch.setattr(generation, "generate", limited)
+        limit_memory(monkeypatch, 3)
         evaluation = ["--save_steps", "1", "--per_device_eval_batch_size", "13", "--max_steps", "1"]
         assert train_sft.main(options(tmp_path, warm / "final", *evaluation)) == 0
         assert read_json(tmp_path / "eval/step-1/settings.json")["batch_sizes"] == [13, 8, 4, 2]
