@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 
 import eval.generation
 from eval.evaluation import is_complete
@@ -21,7 +20,7 @@ from eval.settings import EvalSettings
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.mmau_versions import MMAU_QUESTIONS, questions_digest
 from r1_aqa_repro.model.files import model_digest
-from r1_aqa_repro.model.loading import load, load_processor
+from r1_aqa_repro.model.loading import load
 from tests.conftest import ROOT
 from tests.eval.conftest import (
     before_each_batch,
@@ -35,6 +34,7 @@ from tests.eval.conftest import (
     set_own_decoding,
     write_lines,
 )
+from tests.model.damages import edit_weights, remove
 
 FIELDS = {"id", "repeat", "completion", "answer", "status", "settings_hash", "question_hash"}
 
@@ -345,41 +345,28 @@ def test_a_full_disk_ends_with_a_message_and_the_rest_comes_later(whole, model, 
     assert contents(out) == contents(whole)
 
 
-def _with_weights(checkpoint, change):
-    weights = load_file(checkpoint / "model.safetensors")
-    change(weights)
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-
-
 def _tie_head(weights):
     weights["language_model.lm_head.weight"] = weights["language_model.model.embed_tokens.weight"].clone()
 
 
-def _drop_a_tensor(weights):
-    del weights[next(name for name in weights if "q_proj" in name)]
+def edit_extractor(**values):
+    def change(folder):
+        path = folder / "processor_config.json"
+        content = read_json(path)
+        content["feature_extractor"] |= values
+        path.write_text(json.dumps(content), encoding="utf-8")
 
-
-def _with_processor(checkpoint, **changed):
-    processor = load_processor(checkpoint)
-    extractor = processor.feature_extractor
-    processor.feature_extractor = type(extractor)(**{"hop_length": 320, "chunk_length": 3} | changed)
-    processor.save_pretrained(checkpoint)
-
-
-def _text_only(checkpoint):
-    load_processor(checkpoint).tokenizer.save_pretrained(checkpoint)
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        (checkpoint / name).unlink(missing_ok=True)
+    return change
 
 
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (lambda checkpoint: _with_weights(checkpoint, _tie_head), "tied"),
-        (lambda checkpoint: _with_weights(checkpoint, _drop_a_tensor), "missing keys"),
-        (lambda checkpoint: _with_processor(checkpoint, padding_side="left"), "leading silence"),
-        (lambda checkpoint: _with_processor(checkpoint, feature_size=64), "mel bins"),
-        (_text_only, "processor"),
+        (edit_weights(_tie_head), "lm_head is tied"),
+        (edit_weights(lambda weights: weights.pop(next(name for name in weights if "q_proj" in name))), "missing keys"),
+        (edit_extractor(padding_side="left"), "leading silence"),
+        (edit_extractor(feature_size=64), "64 mel bins"),
+        (remove("processor_config.json"), "no processor can be read"),
     ],
 )
 def test_a_checkpoint_that_would_be_silently_wrong_is_refused(checkpoint, manifest, tmp_path, capsys, spoil, named):
