@@ -180,11 +180,9 @@ class TestNoTraceInTraining:
         self, kind: str, warm: Path, options: Options, tmp_path: Path
     ) -> None:
         main, settings = ENTRIES[kind]
-        common = ["--save_steps", "2"]
-        plain = options(tmp_path / "without", warm / "final", *common, settings=settings, eval_file=None)
-        assert main(plain) == 0
-        evaluated = options(tmp_path / "with", warm / "final", *common, "--eval_on_start", "true", settings=settings)
-        assert main(evaluated) == 0
+        start, common = warm / "final", ["--save_steps", "2"]
+        assert main(options(tmp_path / "without", start, *common, settings=settings, eval_file=None)) == 0
+        assert main(options(tmp_path / "with", start, *common, "--eval_on_start", "true", settings=settings)) == 0
         for step in (2, 4, 6):
             plain, evaluated = (tmp_path / name / f"checkpoint-{step}" for name in ("without", "with"))
             for file in ("model.safetensors", "optimizer.pt", "generation_config.json"):
