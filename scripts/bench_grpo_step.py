@@ -55,7 +55,6 @@ from r1_aqa_repro.grpo import monitor
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import question_inputs
-from r1_aqa_repro.planning.floor import Prompt, step_floor
 from r1_aqa_repro.planning.geometries import mid_config, qwen2_audio_7b_config
 from r1_aqa_repro.run.config import AudioGRPOConfig
 
@@ -142,13 +141,10 @@ def measure(
     """
     say(f"{setup.geometry}: making model and clips")
     transformers.utils.logging.disable_progress_bar()
-    config, questions = prepare(setup, folder)
+    _, questions = prepare(setup, folder)
     inputs = question_inputs(loading.load_processor(folder / "model"), questions, PROMPT_STYLE)
-    frames = inputs.feature_attention_mask.sum(-1).tolist()
-    prompts = [Prompt(len(ids), count) for ids, count in zip(inputs.prompt_ids, frames, strict=True)]
-    tokens_of_step = NUM_GENERATIONS * sum(prompt.tokens + setup.completion_tokens for prompt in prompts)
-    lora_rank = LORA_RANK if setup.lora else None
-    floor = step_floor(config, prompts, NUM_GENERATIONS, setup.completion_tokens, lora_rank)
+    prompt_tokens = [len(ids) for ids in inputs.prompt_ids]
+    tokens_of_step = NUM_GENERATIONS * sum(length + setup.completion_tokens for length in prompt_tokens)
     with ExitStack() as running:
         workers: dict[str, Stepper] = {}
         for mode in modes:
@@ -165,7 +161,7 @@ def measure(
         for mode, worker in workers.items():
             say(f"{mode}: counting the operations of one more step")
             taken, counted = timed[mode][warmup:], worker.take_step(count=True)
-            results[mode] = figures(setup, mode, prompts, worker.loaded, taken, counted, floor, peak_tflops)
+            results[mode] = figures(setup, mode, prompt_tokens, worker.loaded, taken, counted, peak_tflops)
     return results, {mode: [step.total for step in timed[mode][warmup:]] for mode in modes}
 
 
@@ -185,24 +181,23 @@ class Step:
 def figures(
     setup: Setup,
     mode: str,
-    prompts: Sequence[Prompt],
+    prompt_tokens: Sequence[int],
     loaded: dict[str, Any],
     timed: Sequence[Step],
     counted: Step,
-    floor: int,
     peak_tflops: float | None,
 ) -> dict[str, Any]:
     """The figures of one mode, from what its process said of each step."""
     seconds = statistics.median(step.total for step in timed)
     peak = max(step.peak_mb for step in timed)
-    completions = len(prompts) * NUM_GENERATIONS
+    completions = len(prompt_tokens) * NUM_GENERATIONS
     breakdown = {name: statistics.median(step.parts[name] for step in timed) for name in PARTS}
     result = {
         "geometry": setup.geometry,
         "mode": mode,
         "parameters": loaded["parameters"],
-        "prompts": len(prompts),
-        "prompt_tokens": round(statistics.mean(prompt.tokens for prompt in prompts)),
+        "prompts": len(prompt_tokens),
+        "prompt_tokens": round(statistics.mean(prompt_tokens)),
         "completions": completions,
         "completion_tokens": setup.completion_tokens,
         "gflop_per_step": round(counted.total / 1e9, 3),
@@ -212,8 +207,6 @@ def figures(
         "breakdown": {name: round(value, 4) for name, value in breakdown.items()},
         "gflop_breakdown": {name: round(value / 1e9, 3) for name, value in counted.parts.items()},
         "memory_over_models_mb": round(peak - loaded["memory_mb"], 1),
-        "floor_gflop": round(floor / 1e9, 3),
-        "share_of_floor": round(floor / counted.total, 4),
     }
     if peak_tflops is not None:
         work, time = (sum(of[name] for name in ("forward", "backward")) for of in (counted.parts, breakdown))
@@ -233,7 +226,6 @@ def summary(results: dict[str, dict[str, Any]], ratio: dict[str, float] | None) 
         ("seconds a step", "seconds_per_step"),
         ("completions a second", "completions_per_second"),
         ("GFLOP a step", "gflop_per_step"),
-        ("  of them unavoidable", "floor_gflop"),
         ("peak memory, MB", "peak_memory_mb"),
         ("  above the models", "memory_over_models_mb"),
     ]
