@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")]
 PAGES = sorted(page for page in PAGES if page.name not in ("CHANGELOG.md", "log.md"))
 
-_FILE = re.compile(r"(?<![\w./-])(?:r1_aqa_repro|data_prep|eval|scripts|tests|configs|docs)/[\w./*-]*\.[a-z]{2,6}\b")
+_FILE = re.compile(r"(?<![\w./:-])(?:r1_aqa_repro|data_prep|eval|scripts|tests|configs|docs)/[\w./*-]*\.[a-z]{2,6}\b")
 _ROOM = re.compile(r"`((?:r1_aqa_repro|data_prep|eval|scripts|tests|configs)/(?:[a-z_]+/)*)`")
 _COMMAND = re.compile(r"python -m ((?:r1_aqa_repro|data_prep|eval|scripts)\.[\w.]+)")
 _MODULE = re.compile(r"`((?:r1_aqa_repro|data_prep|eval)\.\w[\w.]*)")
