@@ -58,9 +58,7 @@ def unpack(
     max_bytes: int = MAX_BYTES,
     max_member_bytes: int = MAX_MEMBER_BYTES,
 ) -> int:
-    """Write the archive's files that are wanted to `folder`, each when it is whole.
-
-    A file that is there already with the member's size and time is left alone.
+    """Write the archive's files that are wanted to `folder`, with their times; returns how many.
 
     Args:
         archive: tar, tar.gz, tar.bz2 or tar.xz, told apart by their content.
@@ -69,9 +67,6 @@ def unpack(
             several with one name the first counts.
         max_bytes: all members together, wanted or not, may have this many.
         max_member_bytes: the same for one of them.
-
-    Returns:
-        How many of the files are there.
 
     Raises:
         Refused: the archive is damaged, too large, or holds what no data set needs.
@@ -167,14 +162,10 @@ def _unsafe(member: tarfile.TarInfo, folder: Path) -> str | None:
 
 def _read(archive: Path, members: tarfile.TarFile, member: tarfile.TarInfo, target: Path | None) -> None:
     """Read a member to its end, which also shows whether it has one, and write it to `target` if there is one."""
-    time = max(0, int(member.mtime))
-    if target is not None and _stamp(target) == (member.size, time):
-        target = None
     source = members.extractfile(member)
     assert source is not None  # it is a regular file
-    temporary = target.with_name(f".{target.name}.partial") if target else Path(os.devnull)
     left = member.size
-    with open(temporary, "wb") as file:
+    with open(target or os.devnull, "wb") as file:
         while left:
             with _refusing_damage(archive, f"it breaks off or is damaged within {member.name}"):
                 block = source.read(min(_BLOCK, left))
@@ -183,16 +174,7 @@ def _read(archive: Path, members: tarfile.TarFile, member: tarfile.TarInfo, targ
             file.write(block)
             left -= len(block)
     if target is not None:
-        os.utime(temporary, (time, time))
-        os.replace(temporary, target)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_size, int(found.st_mtime)
+        os.utime(target, (max(0, int(member.mtime)),) * 2)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused,
 from r1_aqa_repro.common.files import sha256_of, write_atomically
 from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, UNKNOWN, version_of
 from r1_aqa_repro.data.questions import AudioQuestion, question_from_mmau
-from r1_aqa_repro.data.records import BadRecord, Rejected, is_parquet, no_records, parse_records, read_records
+from r1_aqa_repro.data.records import BadRecord, Rejected, is_parquet, no_records, optional_text, parse_records, read_records
 
 SOURCE = "source.jsonl"
 
@@ -152,9 +152,11 @@ def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making 
         say(f"MMAU test-mini, version {version}")
     settings = {"command": "data_prep.mmau", "questions": hashes}
     stream = records(by_file, audio, version, out / _UNPACKED, making.format)
-    report = pipeline.prepare(stream, out, making, settings, len(listed))
+    try:
+        report = pipeline.prepare(stream, out, making, settings, len(listed))
+    finally:
+        shutil.rmtree(out / _UNPACKED, ignore_errors=True)
     write_atomically(out / SOURCE, "".join(json.dumps(one.raw, default=str) + "\n" for one in listed))
-    shutil.rmtree(out / _UNPACKED, ignore_errors=True)
     say(report.summary(out))
     return report
 
@@ -188,13 +190,7 @@ def records(
         Refused: an archive cannot be trusted or read.
     """
     names = _Names(record for listed in by_file.values() for record in listed)
-    folders = [source if source.is_dir() else unpacked / _state_of(source) for source in audio]
-    for other in unpacked.glob("*"):  # left by an interrupted run whose archives were others
-        if other not in folders:
-            shutil.rmtree(other)
-    for source, unpacked_to in zip(audio, folders, strict=True):
-        if unpacked_to != source:
-            _unpack(source, unpacked_to, names)
+    folders = [source if source.is_dir() else _unpack(source, unpacked, names) for source in audio]
     index = MediaIndex(folders)
     for file, listed in by_file.items():
         has_audio = is_parquet(file)
@@ -231,10 +227,7 @@ def _asked(raw: dict[str, Any], where: str) -> Asked:
     record = _flattened(raw)
     question = question_from_mmau(record, Path())
     choices, answer = _without_letters(question.choices, question.answer)
-    audio_id = record.get("audio_id") or None
-    if audio_id is not None and not isinstance(audio_id, str):
-        raise BadRecord(f"audio_id is {audio_id!r}, not a text", "Give audio_id as a text.")
-    return Asked(replace(question, choices=choices, answer=answer), raw, audio_id)
+    return Asked(replace(question, choices=choices, answer=answer), raw, optional_text(record, "audio_id"))
 
 
 def _flattened(raw: dict[str, Any]) -> dict[str, Any]:
@@ -266,25 +259,15 @@ def _without_letters(choices: tuple[str, ...], answer: str | None) -> tuple[tupl
     return clean, next(meant, answer)
 
 
-def _state_of(archive: Path) -> str:
-    """A folder name that changes when the archive does."""
+def _unpack(archive: Path, unpacked: Path, names: _Names) -> Path:
+    """Write the archive's clips that are wanted to a folder whose name changes when the archive does."""
+    say(f"unpacking {archive}")
     found = archive.stat()
     state = f"{archive.absolute()} {found.st_size} {found.st_mtime_ns}"
-    return hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
-
-
-def _unpack(archive: Path, folder: Path, names: _Names) -> None:
-    """Write the archive's clips that are wanted to the folder."""
-    say(f"unpacking {archive}")
-    try:
-        if is_parquet(archive):
-            number = _unpack_parquet(archive, folder, names)
-        else:
-            number = unpack(archive, folder, names.unpacked)
-    except Refused:
-        shutil.rmtree(folder, ignore_errors=True)  # nothing of it is used, now or later
-        raise
+    folder = unpacked / hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
+    number = _unpack_parquet(archive, folder, names) if is_parquet(archive) else unpack(archive, folder, names.unpacked)
     say(f"{number:,} of its clips belong to questions")
+    return folder
 
 
 def _unpack_parquet(file: Path, folder: Path, names: _Names) -> int:

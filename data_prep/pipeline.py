@@ -1,6 +1,6 @@
 """Make `manifest.jsonl`, `audio/` and `prep_report.json` of records and their media: what all preparations share.
 
-Only a window of the records is in memory, whatever their number. Clips are decoded in worker processes and get their
+Only a window of the records is in memory, whatever their number, beside the ids and what is known of each clip. Clips are decoded in worker processes and get their
 names when they are whole; the journal remembers each with the file it came from, so that a run that was killed goes on
 where it stopped, and a file that changed is decoded again. The manifest keeps the order of the records and gets its
 name when it is complete.
@@ -18,7 +18,6 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -27,12 +26,13 @@ import av
 import soxr
 from tqdm import tqdm
 
-from data_prep.journal import Journal, Outcome, explaining_errors, printable
+from data_prep.journal import Outcome, facts_of, outcomes_of
 from data_prep.media import Excerpt, MediaError
 from data_prep.workers import CORES, PARTIAL, Clip, PassingError, Task, Workers, add_workers_argument
 from r1_aqa_repro.common.claim import check_claim, claim
 from r1_aqa_repro.common.errors import Refused, failing_plainly
 from r1_aqa_repro.common.files import whole_file, write_json
+from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.audio import CHANNELS
 from r1_aqa_repro.data.questions import AudioQuestion, check_question, manifest_line
 from r1_aqa_repro.data.records import BadRecord, Rejected
@@ -42,8 +42,8 @@ REPORT = "prep_report.json"
 SETTINGS = "prep_settings.json"
 FORMATS = ("flac", "wav")
 
-_JOURNAL = ".journal.sqlite"
-_SAVE_EVERY = 0.25  # seconds between commits of the journal: what a kill costs at most
+_JOURNAL = ".journal.jsonl"
+_SAVE_EVERY = 0.25  # seconds between additions to the journal: what a kill costs at most
 _SHOWN = 3  # dropped records of each reason in the summary
 
 
@@ -87,14 +87,14 @@ class Report:
     details: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, record_id: str, reason: str, detail: str) -> None:
-        self.dropped.setdefault(reason, []).append(printable(record_id))
-        self.details.setdefault(reason, []).append(printable(f"{record_id}: {detail}"))
+        self.dropped.setdefault(reason, []).append(_printable(record_id))
+        self.details.setdefault(reason, []).append(_printable(f"{record_id}: {detail}"))
 
     def flag(self, record_id: str, reason: str, detail: str) -> str:
         """Note a record that is kept without its clip; returns its flag."""
         flag = "missing_audio" if reason == "missing" else "undecodable"
-        self.flagged.setdefault(flag, []).append(printable(record_id))
-        self.details.setdefault(reason, []).append(printable(f"{record_id}: {detail}"))
+        self.flagged.setdefault(flag, []).append(_printable(record_id))
+        self.details.setdefault(reason, []).append(_printable(f"{record_id}: {detail}"))
         return flag
 
     @property
@@ -169,16 +169,16 @@ def prepare(
         total: the number of records if it is known, for the progress bar.
 
     Raises:
-        Refused: `out` was made with other settings, or holds something from elsewhere.
-        Failed: the disk is full, or another run works in `out`.
+        Refused: `out` was made with other settings, holds something from elsewhere, or another run works in it.
+        Failed: the disk is full.
         KeyboardInterrupt: what was done is kept, and the same call goes on.
     """
     started = time.perf_counter()
     decoder = f"av {av.__version__}, soxr {soxr.__version__}"
     kept = "What was done is kept: mend that and give the same command again."
-    with failing_plainly(out, kept), explaining_errors(out / _JOURNAL):
+    with failing_plainly(out, kept):
         _enter(out, {**settings, "channel": making.channel, "format": making.format, "decoder": decoder})
-        with closing(Journal(out / _JOURNAL)) as journal, Workers(making.workers) as pool:
+        with RecordFile(out / _JOURNAL, "Give another --out.") as journal, Workers(making.workers) as pool:
             for leftover in (out / "audio").glob(f".*{PARTIAL}"):  # of a run that was killed: the journal is ours alone
                 leftover.unlink(missing_ok=True)
             run = _Run(out, journal, pool, making)
@@ -186,7 +186,7 @@ def prepare(
                 with tqdm(total=total, unit=" records", disable=None) as bar:
                     run.through(records, manifest, bar, window=8 * making.workers + 16)
                 report = run.report
-                report.audio = journal.statistics()
+                report.audio = facts_of([one.clip for one in run.outcomes.values() if one.clip])
                 report.seconds = round(time.perf_counter() - started, 3)
                 report.clips_per_second = round(report.clips_decoded / report.seconds, 2)
                 write_json(out / REPORT, asdict(report))
@@ -222,76 +222,80 @@ def safe_stem(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A record without its media, its manifest line, and what becomes of its clip."""
+    """A record without its media, None if it is a bad one, and what becomes of its clip."""
 
     id: str
-    record: Record | None
-    line: str
     outcome: Outcome
+    record: Record | None = None
 
 
 class _Run:
     """One run: the records in its window wait for their clips, and leave in their order."""
 
-    def __init__(self, out: Path, journal: Journal, pool: Workers, making: Making):
+    def __init__(self, out: Path, journal: RecordFile, pool: Workers, making: Making):
         self.audio, self.journal, self.pool, self.making = out / "audio", journal, pool, making
         self.report = Report()
-        self._making: dict[str, Outcome] = {}  # by stem
+        self.outcomes: dict[str, Outcome] = {}  # of the clips that this run's records have, by stem
+        self._earlier = outcomes_of(journal.read())
+        self._ids: set[str] = set()
+        self._unsaved: list[dict[str, Any]] = []
 
     def through(self, records: Iterable[Record | Rejected], manifest: IO[bytes], bar: tqdm, window: int) -> None:
         """Take every record from beginning to end, at most `window` at once."""
         waiting: deque[_Waiting] = deque()
         started = saved = time.perf_counter()
-        for record in records:
-            waiting.append(self._begin(record))
-            self._leave(waiting, window - 1, manifest)
+        try:
+            for record in records:
+                waiting.append(self._begin(record))
+                self._leave(waiting, window - 1, manifest)
+                bar.update(self.report.kept + self.report.num_dropped - bar.n)
+                if (now := time.perf_counter()) > saved + _SAVE_EVERY:
+                    saved = now
+                    self._save()
+                    speed = self.report.clips_decoded / (now - started)
+                    bar.set_postfix_str(f"{speed:.1f} clips/s, {self.report.num_dropped:,} dropped", refresh=False)
+            self._leave(waiting, 0, manifest)
             bar.update(self.report.kept + self.report.num_dropped - bar.n)
-            if (now := time.perf_counter()) > saved + _SAVE_EVERY:
-                saved = now
-                self.journal.save()
-                speed = self.report.clips_decoded / (now - started)
-                bar.set_postfix_str(f"{speed:.1f} clips/s, {self.report.num_dropped:,} dropped", refresh=False)
-        self._leave(waiting, 0, manifest)
-        bar.update(self.report.kept + self.report.num_dropped - bar.n)
+        finally:
+            self._save()
 
     def _begin(self, record: Record | Rejected) -> _Waiting:
         """Check a record and see to it that its clip is there or in the making."""
         self.report.records_in += 1
         if isinstance(record, Rejected):
-            return _Waiting(record.id, None, "", Outcome("", reason="bad record", detail=record.problem.what))
-        question, bare = record.question, replace(record, source=None)
+            return _Waiting(record.id, Outcome("", reason="bad record", detail=record.problem.what))
+        record_id, bare = record.question.id, replace(record, source=None)
         try:
-            line = _line(question, f"audio/{record.stem}.{self.making.format}")
-            if record.path_if_lost is not None:
-                _line(question, record.path_if_lost)
-            if not self.journal.is_new(question.id):
-                raise MediaError("bad record", "an earlier record has the same id")
+            check_question(record.question)
+            if record_id in self._ids:
+                raise BadRecord("an earlier record has the same id", "Make ids unique.")
+            self._ids.add(record_id)
             if record.source is None:
                 raise MediaError("missing", record.missing)
-            return _Waiting(question.id, bare, line, self._clip(record.stem, record.source))
+            return _Waiting(record_id, self._clip(record.stem, record.source), bare)
+        except BadRecord as bad:
+            return _Waiting(record_id, Outcome("", reason="bad record", detail=bad.what))
         except MediaError as error:
-            return _Waiting(question.id, bare, "", Outcome("", reason=error.reason, detail=error.detail))
+            return _Waiting(record_id, Outcome("", reason=error.reason, detail=error.detail), bare)
 
     def _clip(self, stem: str, source: Excerpt) -> Outcome:
         """A clip: shared with an earlier record, left by an earlier run, or given to the workers.
 
         Raises:
-            MediaError: the file is gone, or another clip has the name.
+            BadRecord: another clip has the name.
+            MediaError: the file is gone.
         """
         signature = _signature(source)
-        outcome, is_used = self.journal.find(stem)
-        if stem in self._making:
-            outcome, is_used = self._making[stem], True
-        if outcome is not None and is_used:
+        if (outcome := self.outcomes.get(stem)) is not None:
             if outcome.source != signature:
-                raise MediaError("bad record", f"audio/{stem} is already the clip of an earlier record's media")
+                raise BadRecord(f"audio/{stem} is already the clip of an earlier record's media", "Name them apart.")
             return outcome
         target = self.audio / f"{stem}.{self.making.format}"
-        if outcome is not None and outcome.source == signature and (outcome.reason or outcome.size == _size(target)):
-            self.journal.use(stem)
-            return outcome
-        self._making[stem] = outcome = Outcome(signature)
-        self.pool.submit(Task(target, source, self.making.channel))
+        outcome = self._earlier.get(stem)
+        if outcome is None or outcome.source != signature or (outcome.clip and outcome.clip.size != _size(target)):
+            outcome = Outcome(signature)
+            self.pool.submit(Task(target, source, self.making.channel))
+        self.outcomes[stem] = outcome
         return outcome
 
     def _leave(self, waiting: deque[_Waiting], at_most: int, manifest: IO[bytes]) -> None:
@@ -301,47 +305,45 @@ class _Run:
                 self._collect()
                 continue
             one = waiting.popleft()
-            reason, record, line = one.outcome.reason, one.record, one.line
-            if reason is not None:
-                if record is None or record.path_if_lost is None or reason == "bad record":
-                    self.report.drop(one.id, reason, one.outcome.detail)
-                    continue
-                flag = self.report.flag(one.id, reason, one.outcome.detail)
-                line = _line(replace(record.question, flags=(flag,)), record.path_if_lost)
+            record, reason, detail = one.record, one.outcome.reason, one.outcome.detail
+            if record is not None and not reason:
+                line = _line(record.question, f"audio/{record.stem}.{self.making.format}")
+            elif record is None or record.path_if_lost is None:
+                self.report.drop(one.id, reason, detail)
+                continue
+            else:
+                line = _line(record.question, record.path_if_lost, self.report.flag(one.id, reason, detail))
             self.report.kept += 1
             manifest.write(line.encode())
 
     def _collect(self) -> None:
         """Wait for the workers and note what they made."""
         for task, result in self.pool.finished():
-            outcome = self._making.pop(task.target.stem)
+            stem = task.target.stem
+            outcome = self.outcomes[stem]
             if isinstance(result, MediaError):
-                outcome.reason, outcome.detail = result.reason, result.detail
+                outcome.reason, outcome.detail = result.reason, _printable(result.detail)
                 task.target.unlink(missing_ok=True)  # what a file that has changed gave before
             else:
-                outcome.size = result.size
+                outcome.clip = result
                 self.report.clips_decoded += 1
-            clip = result if isinstance(result, Clip) else None
-            self.journal.put(task.target.stem, outcome, clip, is_final=not isinstance(result, PassingError))
+            if not isinstance(result, PassingError):
+                self._unsaved.append({"stem": stem, **asdict(outcome)})
+
+    def _save(self) -> None:
+        self.journal.append(self._unsaved)
+        self._unsaved = []
 
 
-def _line(question: AudioQuestion, audio_path: str) -> str:
-    """The manifest line of a good record.
+def _line(question: AudioQuestion, audio_path: str, *flags: str) -> str:
+    if len(set(question.choices)) < len(question.choices):
+        flags = (*flags, "duplicate_choices")
+    return manifest_line(replace(question, flags=(*question.flags, *flags)), audio_path)
 
-    Raises:
-        MediaError: training could not read the line; its reason is "bad record".
-    """
-    try:
-        check_question(question)
-        if len(set(question.choices)) < len(question.choices):
-            question = replace(question, flags=(*question.flags, "duplicate_choices"))
-        line = manifest_line(question, audio_path)
-        line.encode()
-    except BadRecord as bad:
-        raise MediaError("bad record", bad.what) from None
-    except UnicodeEncodeError:
-        raise MediaError("bad record", "a text in it is no valid Unicode (half of a surrogate pair)") from None
-    return line
+
+def _printable(text: str) -> str:
+    """A text that can be written: of a file name, bytes that are no text are shown escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _signature(source: Excerpt) -> str:
@@ -355,7 +357,7 @@ def _signature(source: Excerpt) -> str:
         raise MediaError("missing", f"{source.media} cannot be found ({error.strerror})") from None
     if not stat.S_ISREG(found.st_mode):  # reading a pipe would never end
         raise MediaError("missing", f"{source.media} is not a file")
-    return f"{printable(os.path.abspath(source.media))} {found.st_size} {found.st_mtime_ns} {part}"
+    return f"{_printable(os.path.abspath(source.media))} {found.st_size} {found.st_mtime_ns} {part}"
 
 
 def _size(path: Path) -> int | None:

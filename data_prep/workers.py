@@ -54,7 +54,7 @@ class Task:
     channel: str = "first"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """What was made: size of the file in bytes, length in seconds, largest and root-mean-square amplitude."""
 
