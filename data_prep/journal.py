@@ -33,7 +33,7 @@ class Outcome:
 
 
 def outcomes_of(records: Iterable[dict[str, Any] | None]) -> dict[str, Outcome]:
-    """The outcomes that the lines of a journal record, by the clip's name; of several the last. A damaged line is None."""
+    """The outcomes that a journal records, by the clip's name; of several the last counts. A damaged line is None."""
     outcomes = {}
     for record in filter(None, records):
         clip = Clip(**record["clip"]) if record["clip"] else None

@@ -37,7 +37,15 @@ from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused,
 from r1_aqa_repro.common.files import sha256_of, write_atomically
 from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, UNKNOWN, version_of
 from r1_aqa_repro.data.questions import AudioQuestion, question_from_mmau
-from r1_aqa_repro.data.records import BadRecord, Rejected, is_parquet, no_records, optional_text, parse_records, read_records
+from r1_aqa_repro.data.records import (
+    BadRecord,
+    Rejected,
+    is_parquet,
+    no_records,
+    optional_text,
+    parse_records,
+    read_records,
+)
 
 SOURCE = "source.jsonl"
 

@@ -1,9 +1,9 @@
 """Make `manifest.jsonl`, `audio/` and `prep_report.json` of records and their media: what all preparations share.
 
-Only a window of the records is in memory, whatever their number, beside the ids and what is known of each clip. Clips are decoded in worker processes and get their
-names when they are whole; the journal remembers each with the file it came from, so that a run that was killed goes on
-where it stopped, and a file that changed is decoded again. The manifest keeps the order of the records and gets its
-name when it is complete.
+Of the records only a window is in memory, whatever their number, and the ids. Clips are decoded in worker processes and
+get their names when they are whole; the journal remembers each with the file it came from, so that a run that was
+killed goes on where it stopped, and a file that changed is decoded again. The manifest keeps the order of the records
+and gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from data_prep.journal import Outcome, facts_of, outcomes_of
 from data_prep.media import Excerpt, MediaError
-from data_prep.workers import CORES, PARTIAL, Clip, PassingError, Task, Workers, add_workers_argument
+from data_prep.workers import CORES, PARTIAL, PassingError, Task, Workers, add_workers_argument
 from r1_aqa_repro.common.claim import check_claim, claim
 from r1_aqa_repro.common.errors import Refused, failing_plainly
 from r1_aqa_repro.common.files import whole_file, write_json

@@ -2,7 +2,7 @@
 
     python -m data_prep.stats data/avqa/manifest.jsonl
 
-prints the tables and writes stats.json and stats.png. The lazy strategies use no audio: what they score, a model can
+prints a table and writes stats.json. The lazy strategies use no audio: what they score, a model can
 score without listening.
 
 Exit codes: 0 done; 2 the manifest has bad records or cannot be read; 130 interrupted.
@@ -10,7 +10,6 @@ Exit codes: 0 done; 2 the manifest has bad records or cannot be read; 130 interr
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import soundfile
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +39,6 @@ _KINDS = {
     "sub_category": "sub-category",
 }
 _SHOWN = 30  # rows of one kind that are printed
-_ACROSS = 4  # plots beside each other
 
 
 @command
@@ -52,12 +49,10 @@ def main(argv: list[str]) -> int:
     if read.problems:
         raise Refused(read.problems)
     out = arguments.out or arguments.manifest.with_name(f"{arguments.manifest.stem}-stats")
-    seconds = clip_seconds(read.records)
-    summary = statistics_of(read.records, seconds)
+    summary = statistics_of(read.records, clip_seconds(read.records))
     write_json(out / "stats.json", summary)
-    _draw(out / "stats.png", summary, [length for length in seconds.values() if length is not None])
     _show(summary)
-    print(f"{out / 'stats.json'}, {out / 'stats.png'}")
+    print(out / "stats.json")
     return EXIT_DONE
 
 
@@ -158,46 +153,6 @@ def _show(summary: Mapping[str, Any]) -> None:
     console = Console()
     console.print(table, markup=False)
     console.print(clips, highlight=False)
-
-
-def _draw(path: Path, summary: Mapping[str, Any], seconds: Sequence[float]) -> None:
-    """Counts by kind, lengths, positions of the right answer and the lazy strategies, as a PNG."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    kinds = [kind for kind in ("task", "difficulty", "category", "sub_category") if kind in summary["counts"]]
-    num_plots = len(kinds) + 3
-    rows = math.ceil(num_plots / _ACROSS)
-    figure, grid = pyplot.subplots(
-        rows, _ACROSS, figsize=(4.5 * _ACROSS, 4 * rows), layout="constrained", squeeze=False
-    )
-    axes = list(grid.flat)
-    for axis in axes[num_plots:]:
-        axis.remove()
-    for axis, kind in zip(axes, kinds, strict=False):
-        counted = list(summary["counts"][kind].items())[:_SHOWN]
-        axis.barh([_plain(label) for label, _ in reversed(counted)], [number for _, number in reversed(counted)])
-        axis.set(title=_KINDS[kind], xlabel="questions")
-        axis.tick_params(axis="y", labelsize=10 if len(counted) <= 12 else 6)
-    lengths, positions, lazy = axes[len(kinds) : num_plots]
-    lengths.hist(seconds, bins=40)
-    lengths.set(title=f"length of {len(seconds):,} clips", xlabel="seconds", ylabel="clips")
-    position = summary["choices"]["answer_position"]
-    positions.bar(list(position), list(position.values()))
-    positions.set(title="position of the right answer", ylabel="questions")
-    strategies = summary["lazy_strategies"]
-    lazy.barh([name.replace("_", " ") for name in strategies], [100 * accuracy for accuracy in strategies.values()])
-    lazy.set(title="right without listening", xlabel="accuracy, %")
-    for axis in axes[:num_plots]:
-        axis.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def _plain(label: str) -> str:
-    """A data set's text as a label: no line breaks, no mathematics, not too long."""
-    return " ".join(label.split())[:40].replace("$", r"\$")
 
 
 def _parser() -> Options:

@@ -42,7 +42,7 @@ _OF_WORKERS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 25), "
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     """`--workers`, for the commands that decode clips."""
     parser.add_argument("--workers", type=positive, default=CORES, metavar="N",
-        help="decoding processes (default: one a core); the result does not depend on it")  # fmt: skip
+        help="clips decoded at once (default: one a core); the result does not depend on it")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -208,14 +208,9 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def ignore_interrupts() -> None:
-    """Let the main process alone decide: Ctrl-C reaches all of them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _work(connection: Connection) -> None:
     """Make clips until the main process closes the pipe, or is gone."""
-    ignore_interrupts()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process alone decides: Ctrl-C reaches all of them
     try:
         while True:
             task = connection.recv()

