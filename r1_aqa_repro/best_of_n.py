@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from r1_aqa_repro.common.console import Options, positive, positive_number, say
-from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, collecting, command
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.samples import Outputs, Sampled, SampleFile, write_results
@@ -36,22 +36,13 @@ from r1_aqa_repro.rewards.arguments import REWARD_MODEL
 if TYPE_CHECKING:
     from r1_aqa_repro.rewards.rules import RewardFunction
 
-# how problems name these options: in training they are keys of the configuration
-_OPTIONS = {
-    "reward_funcs": "--reward-model, --rewards",
-    "reward_weights": "--reward-weights",
-    "reward_model_name_or_path": "--reward-model",
-    "persona_rubric": "--persona-rubric",
-    "length_penalty_cache": "--length-penalty-cache",
-}
-
 
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     arguments = _parser().parse_args(argv)
-    by_model = [] if arguments.reward_model_name_or_path is None else [REWARD_MODEL]
-    arguments.reward_funcs = by_model + arguments.rewards
+    if arguments.reward_model_name_or_path is not None:
+        arguments.reward_funcs = [REWARD_MODEL, *arguments.reward_funcs]
     outputs = Outputs.at(arguments.out)
     prompts = prepare(arguments)
     settings = settings_of(arguments)
@@ -86,22 +77,13 @@ def prepare(arguments: Any) -> list[TextPrompt]:
     from r1_aqa_repro.run.kinds import prompts_to_answer
 
     true_reward.register()
-    problems = [
-        replace(problem, where=_OPTIONS.get(problem.where, problem.where)) for problem in check_rewards(arguments)
-    ]
+    # in training they are keys of the configuration
+    options = {action.dest: action.option_strings[0] for action in _parser()._actions}
+    problems = [replace(each, where=options.get(each.where, each.where)) for each in check_rewards(arguments)]
     kind = prompts_to_answer(arguments, "lower --max-new-tokens, ")
-    try:
+    with collecting(problems):
         kind.model = checked_config(arguments.model), load_tokenizer(arguments.model)
-    except Refused as refusal:
-        problems += refusal.problems
-    try:
-        prompts, bad = kind.usable(str(arguments.prompts))
-    except Refused as refusal:
-        raise Refused(problems + refusal.problems) from refusal
-    problems += bad + kind.check_together(prompts, str(arguments.prompts))
-    if problems:
-        raise Refused(problems)
-    return prompts[: arguments.limit]
+    return kind.all_sound(str(arguments.prompts), arguments.limit, problems)
 
 
 def settings_of(arguments: Any) -> dict[str, Any]:
@@ -134,22 +116,17 @@ def _sample(arguments: Any, prompts: Sequence[TextPrompt], file: SampleFile) -> 
     from transformers.utils import logging
 
     from r1_aqa_repro.model.generation import device_and_dtype
-    from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
-    from r1_aqa_repro.rewards.registry import rule_rewards
-    from r1_aqa_repro.rewards.reward_model import RewardModel
+    from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
+    from r1_aqa_repro.rewards.registry import load_rewards
 
     logging.disable_progress_bar()
     device, dtype = device_and_dtype()
-    rewards: dict[str, RewardFunction] = rule_rewards(arguments)
-    if arguments.reward_model_name_or_path is not None:
-        tokenizer = load_tokenizer(arguments.reward_model_name_or_path)
-        model = load_reward_model(arguments.reward_model_name_or_path, tokenizer, dtype).to(device)
-        rewards[REWARD_MODEL] = RewardModel(model, tokenizer)
+    rewards = load_rewards(arguments, dtype, device)
     sampler = Sampler(
         load_policy(arguments.model, dtype).to(device).eval(),
         load_tokenizer(arguments.model),
-        {name: rewards[name] for name in arguments.reward_funcs},
-        arguments.reward_weights or [1.0] * len(arguments.reward_funcs),
+        rewards,
+        arguments.reward_weights or [1.0] * len(rewards),
         arguments.num,
         arguments.max_completion_length,
         arguments.temperature,
@@ -250,7 +227,8 @@ def _parser() -> Options:
     add("--out", required=True, type=Path, metavar="DIR_OR_FILE", help="folder, or file of pairs (.jsonl)")
     add("--num", type=_several, default=8, metavar="N", help="answers a prompt (default: 8)")
     add("--reward-model", dest="reward_model_name_or_path", metavar="DIR_OR_HUB_ID", help="a model that scores them")
-    add("--rewards", nargs="+", default=[], metavar="NAME", help="rule rewards of them, such as math")
+    add("--rewards", dest="reward_funcs", nargs="+", default=[], metavar="NAME",
+        help="rule rewards of them, such as math")  # fmt: skip
     add("--reward-weights", nargs="+", type=float, metavar="W",
         help="one a reward, the reward model's first (default: 1 each)")  # fmt: skip
     add("--persona-rubric", metavar="FILE", help="YAML rubric of the reward persona")

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from r1_aqa_repro.common.console import Options, say
-from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, command, is_full_disk, space_left
+from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command, failing_plainly
 from r1_aqa_repro.model.files import ADAPTER_CONFIG, adapter_config
 from r1_aqa_repro.model.loading import (
     MODEL_TYPE,
@@ -56,33 +56,22 @@ def main(argv: list[str]) -> int:
 def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str = "float32") -> Path:
     """Write base + adapter to `out`: model, processor and generation config, whole or not at all. Returns `out`.
 
-    Args:
-        adapter: folder of a LoRA adapter.
-        out: folder to make.
-        base: folder or hub id of the base model. Default: the one that the adapter names.
-        dtype: float32 or bfloat16, of the written weights.
-
     Raises:
         Refused: `out` exists, the adapter is not a LoRA or does not fit, its base cannot be read, too little space.
-        Failed: the disk filled up; nothing is left of `out`.
+        Failed: it could not be written, such as when the disk filled up; nothing is left of `out`.
     """
     base = _check(adapter, out, base, dtype)
     model, processor = _load(adapter, base)
     merged = model.merge_and_unload(safe_merge=True).to(DTYPES[dtype])
     staged = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
-    try:
-        merged.save_pretrained(staged)
-        processor.save_pretrained(staged)
-    except Exception as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        if not is_full_disk(error):
-            raise
-        raise Failed(
-            f"{out} could not be written: the disk is full ({space_left(out.parent)} without it). "
-            "Free some space and give the same command again."
-        ) from error
-    os.rename(staged, out)
+    with failing_plainly(out, "Nothing of it is left: give the same command again once it can be."):
+        try:
+            merged.save_pretrained(staged)
+            processor.save_pretrained(staged)
+            os.rename(staged, out)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
     return out
 
 

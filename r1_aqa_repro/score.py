@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r1_aqa_repro.common.console import Options, positive
-from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.conversations import PreferencePair, answer
@@ -63,19 +63,11 @@ def score_file(
     from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model, load_tokenizer
     from r1_aqa_repro.run.kinds import preference_pairs
 
-    kind, problems = preference_pairs(None), []
-    try:
+    kind, problems = preference_pairs(None), list[Problem]()
+    with collecting(problems):
         kind.model = check_reward_model(name_or_path), load_tokenizer(name_or_path)
-    except Refused as refusal:
-        problems += refusal.problems
-    try:
-        pairs, bad = kind.usable(str(file), limit)
-    except Refused as refusal:
-        raise Refused(problems + refusal.problems) from refusal
-    if problems + bad:
-        raise Refused(problems + bad)
-    assert kind.model is not None, "what is wrong with it was raised above"
-    tokenizer = kind.model[1]
+    pairs = kind.all_sound(str(file), limit, problems)
+    tokenizer = load_tokenizer(name_or_path)
     device, dtype = device_and_dtype()
     model = load_reward_model(name_or_path, tokenizer, dtype).to(device)
     scores = pair_scores(model, tokenizer, pairs, batch_size)

@@ -21,9 +21,8 @@ from trl import get_peft_config
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.embedded import true_reward
 from r1_aqa_repro.grpo.trainer import TextGRPOTrainer
-from r1_aqa_repro.model.text_loading import load_configured_policy, load_reward_model, load_tokenizer
-from r1_aqa_repro.rewards.arguments import REWARD_MODEL
-from r1_aqa_repro.rewards.registry import check_rewards, rule_rewards
+from r1_aqa_repro.model.text_loading import load_configured_policy
+from r1_aqa_repro.rewards.registry import check_rewards, load_rewards
 from r1_aqa_repro.run.checks import check_grpo
 from r1_aqa_repro.run.config import TextGRPOConfig, parse_text_config
 from r1_aqa_repro.run.kinds import prompts_to_answer
@@ -41,21 +40,15 @@ def main(argv: list[str]) -> int:
 
     def build_trainer() -> TextGRPOTrainer:
         model, tokenizer = load_configured_policy(model_config)
-        reward_functions = rule_rewards(training)
-        reward_tokenizer = None
-        if REWARD_MODEL in training.reward_funcs:
-            folder = str(training.reward_model_name_or_path)
-            reward_tokenizer = load_tokenizer(folder)
-            reward_functions[REWARD_MODEL] = load_reward_model(folder, reward_tokenizer, "auto")
+        rewards = load_rewards(training)
         return TextGRPOTrainer(
             model=model,
             args=training,
             questions=prompts,
             processing_class=tokenizer,
-            reward_funcs=[(name, reward_functions[name]) for name in training.reward_funcs],
-            reward_processing_classes=[
-                reward_tokenizer if name == REWARD_MODEL else None for name in training.reward_funcs
-            ],
+            # TRL scores with a reward model itself
+            reward_funcs=[(name, getattr(reward, "model", reward)) for name, reward in rewards.items()],
+            reward_processing_classes=[getattr(reward, "tokenizer", None) for reward in rewards.values()],
             peft_config=get_peft_config(model_config),
         )
 

@@ -19,12 +19,10 @@ show_help_if_asked(__name__, __doc__, "transformers.TrainingArguments", RunArgum
 
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.embedded import true_reward
-from r1_aqa_repro.model.text_loading import load_configured_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.model.text_loading import load_configured_policy
 from r1_aqa_repro.ppo.critic import actor_and_critic, check_critic, check_ppo, critic_positions, load_critic
 from r1_aqa_repro.ppo.trainer import PPOConfig, PPOTrainer
-from r1_aqa_repro.rewards.arguments import REWARD_MODEL
-from r1_aqa_repro.rewards.registry import check_rewards, rule_rewards
-from r1_aqa_repro.rewards.reward_model import RewardModel
+from r1_aqa_repro.rewards.registry import check_rewards, load_rewards
 from r1_aqa_repro.run.config import parse_text_config
 from r1_aqa_repro.run.kinds import prompts_to_answer
 from r1_aqa_repro.run.loop import run_training
@@ -44,14 +42,6 @@ def main(argv: list[str]) -> int:
     def build_trainer() -> PPOTrainer:
         policy, tokenizer = load_configured_policy(model_config)
         reference, _ = load_configured_policy(model_config)
-        reward_functions = rule_rewards(training)
-        if REWARD_MODEL in training.reward_funcs:
-            folder = str(training.reward_model_name_or_path)
-            reward_tokenizer = load_tokenizer(folder)
-            reward_model = load_reward_model(folder, reward_tokenizer, "auto")
-            reward_functions[REWARD_MODEL] = RewardModel(
-                reward_model, reward_tokenizer, training.max_prompts_per_device
-            )
         return PPOTrainer(
             policy=policy,
             critic=load_critic(training, model_config),
@@ -59,7 +49,7 @@ def main(argv: list[str]) -> int:
             args=training,
             prompts=prompts,
             processing_class=tokenizer,
-            reward_funcs={name: reward_functions[name] for name in training.reward_funcs},
+            reward_funcs=load_rewards(training, batch_size=training.max_prompts_per_device),
         )
 
     return run_training(build_trainer, training, "ppo")

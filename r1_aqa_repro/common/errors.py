@@ -58,6 +58,15 @@ class Refused(Exception):
         return cls([Problem(where, what, remedy)])
 
 
+@contextmanager
+def collecting(problems: list[Problem]) -> Iterator[None]:
+    """Add what is refused inside to `problems`, to go on with the next check."""
+    try:
+        yield
+    except Refused as refusal:
+        problems += refusal.problems
+
+
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether this error, or one that led to it, is for want of space on a disk (or of its user's quota).
 
@@ -72,9 +81,10 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def space_left(path: str | os.PathLike[str]) -> str:
-    """Such as `12.3 MB are free`, of the disk that holds `path`, or would hold it."""
-    return f"{shutil.disk_usage(existing_folder(path)).free / 1e6:,.1f} MB are free"
+def disk_full(what: str | os.PathLike[str], folder: Path, kept: str) -> Failed:
+    """The error of something that did not fit on the disk of `folder`; `kept` says what is there, and how to go on."""
+    free = shutil.disk_usage(existing_folder(folder)).free / 1e6
+    return Failed(f"{what} could not be written: the disk is full ({free:,.1f} MB are free). {kept}")
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:
@@ -100,7 +110,7 @@ def failing_plainly(out: Path, kept: str) -> Iterator[None]:
         raise
     except Exception as error:
         if is_full_disk(error):
-            raise Failed(f"{out} could not be written: the disk is full ({space_left(out)}). {kept}") from error
+            raise disk_full(out, out, kept) from error
         if isinstance(error, OSError):
             raise Failed(f"{error.filename or out}: {error.strerror or error}. {kept}") from error
         raise
@@ -148,3 +158,13 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
             return EXIT_INTERRUPTED
 
     return run
+
+
+def moved(name: str, remedy: str) -> Callable[..., int]:
+    """The `main` of an old name: it says what to type instead."""
+
+    @command
+    def main(argv: list[str]) -> int:
+        raise Refused.because(name, "this is no command any more", remedy)
+
+    return main

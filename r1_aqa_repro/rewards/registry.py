@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
-from r1_aqa_repro.model.text_loading import check_reward_model
+from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.arguments import REWARD_MODEL, RewardArguments
 from r1_aqa_repro.rewards.persona import persona_reward
+from r1_aqa_repro.rewards.reward_model import BATCH_SIZE, RewardModel
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, format_reward, random_reward
 from r1_aqa_repro.rewards.text_rules import (
     is_gold_expression,
@@ -123,7 +124,7 @@ def check_rewards(args: RewardArguments) -> list[Problem]:
             problems.append(Problem(key, f"the reward {name} needs it", "Set it, or leave the reward out."))
         if name not in names and value is not None:
             problems.append(Problem(key, "no reward uses it", f"Add {name} to reward_funcs, or leave the key out."))
-    try:
+    with collecting(problems):
         if REWARD_MODEL in names and args.reward_model_name_or_path is not None:
             check_reward_model(args.reward_model_name_or_path)
         if "length_penalty" in names and getattr(args, "max_completion_length", None) is None:
@@ -131,8 +132,6 @@ def check_rewards(args: RewardArguments) -> list[Problem]:
         for name in names:
             if name in RULES and (name != "persona" or args.persona_rubric is not None):
                 RULES[name].reward(args)
-    except Refused as refusal:
-        problems += refusal.problems
     return problems
 
 
@@ -183,3 +182,15 @@ def reward_model_positions(args: RewardArguments) -> int | None:
 def rule_rewards(args: RewardArguments) -> dict[str, RewardFunction]:
     """The reward functions of the rules that a configuration names."""
     return {name: RULES[name].reward(args) for name in args.reward_funcs if name in RULES}
+
+
+def load_rewards(
+    args: RewardArguments, dtype: str = "auto", device: str = "cpu", batch_size: int = BATCH_SIZE
+) -> dict[str, RewardFunction]:
+    """All reward functions that a configuration names, in its order; `batch_size` is that of the reward model."""
+    found = rule_rewards(args)
+    if REWARD_MODEL in args.reward_funcs:
+        folder = str(args.reward_model_name_or_path)
+        tokenizer = load_tokenizer(folder)
+        found[REWARD_MODEL] = RewardModel(load_reward_model(folder, tokenizer, dtype).to(device), tokenizer, batch_size)
+    return {name: found[name] for name in args.reward_funcs}

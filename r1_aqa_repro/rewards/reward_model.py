@@ -13,14 +13,14 @@ from r1_aqa_repro.data.conversations import Message, answer
 from r1_aqa_repro.model.inputs import pad_right, token_ids
 from r1_aqa_repro.rewards.rules import Completion, completion_text
 
-_BATCH_SIZE = 64  # conversations
+BATCH_SIZE = 64  # conversations
 
 
 def score_conversations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
-    batch_size: int = _BATCH_SIZE,
+    batch_size: int = BATCH_SIZE,
     progress: str | None = None,
 ) -> list[float]:
     """The scalar that the model gives each whole conversation, read at its last token.
@@ -57,7 +57,7 @@ class RewardModel:
 
     __name__ = "reward_model"
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = _BATCH_SIZE):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = BATCH_SIZE):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
     def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[Completion], **_: Any) -> list[float]:

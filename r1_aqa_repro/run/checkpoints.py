@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from r1_aqa_repro.common.errors import Failed, Refused, is_full_disk, space_left
+from r1_aqa_repro.common.errors import Refused, disk_full, is_full_disk
 from r1_aqa_repro.model.loading import load_model
 
 STAGING = ".partial"  # folder inside the run folder where a checkpoint is written before it gets its name
@@ -81,10 +81,7 @@ def told_of_full_disk(run_folder: Path) -> Iterator[None]:
         shutil.rmtree(run_folder / STAGING, ignore_errors=True)
         last = last_checkpoint(run_folder)
         kept = "There is no checkpoint yet" if last is None else f"{last} is whole"
-        raise Failed(
-            f"{what} could not be written: the disk is full ({space_left(run_folder)} without it). "
-            f"{kept}: free some space and give the same command again."
-        ) from error
+        raise disk_full(what, run_folder, f"{kept}: free some space and give the same command again.") from error
     finally:
         threading.excepthook = outer
 
@@ -104,23 +101,16 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write the checkpoint under another name, then rename it: a kill in between leaves the one before."""
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staged, target = Path(self.args.output_dir) / STAGING / name, Path(self.args.output_dir) / name
-        if self.args.should_save:
-            shutil.rmtree(staged.parent, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            if self.state.best_model_checkpoint == str(staged):
-                self.state.best_model_checkpoint = str(target)
+        with self._staged(f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}") as staged:
+            self._staging = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = False
+            if self.args.should_save and self.state.best_model_checkpoint == str(staged):
+                self.state.best_model_checkpoint = str(Path(self.args.output_dir) / staged.name)
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(staged, target)
+        if self.args.should_save:
             rotate_checkpoints(
                 output_dir=self.args.output_dir,
                 save_total_limit=self.args.save_total_limit,
@@ -168,15 +158,22 @@ class ResumableTrainer(Trainer):
 
     def save_final(self) -> Path:
         """Write model, processor and generation config to `<output_dir>/final`, whole or not at all."""
+        with self._staged(FINAL) as staged:
+            self.save_model(str(staged))
+        return Path(self.args.output_dir) / FINAL
+
+    @contextmanager
+    def _staged(self, name: str) -> Iterator[Path]:
+        """Where to write a folder of the run, which gets its name when all processes have written."""
         folder = Path(self.args.output_dir)
-        staged, target = folder / STAGING / FINAL, folder / FINAL
+        staged = folder / STAGING / name
         if self.args.should_save:
             shutil.rmtree(staged.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.save_model(str(staged))
+        yield staged
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            os.rename(staged, target)
-            staged.parent.rmdir()
+            shutil.rmtree(folder / name, ignore_errors=True)
+            os.rename(staged, folder / name)
+            shutil.rmtree(staged.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        return target

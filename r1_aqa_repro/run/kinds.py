@@ -18,7 +18,7 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.conversations import (
     PreferencePair,
@@ -57,31 +57,22 @@ class Kind(ABC, Generic[Record]):
         if name is None:
             remedy = f"Set it to a {self.family} folder or hub id (the embedded runs leave one)."
             raise Refused.because("model_name_or_path", "no model is given", remedy)
-        config = self._configuration(name, model)
         if adapter_base(name) is not None:
             remedy = "Merge it into its base with r1_aqa_repro.merge_adapter."
             raise Refused.because(name, "an adapter cannot be trained further", remedy)
-        self._measure_with(name, config)
-        return config
+        return self._measure_with(name, model)
 
     @abstractmethod
-    def _configuration(self, name: str, model: ModelConfig) -> PreTrainedConfig: ...
-
-    @abstractmethod
-    def _measure_with(self, name: str, config: PreTrainedConfig) -> None:
-        """Keep what records are measured by."""
+    def _measure_with(self, name: str, model: ModelConfig) -> PreTrainedConfig:
+        """Keep what records are measured by; the model's configuration."""
 
     @abstractmethod
     def usable(self, file: str, limit: int | None = None) -> tuple[list[Record], list[Problem]]:
         """The records of a file (of its first `limit`) that can be learned from, and a problem for each other one.
 
         Raises:
-            Refused: the file cannot be read.
+            Refused: the file cannot be read, or no run can learn from all of it together.
         """
-
-    def check_together(self, records: Sequence[Record], file: str) -> list[Problem]:
-        """Problems of all records of train_file together."""
-        return []
 
     @abstractmethod
     def source(self, record: Record) -> tuple[str, str]:
@@ -107,13 +98,11 @@ class AudioQuestions(Kind[AudioQuestion]):
     def __init__(self) -> None:
         self.shortest = 0.1  # seconds of a clip; better known once the model is
 
-    def _configuration(self, name: str, model: ModelConfig) -> PreTrainedConfig:
-        return check_model_folder(name)
-
-    def _measure_with(self, name: str, config: PreTrainedConfig) -> None:
-        processor = load_processor(name)
+    def _measure_with(self, name: str, model: ModelConfig) -> PreTrainedConfig:
+        config, processor = check_model_folder(name), load_processor(name)
         check_pair(config, processor, name)
         self.shortest = minimum_seconds(processor)
+        return config
 
     def usable(self, file: str, limit: int | None = None) -> tuple[list[AudioQuestion], list[Problem]]:
         read = read_questions(file)
@@ -147,7 +136,7 @@ class TextRecords(Kind[Record]):
         complete: whether the conversations hold the assistant's last turn.
         build: see `Kind`.
         check: problems of one record, given with the name of its file.
-        check_all: see `Kind.check_together`.
+        check_all: problems of all that can be used.
         model: configuration and tokenizer, once they are known to be sound.
     """
 
@@ -164,25 +153,37 @@ class TextRecords(Kind[Record]):
 
     family = "Qwen2"
 
-    def _configuration(self, name: str, model: ModelConfig) -> PreTrainedConfig:
-        return checked_config(name, getattr(model, "rope", None))
-
-    def _measure_with(self, name: str, config: PreTrainedConfig) -> None:
-        tokenizer = load_tokenizer(name)
+    def _measure_with(self, name: str, model: ModelConfig) -> PreTrainedConfig:
+        config, tokenizer = checked_config(name, getattr(model, "rope", None)), load_tokenizer(name)
         check_vocabulary(tokenizer, config, name)
         self.model = config, tokenizer
+        return config
 
     def usable(self, file: str, limit: int | None = None) -> tuple[list[Record], list[Problem]]:
         read = self.read(file)
-        if self.model is None:
-            return read.records[:limit], read.problems
         usable, problems = [], list(read.problems)
         for record in read.records[:limit]:
-            bad = self.check(record, file) + self._too_long(record, file, *self.model)
+            bad = [] if self.model is None else self.check(record, file) + self._too_long(record, file, *self.model)
             problems += bad
             if not bad:
                 usable.append(record)
+        if together := self.check_all(usable, file):
+            raise Refused(problems + together)
         return usable, problems
+
+    def all_sound(self, file: str, limit: int | None, problems: list[Problem]) -> list[Record]:
+        """The records of a file (its first `limit`), if not one is bad and nothing else is wrong.
+
+        Raises:
+            Refused: with `problems` and those of the file.
+        """
+        records: list[Record] = []
+        with collecting(problems):
+            records, bad = self.usable(file, limit)
+            problems += bad
+        if problems:
+            raise Refused(problems)
+        return records
 
     def _too_long(
         self, record: Record, file: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
@@ -199,9 +200,6 @@ class TextRecords(Kind[Record]):
         longer = "use a longer context (docs/long_context.md), " if narrowest == own else ""
         what = f"{length} tokens are more than the {limit} that {narrowest}{beside}"
         return [Problem(f"{file}: {record.id}", what, f"Shorten it, {self.shorten}{longer}or leave it out.")]
-
-    def check_together(self, records: Sequence[Record], file: str) -> list[Problem]:
-        return self.check_all(records, file)
 
     def source(self, record: Record) -> tuple[str, str]:
         first = self.conversations(record)[0]

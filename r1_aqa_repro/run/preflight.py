@@ -10,7 +10,7 @@ from trl import ModelConfig
 
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import end_distributed, is_main_process
-from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.run.arguments import EvaluationArguments, RunArguments
@@ -38,28 +38,25 @@ def prepare(
     """
     problems = extra + check_settings(training, model) + check_evaluation(training)
     parameters = None
-    try:
+    with collecting(problems):
         config_of_model = kind.check_model(model)
         parameters = count_parameters(training, model, lambda: kind.build(config_of_model))
-    except Refused as refusal:
-        problems += refusal.problems
 
     dropped: list[Problem] = []
 
     def usable(file: str | None, limit: int | None = None) -> list[Record]:
-        try:
+        records: list[Record] = []
+        bad: list[Problem] = []
+        with collecting(bad):
             if file is None:
                 remedy = "Set train_file: docs/data.md has the formats."
                 raise Refused.because("train_file", "no training data is given", remedy)
             records, bad = kind.usable(file, limit)
-        except Refused as refusal:
-            records, bad = [], refusal.problems
         (dropped if data.skip_bad_records and records else problems).extend(bad)
         return records
 
     eval_file = getattr(training, "eval_file", None)
     records = usable(data.train_file)
-    problems += kind.check_together(records, str(data.train_file))
     held_out = [] if eval_file is None else usable(eval_file, getattr(training, "eval_limit", None))
     problems += kind.check_held_out(records, held_out, str(eval_file))
 
@@ -67,10 +64,8 @@ def prepare(
     config = resolved_config(data=data, training=training, model=model)
     hashes = {"data": data_hashes(data.train_file, eval_file, getattr(training, "persona_rubric", None)), "models": {}}
     if not problems and is_main_process():  # one is enough: they are large
-        try:
+        with collecting(problems):
             hashes["models"] = _model_digests(training, model)
-        except Refused as refusal:
-            problems += refusal.problems
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)
     if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):

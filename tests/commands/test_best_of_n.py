@@ -254,7 +254,7 @@ def test_everything_wrong_is_named_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     "more, code",
     [
-        ([], "--reward-model, --rewards: there is no reward"),
+        ([], "--rewards: there is no reward"),
         (["--num", "1", "--rewards", "format"], "1 is too few"),
         (["--temperature", "0", "--rewards", "format"], "0 is not a positive number"),
     ],

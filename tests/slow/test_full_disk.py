@@ -104,7 +104,7 @@ def test_wherever_a_checkpoint_stops_to_fit_the_run_says_so_and_goes_on(
         assert train_grpo.main(argv) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
-        rf"error: {run}/checkpoint-4 could not be written: the disk is full \(0\.\d MB are free without it\)\. "
+        rf"error: {run}/checkpoint-4 could not be written: the disk is full \(0\.\d MB are free\)\. "
         rf"{run}/checkpoint-2 is whole: free some space and give the same command again\.",
         said,
     )
@@ -198,7 +198,7 @@ def test_merging(small_disk: Path, model_folder: Path, tmp_path: Path, capfd: An
     assert merge_adapter.main(argv) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith(
-        f"error: {out} could not be written: the disk is full (0.2 MB are free without it). Free some"
+        f"error: {out} could not be written: the disk is full (0.2 MB are free). Nothing of it is left"
     )
     assert list(small_disk.iterdir()) == [ballast]
     fill(small_disk, 10 * PAGE)
