@@ -151,7 +151,7 @@ def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making 
         raise no_records(questions[0])
     hashes = [sha256_of(file) for file in questions]
     good = [record.question for record in listed if isinstance(record, Asked)]
-    version = version_of("".join(hashes), good) if len(good) == len(listed) else UNKNOWN
+    version = version_of(good) if len(good) == len(listed) else UNKNOWN
     if version not in MMAU_VERSIONS.values():
         version = UNKNOWN
         names = ", ".join(file.name for file in questions)

@@ -27,7 +27,7 @@ from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
 from r1_aqa_repro.common.files import write_atomically, write_json
 from r1_aqa_repro.common.intervals import mcnemar, paired_gain
-from r1_aqa_repro.data.questions import AudioQuestion, limited, with_answers
+from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
 SEED = 0
 
@@ -83,7 +83,7 @@ def read_run(path: Path, data: Path | None = None) -> Run:
         Refused: something is missing, damaged, or of other questions than `data`.
     """
     made = background_of(path, data)
-    questions = limited(made.questions, made.settings.get("questions"))
+    questions = made.questions[: made.settings.get("questions")]
     without_answer = with_answers(questions, made.data)
     if without_answer:
         raise Refused(without_answer)

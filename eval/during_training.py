@@ -28,7 +28,7 @@ from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.mmau_versions import version_of
-from r1_aqa_repro.data.questions import limited, read_questions
+from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.model.inputs import minimum_seconds
 from r1_aqa_repro.run.arguments import DataArguments
@@ -60,9 +60,9 @@ class HarnessEvaluator:
             audio_channel=data.audio_channel,
         )
         read = read_questions(self.file)
-        self.questions = [one for one in limited(read.records, training.eval_limit) if one.answer is not None]
+        self.questions = [one for one in read.records[: training.eval_limit] if one.answer is not None]
         self.data_sha256 = sha256_of(self.file)
-        self.version = version_of(self.data_sha256, read.records)
+        self.version = version_of(read.records)
         self.processor = processor
         shortest = minimum_seconds(processor)
         self.unreadable = [one.id for one in self.questions if check_audio(one.audio_path, shortest)]

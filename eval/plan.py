@@ -16,7 +16,7 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.mmau_versions import version_of
-from r1_aqa_repro.data.questions import limited, read_questions, with_answers
+from r1_aqa_repro.data.questions import read_questions, with_answers
 from r1_aqa_repro.model.files import model_digest
 
 DEFAULT_DATA = Path("data/mmau/manifest.jsonl")
@@ -62,7 +62,7 @@ def prepare(settings: EvalSettings) -> Plan:
         mmau.prepare([source.data], [source.audio_dir] if source.audio_dir else [], out / "data")
         source = HeldOutSet(out / "data" / "manifest.jsonl", None, source.prompt_style)
     read = read_questions(source.data, source.audio_dir)
-    questions = limited(read.records, settings.limit)
+    questions = read.records[: settings.limit]
     withheld = with_answers(questions, source.data)  # a test split without any answers is answered, not scored
     problems = read.problems + (withheld if len(withheld) < len(questions) else [])
     if problems:
@@ -95,7 +95,7 @@ def prepare(settings: EvalSettings) -> Plan:
         predictions={},
         settings={"checkpoint_sha256": digest, **made_with},
         paths={name: str(path) for name, path in paths.items() if path is not None},
-        version=version_of(data_sha256, read.records),
+        version=version_of(read.records),
     )
     return Plan(evaluation, folder, settings.adapter, device, settings.strict, settings.embed_audio)
 

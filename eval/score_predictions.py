@@ -16,7 +16,7 @@ from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import sha256_of, write_json
 from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
-from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.data.records import BadRecord, Rejected, id_of, no_records, parse_records
 
 _OF_OURS = {"settings_hash", "question_hash"}  # keys that tell a line of a predictions.jsonl
@@ -57,7 +57,7 @@ def score_file(
     if settings.get("data_sha256") == data_sha256:
         limit = limit or settings.get("questions")
     style = prompt_style or settings.get("prompt_style")
-    asked = limited(made.questions, limit)
+    asked = made.questions[:limit]
     ids = {question.id for question in asked}
     found = {key: one for key, one in read_predictions(predictions, made.questions, style).items() if one.id in ids}
     as_evaluated = bool(settings) and (
@@ -103,7 +103,7 @@ class Background:
     @property
     def version(self) -> str:
         """Of the benchmark, see `mmau_versions.version_of`."""
-        return version_of(self.data_sha256, self.questions)
+        return version_of(self.questions)
 
 
 def background_of(path: Path, data: Path | None = None, audio_dir: Path | None = None) -> Background:

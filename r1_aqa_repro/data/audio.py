@@ -68,8 +68,3 @@ def check_audio(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> s
     if info.duration < minimum_seconds:
         return f"the clip is too short ({info.duration:.3f} s; at least {minimum_seconds:.2f} s are needed)"
     return None
-
-
-def silence_like(samples: np.ndarray) -> np.ndarray:
-    """Silence of the same length, which stands in for the clip in a run without audio."""
-    return np.zeros_like(samples)

@@ -11,42 +11,27 @@ from r1_aqa_repro.data.questions import AudioQuestion
 
 UNKNOWN = "unknown"
 
-# SHA-256 of the published test-mini files
+# published test-mini files by `questions_digest` of what they ask: the same in whatever form people have them
 MMAU_VERSIONS = {
-    "e8cc09223b497191781756212cb616315690aaa6ea7ac359db1b65d97d1e2433": "original",
-    "9f18fda99f8dbc2bc5ecd6323fb5063309f54969810b5c6f1caeb3b8d904cf1c": "v05.15.25",
-}
-# `questions_digest` of the same, for those who have them in another form than the published file
-MMAU_QUESTIONS = {
     "cded6fe68a8c60ef2c1f414ad50600d6e7e1f5de595af57dd895866e5c27f749": "original",
     "8e9a2d07448b2e50f7165bceefcc67ec380ad431df7381e479f512a7ca3610b7": "v05.15.25",
 }
 
 
-def version_of(data_sha256: str, questions: Sequence[AudioQuestion]) -> str:
-    """Which version of which benchmark a data file is.
+def version_of(questions: Sequence[AudioQuestion]) -> str:
+    """Which version of which benchmark all questions of a file are, whatever version its records name.
 
-    `original` or `v05.15.25` for a published MMAU file and for another file of exactly its questions, whatever version
-    its records name; `embedded` for the project's own synthetic set; otherwise `unknown`.
-
-    Args:
-        data_sha256: of the file.
-        questions: all of the file's.
+    `original` or `v05.15.25` for those of a published MMAU file; `embedded` for the project's own synthetic set;
+    otherwise `unknown`.
     """
-    if data_sha256 in MMAU_VERSIONS:
-        return MMAU_VERSIONS[data_sha256]
     if all(question.dataset == "embedded" for question in questions):
         return "embedded"
-    digest = questions_digest((one.id, one.question, one.choices, one.answer) for one in questions)
-    return MMAU_QUESTIONS.get(digest, UNKNOWN)
+    return MMAU_VERSIONS.get(questions_digest(questions), UNKNOWN)
 
 
-def questions_digest(questions: Iterable[tuple[str, str, Sequence[str], str | None]]) -> str:
+def questions_digest(questions: Iterable[AudioQuestion]) -> str:
     """SHA-256 of (id, question, choices, answer) of all questions, whatever their order and the file's format."""
-    lines = sorted(
-        json.dumps([question_id, question, list(choices), answer], ensure_ascii=True)
-        for question_id, question, choices, answer in questions
-    )
+    lines = sorted(json.dumps([one.id, one.question, list(one.choices), one.answer]) for one in questions)
     return hashlib.sha256("\n".join(lines).encode("ascii")).hexdigest()
 
 

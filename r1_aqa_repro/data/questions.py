@@ -206,8 +206,3 @@ def with_answers(questions: Iterable[AudioQuestion], file: str | os.PathLike[str
         for question in questions
         if question.answer is None
     ]
-
-
-def limited(questions: list[AudioQuestion], limit: int | None) -> list[AudioQuestion]:
-    """The first `limit` questions, or all."""
-    return questions if limit is None else questions[:limit]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, load_audio, silence_like
+from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, load_audio
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.audio_encoder import trim_frames
@@ -139,7 +139,7 @@ def load_clip(question: AudioQuestion, channel: str, processor: ProcessorMixin, 
     seconds = len(samples) / SAMPLING_RATE
     if seconds < minimum_seconds(processor):
         raise AudioError(question.audio_path, f"the clip is too short ({seconds:.3f} s)")
-    return silence_like(samples) if blind else samples
+    return np.zeros_like(samples) if blind else samples
 
 
 def minimum_seconds(processor: ProcessorMixin) -> float:

@@ -30,11 +30,11 @@ from r1_aqa_repro.data.conversations import (
     read_prompts,
     read_sft,
 )
-from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions, with_answers
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
 from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.inputs import minimum_seconds, token_ids
 from r1_aqa_repro.model.loading import check_model_folder, check_pair, load_processor
-from r1_aqa_repro.model.text_loading import check_vocabulary, checked_config, load_tokenizer
+from r1_aqa_repro.model.text_loading import checked_config, load_tokenizer
 from r1_aqa_repro.rewards.registry import check_prompts, check_uses, reward_model_positions
 
 Record = TypeVar("Record", bound=AudioQuestion | TextPrompt | PreferencePair | SFTExample)
@@ -106,7 +106,7 @@ class AudioQuestions(Kind[AudioQuestion]):
 
     def usable(self, file: str, limit: int | None = None) -> tuple[list[AudioQuestion], list[Problem]]:
         read = read_questions(file)
-        asked = limited(read.records, limit)
+        asked = read.records[:limit]
         problems = read.problems + with_answers(asked, file)
         answered = [question for question in asked if question.answer is not None]
         with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 4)) as pool:
@@ -155,7 +155,7 @@ class TextRecords(Kind[Record]):
 
     def _measure_with(self, name: str, model: ModelConfig) -> PreTrainedConfig:
         config, tokenizer = checked_config(name, getattr(model, "rope", None)), load_tokenizer(name)
-        check_vocabulary(tokenizer, config, name)
+        check_pair(config, tokenizer, name)
         self.model = config, tokenizer
         return config
 

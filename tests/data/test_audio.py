@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from r1_aqa_repro.data.audio import AudioError, check_audio, load_audio, silence_like
+from r1_aqa_repro.data.audio import AudioError, check_audio, load_audio
 
 SECONDS = 0.6
 
@@ -117,10 +117,3 @@ def test_check_of_the_length_reads_seconds_not_samples(tmp_path):
         assert check_audio(tmp_path / f"{rate}.wav", minimum_seconds=0.2) is None
         verdict = check_audio(tmp_path / f"{rate}.wav", minimum_seconds=0.21)
         assert verdict == "the clip is too short (0.200 s; at least 0.21 s are needed)"
-
-
-def test_silence_has_the_length_and_type_of_the_clip():
-    samples = melody(16_000).astype(np.float32)
-    silence = silence_like(samples)
-    assert silence.shape == samples.shape and silence.dtype == samples.dtype
-    assert not silence.any() and samples.any()

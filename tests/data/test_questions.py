@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1_aqa_repro.data.questions import AudioQuestion, limited, read_questions, with_answers, write_manifest
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers, write_manifest
 from tests.files import write_lines
 
 MANIFEST = {"id": "a", "audio_path": "a.wav", "question": "What?", "choices": ["dog", "cat"], "answer": "cat"}
@@ -202,8 +202,3 @@ def test_questions_without_answer_are_listed(questions):
     (problem,) = with_answers(unanswered, "data.jsonl")
     assert problem.where == "data.jsonl: q1"
     assert with_answers(questions, "data.jsonl") == []
-
-
-def test_limit(questions):
-    assert limited(questions, 3) == questions[:3]
-    assert limited(questions, None) == questions

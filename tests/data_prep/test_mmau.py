@@ -12,8 +12,7 @@ import soundfile
 
 import eval.mmau
 from data_prep.mmau import _without_letters, main
-from r1_aqa_repro.common.files import sha256_of
-from r1_aqa_repro.data.mmau_versions import MMAU_QUESTIONS, questions_digest, version_of
+from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, questions_digest, version_of
 from r1_aqa_repro.data.questions import read_questions
 from tests.conftest import SHARED_MMAU
 from tests.data_prep.conftest import mmau_record, report_of, result, special, wav, write_json, write_tar
@@ -59,8 +58,7 @@ class TestPublished:
         assert prepare(tmp_path, "--questions", file) == 0
         own, theirs = read_questions(tmp_path / "manifest.jsonl"), read_questions(file)
         assert own.problems == theirs.problems == []
-        for path, read in ((tmp_path / "manifest.jsonl", own), (file, theirs)):
-            assert version_of(sha256_of(path), read.records) == version
+        assert version_of(own.records) == version_of(theirs.records) == version
         apart = {"audio_path": None, "version": None, "flags": ()}
         assert [replace(one, **apart) for one in own.records] == [replace(one, **apart) for one in theirs.records]
 
@@ -286,8 +284,7 @@ def test_clips_of_one_name_in_two_folders_are_told_apart_by_their_paths(world, f
 def test_an_evaluation_starts_from_it(world, model_folder, monkeypatch):
     """On the manifest as on the published JSON; a lost clip counts as wrong and stays in the denominator."""
     world.clip(4).unlink()
-    digest = questions_digest((one["id"], one["question"], one["choices"], one["answer"]) for one in world.records)
-    monkeypatch.setitem(MMAU_QUESTIONS, digest, "original")
+    monkeypatch.setitem(MMAU_VERSIONS, questions_digest(read_questions(world.questions).records), "original")
     assert world.run(world.clips) == 3
     found = []
     for data in ([world.questions, "--audio-dir", world.clips], [world.out / "manifest.jsonl"]):

@@ -18,7 +18,8 @@ from eval.predictions import PredictionFile
 from eval.scores import read_verdicts
 from eval.settings import EvalSettings
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.data.mmau_versions import MMAU_QUESTIONS, questions_digest
+from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, questions_digest
+from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.model.loading import load
 from tests.conftest import ROOT
@@ -387,8 +388,7 @@ def test_questions_without_answers_are_answered_and_not_scored(model, manifest, 
 def test_a_part_has_the_version_of_its_file(model, manifest, monkeypatch):
     lines = [line | {"dataset": "MMAU"} for line in read_lines(manifest)]
     write_lines(manifest, lines)
-    digest = questions_digest((one["id"], one["question"], one["choices"], one["answer"]) for one in lines)
-    monkeypatch.setitem(MMAU_QUESTIONS, digest, "original")
+    monkeypatch.setitem(MMAU_VERSIONS, questions_digest(read_questions(manifest).records), "original")
     evaluation = plan_of(model, manifest, limit=3).evaluation
     assert (evaluation.version, len(evaluation.questions)) == ("original", 3)
 

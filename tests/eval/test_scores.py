@@ -56,7 +56,7 @@ def test_every_kind_of_prediction():
 )
 def test_what_records_call_themselves_makes_no_version(questions, version):
     """The published questions are in test_matcher."""
-    assert version_of("?", questions) == version
+    assert version_of(questions) == version
 
 
 def test_a_question_counts_once_however_often_it_is_asked():
