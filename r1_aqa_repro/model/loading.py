@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -30,36 +27,37 @@ from r1_aqa_repro.model.audio_encoder import make_trimmable
 from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.shared_attention import share_prefixes
 
-logger = logging.getLogger(__name__)
-
 MODEL_TYPE, TEXT_MODEL_TYPE = "qwen2_audio", "qwen2"
 EXAMPLES = {MODEL_TYPE: "Qwen/Qwen2-Audio-7B-Instruct", TEXT_MODEL_TYPE: "Qwen/Qwen2-7B-Instruct"}
-# these versions tied Qwen2-Audio's lm_head to its embeddings: the model then generates audio markers only
-_TIED_HEAD_VERSIONS = (Version("5.10.0"), Version("5.10.3"))
+_COPY_PROCESSOR = "Copy the processor of the base model into the folder."
+
+
+def read_or_refuse(read: Callable[[], Any], what: str, where: str, remedy: str) -> Any:
+    """What transformers reads.
+
+    Raises:
+        Refused: it cannot; `what` was to be read.
+    """
+    try:
+        return read()
+    except (OSError, ValueError, KeyError) as error:
+        raise Refused.because(where, f"no {what} can be read there ({str(error).splitlines()[0]})", remedy) from error
 
 
 def check_model_folder(name_or_path: str | os.PathLike[str], model_type: str = MODEL_TYPE) -> PreTrainedConfig:
     """The configuration of a model (a folder or a hub id; of a LoRA adapter: its base's), reading nothing else.
 
-    Args:
-        name_or_path: folder or hub id.
-        model_type: what it has to be, a key of `EXAMPLES`.
-
     Raises:
-        Refused: the folder or id cannot be read, is another model, or is incomplete.
+        Refused: the folder or id cannot be read, is no `model_type`, or is incomplete.
     """
-    where = str(name_or_path)
+    where, folder = str(name_or_path), Path(name_or_path)
     remedy = f"Give a {model_type} folder or hub id, such as {EXAMPLES[model_type]}."
-    folder = Path(name_or_path)
     base = adapter_base(folder)
     if base is not None:
         return check_model_folder(base, model_type)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise Refused.because(where, "the folder holds no config.json", remedy)
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
-        raise Refused.because(where, f"no model can be read there ({str(error).splitlines()[0]})", remedy) from error
+    config = read_or_refuse(lambda: AutoConfig.from_pretrained(name_or_path), "model", where, remedy)
     if config.model_type != model_type:
         raise Refused.because(where, f"the model is a {config.model_type}, not a {model_type}", remedy)
     if folder.is_dir():
@@ -105,19 +103,14 @@ def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
         Refused: not a Qwen2-Audio processor, or one whose audio padding is not on the right.
     """
     where = str(name_or_path)
-    try:
-        processor = AutoProcessor.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
-        what = f"no processor can be read there ({str(error).splitlines()[0]})"
-        raise Refused.because(where, what, "Copy the processor of the base model into the folder.") from error
+    processor = read_or_refuse(lambda: AutoProcessor.from_pretrained(where), "processor", where, _COPY_PROCESSOR)
     if not hasattr(processor, "audio_token") or not hasattr(processor, "feature_extractor"):
         what = f"the processor is a {type(processor).__name__}, not a Qwen2AudioProcessor"
-        raise Refused.because(where, what, "Copy the processor of the base model into the folder.")
+        raise Refused.because(where, what, _COPY_PROCESSOR)
     if processor.feature_extractor.padding_side != "right":
         what = "the feature extractor pads on the left: the model would hear leading silence"
-        raise Refused.because(
-            where, what, 'Set "padding_side": "right" for the feature extractor in the processor files.'
-        )
+        remedy = 'Set "padding_side": "right" for the feature extractor in the processor files.'
+        raise Refused.because(where, what, remedy)
     processor.tokenizer.padding_side = "left"
     return processor
 
@@ -125,26 +118,20 @@ def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
 def load_model(
     name_or_path: str | os.PathLike[str],
     dtype: str | torch.dtype = "float32",
-    attn_implementation: str = "sdpa",
     base: str | os.PathLike[str] | None = None,
 ) -> PreTrainedModel:
     """Load a Qwen2AudioForConditionalGeneration (a folder holding a LoRA adapter: its base, with the adapter).
 
-    Args:
-        base: of an adapter, in place of the base model that its configuration names.
+    `base` stands in for the base model that an adapter's configuration names.
 
     Raises:
-        Refused: see `check_model_folder`; missing, unexpected or wrongly shaped tensors; a head tied to the embeddings.
+        Refused: see `check_model_folder` and `load_complete`; a head tied to the embeddings.
     """
     named_base = adapter_base(name_or_path)
     if named_base is not None:
-        return load_adapter(load_model(base or named_base, dtype, attn_implementation), Path(name_or_path))
+        return load_adapter(load_model(base or named_base, dtype), Path(name_or_path))
     check_model_folder(name_or_path)
-    _check_version()
-    model, report = Qwen2AudioForConditionalGeneration.from_pretrained(
-        name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
-    )
-    check_loaded(report, str(name_or_path))
+    model = load_complete(Qwen2AudioForConditionalGeneration, name_or_path, dtype)
     check_head(model, str(name_or_path))
     # sinusoids that Qwen2-Audio keeps frozen; transformers 5.23 forgets that when it loads a checkpoint
     model.model.audio_tower.embed_positions.requires_grad_(False)
@@ -156,25 +143,30 @@ def load_model(
     return model
 
 
-def check_loaded(report: Mapping[str, Any], where: str, accepted: Collection[str] = ()) -> None:
-    """Refuse weights that transformers has filled at random or dropped.
-
-    Args:
-        report: the `output_loading_info` of `from_pretrained`.
-        where: the checkpoint.
-        accepted: tensors that may be missing or too many.
+def load_complete(
+    model_class: type[PreTrainedModel],
+    name_or_path: str | os.PathLike[str],
+    dtype: str | torch.dtype,
+    accepted: Collection[str] = (),
+    **options: Any,
+) -> PreTrainedModel:
+    """`from_pretrained`, which by itself fills missing tensors at random and drops those that are too many.
 
     Raises:
-        Refused: there are others.
+        Refused: there are such tensors, other than those `accepted`.
     """
+    model, report = model_class.from_pretrained(
+        name_or_path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
+    )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(set(map(str, report[what])) - set(accepted))
         if keys:
             raise Refused.because(
-                where,
+                str(name_or_path),
                 f"the weights have {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}",
                 "transformers would fill them at random or drop them: use a complete checkpoint of this kind of model.",
             )
+    return model
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -212,77 +204,65 @@ def prepare_for_sharing(model: PreTrainedModel) -> None:
 
 
 def freeze(model: PreTrainedModel, trained_parts: str) -> None:
-    """Leave only the wanted parts of a Qwen2-Audio trainable.
-
-    Args:
-        trained_parts: of `run.arguments`. `all` is what the paper trains; `no_encoder` leaves the audio
-            encoder as it is, `projector` everything but the layer between encoder and language model.
-
-    Raises:
-        ValueError: there is no such choice.
-    """
+    """Leave only the wanted parts of a Qwen2-Audio trainable: `all` as in the paper, `no_encoder` for all but the audio
+    encoder, `projector` for the layer between encoder and language model alone."""
     if trained_parts == "no_encoder":
         model.model.audio_tower.requires_grad_(False)
     elif trained_parts == "projector":
         model.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(True)
-    elif trained_parts != "all":
-        raise ValueError(f"there is no choice {trained_parts!r} of parts")
 
 
 def check_head(model: PreTrainedModel, where: str) -> None:
-    """Refuse a model whose lm_head is its input embeddings.
+    """Refuse a model whose lm_head is its input embeddings: it generates audio markers only. Some versions of
+    transformers (5.10.0 to 5.10.3) tie them.
 
     Raises:
         Refused: they are the same tensor, or equal ones, as a model that was tied and then saved has them.
     """
     head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     if head is embeddings or (head.numel() > 0 and torch.equal(head, embeddings)):  # empty: ZeRO-3 has the parts
-        raise Refused.because(
-            where, "lm_head is tied to the embeddings, which Qwen2-Audio's is not", "Use transformers 5.23.0."
-        )
+        what = "lm_head is tied to the embeddings, which Qwen2-Audio's is not"
+        raise Refused.because(where, what, "Use transformers 5.23.0.")
 
 
-def check_pair(config: PreTrainedConfig, processor: ProcessorMixin, where: str) -> None:
-    """Refuse a processor that does not fit the model: audio token, vocabulary, mel bins, window.
+def check_pair(config: PreTrainedConfig, processor: ProcessorMixin | PreTrainedTokenizerBase, where: str) -> None:
+    """Refuse a processor, or a tokenizer, that does not fit the model: vocabulary, audio token, mel bins, window.
 
     Raises:
         Refused: with every mismatch found.
     """
-    extractor = processor.feature_extractor
-    audio_token_id = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
-    window = 2 * config.audio_config.max_source_positions  # frames; the second convolution halves them
-    mismatches = [
-        (audio_token_id != config.audio_token_id, f"audio token {audio_token_id} instead of {config.audio_token_id}"),
-        (
-            len(processor.tokenizer) > config.text_config.vocab_size,
-            f"{len(processor.tokenizer)} tokens for {config.text_config.vocab_size} embeddings",
-        ),
-        (
-            extractor.feature_size != config.audio_config.num_mel_bins,
-            f"{extractor.feature_size} mel bins instead of {config.audio_config.num_mel_bins}",
-        ),
-        (extractor.nb_max_frames != window, f"a window of {extractor.nb_max_frames} frames instead of {window}"),
-    ]
-    wrong = [text for is_wrong, text in mismatches if is_wrong]
+    tokenizer, kind = tokenizer_of(processor), "tokenizer"
+    tokens, embeddings = len(tokenizer), config.get_text_config().vocab_size
+    wrong = [f"{tokens} tokens for {embeddings} embeddings"] if tokens > embeddings else []
+    if tokenizer is not processor:
+        kind, extractor, encoder = "processor", processor.feature_extractor, config.audio_config
+        window = 2 * encoder.max_source_positions  # frames; the second convolution halves them
+        for what, found, expected in (
+            ("audio token {}", tokenizer.convert_tokens_to_ids(processor.audio_token), config.audio_token_id),
+            ("{} mel bins", extractor.feature_size, encoder.num_mel_bins),
+            ("a window of {} frames", extractor.nb_max_frames, window),
+        ):
+            if found != expected:
+                wrong.append(f"{what.format(found)} instead of {expected}")
     if wrong:
-        what = "the processor does not fit the model: " + "; ".join(wrong)
-        raise Refused.because(where, what, "Use the processor that belongs to the checkpoint.")
+        what = f"the {kind} does not fit the model: {'; '.join(wrong)}"
+        raise Refused.because(where, what, f"Use the {kind} that belongs to the checkpoint.")
 
 
 def load(
-    name_or_path: str | os.PathLike[str], dtype: str | torch.dtype = "float32", attn_implementation: str = "sdpa"
+    name_or_path: str | os.PathLike[str], dtype: str | torch.dtype = "float32"
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model and processor of one checkpoint, checked against each other."""
     processor = load_processor(name_or_path)
-    model = load_model(name_or_path, dtype, attn_implementation)
+    model = load_model(name_or_path, dtype)
     check_pair(model.config, processor, str(name_or_path))
     return model, processor
 
 
 def load_configured(config: ModelConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
     """`load` for the model that a training configuration names."""
-    return load(str(config.model_name_or_path), config.dtype or "float32", config.attn_implementation or "sdpa")
+    return load(str(config.model_name_or_path), config.dtype or "float32")
 
 
 def tokenizer_of(processor: ProcessorMixin | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -295,10 +275,3 @@ def eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin | PreTrained
     declared: Any = model.generation_config.eos_token_id
     ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     return list(dict.fromkeys([tokenizer_of(processor).eos_token_id, *ids]))
-
-
-def _check_version() -> None:
-    low, high = _TIED_HEAD_VERSIONS
-    if low <= Version(transformers.__version__) <= high:
-        what = f"transformers {transformers.__version__} ties Qwen2-Audio's lm_head to its embeddings"
-        raise Refused.because("environment", what, "Install transformers 5.23.0.")

@@ -25,12 +25,18 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.model.arguments import RopeArguments
 from r1_aqa_repro.model.files import adapter_base, adapter_config
-from r1_aqa_repro.model.loading import TEXT_MODEL_TYPE, check_loaded, check_model_folder, load_adapter
+from r1_aqa_repro.model.loading import (
+    TEXT_MODEL_TYPE,
+    check_model_folder,
+    check_pair,
+    load_adapter,
+    load_complete,
+    read_or_refuse,
+)
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.model.yarn import apply_rope_parameters
 
 _SCORE_HEAD, _TOKEN_HEAD = "score.weight", "lm_head.weight"
-_NO_HEAD = "the model has no score head: it is no reward model"
 _TRAIN_ONE = "Train one with r1_aqa_repro.train_reward_model."
 
 
@@ -46,11 +52,9 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
         Refused: no tokenizer can be read, or it has no vocabulary, chat template, end-of-turn or padding token.
     """
     where, remedy = str(name_or_path), "Copy the tokenizer of the base model into the folder."
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        what = f"no tokenizer can be read there ({str(error).splitlines()[0]})"
-        raise Refused.because(where, what, remedy) from error
+    tokenizer = read_or_refuse(
+        lambda: AutoTokenizer.from_pretrained(name_or_path, padding_side="left"), "tokenizer", where, remedy
+    )
     for attribute in ("chat_template", "eos_token", "pad_token"):
         if getattr(tokenizer, attribute) is None:
             raise Refused.because(where, f"the tokenizer has no {attribute.replace('_', ' ')}", remedy)
@@ -59,43 +63,22 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
-    """Check that the model has an embedding for every token of the tokenizer.
-
-    Raises:
-        Refused: the tokenizer has more tokens.
-    """
-    if len(tokenizer) > config.vocab_size:
-        what = f"the tokenizer does not fit the model: {len(tokenizer)} tokens for {config.vocab_size} embeddings"
-        raise Refused.because(where, what, "Use the tokenizer that belongs to the checkpoint.")
-
-
 def load_policy(
     name_or_path: str | os.PathLike[str],
     dtype: str | torch.dtype = "float32",
-    attn_implementation: str = "sdpa",
     rope_parameters: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Load a Qwen2ForCausalLM (a folder holding a LoRA adapter: its base, with the adapter).
 
-    Args:
-        name_or_path: folder or hub id.
-        dtype, attn_implementation: as in `from_pretrained`.
-        rope_parameters: other rotary embeddings than the checkpoint's, see `yarn`.
-
     Raises:
-        Refused: see `check_model_folder` and `check_loaded`.
+        Refused: see `checked_config` and `load_complete`.
     """
     base = adapter_base(name_or_path)
     if base is not None:
-        return load_adapter(load_policy(base, dtype, attn_implementation, rope_parameters), Path(name_or_path))
+        return load_adapter(load_policy(base, dtype, rope_parameters), Path(name_or_path))
     config = checked_config(name_or_path, rope_parameters)
-    model, report = Qwen2ForCausalLM.from_pretrained(
-        name_or_path, config=config, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
-    )
-    check_loaded(report, str(name_or_path))
-    if attn_implementation == "sdpa":
-        share_prefixes(model)
+    model = load_complete(Qwen2ForCausalLM, name_or_path, dtype, config=config)
+    share_prefixes(model)
     return model
 
 
@@ -103,7 +86,6 @@ def load_reward_model(
     name_or_path: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase,
     dtype: str | torch.dtype = "float32",
-    attn_implementation: str = "sdpa",
     rope_parameters: Mapping[str, Any] | None = None,
     *,
     new_head: bool = False,
@@ -113,52 +95,48 @@ def load_reward_model(
     Args:
         name_or_path: folder or hub id; a folder holding a LoRA adapter: its base, with the adapter and its head.
         tokenizer: the checkpoint's; the model finds the last token by its padding token.
-        dtype, attn_implementation, rope_parameters: as of `load_policy`.
         new_head: take a policy too, and draw the head from the random generator.
 
     Raises:
-        Refused: see `check_model_folder` and `check_loaded`; without `new_head` also a policy.
+        Refused: see `checked_config` and `load_complete`; without `new_head` also a policy.
     """
     base = adapter_base(name_or_path)
     if base is not None:
-        model = load_reward_model(base, tokenizer, dtype, attn_implementation, rope_parameters, new_head=True)
+        model = load_reward_model(base, tokenizer, dtype, rope_parameters, new_head=True)
         # merged: TRL takes a PEFT model for no reward model, and PPO's critic reads the layer below the head
         return load_adapter(model, Path(name_or_path)).merge_and_unload().requires_grad_(True)
     config = checked_config(name_or_path, rope_parameters)
     config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
-    with suppress_seqcls_warning() if new_head else nullcontext():  # a head is expected to be missing, another too many
-        model, report = Qwen2ForSequenceClassification.from_pretrained(
-            name_or_path, config=config, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
-        )
-    if not new_head and _SCORE_HEAD in report["missing_keys"]:
-        raise Refused.because(str(name_or_path), _NO_HEAD, _TRAIN_ONE)
-    check_loaded(report, str(name_or_path), (_SCORE_HEAD, _TOKEN_HEAD) if new_head else ())
-    return model
+    if not new_head:
+        _require_head(name_or_path)
+    accepted = (_SCORE_HEAD, _TOKEN_HEAD) if new_head else ()  # the one may be missing, the other too many
+    with suppress_seqcls_warning() if new_head else nullcontext():
+        return load_complete(Qwen2ForSequenceClassification, name_or_path, dtype, accepted, config=config)
 
 
 def check_reward_model(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig:
     """The configuration of a reward model, reading no weights but their names.
 
     Raises:
-        Refused: see `check_model_folder`, `load_tokenizer` and `check_vocabulary`; a folder without a score head or
-            with another number of outputs.
+        Refused: see `check_model_folder`, `load_tokenizer` and `check_pair`; a folder without a score head or with
+            another number of outputs.
     """
     config = check_model_folder(name_or_path, TEXT_MODEL_TYPE)
-    check_vocabulary(load_tokenizer(name_or_path), config, str(name_or_path))
-    folder = Path(name_or_path)
-    if (adapter := adapter_config(folder)) is not None:
-        if adapter["task_type"] != "SEQ_CLS":
-            raise Refused.because(str(folder), _NO_HEAD, _TRAIN_ONE)
-        return config
-    names: set[str] = set()
-    for file in folder.glob("*.safetensors"):
+    check_pair(config, load_tokenizer(name_or_path), str(name_or_path))
+    _require_head(name_or_path)
+    if adapter_base(name_or_path) is None and config.num_labels != 1:
+        raise Refused.because(str(name_or_path), f"the model has {config.num_labels} outputs, not 1", _TRAIN_ONE)
+    return config
+
+
+def _require_head(name_or_path: str | os.PathLike[str]) -> None:
+    adapter, names = adapter_config(name_or_path), set()
+    for file in Path(name_or_path).glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             names.update(opened.keys())
-    if names and _SCORE_HEAD not in names:
-        raise Refused.because(str(folder), _NO_HEAD, _TRAIN_ONE)
-    if config.num_labels != 1:
-        raise Refused.because(str(folder), f"the model has {config.num_labels} outputs, not 1", _TRAIN_ONE)
-    return config
+    has_none = names and _SCORE_HEAD not in names if adapter is None else adapter["task_type"] != "SEQ_CLS"
+    if has_none:
+        raise Refused.because(str(name_or_path), "the model has no score head: it is no reward model", _TRAIN_ONE)
 
 
 def checked_config(
@@ -177,19 +155,12 @@ def checked_config(
 
 def load_configured_policy(config: TextModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Policy and tokenizer that a training configuration names."""
-    return load_policy(**_arguments(config)), load_tokenizer(str(config.model_name_or_path))
+    name = str(config.model_name_or_path)
+    return load_policy(name, config.dtype or "float32", config.rope), load_tokenizer(name)
 
 
 def load_configured_reward_model(config: TextModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """What a training configuration names as a reward model, with its tokenizer; a policy gets a new head."""
-    tokenizer = load_tokenizer(str(config.model_name_or_path))
-    return load_reward_model(**_arguments(config), tokenizer=tokenizer, new_head=True), tokenizer
-
-
-def _arguments(config: TextModelConfig) -> dict[str, Any]:
-    return {
-        "name_or_path": str(config.model_name_or_path),
-        "dtype": config.dtype or "float32",
-        "attn_implementation": config.attn_implementation or "sdpa",
-        "rope_parameters": config.rope,
-    }
+    name = str(config.model_name_or_path)
+    tokenizer = load_tokenizer(name)
+    return load_reward_model(name, tokenizer, config.dtype or "float32", config.rope, new_head=True), tokenizer

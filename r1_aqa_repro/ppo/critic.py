@@ -38,7 +38,6 @@ def load_critic(training: PPOConfig, model: TextModelConfig) -> PreTrainedModel:
         source or str(model.model_name_or_path),
         load_tokenizer(str(model.model_name_or_path)),
         model.dtype or "float32",
-        model.attn_implementation or "sdpa",
         model.rope,
         new_head=source is None,
     )

@@ -38,11 +38,6 @@ def test_what_moves(parts: str, expected: set[str], make_trainer: Any, model_fol
     assert (trainer._encoded is None) == (parts == "all")
 
 
-def test_unknown_parts(model_folder: Path) -> None:
-    with pytest.raises(ValueError, match="no choice 'head'"):
-        loading.freeze(loading.load_model(model_folder), "head")
-
-
 def test_each_clip_is_encoded_once_and_training_is_the_same(
     make_trainer: Any, questions: list[AudioQuestion], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

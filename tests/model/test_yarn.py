@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Qwen2Config
+from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
-from r1_aqa_repro.model.yarn import apply_rope_parameters, attention_scaling
+from r1_aqa_repro.model.yarn import apply_rope_parameters
 from r1_aqa_repro.run.config import TextSFTConfig, parse_text_config
 
+LENGTH = "original_max_position_embeddings"
 TRAINED = 128  # positions of the small model
 YARN = {"rope_type": "yarn", "factor": 2.0}
 # head size, rope_theta and trained length: Qwen2-7B-Instruct and -0.5B-Instruct, and a small one
@@ -43,6 +44,12 @@ def configuration(head: int = 32, theta: float = 1e6, length: int = 32768, **mor
     )
 
 
+def problems_of(config: Qwen2Config, wanted: Any) -> list[str]:
+    with pytest.raises(Refused) as refusal:
+        apply_rope_parameters(config, wanted)
+    return [str(problem) for problem in refusal.value.problems]
+
+
 def logits(model: torch.nn.Module, length: int) -> torch.Tensor:
     ids = torch.randint(5, 200, (2, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -50,18 +57,14 @@ def logits(model: torch.nn.Module, length: int) -> torch.Tensor:
 
 
 class TestFormulas:
-    def test_attention_scaling_by_hand(self):
-        assert attention_scaling(1) == 1
-        assert attention_scaling(4) == pytest.approx(1.13863, abs=5e-6)  # ln 4 = 1.38629
-        assert attention_scaling(np.e**10) == pytest.approx(2)
-
-    @pytest.mark.parametrize("factor", [1.5, 2.0, 4.0, 32.0])
-    def test_queries_and_keys_are_scaled_by_it_at_every_position(self, factor):
+    @pytest.mark.parametrize(("factor", "scaling"), [(1.5, 1.04055), (4.0, 1.13863), (np.e**10, 2.0)])
+    def test_queries_and_keys_are_scaled_at_every_position(self, factor, scaling):
+        """By 0.1 ln(factor) + 1, sqrt(1/t) of the paper."""
         config = configuration()
         apply_rope_parameters(config, {"rope_type": "yarn", "factor": factor})
         cos, sin = Qwen2RotaryEmbedding(config)(torch.zeros(1), torch.arange(0, 50_000, 777)[None])
         # cos² + sin² of an angle is 1; float32
-        torch.testing.assert_close(cos**2 + sin**2, torch.full_like(cos, attention_scaling(factor) ** 2))
+        torch.testing.assert_close(cos**2 + sin**2, torch.full_like(cos, scaling**2), rtol=2e-5, atol=0)
 
     @pytest.mark.parametrize("factor", [2.0, 4.0])
     @pytest.mark.parametrize("size", SIZES)
@@ -108,22 +111,13 @@ class TestCheckpoint:
 
     def test_its_config_is_as_inference_engines_read_it(self, folder, tmp_path):
         load_policy(folder, rope_parameters=YARN).save_pretrained(tmp_path)
-        content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-        theta = json.loads((folder / "config.json").read_text(encoding="utf-8"))["rope_parameters"]["rope_theta"]
-        assert content["rope_parameters"] == YARN | {
-            "original_max_position_embeddings": TRAINED,
-            "rope_theta": theta,
-        }
+        content, before = (
+            json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (tmp_path, folder)
+        )
+        theta = before["rope_parameters"]["rope_theta"]
+        assert content["rope_parameters"] == YARN | {LENGTH: TRAINED, "rope_theta": theta}
         assert content["max_position_embeddings"] == 2 * TRAINED
         assert not {"rope_scaling", "rope_theta"} & set(content)
-
-    def test_a_reward_model(self, folder, tmp_path):
-        tokenizer = load_tokenizer(folder)
-        model = load_reward_model(folder, tokenizer, rope_parameters=YARN, new_head=True)
-        model.save_pretrained(tmp_path)
-        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-        assert torch.equal(logits(model, 2 * TRAINED), logits(loaded, 2 * TRAINED))
-        assert loaded.config.rope_parameters["rope_type"] == "yarn"
 
     def test_qwens_older_form_means_the_same(self, folder, tmp_path):
         """Qwen2's model cards have people write `rope_scaling` with `type` into config.json."""
@@ -139,31 +133,27 @@ class TestCheckpoint:
 
 
 class TestApplying:
-    def test_what_is_absent_is_the_checkpoints(self):
-        config = configuration()
-        given = {"rope_type": "yarn", "factor": 4.0}
+    @pytest.mark.parametrize(
+        ("present", "wanted", "trained", "positions"),
+        [
+            ({}, {"factor": 4.0}, 32768, 131072),
+            ({}, {"factor": 4, LENGTH: 32768, "rope_theta": 1_000_000}, 32768, 131072),
+            # a base model declares more positions than it was trained at
+            ({}, {"factor": 2.0, LENGTH: 16384}, 16384, 32768),
+            # a checkpoint with YaRN keeps its trained length
+            ({"rope_type": "yarn", "factor": 4.0, LENGTH: 32768}, {"factor": 2.0}, 32768, 65536),
+        ],
+        ids=["what is absent", "everything", "a base model", "YaRN before"],
+    )
+    def test_what_is_absent_is_the_checkpoints(self, present, wanted, trained, positions, capfd):
+        config = configuration(**present)
+        given = {"rope_type": "yarn", **wanted}
         apply_rope_parameters(config, given)
-        assert config.rope_parameters == given | {"original_max_position_embeddings": 32768, "rope_theta": 1e6}
-        assert config.max_position_embeddings == 131072
-        assert given == {"rope_type": "yarn", "factor": 4.0}
-
-    def test_everything_written_out(self):
-        config = configuration()
-        full = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32768, "rope_theta": 1_000_000}
-        apply_rope_parameters(config, full)
-        assert (config.rope_parameters, config.max_position_embeddings) == (full, 131072)
-
-    def test_a_base_model_declares_more_positions_than_it_was_trained_at(self):
-        config = configuration(length=131072)
-        apply_rope_parameters(config, {**YARN, "original_max_position_embeddings": 32768})
-        assert config.max_position_embeddings == 65536
-
-    def test_a_checkpoint_with_yarn_keeps_its_trained_length(self):
-        config = configuration()
-        for factor, positions in ((4.0, 131072), (4.0, 131072), (2.0, 65536)):
-            apply_rope_parameters(config, {"rope_type": "yarn", "factor": factor})
-            assert config.rope_parameters["original_max_position_embeddings"] == 32768
-            assert config.max_position_embeddings == positions
+        assert config.rope_parameters == {LENGTH: trained, "rope_theta": 1e6} | given
+        assert config.max_position_embeddings == positions
+        assert given == {"rope_type": "yarn", **wanted}
+        config.validate_rope()  # transformers finds nothing to warn of
+        assert capfd.readouterr().err == ""
 
     def test_default_makes_the_model_what_it_was(self, folder, tmp_path):
         load_policy(folder, rope_parameters=YARN).save_pretrained(tmp_path)
@@ -172,67 +162,51 @@ class TestApplying:
         assert model.config.to_dict()["rope_parameters"] == load_policy(folder).config.rope_parameters
         assert model.config.max_position_embeddings == TRAINED
 
-    def test_transformers_finds_nothing_to_warn_of(self, capfd):
-        config = configuration()
-        apply_rope_parameters(config, {"rope_type": "yarn", "factor": 4.0})
-        config.validate_rope()
-        assert capfd.readouterr().err == ""
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"rope_type": None, "type": "yarn"}, "'type': 'yarn'} has no rope_type of yarn, default. "),
+        ({"rope_type": "linear"}, "has no rope_type of yarn, default. "),
+        ({"rope_type": ["yarn"]}, "has no rope_type of yarn, default. "),
+        ({"rope_type": "default"}, "factor is no key of rope_type default."),
+        ({"beta_quick": 32}, "beta_quick is no key of rope_type yarn."),
+        ({"factor": None}, "factor is None. Give a number above 1"),
+        ({"factor": 1}, "factor is 1."),
+        ({"factor": True}, "factor is True."),
+        ({"factor": "4"}, "factor is '4'."),
+        ({"factor": float("nan")}, "factor is nan."),
+        ({"factor": float("inf")}, "factor is inf."),
+        ({"rope_theta": 10000.0}, "rope_theta is 10000.0, the checkpoint's is 1e+06."),
+        ({LENGTH: 65536}, "is 65536, the checkpoint's trained length 32768."),
+        ({LENGTH: 0}, "is 0, the checkpoint's trained length 32768."),
+        ({LENGTH: 32768.0}, "is 32768.0, the checkpoint's"),
+    ],
+)
+def test_wrong_rope_parameters_are_refused_by_name(changes, what):
+    given = {key: value for key, value in ({**YARN} | changes).items() if value is not None}
+    config = configuration()
+    before = config.to_dict()
+    [problem] = problems_of(config, given)
+    assert problem.startswith("rope_parameters: ") and what in problem
+    assert config.to_dict() == before
 
 
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("changes", "what"),
-        [
-            ({"rope_type": None, "type": "yarn"}, "the key type is that of older configurations. Call it rope_type."),
-            ({"rope_type": "linear"}, "rope_type is 'linear'. Choose among yarn, default."),
-            ({"rope_type": None}, "rope_type is None."),
-            ({"rope_type": ["yarn"]}, "rope_type is ['yarn']."),
-            ({"rope_type": "default"}, "factor is no key of rope_type default."),
-            ({"beta_quick": 32}, "beta_quick is no key of rope_type yarn."),
-            ({"factor": None}, "factor is None. Give a number above 1"),
-            ({"factor": 1}, "factor is 1."),
-            ({"factor": 0.5}, "factor is 0.5."),
-            ({"factor": True}, "factor is True."),
-            ({"factor": "4"}, "factor is '4'."),
-            ({"factor": float("nan")}, "factor is nan."),
-            ({"factor": float("inf")}, "factor is inf."),
-            ({"factor": 1.3}, "1.3 times 32768 positions is no whole number."),
-            ({"rope_theta": 10000.0}, "rope_theta is 10000.0, the checkpoint's is 1e+06."),
-            ({"original_max_position_embeddings": 65536}, "is 65536, the checkpoint's trained length 32768."),
-            ({"original_max_position_embeddings": 0}, "is 0, the checkpoint's trained length 32768."),
-            ({"original_max_position_embeddings": 32768.0}, "is 32768.0, the checkpoint's"),
-        ],
-    )
-    def test_by_name(self, changes, what):
-        given = {key: value for key, value in ({**YARN} | changes).items() if key not in changes or value is not None}
-        config = configuration()
-        before = config.to_dict()
-        with pytest.raises(Refused) as refusal:
-            apply_rope_parameters(config, given)
-        assert what in str(refusal.value)
-        assert str(refusal.value).startswith("rope_parameters: ")
-        assert config.to_dict() == before
+def test_everything_wrong_is_named_at_once():
+    assert len(problems_of(configuration(), {**YARN, "factor": 1, "rope_theta": 1.0, "beta": 2})) == 3
 
-    def test_everything_at_once(self):
-        with pytest.raises(Refused) as refusal:
-            apply_rope_parameters(configuration(), {**YARN, "factor": 1, "rope_theta": 1.0, "beta": 2})
-        assert len(refusal.value.problems) == 3
 
-    def test_another_trained_length_than_that_of_a_checkpoint_with_yarn(self):
-        config = configuration()
-        apply_rope_parameters(config, YARN)
-        with pytest.raises(Refused, match="is 16384, the checkpoint's trained length 32768"):
-            apply_rope_parameters(config, {**YARN, "original_max_position_embeddings": 16384})
-
-    def test_a_checkpoint_of_another_kind(self):
-        config = configuration(rope_type="linear", factor=2.0)
-        with pytest.raises(Refused, match="the checkpoint has rope_type linear"):
-            apply_rope_parameters(config, YARN)
-
-    @pytest.mark.parametrize("value", [[1], 3, "yarn"])
-    def test_what_is_no_mapping(self, value):
-        with pytest.raises(Refused, match="is no mapping"):
-            apply_rope_parameters(configuration(), value)
+@pytest.mark.parametrize(
+    ("present", "wanted", "what"),
+    [
+        ({"rope_type": "yarn", "factor": 2.0, LENGTH: 32768}, {**YARN, LENGTH: 16384}, "is 16384, the checkpoint's"),
+        ({"rope_type": "linear", "factor": 2.0}, YARN, "the checkpoint has rope_type linear"),
+        ({}, [1], "[1] has no rope_type of yarn, default"),
+    ],
+)
+def test_rope_parameters_that_do_not_fit_the_checkpoint_are_refused(present, wanted, what):
+    [problem] = problems_of(configuration(**present), wanted)
+    assert what in problem
 
 
 class TestConfig:
