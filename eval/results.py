@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eval.evaluation import Evaluation
 from eval.report.markdown import markdown_report
+from eval.report.page import write_page
 from eval.submission import submission
 from r1_aqa_repro.common.files import write_atomically, write_json, write_lines
 from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS
@@ -27,8 +28,6 @@ def write_results(evaluation: Evaluation, embed_audio: bool = False) -> None:
     if not evaluation.is_withheld:
         write_json(out / "scores.json", evaluation.scores)
         write_lines(out / "verdicts.jsonl", evaluation.verdicts)
-        from eval.report.page import write_page  # it brings a plotting library, which only a scored evaluation needs
-
         write_page(evaluation, embed_audio)
     if evaluation.is_withheld or evaluation.version in MMAU_VERSIONS.values():
         content = submission(Path(evaluation.paths["data"]), evaluation.questions, evaluation.predictions)

@@ -10,16 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
 from eval.evaluation import Evaluation
 from eval.plan import Plan
-from eval.predictions import PREDICTIONS
-from eval.report.charts import curve, svg_file
-from eval.report.page import SWEEP
-from eval.report.rendering import render
-from eval.score_predictions import score_file
+from eval.report.rendering import one_line, render
 from eval.scores import read_verdicts
-from eval.targets import EMBEDDED_HEADING, against_published, reference_lines
-from r1_aqa_repro.common.files import write_atomically, write_json
+from eval.targets import EMBEDDED_HEADING, GUESSING, against_published, reference_lines
+from r1_aqa_repro.common.files import whole_file, write_atomically, write_json
 from r1_aqa_repro.common.intervals import paired_gain
 
 _CAUTION = (
@@ -60,16 +59,10 @@ class Point:
 def write_sweep(run: Path, folder: Path, points: Sequence[Point], has_final: bool) -> int:
     """Write the results to `folder`; the number of questions without readable audio."""
     found = summary(run, folder, points, has_final)
-    write_json(folder / SWEEP, found)
-    has_curve = len(found["points"]) > 1
-    if has_curve:
-        write_atomically(folder / "sweep.svg", svg_file(curve(found["points"], found["lines"])))
-    write_atomically(folder / "sweep.md", markdown(found, has_curve))
-    for point in points:
-        if not point.reused:  # its page shows the curve now
-            paths = point.evaluation.paths
-            audio_dir = Path(paths["audio_dir"]) if "audio_dir" in paths else None
-            score_file(point.evaluation.folder / PREDICTIONS, Path(paths["data"]), audio_dir=audio_dir)
+    write_json(folder / "sweep.json", found)
+    if len(found["points"]) > 1:
+        write_curve(folder / "sweep.svg", found)
+    write_atomically(folder / "sweep.md", markdown(found))
     return max(len(point.scores["no_audio"]) for point in points)
 
 
@@ -128,17 +121,40 @@ def summary(run: Path, folder: Path, points: Sequence[Point], has_final: bool) -
     }
 
 
-def markdown(found: Mapping[str, Any], has_curve: bool) -> str:
-    """The content of sweep.md.
-
-    Args:
-        found: the content of sweep.json.
-        has_curve: whether there is a sweep.svg.
-    """
+def markdown(found: Mapping[str, Any]) -> str:
+    """The content of sweep.md, from that of sweep.json."""
     rows = [*found["points"], *([found["final"]] if isinstance(found["final"], dict) else [])]
-    tasks = list(dict.fromkeys(task for point in rows for task in point["task"]))
     marks = {one["name"]: [word for word in ("best", "last") if found[word] == one["name"]] for one in rows}
-    return render("sweep.md.j2", **found, rows=rows, tasks=tasks, marks=marks, has_curve=has_curve)
+    return render("sweep.md.j2", **found, rows=rows, tasks=_tasks(rows), marks=marks)
+
+
+def write_curve(path: Path, found: Mapping[str, Any]) -> None:
+    """Draw accuracy over steps, from the content of sweep.json: in total with the band of its interval, and by task.
+
+    The same figures give the same bytes.
+    """
+    points = found["points"]
+    steps = [point["step"] for point in points]
+    low, high = zip(*(point["total"]["ci95"] for point in points), strict=True)
+    with matplotlib.rc_context({"svg.hashsalt": "sweep", "text.parse_math": False}):  # a dollar sign is a dollar sign
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axis = figure.add_subplot(xlabel="optimizer step", ylabel="accuracy, %")
+        axis.fill_between(steps, low, high, color="black", alpha=0.13, label="95 % interval of the total")
+        axis.plot(steps, [point["total"]["accuracy"] for point in points], "o-", color="black", label="total")
+        axis.set_prop_cycle(marker=list("s^Dv*Pxphd"), color=matplotlib.color_sequences["petroff10"])
+        for task in _tasks(points):
+            accuracies = [point["task"].get(task, {}).get("accuracy", float("nan")) for point in points]
+            axis.plot(steps, accuracies, label=one_line(task)[:40])
+        for label, value in found["lines"].items():
+            axis.axhline(value, color="black", linestyle=":" if label == GUESSING else "--", label=label)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        with whole_file(path) as file:
+            figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def _tasks(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every task that any of the points has."""
+    return list(dict.fromkeys(task for point in points for task in point["task"]))
 
 
 def _record(point: Point, folder: Path) -> dict[str, Any]:

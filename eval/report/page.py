@@ -3,8 +3,8 @@
 With `--embed-audio` the clips are inside the page, as the model heard them (16 kHz, one channel), so that it can be
 handed on alone.
 
-What a model or a data set wrote stands in the page as text: escaped by the template (or by matplotlib, in charts), or
-as JSON that the page's own script puts in through `textContent`. The page allows no other script, by its hash.
+What a model or a data set wrote stands in the page as text: escaped by the template, or as JSON that
+the page's own script puts in through `textContent`. The page allows no other script, by its hash.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,20 +24,17 @@ import soundfile
 from eval.evaluation import Evaluation
 from eval.matcher import MATCHERS
 from eval.predictions import Prediction
-from eval.report.charts import bars, curve, inline_svg
 from eval.report.rendering import render, shared_values
 from eval.scores import GROUPS, choice_named, choices_as_asked
-from eval.targets import TASKS, Comparison, reference_lines
+from eval.targets import reference_lines
 from r1_aqa_repro.common.files import write_atomically
 from r1_aqa_repro.data.questions import AudioQuestion
 
-REPORT, SWEEP = "report.html", "sweep.json"
+REPORT = "report.html"
 
 
 def write_page(evaluation: Evaluation, embed_audio: bool = False) -> Path:
     """Write report.html to the folder of an evaluation; returns its path.
-
-    The curve of a sweep is in it if a sweep.json beside or above the folder names it.
 
     Args:
         evaluation: of questions with answers.
@@ -54,53 +49,18 @@ def write_page(evaluation: Evaluation, embed_audio: bool = False) -> Path:
     listed = [_listed(evaluation, question, labels, embed_audio) for question in evaluation.questions]
     templates = resources.files("eval.report") / "templates"
     script, css = ((templates / name).read_text("utf-8") for name in ("report.js", "report.css"))
-    sweep_chart, sweep_text = _sweep(evaluation.folder)
     page = render(
         "report.html.j2",
         **values,
         policy=_policy(script),
-        charts=_charts(evaluation.scores, values["compared"]),
-        positions=positions(evaluation.questions, evaluation.of_question),
+        lines=reference_lines(evaluation.scores, values["compared"]),
         labels_by_key=labels_by_key,
-        sweep_chart=sweep_chart,
-        sweep_text=sweep_text,
         script=script,
         css=css,
         data={"matchers": list(MATCHERS), "labels": labels_by_key, "questions": listed},
     )
     write_atomically(evaluation.folder / REPORT, page)
     return evaluation.folder / REPORT
-
-
-def positions(questions: Sequence[AudioQuestion], given: Mapping[str, Sequence[Prediction]]) -> dict[str, list[int]]:
-    """Answers by the place of the right choice, as asked, and by that of the choice they name.
-
-    Args:
-        questions: with their answers.
-        given: the predictions of each question.
-
-    Returns:
-        For each place from 1 that the right choice had, and for `anywhere`, how many answers name the first choice,
-        the second, ..., and last how many name no choice. Empty without answers.
-    """
-    counts: dict[int, Counter[int | None]] = {}
-    longest = 0
-    for question in questions:
-        for one in given.get(question.id, ()):
-            if one.status != "no_audio":
-                choices = list(choices_as_asked(question, one))
-                longest = max(longest, len(choices))
-                counts.setdefault(choices.index(str(question.answer)), Counter())[_chosen(question, one)] += 1
-    rows = {str(place + 1): counts[place] for place in sorted(counts)}
-    if rows:
-        rows["anywhere"] = sum(counts.values(), Counter())
-    return {place: [row[chosen] for chosen in (*range(longest), None)] for place, row in rows.items()}
-
-
-def _chosen(question: AudioQuestion, prediction: Prediction) -> int | None:
-    """Place, from 0 and as asked, of the choice that an answer names; None if it names no choice."""
-    named = choice_named(question, prediction)
-    return None if named is None else list(choices_as_asked(question, prediction)).index(named)
 
 
 def _listed(
@@ -128,12 +88,13 @@ def _answer(question: AudioQuestion, prediction: Prediction | None, verdict: Map
     answer = {"repeat": verdict["repeat"], "verdicts": [verdict[name] for name in MATCHERS]}
     if prediction is None:
         return answer | {"status": "missing", "completion": None, "answer": None, "chosen": None}
+    named = choice_named(question, prediction)
     return {
         **answer,
         "status": prediction.status,
         "completion": prediction.completion,
         "answer": prediction.answer,
-        "chosen": _chosen(question, prediction),
+        "chosen": None if named is None else list(choices_as_asked(question, prediction)).index(named),
         **({"order": prediction.order} if prediction.order else {}),
     }
 
@@ -148,37 +109,6 @@ def _embedded(question: AudioQuestion) -> str:
     except AudioError:
         compressed = io.BytesIO()
     return "data:audio/mpeg;base64," + base64.b64encode(compressed.getvalue()).decode("ascii")
-
-
-def _charts(scores: Mapping[str, Any], compared: Comparison | None) -> dict[str, tuple[dict[str, Any], str]]:
-    """The tallies and the chart of each way of grouping; the total, and published figures, stand with the tasks."""
-    lines = reference_lines(scores, compared)
-    charts = {}
-    for key, name in GROUPS.items():
-        tallies, marks = dict(scores[key]), {}
-        if not tallies:
-            continue
-        if key == "task":
-            tallies["total"] = scores["total"]
-            if compared is not None and compared.target is not None:
-                published = zip((*TASKS, "total"), compared.target[1:], strict=True)
-                marks = {label: value for label, value in published if value is not None and label in tallies}
-        described = "; ".join(f"{label} {tally['accuracy']:.1f} %" for label, tally in tallies.items())
-        chart = inline_svg(bars(tallies, lines, marks), f"by{key}", f"Accuracy by {name}: {described}")
-        charts[key] = tallies, chart
-    return charts
-
-
-def _sweep(folder: Path) -> tuple[str, str]:
-    """The curve of the sweep that this evaluation belongs to, and what the sweep says; empty if there is no sweep."""
-    for file in (folder / SWEEP, folder.parent / SWEEP):
-        if file.is_file():
-            sweep = json.loads(file.read_text(encoding="utf-8"))
-            if folder.resolve() in [(file.parent / point["folder"]).resolve() for point in sweep["points"]]:
-                described = "; ".join(f"step {one['step']} {one['total']['accuracy']:.1f} %" for one in sweep["points"])
-                chart = inline_svg(curve(sweep["points"], sweep["lines"]), "sweep", f"Accuracy by step: {described}")
-                return chart, " ".join(sweep["sentences"])
-    return "", ""
 
 
 def _policy(script: str) -> str:

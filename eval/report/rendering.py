@@ -63,10 +63,14 @@ def shared_values(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def one_line(text: str) -> str:
+    """The text on one line, without what cannot be printed."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 def escape(value: object) -> str:
     """Text written by a model or a data set, as one line of Markdown that shows it and does nothing else."""
-    line = "".join(character if character.isprintable() else " " for character in str(value))
-    marked = _MARKUP.sub(r"\\\1", " ".join(line.split()))
+    marked = _MARKUP.sub(r"\\\1", one_line(str(value)))
     # GitHub links addresses and names of people wherever their text comes out, escaped or not: a comment parts it
     return _WWW.sub(r"\1\\.", marked).replace("@", "@<!-- -->")
 

@@ -1,6 +1,5 @@
 """A tiny checkpoint with random weights, a few questions with clips, and the command on both."""
 
-import json
 import shutil
 from itertools import count
 from pathlib import Path
@@ -16,6 +15,7 @@ from r1_aqa_repro.embedded.question_set import make_question
 from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
 from r1_aqa_repro.model import generation
 from r1_aqa_repro.model.loading import load_model
+from tests.files import read_json, read_lines, write_json, write_lines
 
 NUM_QUESTIONS = 12
 # the repetition penalty makes a completion depend on what the batch is padded with, unless that is taken care of
@@ -150,29 +150,13 @@ def evaluate(checkpoint, data, out, *more):
 
 def set_own_decoding(checkpoint, **own):
     path = checkpoint / "generation_config.json"
-    path.write_text(json.dumps(read_json(path) | own), encoding="utf-8")
+    write_json(path, read_json(path) | own)
 
 
 def flip_a_bit(checkpoint):
     weights = checkpoint / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-
-
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-
-
-def write_lines(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def completions(out):

@@ -1,6 +1,5 @@
 """Made-up questions, predictions and evaluations."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,11 +112,6 @@ def is_right(prediction, gold, choices):
             if word not in words(gold) and word in words(prediction):
                 return False
     return True
-
-
-def write(path, content):
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
 
 
 def published(version):

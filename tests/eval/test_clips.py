@@ -15,7 +15,8 @@ from eval.sweep import main as sweep
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import AudioError
 from r1_aqa_repro.data.questions import read_questions
-from tests.eval.conftest import before_each_batch, contents, evaluate, read_json, read_lines
+from tests.eval.conftest import before_each_batch, evaluate
+from tests.files import contents, read_json, read_lines
 
 
 def question(manifest, number):

@@ -9,20 +9,21 @@ from eval.compare import compare, difference, main, markdown, read_run
 from eval.score_predictions import score_file
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.intervals import paired_gain
-from tests.eval.made_up import CHOICES, PUBLISHED, mmau_records, published, write
+from tests.eval.made_up import CHOICES, PUBLISHED, mmau_records, published
+from tests.files import write_json
 
 WRONG, RIGHT = "Man", "Woman"
 
 
 @pytest.fixture
 def data(tmp_path):
-    return write(tmp_path / "data.json", mmau_records(12))
+    return write_json(tmp_path / "data.json", mmau_records(12))
 
 
 def predicted(path, right, n=12, answer=RIGHT):
     """A file of predictions, right on the questions whose numbers are in `right`."""
     given = [{"id": f"q{index}", "model_output": answer if index in right else WRONG} for index in range(n)]
-    return write(path, given)
+    return write_json(path, given)
 
 
 def evaluated(folder, data, right, **more):
@@ -100,7 +101,7 @@ def test_other_questions_are_refused_unless_paired_on_the_common_ones(tmp_path, 
     changed[2]["question"] = "What else is heard?"
     changed[3]["choices"] = CHOICES[::-1]
     changed[4]["answer"] = WRONG
-    other = write(tmp_path / "other.json", changed)
+    other = write_json(tmp_path / "other.json", changed)
     runs = [read_run(evaluated(tmp_path / "a", data, {0, 2})), read_run(evaluated(tmp_path / "b", other, {0, 1}, n=14))]
     with pytest.raises(Refused, match="9 questions in common") as refused:
         compare(runs)
@@ -109,7 +110,7 @@ def test_other_questions_are_refused_unless_paired_on_the_common_ones(tmp_path, 
     assert (comparison["n"], comparison["questions"]) == (9, [12, 14])
     assert comparison["comparisons"][0]["total"]["second_only"] == 1
     assert "9 questions, of 12 and 14, version unknown." in markdown(comparison)
-    another = write(tmp_path / "another.json", mmau_records(12, question="Another?"))
+    another = write_json(tmp_path / "another.json", mmau_records(12, question="Another?"))
     with pytest.raises(Refused, match="no question is common"):
         compare([runs[0], read_run(evaluated(tmp_path / "c", another, {0}))], intersection=True)
 
@@ -136,7 +137,7 @@ def test_the_two_published_versions_share_636_questions(tmp_path):
     for version in PUBLISHED:
         file = published(version)
         given = json.loads(file.read_text(encoding="utf-8"))
-        theirs = write(tmp_path / f"{version}.json", [one | {"model_output": one["choices"][0]} for one in given])
+        theirs = write_json(tmp_path / f"{version}.json", [one | {"model_output": one["choices"][0]} for one in given])
         folders.append(score_file(theirs, file).folder)
     runs = [read_run(folder) for folder in folders]
     with pytest.raises(Refused, match=r"versions original, v05\.15\.25, 636 questions in common"):
@@ -176,7 +177,7 @@ def test_the_command_with_files(tmp_path, data, capsys):
 
 def test_a_folder_of_another_file_is_refused(tmp_path, data):
     folder = evaluated(tmp_path / "a", data, {0})
-    other = write(tmp_path / "other.json", mmau_records(3))
+    other = write_json(tmp_path / "other.json", mmau_records(3))
     with pytest.raises(Refused, match="made with another file"):
         read_run(folder, other)
     (folder / "verdicts.jsonl").unlink()
@@ -185,6 +186,6 @@ def test_a_folder_of_another_file_is_refused(tmp_path, data):
 
 
 def test_questions_without_answers_are_refused(tmp_path):
-    withheld = write(tmp_path / "test.json", mmau_records(12, answer=""))
+    withheld = write_json(tmp_path / "test.json", mmau_records(12, answer=""))
     with pytest.raises(Refused, match="has no answer"):
         read_run(predicted(tmp_path / "a.json", {0}), withheld)

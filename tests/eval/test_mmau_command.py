@@ -23,18 +23,8 @@ from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.model.loading import load
 from tests.conftest import ROOT
-from tests.eval.conftest import (
-    before_each_batch,
-    completions,
-    contents,
-    cut,
-    evaluate,
-    flip_a_bit,
-    read_json,
-    read_lines,
-    set_own_decoding,
-    write_lines,
-)
+from tests.eval.conftest import before_each_batch, completions, cut, evaluate, flip_a_bit, set_own_decoding
+from tests.files import contents, read_json, read_lines, write_lines
 from tests.model.damages import edit_weights, remove
 
 FIELDS = {"id", "repeat", "completion", "answer", "status", "settings_hash", "question_hash"}

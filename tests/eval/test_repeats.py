@@ -17,7 +17,8 @@ from eval.mmau import main
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.model import generation, loading
 from r1_aqa_repro.model.inputs import question_inputs
-from tests.eval.conftest import OWN, completions, cut, evaluate, limit_memory, read_json, read_lines, set_own_decoding
+from tests.eval.conftest import OWN, completions, cut, evaluate, limit_memory, set_own_decoding
+from tests.files import read_json, read_lines
 
 REPEATS = 3
 SAMPLED = ("--decoding", "checkpoint", "--repeats", REPEATS)

@@ -18,8 +18,8 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import sha256_of, write_lines
 from r1_aqa_repro.data.questions import read_questions, write_manifest
 from tests.conftest import ROOT
-from tests.eval.conftest import contents, read_json
-from tests.eval.made_up import CHOICES, is_right, mmau_records, published, write
+from tests.eval.made_up import CHOICES, is_right, mmau_records, published
+from tests.files import contents, read_json, write_json
 
 RESULTS = {"scores.json", "verdicts.jsonl", "report.md", "report.html"}
 SCORING = ["--predictions", "theirs.json", "--data", "mmau.json", "--out", "out"]
@@ -27,12 +27,12 @@ SCORING = ["--predictions", "theirs.json", "--data", "mmau.json", "--out", "out"
 
 @pytest.fixture
 def data(tmp_path):
-    return write(tmp_path / "mmau.json", mmau_records())
+    return write_json(tmp_path / "mmau.json", mmau_records())
 
 
 def scored(tmp_path, data, given, **more):
     """The evaluation of records with predictions."""
-    return score_file(write(tmp_path / "theirs.json", given), data, tmp_path / "out", **more)
+    return score_file(write_json(tmp_path / "theirs.json", given), data, tmp_path / "out", **more)
 
 
 def right(evaluation):
@@ -124,7 +124,7 @@ def own_file(folder, data, completions, orders=None, **settings):
             lines.append(predict(asked, text, "answer", "hash", repeat, bool(orders)).to_record())
     write_lines(folder / "predictions.jsonl", lines)
     content = {"settings": {"prompt_style": "answer", **settings}, "paths": {"checkpoint": "ckpt", "data": str(data)}}
-    write(folder / "settings.json", content)
+    write_json(folder / "settings.json", content)
     return folder / "predictions.jsonl"
 
 
@@ -141,7 +141,7 @@ def test_our_own_predictions(tmp_path, data):
 
 def test_answers_are_parsed_anew(tmp_path, data):
     path = own_file(tmp_path / "run", data, [["<answer>Woman</answer>"]])
-    write(path, json.loads(path.read_text(encoding="utf-8")) | {"answer": "Man", "status": "unparsed"})
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"answer": "Man", "status": "unparsed"})
     assert score_file(path, data, tmp_path / "out").scores["total"]["correct"] == 1
 
 
@@ -164,7 +164,7 @@ def test_predictions_about_another_question_are_refused(tmp_path, data):
     path = own_file(tmp_path / "run", data, [["Woman"]])
     changed = mmau_records()
     changed[0]["question"] = "Who sings?"
-    assert "about another question than 'q0'" in refusal(path, write(tmp_path / "changed.json", changed))[0]
+    assert "about another question than 'q0'" in refusal(path, write_json(tmp_path / "changed.json", changed))[0]
     with pytest.raises(Refused, match="another question"):
         score_file(path, data, tmp_path / "out", prompt_style="think")
 
@@ -203,7 +203,7 @@ def test_a_repeated_line_is_refused(tmp_path, data):
 
 def test_scores_never_go_beside_other_predictions(tmp_path, data):
     run = own_file(tmp_path / "run", data, [["Woman"]])
-    theirs = write(tmp_path / "theirs.json", mmau_records(model_output="Woman"))
+    theirs = write_json(tmp_path / "theirs.json", mmau_records(model_output="Woman"))
     with pytest.raises(Refused, match="other predictions"):
         score_file(theirs, data, run.parent)
     before = set(contents(run.parent))
@@ -252,7 +252,7 @@ class TestWithoutAudio:
         score_file(without_audio, data)
         record = read_json(without_audio.parent / "settings.json")
         record["settings"] |= changed
-        write(without_audio.parent / "settings.json", record)
+        write_json(without_audio.parent / "settings.json", record)
         assert "blind" not in score_file(with_audio, data).scores
 
     @pytest.mark.parametrize("interrupted", ["without_audio", "with_audio"])
@@ -320,12 +320,12 @@ class TestSubmission:
         from data_prep import mmau
 
         given, out = mmau_records(withheld="kept too"), tmp_path / "prepared"
-        assert mmau.main(["--questions", str(write(data, given)), "--out", str(out)]) == 0
+        assert mmau.main(["--questions", str(write_json(data, given)), "--out", str(out)]) == 0
         expected = [record | {"model_prediction": "Man", "model_output": "Man"} for record in given]
         assert self.answered(out / "manifest.jsonl") == expected
 
     def test_it_is_all_there_is_of_withheld_answers(self, tmp_path):
-        test_split = write(tmp_path / "test.json", mmau_records(answer=""))
+        test_split = write_json(tmp_path / "test.json", mmau_records(answer=""))
         theirs = mmau_records(5, answer="", model_output="<answer>Woman</answer>")
         scores = scored(tmp_path, test_split, theirs).scores
         assert (scores["n"], scores["missing"]) == (6, 1)
@@ -349,13 +349,13 @@ def test_some_withheld_answers_are_refused(tmp_path):
     given = mmau_records()
     given[2]["answer"] = ""
     with pytest.raises(Refused, match="q2: the question has no answer"):
-        scored(tmp_path, write(tmp_path / "test.json", given), [{"id": "q0", "model_output": "Woman"}])
+        scored(tmp_path, write_json(tmp_path / "test.json", given), [{"id": "q0", "model_output": "Woman"}])
 
 
 def test_questions_that_only_call_themselves_original_have_no_version(tmp_path):
     """What of that is reported is in test_markdown_report and test_page."""
     manifest = tmp_path / "manifest.jsonl"
-    questions = read_questions(write(tmp_path / "mmau.json", mmau_records(1000))).records
+    questions = read_questions(write_json(tmp_path / "mmau.json", mmau_records(1000))).records
     write_manifest(manifest, [replace(question, version="original") for question in questions])
     theirs = [{"id": one.id, "model_output": "Woman"} for one in questions]
     assert scored(tmp_path, manifest, theirs).scores["version"] == "unknown"
@@ -374,8 +374,8 @@ def test_the_published_questions_are_known_in_any_form_and_in_part(tmp_path):
 
 
 def test_a_thousand_predictions_in_seconds(tmp_path):
-    write(tmp_path / "mmau.json", mmau_records(1000))
-    write(tmp_path / "theirs.json", mmau_records(1000, model_output="<answer>The woman</answer>"))
+    write_json(tmp_path / "mmau.json", mmau_records(1000))
+    write_json(tmp_path / "theirs.json", mmau_records(1000, model_output="<answer>The woman</answer>"))
     start = time.perf_counter()
     done = run_python("-m", "eval.mmau", *SCORING, cwd=tmp_path)
     seconds = time.perf_counter() - start
@@ -387,14 +387,14 @@ def test_a_thousand_predictions_in_seconds(tmp_path):
 
 def test_the_command_refuses_by_name(tmp_path, data, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "theirs.json", [{"id": "q1", "model_prediction": "Man", "model_output": "Woman"}])
+    write_json(tmp_path / "theirs.json", [{"id": "q1", "model_prediction": "Man", "model_output": "Woman"}])
     assert main(SCORING) == 2
     assert "'q1' has two different predictions" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_options_of_generating_are_refused_with_predictions(tmp_path, data, capsys):
-    theirs = str(write(tmp_path / "theirs.json", mmau_records(model_output="Woman")))
+    theirs = str(write_json(tmp_path / "theirs.json", mmau_records(model_output="Woman")))
     for option in (["--repeats", "2"], ["--no-audio"], ["--batch-size", "4"], ["--ckpt", "x"]):
         with pytest.raises(SystemExit) as ended:
             main(["--predictions", theirs, "--data", str(data), *option])
@@ -406,7 +406,7 @@ def test_options_of_generating_are_refused_with_predictions(tmp_path, data, caps
 
 @pytest.mark.parametrize(("module", "given"), [("mmau", SCORING), ("mmau", ["--help"]), ("sweep", ["--help"])])
 def test_scoring_and_help_load_no_library_whose_import_takes_seconds(tmp_path, data, module, given):
-    write(tmp_path / "theirs.json", mmau_records(model_output="Woman"))
+    write_json(tmp_path / "theirs.json", mmau_records(model_output="Woman"))
     code = (
         f"import sys\nfrom eval.{module} import main\n"
         f"try:\n    main({given})\n"

@@ -13,7 +13,8 @@ from eval.predictions import part_file
 from r1_aqa_repro.embedded.question_set import write_question_set
 from tests.conftest import ROOT
 from tests.distributed.launching import ENVIRONMENT, command, launch
-from tests.eval.conftest import arguments_of, contents, evaluate, read_lines
+from tests.eval.conftest import arguments_of, evaluate
+from tests.files import contents, read_lines
 
 PREDICTIONS, PART = "predictions.jsonl", "predictions.rank-1.jsonl"
 SAMPLED = ("--batch-size", 2, "--decoding", "checkpoint", "--repeats", 2)

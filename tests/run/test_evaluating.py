@@ -26,7 +26,8 @@ from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from tests.conftest import make_questions
 from tests.distributed.launching import launch
-from tests.eval.conftest import limit_memory, read_json, read_lines, write_lines
+from tests.eval.conftest import limit_memory
+from tests.files import read_json, read_lines, write_lines
 
 COMMON = [
     "--report_to", "none", "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false",

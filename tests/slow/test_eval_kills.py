@@ -21,7 +21,8 @@ from eval.generation import Generator
 from eval.predictions import PREDICTIONS, PredictionFile
 from tests.conftest import make_questions
 from tests.conftest import write_manifest as write
-from tests.eval.conftest import contents, set_own_decoding
+from tests.eval.conftest import set_own_decoding
+from tests.files import contents
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

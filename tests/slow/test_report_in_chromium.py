@@ -148,7 +148,7 @@ def test_hostile_page_is_quiet_and_small(browser, page):
     browser.evaluate("new Promise((done) => setTimeout(done, 500))")
     assert browser.evaluate("typeof window.injected") == "undefined"
     assert browser.evaluate("document.title").startswith("Evaluation of <script>")
-    for injected in ("article :is(script, img, svg), textarea", "[style]:not(svg, svg *)"):
+    for injected in ("article :is(script, img, svg), textarea", "[style]"):
         assert browser.evaluate(f"document.querySelectorAll('{injected}').length") == 0
     assert browser.evaluate("document.querySelector('article h3').textContent") == questions[0].question
     attributes = "[...document.querySelectorAll('*')].flatMap((one) => one.getAttributeNames())"
