@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ _DECODING = (
     "begin_suppress_tokens",
 )  # fmt: skip
 _DEFAULT_TOP_K = 50  # transformers' own, for a checkpoint that samples and names no other
-
-
-@dataclass(frozen=True)
-class HeldOutSet:
-    """The held-out questions that a run was made with, as its run.json names them."""
-
-    data: Path
-    audio_dir: Path | None
-    prompt_style: str | None
 
 
 def local_folder(checkpoint: str | os.PathLike[str]) -> Path:
@@ -93,9 +83,9 @@ def decoding_settings(folder: Path) -> dict[str, Any]:
     return {"top_k": _DEFAULT_TOP_K} | chosen
 
 
-def held_out_set(folder: Path) -> HeldOutSet | None:
+def held_out_set(folder: Path) -> dict[str, Any] | None:
     """The embedded held-out set that the run.json of a checkpoint folder, or of the folder above, names under
-    `embedded_held_out` with paths relative to itself; None if neither names any.
+    `embedded_held_out`: `data` and, if they are named, `audio_dir` and `prompt_style`; None if neither names any.
 
     Raises:
         Refused: run.json is damaged.
@@ -105,16 +95,10 @@ def held_out_set(folder: Path) -> HeldOutSet | None:
             continue
         try:
             named = json.loads(run_file.read_text(encoding="utf-8")).get("embedded_held_out")
-            if named is None:
-                continue
-            audio_dir = named.get("audio_dir")
-            return HeldOutSet(
-                data=run_file.parent / named["data"],
-                audio_dir=None if audio_dir is None else run_file.parent / audio_dir,
-                prompt_style=named.get("prompt_style"),
-            )
+            if named is not None:  # its paths are relative to run.json
+                paths = {key: run_file.parent / named[key] for key in ("data", "audio_dir") if named.get(key)}
+                return {"data": paths["data"], **named, **paths}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise Refused.because(
-                str(run_file), f"the held-out set it names cannot be read ({error!r})", "Give --data."
-            ) from None
+            what = f"the held-out set it names cannot be read ({error!r})"
+            raise Refused.because(str(run_file), what, "Give --data.") from None
     return None

@@ -20,9 +20,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from eval.evaluation import Evaluation
 from eval.generation import Generator
-from eval.plan import recorded_settings
 from eval.processes import of_this_run
-from eval.run import complete
+from eval.run import complete, recorded_settings
 from eval.settings import EvalSettings
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.files import sha256_of
@@ -74,10 +73,9 @@ class HarnessEvaluator:
     def __call__(self, model: PreTrainedModel, step: int, autocast: Autocast) -> dict[str, float]:
         """See `evaluating.Evaluator`. Accuracies and format rate 0-1, `unparsed`, `no_audio` numbers of questions."""
         start = time.perf_counter()
-        style = str(self.settings.prompt_style)
         with autocast():
-            settings = replace(self.settings, dtype=_computed_in(model))
-        made_with = recorded_settings(settings, self.data_sha256, len(self.questions), style, str(model.device))
+            settings = replace(self.settings, dtype=_computed_in(model), device=str(model.device))
+        made_with = recorded_settings(settings, self.data_sha256, len(self.questions))
         evaluation = Evaluation(
             folder=self.run_folder / EVALUATIONS / f"step-{step}",
             questions=self.questions,
@@ -89,9 +87,9 @@ class HarnessEvaluator:
         generator = Generator(
             model,
             self.processor,
-            greedy_config(model, self.processor, self.settings.max_new_tokens),
-            style,
-            self.settings.audio_channel,
+            greedy_config(model, self.processor, settings.max_new_tokens),
+            str(settings.prompt_style),
+            settings.audio_channel,
             autocast=autocast,
         )
         processes = of_this_run()

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from eval.grid import AudioPrompt, Key
+from eval.settings import EvalSettings
 from r1_aqa_repro.common.distributed import num_local_processes
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.audio import AudioError
@@ -80,41 +81,31 @@ class Generator:
     warpers: LogitsProcessorList | None = None
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        dtype: str,
-        device: str,
-        style: str,
-        max_new_tokens: int,
-        audio_channel: str = "first",
-        no_audio: bool = False,
-        adapter: Path | None = None,
-        own_settings: Mapping[str, Any] | None = None,
-    ) -> Generator:
+    def load(cls, settings: EvalSettings, own_decoding: Mapping[str, Any] | None = None) -> Generator:
         """Load a checkpoint.
 
         Args:
-            folder: model and processor.
-            adapter: a LoRA adapter on top of them.
-            own_settings: decode as these say (`checkpoints.decoding_settings`) instead of greedily.
+            settings: with the folder of the model and its processor, `dtype`, `device` and `prompt_style`.
+            own_decoding: decode as these say (`checkpoints.decoding_settings`) instead of greedily.
 
         Raises:
             Refused: see `loading.load`; there is no such device.
         """
+        folder, adapter = Path(settings.ckpt), settings.adapter
         processor = loading.load_processor(folder)
-        model = loading.load_model(adapter or folder, dtype, base=folder if adapter else None)
+        model = loading.load_model(adapter or folder, str(settings.dtype), base=folder if adapter else None)
         loading.check_pair(model.config, processor, str(folder))
         try:
-            model = model.to(device)
+            model = model.to(settings.device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             what = f"the model cannot be put on the device ({str(error).splitlines()[0]})"
-            raise Refused.because(f"--device {device}", what, "Give cpu or a device this machine has.") from None
-        config, warpers = generation.greedy_config(model, processor, max_new_tokens), None
-        if own_settings is not None:
-            config, warpers = checkpoint_config(config, own_settings)
-        return cls(model.eval(), processor, config, style, audio_channel, no_audio, warpers=warpers)
+            remedy = "Give cpu or a device this machine has."
+            raise Refused.because(f"--device {settings.device}", what, remedy) from None
+        config, warpers = generation.greedy_config(model, processor, settings.max_new_tokens), None
+        if own_decoding is not None:
+            config, warpers = checkpoint_config(config, own_decoding)
+        style, channel = str(settings.prompt_style), settings.audio_channel
+        return cls(model.eval(), processor, config, style, channel, settings.no_audio, warpers=warpers)
 
     def answer(self, prompts: Sequence[AudioPrompt], warn: Callable[[str], None]) -> list[list[str | None]]:
         """The completions of each prompt, in order; None each, and a warning, if its clip cannot be used.
@@ -208,17 +199,17 @@ def draws_of(key: Key, count: int) -> np.ndarray:
     return np.random.default_rng(int.from_bytes(seed, "big")).random(count)
 
 
-def require_audio(folder: Path, questions: Iterable[AudioQuestion], audio_channel: str) -> None:
+def require_audio(questions: Iterable[AudioQuestion], settings: EvalSettings) -> None:
     """Decode every clip before any is needed.
 
     Raises:
         Refused: naming every clip that cannot be used.
     """
-    processor = loading.load_processor(folder)
+    processor = loading.load_processor(settings.ckpt)
     problems = []
     for question in questions:
         try:
-            load_clip(question, audio_channel, processor)
+            load_clip(question, settings.audio_channel, processor)
         except AudioError as error:
             problems.append(Problem(question.id, str(error), "Repair the file, or evaluate without --strict."))
     if problems:

@@ -42,10 +42,9 @@ def main(argv: list[str]) -> int:
         return _score(parser, arguments)
     del arguments.predictions
 
-    from eval.plan import prepare  # after the arguments: --help and mistakes are answered at once
-    from eval.processes import joined
+    from eval.processes import joined  # after the arguments: --help and mistakes are answered at once
     from eval.report.markdown import print_report
-    from eval.run import carry_out
+    from eval.run import carry_out, prepare
 
     with joined() as processes:
         plan = processes.from_main(lambda: prepare(EvalSettings(**vars(arguments))))

@@ -1,26 +1,44 @@
-"""One evaluation from its plan to its results: generate what is not recorded yet, score everything, write it down."""
+"""One evaluation from its settings to its results: plan it, generate what is not recorded yet, score, write it down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import importlib.metadata
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.checkpoints import base_folder, check_adapter, decoding_settings, held_out_set, local_folder
 from eval.evaluation import NO_AUDIO, Evaluation, is_complete, scores_without_audio
 from eval.grid import prompts_of
-from eval.plan import Plan, prepare
 from eval.predictions import PREDICTIONS, PredictionFile
 from eval.processes import ALONE, Processes
 from eval.results import write_results
 from eval.score_predictions import score_file
-from eval.settings import EvalSettings
+from eval.settings import RECORDED, EvalSettings
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import local_rank
 from r1_aqa_repro.common.errors import Failed, Refused
+from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.data.audio import check_audio
+from r1_aqa_repro.data.mmau_versions import version_of
+from r1_aqa_repro.data.questions import read_questions, with_answers
+from r1_aqa_repro.model.files import model_digest
 
 if TYPE_CHECKING:
     from eval.generation import Generator
+
+DEFAULT_DATA = Path("data/mmau/manifest.jsonl")
+_VERSIONS_OF = ("torch", "transformers", "librosa", "soundfile")  # the packages that predictions depend on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation that can start: `evaluation` has no predictions yet, `settings` leave nothing to defaults."""
+
+    evaluation: Evaluation
+    settings: EvalSettings
 
 
 def evaluate(settings: EvalSettings) -> dict[str, Any]:
@@ -30,9 +48,104 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
         The content of scores.json.
 
     Raises:
-        Refused: before anything is generated; see `plan.prepare` and `carry_out`.
+        Refused: before anything is generated; see `prepare` and `carry_out`.
     """
     return carry_out(prepare(settings))
+
+
+def prepare(settings: EvalSettings) -> Plan:
+    """Resolve every default and read the questions, without loading the model.
+
+    Raises:
+        Refused: no such checkpoint, adapter or data, bad records, some questions without answers and others with, or
+            not one clip in its place.
+    """
+    folder = local_folder(settings.ckpt)
+    if settings.adapter is not None:
+        check_adapter(settings.adapter, folder)
+    paths = {"checkpoint": settings.ckpt, "adapter": settings.adapter}
+    data, audio_dir, style = _source(settings, folder)
+    out = settings.out or _default_out(settings, folder, data)
+    if data.suffix == ".parquet" and data.is_file():
+        from data_prep import mmau  # codecs and workers: whoever has a manifest needs none of them
+
+        mmau.prepare([data], [audio_dir] if audio_dir else [], out / "data")
+        data, audio_dir = out / "data" / "manifest.jsonl", None
+    read = read_questions(data, audio_dir)
+    questions = read.records[: settings.limit]
+    withheld = with_answers(questions, data)  # a test split without any answers is answered, not scored
+    problems = read.problems + (withheld if len(withheld) < len(questions) else [])
+    if problems:
+        raise Refused(problems)
+    if audio_dir and not any(one.audio_path.is_relative_to(audio_dir.absolute()) for one in read.records):
+        what = f"the records of {data} name their own clips, which are not in it"
+        raise Refused.because(str(audio_dir), what, "Give --audio-dir for an MMAU JSON only.")
+    if all(check_audio(question.audio_path) for question in questions):
+        what = f"none of the {len(questions)} clips can be read, the first being {questions[0].audio_path}"
+        raise Refused.because(str(data), what, "Give the folder of the clips as --audio-dir.")
+
+    own_decoding = decoding_settings(folder) if settings.decoding == "checkpoint" else None
+    if settings.repeats > 1 and not (own_decoding or {}).get("do_sample"):
+        say(
+            f"warning: decoding is greedy, so that the {settings.repeats} repeats of a question will be the same; they "
+            "differ with --decoding checkpoint if the checkpoint's generation_config.json samples"
+        )
+    data_sha256 = sha256_of(data)
+    digest = model_digest(settings.adapter or folder, folder if settings.adapter else base_folder(folder))
+    device = settings.device or _default_device()
+    dtype = settings.dtype or ("float32" if device == "cpu" else "bfloat16")
+    settings = replace(settings, ckpt=str(folder), prompt_style=style, device=device, dtype=dtype)
+    made_with = recorded_settings(settings, data_sha256, len(questions), own_decoding)
+    evaluation = Evaluation(
+        folder=out,
+        questions=questions,
+        predictions={},
+        settings={"checkpoint_sha256": digest, **made_with},
+        paths={name: str(path) for name, path in (paths | {"data": data, "audio_dir": audio_dir}).items() if path},
+        version=version_of(read.records),
+    )
+    return Plan(evaluation, settings)
+
+
+def recorded_settings(
+    settings: EvalSettings, data_sha256: str, num_questions: int, own_decoding: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What predictions depend on beside the model, as settings.json records it; `settings` are a plan's."""
+    return {
+        "data_sha256": data_sha256,
+        "questions": num_questions,
+        **{name: getattr(settings, name) for name in RECORDED},
+        "generation_config": own_decoding,
+        "device": str(settings.device).split(":")[0],
+        **{package: importlib.metadata.version(package) for package in _VERSIONS_OF},
+    }
+
+
+def _source(settings: EvalSettings, folder: Path) -> tuple[Path, Path | None, str]:
+    """The data, the folder of their clips and the prompt style: those named, otherwise MMAU, otherwise the
+    checkpoint's own."""
+    data = settings.data or (DEFAULT_DATA if DEFAULT_DATA.is_file() else None)
+    own = {} if data else held_out_set(folder)
+    if own is None:
+        what = f"there is no such file, and no run.json of {folder} names a held-out set of its own"
+        raise Refused.because(str(DEFAULT_DATA), what, "Make it with `python -m data_prep.mmau`, or give --data.")
+    style = settings.prompt_style or own.get("prompt_style") or "answer"
+    return data or own["data"], settings.audio_dir or own.get("audio_dir"), style
+
+
+def _default_out(settings: EvalSettings, folder: Path, data: Path) -> Path:
+    name = data.stem + (NO_AUDIO if settings.no_audio else "")
+    if settings.adapter is not None:
+        return settings.adapter / "eval" / name
+    if Path(settings.ckpt).is_dir():
+        return folder / "eval" / name
+    return Path("runs/eval") / settings.ckpt.replace("/", "--") / name
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def carry_out(plan: Plan, processes: Processes = ALONE) -> dict[str, Any]:
@@ -40,30 +153,20 @@ def carry_out(plan: Plan, processes: Processes = ALONE) -> dict[str, Any]:
 
     Raises:
         Refused: predictions made with other settings are in the folder; the checkpoint is no sound Qwen2-Audio; a clip
-            cannot be used and the plan is strict.
+            cannot be used and the settings are strict.
     """
+    evaluation, settings = plan.evaluation, plan.settings
 
     def load() -> Generator:
         from eval.generation import Generator, require_audio  # torch: not needed to score what is complete
 
-        settings = plan.evaluation.settings
-        if plan.strict:
-            processes.on_main(lambda: require_audio(plan.folder, plan.evaluation.questions, settings["audio_channel"]))
-        return processes.together(
-            lambda: Generator.load(
-                plan.folder,
-                adapter=plan.adapter,
-                dtype=settings["dtype"],
-                device=f"cuda:{local_rank()}" if plan.device == "cuda" and processes.count > 1 else plan.device,
-                style=settings["prompt_style"],
-                audio_channel=settings["audio_channel"],
-                no_audio=settings["no_audio"],
-                max_new_tokens=settings["max_new_tokens"],
-                own_settings=settings["generation_config"],
-            )
-        )
+        if settings.strict:
+            processes.on_main(lambda: require_audio(evaluation.questions, settings))
+        own = f"cuda:{local_rank()}" if settings.device == "cuda" and processes.count > 1 else settings.device
+        own_decoding = evaluation.settings["generation_config"]
+        return processes.together(lambda: Generator.load(replace(settings, device=own), own_decoding))
 
-    return complete(plan.evaluation, load, processes, embed_audio=plan.embed_audio)
+    return complete(evaluation, load, processes, embed_audio=settings.embed_audio)
 
 
 def complete(

@@ -7,9 +7,9 @@ from argparse import ArgumentParser, _ArgumentGroup
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
-from r1_aqa_repro.common.console import positive
+from r1_aqa_repro.common.console import key, positive
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 
 AUTO = "auto"
@@ -24,78 +24,53 @@ def _auto_or_positive(text: str) -> int | str:
     return text if text == AUTO else positive(text)
 
 
-@dataclass(frozen=True)
-class _Option:
-    """How a setting is given on a command line; see argparse."""
-
-    help: str
-    type: Callable[[str], Any] = str
-    metavar: str | None = None
-    choices: Collection[str] | None = None
+# how options are read, and what their help calls the value, by the type of the setting
+_READ: dict[Any, tuple[Callable[[str], Any], str]] = {
+    Path | None: (Path, "PATH"),
+    int: (positive, "N"),
+    int | None: (positive, "N"),
+    int | str: (_auto_or_positive, "auto|N"),
+}
 
 
 @dataclass(frozen=True)
 class EvalSettings:
     """What to evaluate and how; each is an option of `eval.mmau`, which explains it."""
 
-    ckpt: Annotated[str, _Option("checkpoint folder or hub id", metavar="DIR_OR_HUB_ID")]
-    adapter: Annotated[Path | None, _Option("LoRA adapter on top of --ckpt", Path, "DIR")] = None
-    data: Annotated[
-        Path | None,
-        _Option(
-            "manifest, MMAU JSON or parquet file, which is unpacked to OUT/data (default: data/mmau/manifest.jsonl, "
-            "else the embedded held-out set of the checkpoint)",
-            Path,
-            "FILE",
-        ),
-    ] = None
-    audio_dir: Annotated[
-        Path | None, _Option("folder of an MMAU file's clips (default: the file's own)", Path, "DIR")
-    ] = None
-    out: Annotated[
-        Path | None,
-        _Option(
-            "where to write (default: CKPT/eval/STEM_OF_DATA, with -no-audio at its end with --no-audio; of a hub id "
-            "below runs/eval, with an adapter below the adapter)",
-            Path,
-            "DIR",
-        ),
-    ] = None
-    prompt_style: Annotated[str | None, _Option("default: answer (embedded set: its own)", choices=PROMPT_STYLES)] = (
-        None
+    ckpt: str = key(MISSING, "checkpoint folder or hub id")
+    adapter: Path | None = key(None, "folder of a LoRA adapter on top of --ckpt")
+    data: Path | None = key(
+        None,
+        "manifest, MMAU JSON or parquet file, which is unpacked to OUT/data (default: data/mmau/manifest.jsonl, else "
+        "the embedded held-out set of the checkpoint)",
     )
-    decoding: Annotated[
-        str,
-        _Option(
-            "the likeliest token, or as the checkpoint's generation_config.json says, as R1-AQA evaluates",
-            choices=("greedy", "checkpoint"),
-        ),
-    ] = "greedy"
-    repeats: Annotated[int, _Option("completions a question", positive, "K")] = 1
-    permute_choices: Annotated[
-        int, _Option("orders of the choices to ask each question in, the first being the file's", positive, "K")
-    ] = 1
-    batch_size: Annotated[
-        int | str,
-        _Option(
-            "questions at once, with all their repeats; auto: what half of the free memory holds; either is lowered if "
-            "memory runs out",
-            _auto_or_positive,
-            "auto|N",
-        ),
-    ] = AUTO
-    limit: Annotated[int | None, _Option("only the first N questions", positive, "N")] = None
-    no_audio: Annotated[bool, _Option("silence of the same length in place of every clip")] = False
-    max_new_tokens: Annotated[int, _Option("longest completion", positive, "N")] = 256
-    audio_channel: Annotated[str, _Option("of several channels", choices=("first", "mean"))] = "first"
-    strict: Annotated[bool, _Option("refuse to start if a clip cannot be read")] = False
-    dtype: Annotated[
-        str | None, _Option("default: bfloat16 on a GPU, otherwise float32", choices=("float32", "bfloat16"))
-    ] = None
-    device: Annotated[
-        str | None, _Option("such as cpu, cuda, cuda:1 (default: the GPU if there is one)", metavar="DEVICE")
-    ] = None
-    embed_audio: Annotated[bool, _Option("put the clips into report.html, so that it can be handed on alone")] = False
+    audio_dir: Path | None = key(None, "folder of an MMAU file's clips (default: the file's own)")
+    out: Path | None = key(
+        None,
+        "folder to write to (default: CKPT/eval/STEM_OF_DATA, with -no-audio at its end with --no-audio; of a hub id "
+        "below runs/eval, with an adapter below the adapter)",
+    )
+    prompt_style: str | None = key(None, "default: answer (embedded set: its own)", PROMPT_STYLES)
+    decoding: str = key(
+        "greedy",
+        "the likeliest token, or as the checkpoint's generation_config.json says, as R1-AQA evaluates",
+        ("greedy", "checkpoint"),
+    )
+    repeats: int = key(1, "completions a question")
+    permute_choices: int = key(1, "orders of the choices to ask each question in, the first being the file's")
+    batch_size: int | str = key(
+        AUTO,
+        "questions at once, with all their repeats; auto: what half of the free memory holds; either is lowered if "
+        "memory runs out",
+    )
+    limit: int | None = key(None, "only the first N questions")
+    no_audio: bool = key(False, "silence of the same length in place of every clip")
+    max_new_tokens: int = key(256, "longest completion")
+    audio_channel: str = key("first", "of several channels", ("first", "mean"))
+    strict: bool = key(False, "refuse to start if a clip cannot be read")
+    dtype: str | None = key(None, "default: bfloat16 on a GPU, otherwise float32", ("float32", "bfloat16"))
+    device: str | None = key(None, "such as cpu, cuda, cuda:1 (default: the GPU if there is one)")
+    embed_audio: bool = key(False, "put the clips into report.html, so that it can be handed on alone")
 
 
 NAMES = tuple(one.name for one in fields(EvalSettings))
@@ -103,17 +78,18 @@ NAMES = tuple(one.name for one in fields(EvalSettings))
 
 def add_options(parser: ArgumentParser | _ArgumentGroup, names: Collection[str]) -> None:
     """Add the options of these settings to a parser, in the order of the settings."""
-    hints = get_type_hints(EvalSettings, include_extras=True)
+    kinds = get_type_hints(EvalSettings)
     for one in fields(EvalSettings):
         if one.name in names:
-            flag, option = f"--{one.name.replace('_', '-')}", hints[one.name].__metadata__[0]
+            flag, kind, told = f"--{one.name.replace('_', '-')}", kinds[one.name], one.metadata["help"]
+            if kind is bool:
+                parser.add_argument(flag, action="store_true", help=told)
+                continue
             default = None if one.default is MISSING else one.default
-            if default is False:
-                parser.add_argument(flag, action="store_true", help=option.help)
-            else:
-                told = option.help + ("" if default is None else f" (default: {default})")
-                given = {"type": option.type, "metavar": option.metavar, "choices": option.choices}
-                parser.add_argument(flag, default=default, help=told, **given)
+            told += "" if default is None else f" (default: {default})"
+            read, metavar = _READ.get(kind, (str, None))
+            choices = one.metadata.get("choices")
+            parser.add_argument(flag, type=read, metavar=metavar, choices=choices, default=default, help=told)
 
 
 def repeating_command(settings: Mapping[str, Any], paths: Mapping[str, str]) -> str:

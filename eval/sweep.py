@@ -66,7 +66,7 @@ def sweep(run: Path, settings: EvalSettings, out: Path | None, processes: Proces
         The folder, and how many questions had no readable audio.
 
     Raises:
-        Refused: no checkpoints; what `plan.prepare` and `run.carry_out` refuse; questions without answers.
+        Refused: no checkpoints; what `run.prepare` and `run.carry_out` refuse; questions without answers.
     """
     from eval.run import carry_out
     from eval.sweep_results import write_sweep
@@ -74,7 +74,7 @@ def sweep(run: Path, settings: EvalSettings, out: Path | None, processes: Proces
     folder, points = processes.from_main(lambda: _points(run, settings, out))
     for number, point in enumerate(points, start=1):
         done = f": evaluated already, in {point.evaluation.folder}" if point.reused else ""
-        say(f"[{number}/{len(points)}] {point.plan.folder}{done}")
+        say(f"[{number}/{len(points)}] {point.plan.settings.ckpt}{done}")
         if not point.reused:
             carry_out(point.plan, processes)
     lost = processes.from_main(lambda: write_sweep(run, folder, points, (run / _FINAL).is_dir()))
@@ -88,8 +88,8 @@ def _points(run: Path, settings: EvalSettings, out: Path | None) -> tuple[Path, 
     may be any. A model in training had no digest yet: it was saved as the checkpoint of that step.
     """
     from eval.evaluation import is_complete
-    from eval.plan import prepare
     from eval.predictions import clip_hashes, recorded_clips
+    from eval.run import prepare
     from eval.sweep_results import Point
     from r1_aqa_repro.data.questions import with_answers
 

@@ -14,8 +14,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from eval.evaluation import Evaluation
-from eval.plan import Plan
 from eval.report.rendering import one_line, render
+from eval.run import Plan
 from eval.scores import read_verdicts
 from eval.targets import EMBEDDED_HEADING, GUESSING, against_published, reference_lines
 from r1_aqa_repro.common.files import whole_file, write_atomically, write_json

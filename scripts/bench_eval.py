@@ -33,6 +33,7 @@ from transformers import GenerationConfig, Qwen2AudioForConditionalGeneration
 
 from eval.generation import Generator
 from eval.grid import prompts_of
+from eval.settings import EvalSettings
 from r1_aqa_repro.common.console import Options, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, command
 from r1_aqa_repro.common.files import write_json
@@ -87,14 +88,14 @@ class Ways:
         cls, model: Path, questions: Sequence[AudioQuestion], repeats: int, sample: bool, completion_tokens: int
     ) -> Ways:
         """Both with a model of their own: the harness prepares its own for sharing."""
-        harness = Generator.load(
-            model,
+        settings = EvalSettings(
+            ckpt=str(model),
+            prompt_style=PROMPT_STYLE,
+            max_new_tokens=completion_tokens,
             dtype="float32",
             device="cpu",
-            style=PROMPT_STYLE,
-            max_new_tokens=completion_tokens,
-            own_settings=SAMPLED if sample else None,
         )
+        harness = Generator.load(settings, SAMPLED if sample else None)
         harness.config.min_new_tokens = completion_tokens
         reference = Qwen2AudioForConditionalGeneration.from_pretrained(model, attn_implementation="sdpa").eval()
         config = GenerationConfig(

@@ -3,10 +3,10 @@
 import pytest
 import soundfile
 
-from eval.generation import Generator
 from eval.grid import prompts_of
 from r1_aqa_repro import ask
 from r1_aqa_repro.ask import complete, main, make_question
+from tests.eval.conftest import load_generator
 
 
 def command(checkpoint, question, *more):
@@ -16,7 +16,7 @@ def command(checkpoint, question, *more):
 
 @pytest.mark.parametrize("style", ["answer", "direct"])
 def test_completion_is_that_of_evaluation(model_folder, questions, style):
-    generator = Generator.load(model_folder, dtype="float32", device="cpu", style=style, max_new_tokens=6)
+    generator = load_generator(model_folder, prompt_style=style)
     for question in questions[:3]:
         asked = make_question(question.audio_path, question.question, question.choices)
         assert [[complete(str(model_folder), asked, style, 6)]] == generator.answer(prompts_of([question]), pytest.fail)

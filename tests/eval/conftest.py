@@ -10,6 +10,7 @@ import torch
 
 import eval.generation
 from eval.mmau import main
+from eval.settings import EvalSettings
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 from r1_aqa_repro.embedded.question_set import make_question
 from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
@@ -146,6 +147,11 @@ def arguments_of(checkpoint, data, out, *more):
 def evaluate(checkpoint, data, out, *more):
     """The exit code of the command."""
     return main(arguments_of(checkpoint, data, out, *more))
+
+
+def load_generator(checkpoint, own_decoding=None, **settings):
+    given = {"prompt_style": "answer", "max_new_tokens": 6, "dtype": "float32", "device": "cpu"} | settings
+    return eval.generation.Generator.load(EvalSettings(ckpt=str(checkpoint), **given), own_decoding)
 
 
 def set_own_decoding(checkpoint, **own):

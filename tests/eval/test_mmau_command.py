@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 import eval.generation
 from eval.evaluation import is_complete
 from eval.mmau import main
-from eval.plan import prepare
 from eval.predictions import PredictionFile
+from eval.run import prepare
 from eval.scores import read_verdicts
 from eval.settings import EvalSettings
 from r1_aqa_repro.common.errors import Refused
@@ -23,7 +23,15 @@ from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.model.loading import load
 from tests.conftest import ROOT
-from tests.eval.conftest import before_each_batch, completions, cut, evaluate, flip_a_bit, set_own_decoding
+from tests.eval.conftest import (
+    before_each_batch,
+    completions,
+    cut,
+    evaluate,
+    flip_a_bit,
+    load_generator,
+    set_own_decoding,
+)
 from tests.files import contents, read_json, read_lines, write_lines
 from tests.model.damages import edit_weights, remove
 
@@ -220,7 +228,7 @@ def test_an_adapter_is_evaluated_on_its_base(checkpoint, manifest, tmp_path, who
 
 
 def test_decoding_is_greedy_and_never_writes_an_audio_placeholder(model):
-    generator = eval.generation.Generator.load(model, dtype="float32", device="cpu", style="answer", max_new_tokens=7)
+    generator = load_generator(model, max_new_tokens=7)
     config, tokenizer = generator.config, generator.processor.tokenizer
     assert (config.do_sample, config.num_beams, config.max_new_tokens) == (False, 1, 7)
     assert config.suppress_tokens == [tokenizer.convert_tokens_to_ids("<|AUDIO|>")]
@@ -230,7 +238,8 @@ def test_decoding_is_greedy_and_never_writes_an_audio_placeholder(model):
 def test_a_hub_id(checkpoint, manifest, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(checkpoint))
     plan = plan_of("someone/a-model", manifest)
-    assert (plan.folder, plan.evaluation.folder) == (checkpoint, Path("runs/eval/someone--a-model/manifest"))
+    assert plan.settings.ckpt == str(checkpoint)
+    assert plan.evaluation.folder == Path("runs/eval/someone--a-model/manifest")
 
     def absent(name, allow_patterns):
         raise OSError("404")

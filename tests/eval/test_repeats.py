@@ -11,13 +11,13 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 import eval.generation
 from eval.checkpoints import decoding_settings
-from eval.generation import Draw, Generator, checkpoint_config, draws_of
+from eval.generation import Draw, checkpoint_config, draws_of
 from eval.grid import batches, choice_orders, prompts_of, share_of
 from eval.mmau import main
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.model import generation, loading
 from r1_aqa_repro.model.inputs import question_inputs
-from tests.eval.conftest import OWN, completions, cut, evaluate, limit_memory, set_own_decoding
+from tests.eval.conftest import OWN, completions, cut, evaluate, limit_memory, load_generator, set_own_decoding
 from tests.files import read_json, read_lines
 
 REPEATS = 3
@@ -30,10 +30,6 @@ def sampled(sampling, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("sampled") / "out"
     assert evaluate(sampling, data, out, *SAMPLED, "--batch-size", 16) == 0
     return out
-
-
-def load(folder, max_new_tokens=6, **more):
-    return Generator.load(folder, dtype="float32", device="cpu", style="answer", max_new_tokens=max_new_tokens, **more)
 
 
 def failing(error):
@@ -94,7 +90,7 @@ class TestOwnDecoding:
         assert list(own.values()) == expected != list(answers(checkpoint, data).values())
 
     def test_padding_shows_the_penalty_no_token_that_the_prompt_lacks(self, sampling, data, monkeypatch):
-        generator = load(sampling, max_new_tokens=2)
+        generator = load_generator(sampling, max_new_tokens=2)
         seen = []
         generate = generator.model.generate
 
@@ -142,7 +138,7 @@ class TestOwnDecoding:
     def test_sharing_the_prompt_changes_no_sample(self, sampling, data, sampled, monkeypatch):
         plain = generation.generate
         monkeypatch.setattr(generation, "generate", lambda *a, **options: plain(*a, share=False, **options))
-        generator = load(sampling, own_settings=decoding_settings(sampling))
+        generator = load_generator(sampling, decoding_settings(sampling))
         asked = prompts_of(read_questions(data).records, REPEATS)
         expected = completions(sampled)
         for one, texts in zip(asked, generator.answer(asked, pytest.fail), strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,9 +40,9 @@ def loads(data, monkeypatch):
     load = eval.generation.Generator.load
     numbers = {question["id"]: number for number, question in enumerate(read_lines(data))}
 
-    def load_and_note(folder, **more):
-        loaded.append(folder.name)
-        return load(folder, **more)
+    def load_and_note(settings, own_decoding):
+        loaded.append(Path(settings.ckpt).name)
+        return load(settings, own_decoding)
 
     def answer(self, asked, warn):
         right = RIGHT[int(loaded[-1].replace("final", "4").removeprefix("checkpoint-"))]

@@ -10,7 +10,6 @@ import soundfile
 import torch
 from transformers import ProcessorMixin
 
-from eval.generation import Generator
 from eval.grid import prompts_of
 from r1_aqa_repro.data.audio import AudioError, load_audio
 from r1_aqa_repro.data.prompts import build_messages
@@ -28,6 +27,7 @@ from r1_aqa_repro.model.inputs import (
     question_inputs,
 )
 from r1_aqa_repro.sft.trainer import SFTCollator
+from tests.eval.conftest import load_generator
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ class TestTrainingAndEvaluation:
             return [[0]] * len(batch.prompt_ids)
 
         monkeypatch.setattr(generation, "generate", generate)
-        generator = Generator.load(model_folder, dtype="float32", device="cpu", style=style, max_new_tokens=4)
+        generator = load_generator(model_folder, prompt_style=style, max_new_tokens=4)
         generator.answer(prompts_of(asked), warn=pytest.fail)
         assert_same(seen[0], question_inputs(processor, asked, style))
 
