@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -245,15 +243,3 @@ def bytes_a_question(model: PreTrainedModel, repeats: int, max_new_tokens: int) 
     prefill = tokens * (6 * text.hidden_size + 3 * text.intermediate_size)
     scores = 6 * repeats * text.vocab_size * torch.float32.itemsize
     return number * (cache + encoder + prefill) + scores
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a smaller batch might not fail so."""
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-
-
-def free_cached() -> None:
-    """Give back what a failed batch has left."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

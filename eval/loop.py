@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
 from eval.evaluation import Evaluation
-from eval.generation import Generator, free_cached, is_out_of_memory, starting_batch_size
+from eval.generation import Generator, starting_batch_size
 from eval.grid import AudioPrompt, Key, batches, share_of
 from eval.matcher import official
 from eval.predictions import Prediction, PredictionFile, digest, part_file, predict
@@ -119,7 +120,7 @@ class Loop:
         try:
             return self._predictions(piece, self.generator.answer(piece, _warn))
         except RuntimeError as error:
-            if self.in_step or not is_out_of_memory(error):
+            if self.in_step or not should_reduce_batch_size(error):
                 raise
             return None
 
@@ -141,7 +142,7 @@ class Loop:
                 "memory runs out with a single question at a time: lower --repeats or --max-new-tokens, or use a "
                 "device with more memory; what was generated is kept"
             )
-        free_cached()
+        clear_device_cache(garbage_collection=True)  # of what the failed batch has left
         self.size = 1 << (failed - 1).bit_length() - 1  # the largest power of two below it
         _warn(f"memory ran out with {failed} questions at a time: going on with {self.size}")
         if self.file is not None:

@@ -30,15 +30,10 @@ def strict(answer: str, gold: str, choices: Sequence[str]) -> bool:
     return bool(wanted) and {choice for choice in choices if normalise(choice) == wanted} == {gold}
 
 
-def letter_aware(answer: str, gold: str, choices: Sequence[str]) -> bool:
-    """The answer names the gold choice by its text or by an unambiguous letter: the accuracy reward's rule."""
-    return is_correct(answer, gold, choices)
-
-
 MATCHERS: dict[str, Callable[[str, str, Sequence[str]], bool]] = {
     "official": official,
     "strict": strict,
-    "letter_aware": letter_aware,
+    "letter_aware": is_correct,  # the accuracy reward's rule: by the text or an unambiguous letter
 }
 
 

@@ -1,27 +1,11 @@
 """`predictions.jsonl`: one line a question and repeat, appended as they come, picked up again after any kind of end.
 
-A line holds
-
-    id              of the question
-    repeat          0, 1, ...: the number of the completion among the question's. With --permute-choices K --repeats R
-                    repeats 0 to R - 1 are of the file's own order of the choices, R to 2R - 1 of the second order, ...
-    completion      the raw text; null if the clip could not be read
-    answer          what was parsed from it; null if nothing could be
-    status          `ok`, `unparsed` or `no_audio`
-    settings_hash   of `settings` in settings.json, which says `repeats` and `permute_choices`
-    question_hash   of the question as it was asked, the order of its choices included
-    order           the choices as they were asked; only if they were asked in several orders
-
-Complete files are sorted: by question as in the data file, then by repeat.
-
-`clips.json` beside it tells which clips the answers are about, so that an evaluation never goes on with others: the
-SHA-256 of every question's clip by the question's id, null if there was no file to read. Bytes are what counts: names
-and times say nothing after a copy. A thousand 10-s clips of 16 kHz take half a second.
+`clips.json` beside it tells which clips the answers are about, so that an evaluation never goes on with others. Bytes
+are what counts: names and times say nothing after a copy. docs/evaluation.md describes both files.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -326,13 +310,6 @@ def is_readable(clip: Path) -> bool:
 
 def _hash_of(path: Path) -> str | None:
     try:
-        state = path.stat()
-        return _hash_in_state(path, state.st_size, state.st_mtime_ns)
+        return sha256_of(path)
     except OSError:
         return None
-
-
-@functools.cache
-def _hash_in_state(path: Path, size: int, modified: int) -> str:
-    """Computed once in the life of a process, which evaluates every checkpoint of a sweep on the same clips."""
-    return sha256_of(path)

@@ -36,8 +36,7 @@ class Processes:
         Raises:
             Refused, Failed: the work has raised it; on every process.
         """
-        results = self._gather(work if self.is_main else lambda: None)
-        return results[0] if self.is_main else None
+        return self.together(work if self.is_main else lambda: None)
 
     def from_main(self, work: Callable[[], T]) -> T:
         """What `work` gives on the main process, everywhere; it has to be picklable.

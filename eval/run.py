@@ -41,18 +41,6 @@ class Plan:
     settings: EvalSettings
 
 
-def evaluate(settings: EvalSettings) -> dict[str, Any]:
-    """Evaluate a checkpoint in this process, or go on with an evaluation that was interrupted.
-
-    Returns:
-        The content of scores.json.
-
-    Raises:
-        Refused: before anything is generated; see `prepare` and `carry_out`.
-    """
-    return carry_out(prepare(settings))
-
-
 def prepare(settings: EvalSettings) -> Plan:
     """Resolve every default and read the questions, without loading the model.
 

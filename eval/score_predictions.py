@@ -9,8 +9,7 @@ from typing import Any
 
 from eval.evaluation import Evaluation, scores_without_audio, times_asked
 from eval.predictions import PREDICTIONS, SETTINGS, Prediction, digest, predict, question_hash
-from eval.results import write_results
-from eval.submission import PREDICTED
+from eval.results import PREDICTED, write_results
 from r1_aqa_repro.common.claim import read_claim
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import sha256_of, write_json

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # the project also without an installation
 
 from rich.table import Table
 
-from eval.run import evaluate
+from eval.run import carry_out, prepare
 from eval.scores import read_verdicts
 from eval.settings import EvalSettings
 from eval.targets import EMBEDDED_HEADING
@@ -150,18 +150,17 @@ def _train(
 
 
 def _evaluate(checkpoint: Path, held_out: Path, out: Path, **settings: Any) -> dict[str, Any]:
-    return evaluate(
-        EvalSettings(
-            ckpt=str(checkpoint),
-            data=held_out,
-            out=out,
-            prompt_style=PROMPT_STYLE,
-            batch_size=EVAL_BATCH,
-            max_new_tokens=16,
-            device="cpu",
-            **settings,
-        )
+    wanted = EvalSettings(
+        ckpt=str(checkpoint),
+        data=held_out,
+        out=out,
+        prompt_style=PROMPT_STYLE,
+        batch_size=EVAL_BATCH,
+        max_new_tokens=16,
+        device="cpu",
+        **settings,
     )
+    return carry_out(prepare(wanted))
 
 
 def _curve(folder: Path, start: Path, held_out: Path, limit: int, seed: int) -> list[dict[str, Any]]:

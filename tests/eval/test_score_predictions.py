@@ -12,8 +12,8 @@ import pytest
 
 from eval.mmau import main
 from eval.predictions import predict
+from eval.results import submission
 from eval.score_predictions import read_predictions, score_file
-from eval.submission import submission
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import sha256_of, write_lines
 from r1_aqa_repro.data.questions import read_questions, write_manifest

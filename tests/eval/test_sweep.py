@@ -10,8 +10,7 @@ import torch
 import eval.generation
 from eval.mmau import main as evaluate
 from eval.predictions import digest
-from eval.sweep import main
-from eval.sweep_results import markdown
+from eval.sweep import main, markdown
 from r1_aqa_repro.model.loading import load_model
 from tests.files import contents, read_json, read_lines
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.run import evaluate
+from eval.run import carry_out, prepare
 from eval.settings import EvalSettings
 from r1_aqa_repro import train_grpo
 from tests.conftest import ROOT
@@ -67,14 +67,8 @@ def test_a_random_accuracy_reward_does_not_gain(finished: Run, tmp_path: Path) -
     argv += ["--max_steps", "100", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
     argv += ["--train_file", str(data / "train" / "manifest.jsonl")]
     assert train_grpo.main([*argv, "--model_name_or_path", str(finished.folder / "sft" / "final")]) == 0
-    scores = evaluate(
-        EvalSettings(
-            ckpt=str(tmp_path / "run" / "final"),
-            data=data / "held_out" / "mmau_format.json",
-            batch_size=50,
-            max_new_tokens=16,
-            device="cpu",
-        )
-    )
+    final, held_out = str(tmp_path / "run" / "final"), data / "held_out" / "mmau_format.json"
+    settings = EvalSettings(ckpt=final, data=held_out, batch_size=50, max_new_tokens=16, device="cpu")
+    scores = carry_out(prepare(settings))
     # a real gain is above 0.10; that of chance alone stays within two intervals of a single accuracy
     assert scores["total"]["accuracy"] / 100 < finished.results["before"]["accuracy"] + 0.06
