@@ -18,7 +18,6 @@ _STRICT = {
     "think": re.compile(r"\s*<think>(?P<think>.+?)</think>\s*<answer>(?P<answer>.+?)</answer>\s*", re.DOTALL),
 }
 _TAG = re.compile(r"</?(?:answer|think)>")
-_TAGS_AROUND = re.compile(rf"^(?:{_TAG.pattern})+|(?:{_TAG.pattern})+$")
 # a choice letter as people write it: B | B. | B) | (B) | B: , alone or before the choice's own text
 _LETTER = re.compile(r"\(?(?P<letter>[A-Za-z])(?:[.):]+|(?=$))\s*(?P<text>.*)", re.DOTALL)
 _SURROUNDING = "\"'`´‘’“”«»*_.,;:!?…()[]{}- \t\n"
@@ -54,11 +53,6 @@ def follows_format(completion: str, style: str) -> bool:
     """
     match = _STRICT[style].fullmatch(completion)
     return match is not None and all(text.strip() and not _TAG.search(text) for text in match.groupdict().values())
-
-
-def without_tags_around(line: str) -> str:
-    """A line without the tags it begins or ends with."""
-    return _TAGS_AROUND.sub("", line)
 
 
 def fold(text: str) -> str:

@@ -25,15 +25,14 @@ required phrases with an `I` before it gets full marks. Use it beside a reward t
 from __future__ import annotations
 
 import functools
-import math
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any
 
-from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
@@ -93,23 +92,21 @@ def read_rubric(path: str) -> Rubric:
     """Read a rubric.
 
     Raises:
-        Refused: the file cannot be read or is no YAML mapping; or with everything in it that is wrong: absent and
-            unknown keys, values that do not fit.
+        Refused: the file cannot be read; or with everything in it that is wrong.
     """
     content = read_yaml(path)
     parts = content.get("parts")
-    if set(content) != {"parts"} or not isinstance(parts, dict) or not parts:
-        found = f"the keys {', '.join(map(str, content))}" if content else "nothing"
-        raise Refused.because(path, f"expected `parts:` with at least one part in it, found {found}", _EXAMPLE)
+    found = f"the keys {', '.join(map(str, content))}" if content else "nothing"
+    is_rubric = set(content) == {"parts"} and isinstance(parts, dict) and bool(parts)
+    _require(is_rubric, path, f"expected `parts:` with at least one part in it, found {found}", _EXAMPLE)
     rubric: Rubric = {}
-    problems = []
+    problems: list[Problem] = []
     for name, part in parts.items():
-        try:
-            if not isinstance(name, str):
-                raise Refused.because("", "the name is no text", "Put it into quotation marks.")
+        wrong: list[Problem] = []
+        with collecting(wrong):
+            _require(isinstance(name, str), "", "the name is no text", "Put it into quotation marks.")
             rubric[name] = _part(part)
-        except Refused as refusal:
-            problems += [replace(each, where=f"{path}: parts.{name}{each.where}") for each in refusal.problems]
+        problems += [replace(each, where=f"{path}: parts.{name}{each.where}") for each in wrong]
     if problems:
         raise Refused(problems)
     return rubric
@@ -138,23 +135,25 @@ def _pattern(phrase: str) -> re.Pattern[str]:
     return re.compile(begin + re.escape(wanted) + end)
 
 
+def _require(sound: bool, where: str, what: str, remedy: str) -> None:
+    if not sound:
+        raise Refused.because(where, what, remedy)
+
+
 def _part(content: Any) -> Part:
-    if not isinstance(content, dict):
-        raise Refused.because("", f"{content!r} is no part", _EXAMPLE)
+    _require(isinstance(content, dict), "", f"{content!r} is no part", _EXAMPLE)
     demands = [key for key in content if key != "weight"]
-    unknown = [key for key in demands if key not in _DEMANDS]
-    if unknown:
-        raise Refused.because(f".{unknown[0]}", "there is no such key", f"Choose among weight, {', '.join(_DEMANDS)}.")
-    if len(demands) != 1:
-        what = f"{len(demands)} demands ({', '.join(demands) or 'none'})"
-        raise Refused.because("", what, f"Make exactly one of {', '.join(_DEMANDS)} in each part.")
+    for key in demands:
+        _require(key in _DEMANDS, f".{key}", "there is no such key", f"Choose among weight, {', '.join(_DEMANDS)}.")
+    what = f"{len(demands)} demands ({', '.join(demands) or 'none'})"
+    _require(len(demands) == 1, "", what, f"Make exactly one of {', '.join(_DEMANDS)} in each part.")
     weight = content.get("weight")
-    if not _is_number(weight) or not 0 < weight <= sys.float_info.max:
-        raise Refused.because(".weight", "absent" if weight is None else f"{weight!r}", "Give a number above 0.")
+    is_weight = _is_number(weight) and 0 < weight <= sys.float_info.max
+    _require(is_weight, ".weight", "absent" if weight is None else f"{weight!r}", "Give a number above 0.")
     return Part(float(weight), _DEMANDS[demands[0]](content[demands[0]]))
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -169,15 +168,15 @@ def _forbidden(value: Any) -> Degree:
 
 
 def _phrases(key: str, value: Any) -> list[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) and plain(text) for text in value):
-        raise Refused.because(f".{key}", f"{value!r}", "Give a list of texts, such as [lamp, fog].")
+    are_texts = isinstance(value, list) and value and all(isinstance(text, str) and plain(text) for text in value)
+    _require(are_texts, f".{key}", f"{value!r}", "Give a list of texts, such as [lamp, fog].")
     return value
 
 
 def _first_person(value: Any) -> Degree:
-    if value is not True and not (_is_number(value) and 0 < value <= 1):
-        remedy = "Give true, or a share of the sentences above 0, at most 1."
-        raise Refused.because(".first_person", f"{value!r}", remedy)
+    is_share = value is True or (_is_number(value) and 0 < value <= 1)
+    remedy = "Give true, or a share of the sentences above 0, at most 1."
+    _require(is_share, ".first_person", f"{value!r}", remedy)
 
     def degree(text: str) -> float:
         sentences = [part for part in map(plain, _SENTENCE_ENDS.split(text)) if any(map(str.isalpha, part))]
@@ -188,34 +187,32 @@ def _first_person(value: Any) -> Degree:
 
 
 def _language(value: Any) -> Degree:
-    if not isinstance(value, str) or value not in _SCRIPTS:
-        raise Refused.because(".language", f"{value!r}", f"Choose among {', '.join(_SCRIPTS)}.")
+    script = _SCRIPTS.get(str(value))
+    _require(script is not None, ".language", f"{value!r}", f"Choose among {', '.join(_SCRIPTS)}.")
 
     def degree(text: str) -> float:
         letters = [letter for letter in plain(text) if letter.isalpha()]
-        ours = sum(unicodedata.name(letter, "").startswith(_SCRIPTS[value]) for letter in letters)
+        ours = sum(unicodedata.name(letter, "").startswith(str(script)) for letter in letters)
         return ours / len(letters) if letters else 0.0
 
     return degree
 
 
 def _length(value: Any) -> Degree:
-    if not isinstance(value, dict) or not value:
-        raise Refused.because(".length", f"{value!r}", f"Give some of {', '.join(_LIMITS)}.")
+    known = f"Give some of {', '.join(_LIMITS)}."
+    _require(isinstance(value, dict) and bool(value), ".length", f"{value!r}", known)
     for key, limit in value.items():
-        if key not in _LIMITS:
-            raise Refused.because(f".length.{key}", "there is no such key", f"Choose among {', '.join(_LIMITS)}.")
-        if type(limit) is not int or limit < 0:
-            raise Refused.because(f".length.{key}", f"{limit!r}", "Give a whole number.")
-    ranges = {}
+        _require(key in _LIMITS, f".length.{key}", "there is no such key", known)
+        _require(type(limit) is int and limit >= 0, f".length.{key}", f"{limit!r}", "Give a whole number.")
     for unit in ("words", "characters"):
-        low, high = ranges[unit] = value.get(f"min_{unit}", 0), value.get(f"max_{unit}", math.inf)
-        if low > high:
-            raise Refused.because(".length", f"min_{unit} {low} is above max_{unit} {high}", "No text is both.")
+        low, high = value.get(f"min_{unit}", 0), value.get(f"max_{unit}", sys.maxsize)
+        _require(low <= high, ".length", f"min_{unit} {low} is above max_{unit} {high}", "No text is both.")
 
     def degree(text: str) -> float:
         sizes = {"words": len(text.split()), "characters": len(text.strip())}
-        return float(all(low <= sizes[unit] <= high for unit, (low, high) in ranges.items()))
+        return float(
+            all(value.get(f"min_{unit}", 0) <= size <= value.get(f"max_{unit}", size) for unit, size in sizes.items())
+        )
 
     return degree
 

@@ -10,18 +10,24 @@ import ast
 import re
 import warnings
 from collections.abc import Sequence
-from itertools import product, takewhile
+from itertools import product
 from typing import Any
 
 from trl.rewards import get_soft_overlong_punishment
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.data.answers import parse_completion, without_tags_around
+from r1_aqa_repro.data.answers import parse_completion
 from r1_aqa_repro.rewards.mathematics import are_equal, expressions, is_unfinished
 from r1_aqa_repro.rewards.persona import phrases_in, plain
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
 
-_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>```+|~~~+)(?P<info>[^`]*)")
+# a fenced block to its closing fence, or to the end of the text; possessive, so that no text takes quadratic time
+_AROUND = r"(?:[ \t]|</?(?:answer|think)>)*+"
+_BLOCK = re.compile(
+    rf"^(?:[ \t]*+</?(?:answer|think)>)*+(?P<indent>[ \t]*+)(?P<fence>```++|~~~++)(?P<info>[^`\n]*+)\n"
+    rf"(?P<code>(?:.*\n)*?)(?:{_AROUND}(?P<end>(?P=fence)[`~]*){_AROUND}$|\Z)",
+    re.MULTILINE,
+)
 _PYTHON = ("", "python", "python3", "py")
 
 # A refusal declines in the first person. The lists of the literature (that of arXiv 2307.15043 is the best known) also
@@ -79,36 +85,13 @@ def python_syntax_reward(completions: Sequence[Completion], **_: Any) -> list[fl
 
 
 def _all_python_parses(text: str) -> bool:
-    blocks = _python_blocks(text)
-    statements = [None if code is None else _statements(code) for code in blocks]
-    return None not in statements and any(statements)
-
-
-def _python_blocks(text: str) -> list[str | None]:
-    """The code of each fenced block of Python, without the fence's indentation; None for a block that is not closed."""
-    blocks: list[str | None] = []
-    opened: re.Match[str] | None = None
-    lines: list[str] = []
-    for line in text.split("\n"):
-        fence = _FENCE.fullmatch(without_tags_around(line.rstrip()).rstrip())
-        if opened is None:
-            opened, lines = fence, []
-        elif fence and fence["fence"].startswith(opened["fence"]) and not fence["info"]:
-            if _is_python(opened):
-                blocks.append("\n".join(lines))
-            opened = None
-        else:
-            lines.append(_dedented(line, opened["indent"]))
-    return [*blocks, None] if opened is not None and _is_python(opened) else blocks
-
-
-def _dedented(line: str, indent: str) -> str:
-    """A line without as much of an indentation as it has."""
-    return line[sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(line, indent, strict=False))) :]
-
-
-def _is_python(fence: re.Match[str]) -> bool:
-    return (fence["info"].split() or [""])[0].casefold() in _PYTHON
+    blocks = [
+        block
+        for block in _BLOCK.finditer(text.replace("\r\n", "\n") + "\n")
+        if (block["info"].split() or [""])[0].casefold() in _PYTHON
+    ]
+    statements = [_statements(f"\n{block['code']}".replace(f"\n{block['indent']}", "\n")) for block in blocks]
+    return all(block["end"] for block in blocks) and None not in statements and any(statements)
 
 
 def _statements(code: str) -> int | None:
