@@ -19,7 +19,7 @@ from r1_aqa_repro.data.conversations import (
     require_difference,
     require_turns,
 )
-from r1_aqa_repro.data.records import BadRecord, Rejected, id_of, parse_records, require_object
+from r1_aqa_repro.data.records import BadRecord, Rejected, id_of, parse_records
 
 AUTO = "auto"
 WANTED = {
@@ -62,8 +62,7 @@ def convert(source: Path, format_name: str = AUTO) -> Iterator[Converted | Rejec
     return (record for _, record in parse_records(source, parse))
 
 
-def _converted(raw: dict[str, Any], where: str, source: Path, format_name: str) -> Converted:
-    record = require_object(raw)
+def _converted(record: dict[str, Any], where: str, source: Path, format_name: str) -> Converted:
     name = _format_of(record) if format_name == AUTO else format_name
     pair, shape = _pair(record, name, f"{source.name}:{where}")
     left_out = sorted(set(record) - _USED[name] - {"chosen", "rejected", *_KEPT})

@@ -1,6 +1,6 @@
 """Whether an answer is right: by the benchmark's own rule, and by two stricter readings.
 
-All of them are given the parsed answer (`answers.parse_completion`), never the raw completion.
+All of them are given the parsed answer (`answers.answer_of`), never the raw completion.
 """
 
 from __future__ import annotations

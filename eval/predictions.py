@@ -22,7 +22,7 @@ from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import sha256_of, write_json
 from r1_aqa_repro.common.record_file import RecordFile
-from r1_aqa_repro.data.answers import parse_completion
+from r1_aqa_repro.data.answers import answer_of
 from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
 
@@ -79,7 +79,7 @@ def predict(
     permuted: bool = False,
 ) -> Prediction:
     """The record of a completion, or of an unreadable clip (None), to a question as it was asked."""
-    answer = None if completion is None else parse_completion(completion).answer
+    answer = None if completion is None else answer_of(completion)
     status = "no_audio" if completion is None else "unparsed" if answer is None else "ok"
     return Prediction(
         id=question.id,

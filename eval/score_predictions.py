@@ -160,7 +160,7 @@ def read_predictions(
             raise BadRecord(f"the id {question.id!r} was already predicted at {seen}", _REMEDY)
         return one
 
-    records = [one for _, one in parse_records(path, parse)]
+    records = [one for _, one in parse_records(path, parse, any_text=True)]
     if not records:
         raise no_records(path)
     problems = [one.problem for one in records if isinstance(one, Rejected)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
-from r1_aqa_repro.data.answers import match_choice, parse_completion
+from r1_aqa_repro.data.answers import answer_of, match_choice
 from r1_aqa_repro.data.audio import AudioError
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         make_question(arguments.audio, arguments.question, arguments.choices),
         arguments.prompt_style,
     )
-    answer = parse_completion(completion).answer
+    answer = answer_of(completion)
     chosen = None if answer is None else match_choice(answer, arguments.choices)
     if arguments.raw:
         print(completion)

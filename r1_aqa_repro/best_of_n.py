@@ -4,9 +4,8 @@
         --reward-model runs/my-reward-model/final --num 8 --out runs/best_of_8
 
 writes pairs.jsonl, which `train_dpo` and `train_reward_model` read, samples.jsonl (every answer with its scores) and
-summary.json. With --out X.jsonl these are X.jsonl, X.samples.jsonl and X.summary.json. An answer's score is the
-weighted sum of the reward model's reward and the rule rewards. Prompts whose answers all have one score give no pair,
-and an answer that is empty or was cut off is in none; both are counted.
+summary.json. An answer's score is the weighted sum of the reward model's reward and the rule rewards. Prompts whose
+answers all have one score give no pair, and an answer that is empty or was cut off is in none; both are counted.
 
 Interrupted, the same command goes on, and ends with the same bytes.
 
@@ -30,7 +29,7 @@ from r1_aqa_repro.common.console import Options, positive, positive_number, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, collecting, command
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.conversations import TextPrompt
-from r1_aqa_repro.data.samples import Outputs, Sampled, SampleFile, write_results
+from r1_aqa_repro.data.samples import PAIRS, Sampled, SampleFile, write_results
 from r1_aqa_repro.rewards.arguments import REWARD_MODEL
 
 if TYPE_CHECKING:
@@ -43,13 +42,12 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.reward_model_name_or_path is not None:
         arguments.reward_funcs = [REWARD_MODEL, *arguments.reward_funcs]
-    outputs = Outputs.at(arguments.out)
     prompts = prepare(arguments)
     settings = settings_of(arguments)
-    with SampleFile(outputs, settings, [prompt.id for prompt in prompts]) as file:
+    with SampleFile(arguments.out, settings, [prompt.id for prompt in prompts]) as file:
         if len(file.recorded) < len(prompts):
             _sample(arguments, prompts, file)
-        summary = write_results(outputs, settings, prompts, file.recorded)
+        summary = write_results(arguments.out, settings, prompts, file.recorded)
     say(
         f"{summary['pairs']} pairs of {summary['prompts']} prompts ({summary['ties']} ties, "
         f"{summary['without_two_whole_answers']} without two whole answers); of {summary['samples']} answers "
@@ -58,7 +56,8 @@ def main(argv: list[str]) -> int:
     )
     if not summary["pairs"]:
         raise Failed(
-            f"{outputs.pairs}: not a single pair: of {summary['ties']} prompts no reward tells the answers apart, "
+            f"{arguments.out / PAIRS}: not a single pair: "
+            f"of {summary['ties']} prompts no reward tells the answers apart, "
             f"{summary['without_two_whole_answers']} have fewer than two that are whole "
             f"(--max-new-tokens {arguments.max_completion_length})"
         )
@@ -224,7 +223,7 @@ def _parser() -> Options:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_HUB_ID", help="the policy that answers")
     add("--prompts", required=True, type=Path, metavar="FILE", help="prompts as JSON lines")
-    add("--out", required=True, type=Path, metavar="DIR_OR_FILE", help="folder, or file of pairs (.jsonl)")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     add("--num", type=_several, default=8, metavar="N", help="answers a prompt (default: 8)")
     add("--reward-model", dest="reward_model_name_or_path", metavar="DIR_OR_HUB_ID", help="a model that scores them")
     add("--rewards", dest="reward_funcs", nargs="+", default=[], metavar="NAME",

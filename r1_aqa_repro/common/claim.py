@@ -15,15 +15,10 @@ from r1_aqa_repro.common.files import write_json
 
 
 def read_claim(file: Path, remedy: str, part: str | None = None) -> dict[str, Any] | None:
-    """The settings that a claim records, or None if there is no such file.
-
-    Args:
-        file: the claim, a JSON object.
-        remedy: what to do about a damaged one.
-        part: the key of the file that holds the settings, if they are not the whole of it.
+    """The settings that a claim records, as a JSON object or as its `part`; None if there is no such file.
 
     Raises:
-        Refused: the file is damaged, so that nothing tells what the results beside it were made with.
+        Refused: the file is damaged.
     """
     if not file.is_file():
         return None
@@ -62,10 +57,6 @@ def check_claim(file: Path, settings: Mapping[str, Any], remedy: str, part: str 
 
 
 def claim(file: Path, settings: Mapping[str, Any], remedy: str) -> None:
-    """Check the claim of a folder, or make it if nobody has.
-
-    Raises:
-        Refused: see `check_claim`.
-    """
+    """Make the claim of a folder if nobody has; see `check_claim`."""
     if not check_claim(file, settings, remedy):
         write_json(file, dict(settings))

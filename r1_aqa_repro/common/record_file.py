@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from r1_aqa_repro.common.errors import Failed
@@ -21,15 +20,7 @@ class RecordFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], remedy: str):
-        """Open or create the file.
-
-        Args:
-            path: of the file.
-            remedy: where else to write, for the message if this place cannot be had.
-
-        Raises:
-            Refused: it cannot be written, or another process has it.
-        """
+        """Open or create the file, or be `Refused` as by `open_locked`."""
         self.path = Path(path)
         self._remedy = remedy
         self._file = open_locked(self.path, remedy)
@@ -37,9 +28,7 @@ class RecordFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

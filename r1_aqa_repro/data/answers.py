@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 _END = "</answer>"
 _ANSWER = re.compile(rf"<answer>(.*?){_END}", re.DOTALL)
@@ -23,26 +22,19 @@ _LETTER = re.compile(r"\(?(?P<letter>[A-Za-z])(?:[.):]+|(?=$))\s*(?P<text>.*)", 
 _SURROUNDING = "\"'`´‘’“”«»*_.,;:!?…()[]{}- \t\n"
 
 
-@dataclass(frozen=True)
-class ParsedCompletion:
-    """What a completion says.
+def answers_of(completion: str) -> tuple[str, ...]:
+    """The text of every `<answer>` block, stripped; the whole completion if it has no complete block.
 
-    Attributes:
-        answer: the text of the first `<answer>` block, or the whole completion if it has no complete block; None if
-            that text is empty.
-        answers: the text of every block (or the whole completion), stripped.
+    An unclosed tag is no block.
     """
-
-    answer: str | None
-    answers: tuple[str, ...]
-
-
-def parse_completion(completion: str) -> ParsedCompletion:
-    """Take the answers out of a completion. An unclosed tag is no block: the whole completion is then the answer."""
     closed = completion[: completion.rfind(_END) + len(_END)] if _END in completion else ""
     # beyond the last closing tag every opening one would be searched to the end in vain: quadratic time
-    blocks = tuple(block.strip() for block in _ANSWER.findall(closed)) or (completion.strip(),)
-    return ParsedCompletion(answer=blocks[0] or None, answers=blocks)
+    return tuple(block.strip() for block in _ANSWER.findall(closed)) or (completion.strip(),)
+
+
+def answer_of(completion: str) -> str | None:
+    """The first of `answers_of`; None if it is empty."""
+    return answers_of(completion)[0] or None
 
 
 def follows_format(completion: str, style: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
@@ -13,6 +15,7 @@ from r1_aqa_repro.common.errors import Failed
 
 SAMPLING_RATE = 16_000  # Hz, what Qwen2-Audio's feature extractor expects
 CHANNELS = ("first", "mean")
+_EMPTY = "the audio is empty (0 samples)"
 
 
 class AudioError(Failed):
@@ -35,18 +38,12 @@ def load_audio(path: str | os.PathLike[str], channel: str = "first") -> np.ndarr
 
     Raises:
         AudioError: the file is missing, unreadable, empty, or holds values that are not finite.
-        ValueError: unknown `channel`.
     """
-    if channel not in CHANNELS:
-        raise ValueError(f"channel must be one of {CHANNELS}, not {channel!r}")
-    if not os.path.isfile(path):
-        raise AudioError(path, "no such audio file")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # [num_samples, num_channels]
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise AudioError(path, f"cannot be decoded ({error})") from error
+    samples, rate = _read(  # [num_samples, num_channels]
+        path, lambda file: soundfile.read(file, dtype="float32", always_2d=True)
+    )
     if samples.shape[0] == 0:
-        raise AudioError(path, "the audio is empty (0 samples)")
+        raise AudioError(path, _EMPTY)
     if not np.isfinite(samples).all():
         raise AudioError(path, "the audio holds NaN or infinite samples")
     mono = samples[:, 0] if channel == "first" else samples.mean(axis=1)
@@ -57,14 +54,21 @@ def load_audio(path: str | os.PathLike[str], channel: str = "first") -> np.ndarr
 
 def check_audio(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> str | None:
     """Why `path` cannot be used, or None; reads the header only, so that a whole data set is checked in seconds."""
-    if not os.path.isfile(path):
-        return "no such audio file"
     try:
-        info = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        return f"cannot be decoded ({error})"
+        info = _read(path, soundfile.info)
+    except AudioError as error:
+        return error.reason
     if info.frames == 0:
-        return "the audio is empty (0 samples)"
+        return _EMPTY
     if info.duration < minimum_seconds:
         return f"the clip is too short ({info.duration:.3f} s; at least {minimum_seconds:.2f} s are needed)"
     return None
+
+
+def _read(path: str | os.PathLike[str], read: Callable[[str], Any]) -> Any:
+    if not os.path.isfile(path):
+        raise AudioError(path, "no such audio file")
+    try:
+        return read(str(path))
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise AudioError(path, f"cannot be decoded ({error})") from error

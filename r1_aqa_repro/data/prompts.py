@@ -47,15 +47,5 @@ def build_messages(question: AudioQuestion, style: str) -> list[dict[str, Any]]:
 
 
 def target_text(question: AudioQuestion, style: str) -> str:
-    """What supervised fine-tuning teaches: the answer, in tags if the prompt asks for tags.
-
-    Raises:
-        ValueError: in style `think`, which has no reference thoughts to imitate, and for a question without answer.
-    """
-    if question.answer is None:
-        raise ValueError(f"question {question.id} has no answer")
-    if style == "think":
-        raise ValueError(
-            "prompt style `think` cannot be used for supervised fine-tuning: there are no thoughts to learn"
-        )
-    return question.answer if style == "direct" else f"<answer>{question.answer}</answer>"
+    """What supervised fine-tuning teaches: the answer, in tags if the prompt asks for tags."""
+    return str(question.answer) if style == "direct" else f"<answer>{question.answer}</answer>"

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from r1_aqa_repro.common.errors import Problem, Refused
 
@@ -28,15 +28,7 @@ class BadRecord(Exception):
         self.what, self.remedy = what, remedy
 
 
-class Identified(Protocol):
-    """What is read: anything with an id that is unique in its file."""
-
-    @property
-    def id(self) -> str: ...
-
-
-T = TypeVar("T")
-R = TypeVar("R", bound=Identified)
+T = TypeVar("T", bound=Any)  # what is read; `read_file` looks at its id
 
 
 @dataclass(frozen=True)
@@ -55,14 +47,14 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Read(Generic[R]):
+class Read(Generic[T]):
     """What reading a file gave: the good records in file order, and a problem for each bad one."""
 
-    records: list[R]
+    records: list[T]
     problems: list[Problem]
 
 
-def read_file(path: str | os.PathLike[str], parse: Callable[[dict[str, Any], str], R], expected: str) -> Read[R]:
+def read_file(path: str | os.PathLike[str], parse: Callable[[dict[str, Any], str], T], expected: str) -> Read[T]:
     """Read every record of a file.
 
     Args:
@@ -76,10 +68,10 @@ def read_file(path: str | os.PathLike[str], parse: Callable[[dict[str, Any], str
     file = Path(path)
     if not file.is_file():
         raise Refused.because(str(file), "there is no such file", f"Give the path of {expected}.")
-    records: list[R] = []
+    records: list[T] = []
     problems: list[Problem] = []
     first_seen: dict[str, str] = {}
-    for where, record in parse_records(file, lambda raw, where: parse(require_object(raw), where)):
+    for where, record in parse_records(file, parse):
         if isinstance(record, Rejected):
             problems.append(record.problem)
         elif record.id in first_seen:
@@ -99,18 +91,19 @@ def no_records(file: Path) -> Refused:
 
 
 def parse_records(
-    file: Path, parse: Callable[[dict[str, Any], str], T], path_only: Collection[str] = ()
+    file: Path, parse: Callable[[dict[str, Any], str], T], path_only: Collection[str] = (), any_text: bool = False
 ) -> Iterator[tuple[str, T | Rejected]]:
     """Yield (place, what `parse` makes of the object there) for every record of a file.
 
     Args:
         file: see `read_records`, as for `path_only` and what is raised.
         parse: raises BadRecord for an object that it cannot read.
+        any_text: let through what is no valid Unicode.
     """
     for where, raw in read_records(file, path_only):
         record: T | Rejected
         try:
-            record = parse(_object(raw), where)
+            record = parse(require_object(raw, any_text), where)
         except BadRecord as bad:
             problem = Problem(f"{file}:{where}", bad.what, bad.remedy)
             record = Rejected(_id_or_place(raw, f"{file.name}:{where}"), raw, problem)
@@ -119,7 +112,7 @@ def parse_records(
 
 def _id_or_place(raw: Any, place: str) -> str:
     try:
-        return id_of(_object(raw), place)
+        return id_of(require_object({"id": require_object(raw, any_text=True).get("id")}), place)
     except BadRecord:
         return place
 
@@ -212,42 +205,37 @@ def _json_problem(error: ValueError | RecursionError) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
 
 
-def _object(raw: Any) -> dict[str, Any]:
-    if isinstance(raw, BadRecord):
-        raise raw
-    if not isinstance(raw, dict):
-        raise BadRecord(f"expected an object, found {type(raw).__name__}", "Each record must be a JSON object.")
-    return raw
-
-
-def require_object(raw: Any) -> dict[str, Any]:
+def require_object(raw: Any, any_text: bool = False) -> dict[str, Any]:
     r"""Return what `read_records` gave if it is an object of valid Unicode: JSON may hold `\ud800` alone, which no file
     can be written with.
 
     Raises:
         BadRecord: it is not, or its line holds no JSON.
     """
-    record = _object(raw)
-    for key, value in record.items():
+    if isinstance(raw, BadRecord):
+        raise raw
+    if not isinstance(raw, dict):
+        raise BadRecord(f"expected an object, found {type(raw).__name__}", "Each record must be a JSON object.")
+    for key, value in () if any_text else raw.items():
         try:
             json.dumps({key: value}, ensure_ascii=False, default=lambda _: None).encode()
         except UnicodeEncodeError:
-            raise _no_unicode(f"{key!a}") from None
+            what = f"{key!a} is no valid Unicode (half of a surrogate pair)"
+            raise BadRecord(what, "Correct the text.") from None
         except RecursionError:
             raise BadRecord(f"{key!a} is nested too deeply", "Make it flat, or leave it out.") from None
-    return record
+    return raw
 
 
 def text(record: dict[str, Any], key: str) -> str:
     """The text of a key.
 
     Raises:
-        BadRecord: it is absent, empty, no text or no valid Unicode; the functions below raise the same.
+        BadRecord: it is absent, empty or no text; the functions below raise the same.
     """
     value = record.get(key)
     if not isinstance(value, str) or not value:
         raise BadRecord(f"{key} is {_shown(record, key)}, not a text", f"Give {key} as a text.")
-    _require_unicode(key, value)
     return value
 
 
@@ -261,7 +249,6 @@ def texts(record: dict[str, Any], key: str) -> tuple[str, ...]:
     value = record.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise BadRecord(f"{key} is {_shown(record, key)}, not a list of texts", f"Give {key} as a list of texts.")
-    _require_unicode(key, "".join(value))
     return tuple(value)
 
 
@@ -279,20 +266,8 @@ def id_of(record: dict[str, Any], otherwise: str | None = None) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         remedy = "Give id as a text or an integer" + (", or leave it out." if otherwise is not None else ".")
         raise BadRecord(f"id is {_shown(record, 'id')}", remedy)
-    _require_unicode("id", str(value))
     return str(value)
 
 
 def _shown(record: dict[str, Any], key: str) -> str:
     return repr(record[key]) if key in record else "absent"
-
-
-def _require_unicode(key: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _no_unicode(key) from None
-
-
-def _no_unicode(key: str) -> BadRecord:
-    return BadRecord(f"{key} is no valid Unicode (half of a surrogate pair)", "Correct the text.")

@@ -14,6 +14,7 @@ from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.conversations import TextPrompt, answer
 
+PAIRS, SAMPLES, SUMMARY = "pairs.jsonl", "samples.jsonl", "summary.json"  # beside each other in a folder
 _REMEDY = "Choose another --out, or remove what is there."
 
 
@@ -42,7 +43,7 @@ class Sampled:
     def best_and_worst(self) -> tuple[int, int] | None:
         """Which whole answers have the highest and the lowest score, the first of equals; None if nothing tells
         them apart."""
-        whole = self.whole()  # neither cut off nor empty
+        whole = self.whole()
         if not whole:
             return None
         best, worst = max(whole, key=self.scores.__getitem__), min(whole, key=self.scores.__getitem__)
@@ -77,32 +78,14 @@ def kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """The files of a run, all beside each other."""
-
-    pairs: Path
-    samples: Path
-    summary: Path
-
-    @classmethod
-    def at(cls, out: Path) -> Outputs:
-        """`pairs.jsonl`, `samples.jsonl` and `summary.json` in a folder; for `X.jsonl` that file, `X.samples.jsonl` and
-        `X.summary.json`."""
-        if out.suffix == ".jsonl":
-            return cls(out, out.with_suffix(".samples.jsonl"), out.with_suffix(".summary.json"))
-        return cls(out / "pairs.jsonl", out / "samples.jsonl", out / "summary.json")
-
-
 def write_results(
-    outputs: Outputs, settings: Mapping[str, Any], prompts: Sequence[TextPrompt], samples: Sequence[Sampled]
+    out: Path, settings: Mapping[str, Any], prompts: Sequence[TextPrompt], samples: Sequence[Sampled]
 ) -> dict[str, Any]:
-    """Write the pairs and the summary of complete samples; returns the summary."""
+    """Write the pairs and the summary of complete samples to a folder; returns the summary."""
     found = [pair_of(prompt, sampled) for prompt, sampled in zip(prompts, samples, strict=True)]
     pairs = [pair for pair in found if pair is not None]
-    write_lines(outputs.pairs, pairs)
+    write_lines(out / PAIRS, pairs)
     too_few = sum(len(sampled.whole()) < 2 for sampled in samples)
-    n = len(samples[0].scores)
     scores = [score for sampled in samples for score in sampled.scores]
     summary = {
         "settings": dict(settings),
@@ -119,39 +102,34 @@ def write_results(
             name: sum(value for sampled in samples for value in sampled.rewards[name]) / len(scores)
             for name in samples[0].rewards
         },
-        "kl_bound": kl_bound(n),
+        "kl_bound": kl_bound(len(samples[0].scores)),
         "kl_bound_of": "log n - (n - 1) / n nats an answer, arXiv 2112.09332 and 2401.01879",
     }
-    write_json(outputs.summary, summary)
+    write_json(out / SUMMARY, summary)
     return summary
 
 
 class SampleFile(RecordFile):
     """The samples of a run, a line a prompt in the prompts' order; what was there before is in `recorded`."""
 
-    def __init__(self, outputs: Outputs, settings: Mapping[str, Any], ids: Sequence[str]):
-        """Open or create the file.
-
-        Args:
-            outputs: where it is; the summary beside it tells what it was made with.
-            settings: everything that the samples depend on.
-            ids: of the prompts.
+    def __init__(self, out: Path, settings: Mapping[str, Any], ids: Sequence[str]):
+        """Open or create the file in a folder, whose summary tells all that the samples depend on.
 
         Raises:
-            Refused: what is there was made with other settings or for other prompts, a line is damaged, another process
-                is writing to it, or it cannot be written.
+            Refused: what is there was made with other settings or for prompts of other ids, a line is damaged, another
+                process is writing to it, or it cannot be written.
         """
-        super().__init__(outputs.samples, "Choose another --out.")
+        super().__init__(out / SAMPLES, "Choose another --out.")
         try:
             self.recorded = [
                 _sampled(record, f"{self.path}:{number}", ids[number - 1 : number])
                 for number, record in enumerate(self.read(), start=1)
             ]
             if not self.recorded:
-                write_json(outputs.summary, {"settings": dict(settings)})
-            elif not check_claim(outputs.summary, settings, _REMEDY, part="settings"):
+                write_json(out / SUMMARY, {"settings": dict(settings)})
+            elif not check_claim(out / SUMMARY, settings, _REMEDY, part="settings"):
                 what = "missing, so that nothing tells how the samples beside it were made"
-                raise Refused.because(str(outputs.summary), what, _REMEDY)
+                raise Refused.because(str(out / SUMMARY), what, _REMEDY)
         except BaseException:
             self.close()
             raise

@@ -95,9 +95,9 @@ def read_rubric(path: str) -> Rubric:
         Refused: the file cannot be read; or with everything in it that is wrong.
     """
     content = read_yaml(path)
-    parts = content.get("parts")
+    parts: Any = content.get("parts")
     found = f"the keys {', '.join(map(str, content))}" if content else "nothing"
-    is_rubric = set(content) == {"parts"} and isinstance(parts, dict) and bool(parts)
+    is_rubric = set(content) == {"parts"} and isinstance(parts, dict) and parts
     _require(is_rubric, path, f"expected `parts:` with at least one part in it, found {found}", _EXAMPLE)
     rubric: Rubric = {}
     problems: list[Problem] = []
@@ -135,7 +135,7 @@ def _pattern(phrase: str) -> re.Pattern[str]:
     return re.compile(begin + re.escape(wanted) + end)
 
 
-def _require(sound: bool, where: str, what: str, remedy: str) -> None:
+def _require(sound: object, where: str, what: str, remedy: str) -> None:
     if not sound:
         raise Refused.because(where, what, remedy)
 
@@ -200,7 +200,7 @@ def _language(value: Any) -> Degree:
 
 def _length(value: Any) -> Degree:
     known = f"Give some of {', '.join(_LIMITS)}."
-    _require(isinstance(value, dict) and bool(value), ".length", f"{value!r}", known)
+    _require(isinstance(value, dict) and value, ".length", f"{value!r}", known)
     for key, limit in value.items():
         _require(key in _LIMITS, f".length.{key}", "there is no such key", known)
         _require(type(limit) is int and limit >= 0, f".length.{key}", f"{limit!r}", "Give a whole number.")

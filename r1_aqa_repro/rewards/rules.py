@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from r1_aqa_repro.data.answers import follows_format, is_correct, parse_completion
+from r1_aqa_repro.data.answers import answers_of, follows_format, is_correct
 from r1_aqa_repro.rewards.mathematics import are_equal
 
 Completion = str | list[dict[str, Any]]
@@ -32,7 +32,7 @@ def accuracy_reward(
     normalising, or its letter if that is unambiguous (`answers.match_choice`). Several blocks must all agree.
     """
     return [
-        float(all(is_correct(text, gold, options) for text in parse_completion(completion_text(completion)).answers))
+        float(all(is_correct(text, gold, options) for text in answers_of(completion_text(completion))))
         for completion, gold, options in zip(completions, answer, choices, strict=True)
     ]
 

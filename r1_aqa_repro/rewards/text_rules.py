@@ -16,7 +16,7 @@ from typing import Any
 from trl.rewards import get_soft_overlong_punishment
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.data.answers import parse_completion
+from r1_aqa_repro.data.answers import answers_of
 from r1_aqa_repro.rewards.mathematics import are_equal, expressions, is_unfinished
 from r1_aqa_repro.rewards.persona import phrases_in, plain
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, completion_text
@@ -59,7 +59,7 @@ def math_reward(completions: Sequence[Completion], answer: Sequence[str], **_: A
         answer: gold expressions as texts, also with GSM8K's solution before `####` or MATH's around a box.
     """
     return [
-        float(all(_is_answer(text, gold) for text in parse_completion(completion_text(completion)).answers))
+        float(all(_is_answer(text, gold) for text in answers_of(completion_text(completion))))
         for completion, gold in zip(completions, answer, strict=True)
     ]
 

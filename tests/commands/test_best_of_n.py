@@ -13,7 +13,7 @@ import pytest
 
 from r1_aqa_repro import best_of_n
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
-from r1_aqa_repro.data.samples import Outputs, Sampled, kl_bound, pair_of
+from r1_aqa_repro.data.samples import PAIRS, SAMPLES, Sampled, kl_bound, pair_of
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from tests.conftest import ROOT
@@ -151,11 +151,11 @@ def test_what_is_written_fits_together(finished: Path, prompts: Path, reward_mod
 def test_a_run_that_was_cut_short_ends_with_the_same_bytes(
     finished: Path, command: list[str], tmp_path: Path, prompts_kept: int
 ) -> None:
-    out = Outputs.at(tmp_path / "out")
     best_of_n.main([*command, "--out", str(tmp_path / "out")])
-    lines = out.samples.read_bytes().splitlines(keepends=True)
-    out.samples.write_bytes(b"".join(lines[:prompts_kept]) + lines[prompts_kept][:40])
-    out.pairs.unlink()
+    samples = tmp_path / "out" / SAMPLES
+    lines = samples.read_bytes().splitlines(keepends=True)
+    samples.write_bytes(b"".join(lines[:prompts_kept]) + lines[prompts_kept][:40])
+    (tmp_path / "out" / PAIRS).unlink()
     assert best_of_n.main([*command, "--out", str(tmp_path / "out")]) == 0
     assert contents(tmp_path / "out") == contents(finished)
 
@@ -163,12 +163,6 @@ def test_a_run_that_was_cut_short_ends_with_the_same_bytes(
 def test_another_seed_gives_other_answers(finished: Path, command: list[str], tmp_path: Path) -> None:
     assert best_of_n.main([*command, "--seed", "1", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "samples.jsonl").read_bytes() != (finished / "samples.jsonl").read_bytes()
-
-
-def test_a_file_as_out_names_the_others(finished: Path, command: list[str], tmp_path: Path) -> None:
-    assert best_of_n.main([*command, "--out", str(tmp_path / "best.jsonl")]) == 0
-    assert sorted(contents(tmp_path)) == ["best.jsonl", "best.samples.jsonl", "best.summary.json"]
-    assert (tmp_path / "best.jsonl").read_bytes() == (finished / "pairs.jsonl").read_bytes()
 
 
 def test_samples_of_other_settings_are_refused(

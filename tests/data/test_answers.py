@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from r1_aqa_repro.data.answers import follows_format, is_correct, match_choice, parse_completion
+from r1_aqa_repro.data.answers import answer_of, answers_of, follows_format, is_correct, match_choice
 
 CHOICES = ("Man", "Woman", "Child", "Robot")
 
@@ -33,11 +33,11 @@ CHOICES = ("Man", "Woman", "Child", "Robot")
     ],
 )
 def test_parsed_answer(completion, answer):
-    assert parse_completion(completion).answer == answer
+    assert answer_of(completion) == answer
 
 
 def test_every_block_is_kept():
-    assert parse_completion("<answer>a</answer> or <answer> b </answer>").answers == ("a", "b")
+    assert answers_of("<answer>a</answer> or <answer> b </answer>") == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_format(completion, styles):
 def test_unclosed_tags_take_linear_time():
     """100,000 characters of opening tags; searched to the end from each of them they took nine seconds."""
     began = time.perf_counter()
-    parsed = parse_completion("<answer>" * 12_500)
+    answers = answers_of("<answer>" * 12_500)
     assert time.perf_counter() - began < 1
-    assert parsed.answers == ("<answer>" * 12_500,)
-    assert parse_completion("<answer>a</answer> <answer>b").answers == ("a",)
+    assert answers == ("<answer>" * 12_500,)
+    assert answers_of("<answer>a</answer> <answer>b") == ("a",)

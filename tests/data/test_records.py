@@ -149,7 +149,6 @@ def test_a_rejected_record_has_its_id_or_its_place_and_what_it_was(tmp_path):
         (text, "", "key is '', not a text"),
         (text, None, "key is None, not a text"),
         (text, 3, "key is 3, not a text"),
-        (text, "\ud800", "key is no valid Unicode (half of a surrogate pair)"),
         (optional_text, "", None),
         (optional_text, None, None),
         (optional_text, "a", "a"),
@@ -158,7 +157,6 @@ def test_a_rejected_record_has_its_id_or_its_place_and_what_it_was(tmp_path):
         (texts, [], ()),
         (texts, "a", "key is 'a', not a list of texts"),
         (texts, ["a", 5], "key is ['a', 5], not a list of texts"),
-        (texts, ["a", "\udc80"], "key is no valid Unicode (half of a surrogate pair)"),
         (label, "a", "a"),
         (label, ["a", "b"], "a, b"),
         (label, [], None),
@@ -189,7 +187,7 @@ def test_an_id_is_a_text_or_an_integer_and_may_have_a_default():
     assert (id_of({"id": "a"}), id_of({"id": 0}), id_of({"id": None}, "here"), id_of({}, "here")) == (
         "a", "0", "here", "here"
     )  # fmt: skip
-    for bad in (None, True, 1.5, ["a"], "", "\ud800"):
+    for bad in (None, True, 1.5, ["a"], ""):
         with pytest.raises(BadRecord, match="id is"):
             id_of({"id": bad})
 

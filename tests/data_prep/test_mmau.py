@@ -318,7 +318,7 @@ def test_withheld_answers_are_absent_from_the_manifest(world):
         ({"category": [["Reasoning"]]}, "category is [['Reasoning']], not a list of texts"),
         ({"id": "00000000-é 音"}, "an earlier record has the same id"),
         ({"audio_id": 3}, "audio_id is 3, not a text"),
-        ({"audio_id": "half \ud800.wav"}, "audio_id is no valid Unicode"),
+        ({"audio_id": "half \ud800.wav"}, "'audio_id' is no valid Unicode"),
     ],
 )
 def test_a_bad_record_is_dropped_and_named(world, capsys, changed, named):
