@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the project also without an installation
 
+import torch
 from rich.table import Table
 
 from eval.run import carry_out, prepare
@@ -33,8 +34,9 @@ from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.embedded.question_set import write_question_set
 from r1_aqa_repro.embedded.tiny_model import build_tiny_qwen2_audio
-from r1_aqa_repro.grpo.divergence import kl_to_start
+from r1_aqa_repro.grpo.divergence import token_kls
 from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.inputs import question_inputs
 from r1_aqa_repro.rewards.registry import check_names
 from r1_aqa_repro.rewards.rules import REWARDS
 from r1_aqa_repro.run.checks import check_free_space, check_grpo, check_settings
@@ -168,6 +170,7 @@ def _curve(folder: Path, start: Path, held_out: Path, limit: int, seed: int) -> 
     checkpoints = {0: start} | {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
     questions = read_questions(held_out).records[: min(limit, KL_QUESTIONS)]
     start_model, processor = loading.load(start)
+    inputs = question_inputs(processor, questions, PROMPT_STYLE)
     points = []
     for step, checkpoint in sorted(checkpoints.items()):
         out = folder / "eval" / "curve" / f"step-{step}"
@@ -175,8 +178,8 @@ def _curve(folder: Path, start: Path, held_out: Path, limit: int, seed: int) -> 
         kl_file = out / "kl.json"
         if not kl_file.is_file():
             policy = loading.load_model(checkpoint)
-            kl = kl_to_start(policy, start_model, processor, questions, PROMPT_STYLE, max_new_tokens=16, seed=seed)
-            write_json(kl_file, {"kl": kl, "questions": len(questions)})
+            kls = token_kls(policy, start_model, processor, inputs, 16, seed)
+            write_json(kl_file, {"kl": float(torch.cat(kls).mean()), "questions": len(questions)})
         kl = json.loads(kl_file.read_text(encoding="utf-8"))["kl"]
         points.append({"step": step, "scores": scores, "kl": kl})
     return points

@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.generation import generate, sampling_config
-from r1_aqa_repro.model.inputs import PromptInputs, pad_right, question_inputs
-
-
-def kl_to_start(
-    policy: PreTrainedModel,
-    start: PreTrainedModel,
-    processor: ProcessorMixin,
-    questions: Sequence[AudioQuestion],
-    prompt_style: str,
-    *,
-    max_new_tokens: int,
-    seed: int,
-) -> float:
-    """Mean over sampled tokens of KL(policy || start), exact over the vocabulary, in nats.
-
-    One completion a question is sampled from the policy at temperature 1; both models score its positions. With
-    beta 0 training computes no KL at all: this is how it is watched then.
-    """
-    inputs = question_inputs(processor, questions, prompt_style)
-    return float(torch.cat(token_kls(policy, start, processor, inputs, max_new_tokens, seed)).mean())
+from r1_aqa_repro.model.inputs import PromptInputs, pad_right
 
 
 def token_kls(
@@ -42,7 +20,8 @@ def token_kls(
     """KL(policy || start) at each token of one completion a prompt, exact over the vocabulary, in nats: U tensors.
 
     The completions are sampled from the policy at temperature 1. The sum over a completion estimates the divergence of
-    whole completions without bias: it is the chain rule, with the sampled tokens as what comes before.
+    whole completions without bias: it is the chain rule, with the sampled tokens as what comes before. With beta 0
+    training computes no KL at all: this is how it is watched then.
     """
     config = sampling_config(policy, processor, max_new_tokens)
     with torch.random.fork_rng():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 
 from r1_aqa_repro.grpo.selection import informative_groups
 from r1_aqa_repro.model.inputs import PromptInputs
@@ -48,80 +49,64 @@ class Rollout:
         Returns:
             How many were replaced.
         """
-        places, groups = (mask.nonzero().flatten().tolist() for mask in (~self.informative, further.informative))
-        pairs = list(zip(places, groups, strict=False))
-        self.inputs = self.inputs.with_questions_of(further.inputs, pairs)
-        self.output = replace_groups(self.output, further.output, pairs, self.num_generations, pad_token_id)
-        for place, group in pairs:
-            mine, theirs = (_rows_of_group(index, self.num_generations) for index in (place, group))
-            self.rows[mine] = further.rows[theirs]
-            self.rewards[mine], self.reward[mine] = further.rewards[theirs], further.reward[theirs]
-        return len(pairs)
+        places, found = (mask.nonzero().flatten().cpu() for mask in (~self.informative, further.informative))
+        replaced = min(len(places), len(found))
+        if replaced:
+            groups = torch.arange(len(self.inputs.prompt_ids))  # of these and then the further ones
+            groups[places[:replaced]] = len(groups) + found[:replaced]
+            rows = (groups[:, None] * self.num_generations + torch.arange(self.num_generations)).flatten()
+            self.inputs = self.inputs.picked(further.inputs, groups.tolist())
+            self.output = picked_rows(self.output, further.output, rows, pad_token_id)
+            both = self.rows + further.rows
+            self.rows = [both[row] for row in rows.tolist()]
+            self.rewards = torch.cat([self.rewards, further.rewards])[rows]
+            self.reward = torch.cat([self.reward, further.reward])[rows]
+        return replaced
 
 
-def replace_groups(
-    output: dict[str, Any],
-    further: dict[str, Any],
-    pairs: Sequence[tuple[int, int]],
-    num_generations: int,
-    pad_token_id: int,
+def picked_rows(
+    output: dict[str, Any], further: dict[str, Any], rows: torch.Tensor, pad_token_id: int
 ) -> dict[str, Any]:
-    """`output` with its group `i` replaced by group `j` of `further`, for each pair (i, j).
+    """These rows of `output` and then `further`, which may be padded differently.
 
     Args:
-        output, further: what TRL's `_generate_and_score_completions` returns: rows of whole groups, prompts padded on
-            the left, completions and all that belongs to their tokens on the right. They may be padded differently.
-        num_generations: rows of a group.
+        output, further: what TRL's `_generate_and_score_completions` returns: prompts padded on the left, completions
+            and all that belongs to their tokens on the right. Counts over the batch stay: they are the caller's to
+            renew.
+        rows: int64 [N].
         pad_token_id: pads token ids; everything else is padded with 0.
     """
-    if not pairs:
-        return output
     merged = dict(output)
     for key, values in output.items():
-        if not torch.is_tensor(values) or values.dim() == 0:  # counts over the batch: the caller's to renew
+        if not torch.is_tensor(values) or values.dim() == 0:
             continue
-        fill = pad_token_id if key in ("prompt_ids", "completion_ids") else 0
-        mine, theirs = _pad_alike(values, further[key], fill, left=key in ("prompt_ids", "prompt_mask"))
-        merged[key] = mine.clone()
-        for place, group in pairs:
-            merged[key][_rows_of_group(place, num_generations)] = theirs[_rows_of_group(group, num_generations)]
+        both = [*values, *further[key]]
+        if values.dim() == 1:
+            merged[key] = torch.stack(both)[rows]
+        else:
+            fill = pad_token_id if key in ("prompt_ids", "completion_ids") else 0
+            side = "left" if key in ("prompt_ids", "prompt_mask") else "right"
+            merged[key] = pad_sequence(both, batch_first=True, padding_value=fill, padding_side=side)[rows]
     return merged
 
 
-def _rows_of_group(index: int, num_generations: int) -> slice:
-    return slice(index * num_generations, (index + 1) * num_generations)
-
-
-def _pad_alike(one: torch.Tensor, other: torch.Tensor, fill: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both tensors [rows, width] (or [rows]) with the width of the wider one."""
-    if one.dim() == 1:
-        return one, other
-    width = max(one.size(1), other.size(1))
-
-    def pad(values: torch.Tensor) -> torch.Tensor:
-        missing = width - values.size(1)
-        return torch.nn.functional.pad(values, (missing, 0) if left else (0, missing), value=fill)
-
-    return pad(one), pad(other)
-
-
-def rows_of(questions: Sequence[Any], columns: dict[str, Callable[[Any], Any]]) -> Dataset:
-    """A Dataset with a row for each question: the question itself and these columns of it.
+def rows_of(questions: Sequence[Any], columns: Callable[[Any], dict[str, Any]]) -> Dataset:
+    """A Dataset with a row for each question: the question itself and its columns.
 
     The rows are made when they are read, once a question however often a batch has it. Kept in Arrow, a message's text
     part would get an `audio` key that is None, which the chat template counts as a second clip.
     """
 
     def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        picked = {index: questions[index] for index in batch["index"]}
-        made = {name: {index: column(each) for index, each in picked.items()} for name, column in columns.items()}
-        return {name: [of[index] for index in batch["index"]] for name, of in (made | {"question": picked}).items()}
+        indices = batch["index"]
+        made = {index: columns(questions[index]) | {"question": questions[index]} for index in dict.fromkeys(indices)}
+        return {name: [made[index][name] for index in indices] for name in made[indices[0]]}
 
     return Dataset.from_dict({"index": list(range(len(questions)))}).with_transform(rows)
 
 
-def group_rows(questions: Sequence[Any], num_generations: int) -> tuple[list[Any], torch.Tensor]:
-    """The U distinct questions of N = U * num_generations consecutive rows, and the question index of each row [N].
+def group_rows(questions: Sequence[Any], num_generations: int) -> torch.Tensor:
+    """int64 [N], the number of the question that each of N = U * num_generations consecutive rows belongs to.
 
     Groups are the sampler's consecutive rows, never guessed from equal text: neighbours may ask the same about
     different clips.
@@ -129,12 +114,10 @@ def group_rows(questions: Sequence[Any], num_generations: int) -> tuple[list[Any
     Raises:
         ValueError: the rows are not whole groups of one question (and its one clip).
     """
+    group = torch.arange(len(questions)) // num_generations
+    for row, index in enumerate(group.tolist()):
+        if questions[row] != questions[index * num_generations]:
+            raise ValueError(f"row {row} does not belong to the question of its group")
     if len(questions) % num_generations:
         raise ValueError(f"{len(questions)} rows are not whole groups of {num_generations}")
-    distinct = list(questions[::num_generations])
-    group = torch.arange(len(distinct)).repeat_interleave(num_generations)
-    for row, question in enumerate(questions):
-        leader = distinct[row // num_generations]
-        if question != leader:
-            raise ValueError(f"row {row} belongs to question {question.id}, its group to {leader.id}")
-    return distinct, group
+    return group

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 
 from r1_aqa_repro.grpo.rollout import Rollout
@@ -18,7 +16,6 @@ def score_shared(
     attention_mask: torch.Tensor,
     completion_length: int,
     pad_token_id: int,
-    autocast: AbstractContextManager[object],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One packed row a group, one forward of the wrapped model: DDP, ZeRO and PEFT hooks fire as usual.
 
@@ -29,7 +26,6 @@ def score_shared(
         attention_mask: the same shape; rows without any completion token are not computed.
         completion_length: C.
         pad_token_id: fills packed rows.
-        autocast: the mixed-precision context of the forward.
 
     Returns:
         Log-probabilities of the completion tokens, [N, C], 0 on padding, and entropies, if the model gives them.
@@ -38,16 +34,15 @@ def score_shared(
     rows = rows if len(rows) else rows.new_zeros(1)  # every process must call the model
     present, group = rollout.group[rows].unique(return_inverse=True)
     packed = pack_groups(input_ids[rows], attention_mask[rows], group, completion_length, pad_token_id)
-    with autocast:
-        output = model(
-            input_ids=packed.input_ids,
-            position_ids=packed.position_ids,
-            **packed.attention(),
-            shift_labels=packed.shift_labels[packed.scored][None],
-            scored=packed.scored,
-            fused_lm_head=True,
-            **rollout.inputs.audio(input_ids.device, present),
-        )
+    output = model(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        **packed.attention(),
+        shift_labels=packed.shift_labels[packed.scored][None],
+        scored=packed.scored,
+        fused_lm_head=True,
+        **rollout.inputs.audio(input_ids.device, present),
+    )
 
     def of_rows(values: torch.Tensor) -> torch.Tensor:
         unpacked = packed.unpack(values[0])
@@ -64,19 +59,17 @@ def score_plain(
     attention_mask: torch.Tensor,
     completion_length: int,
     pad_token_id: int,
-    autocast: AbstractContextManager[object],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The same from every row with its own prompt and its own clip, as TRL does it: the comparison for sharing."""
     labels = input_ids.masked_fill(attention_mask == 0, IGNORE)
     labels[:, :-completion_length] = IGNORE
-    with autocast:
-        output = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            labels=labels,
-            fused_lm_head=True,
-            **rollout.inputs.audio(input_ids.device, rollout.group, trim=False),
-        )
+    output = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        labels=labels,
+        fused_lm_head=True,
+        **rollout.inputs.audio(input_ids.device, rollout.group, trim=False),
+    )
     entropy = getattr(output, "entropy", None)
     kept = slice(-completion_length, None)
     return output.log_probs[:, kept], None if entropy is None else entropy[:, kept]

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from trl.trainer.utils import RepeatSampler
 
-from r1_aqa_repro.run.arguments import ADVANTAGE_FILTERS
-
 
 class EpochRepeatSampler(RepeatSampler):
     """TRL's RepeatSampler with a shuffle that is seeded with `seed + epoch`: a resumed run sees the same rows.
@@ -30,14 +28,8 @@ class EpochRepeatSampler(RepeatSampler):
 
 
 def draw_further(num_questions: int, exclude: Sequence[int], count: int, *seed: int) -> list[int]:
-    """`count` indices of questions not in `exclude`: a function of the seeds, so that a resumed run draws the same.
-
-    Raises:
-        ValueError: there are fewer questions than that.
-    """
+    """`count` indices of questions not in `exclude`: a function of the seeds, so that a resumed run draws the same."""
     others = np.setdiff1d(np.arange(num_questions), exclude)
-    if count > len(others):
-        raise ValueError(f"dynamic_sampling draws {count} further prompts, but only {len(others)} questions are left")
     return np.random.default_rng(seed).choice(others, size=count, replace=False).tolist()
 
 
@@ -61,9 +53,6 @@ def better_completions(
         advantage_filter: `none` keeps all; `above_mean` those with a reward above their group's mean;
             `top_fraction` the best of each group, earlier ones first among equals.
         top_fraction: share of a group that `top_fraction` keeps, rounded, at least one.
-
-    Raises:
-        ValueError: there is no such filter.
     """
     grouped = rewards.view(-1, num_generations)
     if advantage_filter == "none":
@@ -71,8 +60,6 @@ def better_completions(
     if advantage_filter == "above_mean":
         above = grouped > grouped.mean(dim=1, keepdim=True)
         return (above & informative_groups(rewards, num_generations)[:, None]).flatten()
-    if advantage_filter == "top_fraction":
-        kept = max(1, round(top_fraction * num_generations))
-        rank = grouped.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        return (rank < kept).flatten()
-    raise ValueError(f"no filter {advantage_filter!r}: choose among {', '.join(ADVANTAGE_FILTERS)}")
+    kept = max(1, round(top_fraction * num_generations))
+    rank = grouped.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (rank < kept).flatten()

@@ -9,15 +9,15 @@ overridden; `tests/grpo/test_trainer.py` names what to look at when an update ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -33,7 +33,7 @@ from r1_aqa_repro.grpo.selection import EpochRepeatSampler, better_completions, 
 from r1_aqa_repro.model.encoded_audio import ENCODED, EncodedAudio
 from r1_aqa_repro.model.generation import generate
 from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, load_clip, process, text_inputs
-from r1_aqa_repro.model.loading import prepare_for_sharing
+from r1_aqa_repro.model.loading import base_of, prepare_for_sharing
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
@@ -75,12 +75,12 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         self._questions = questions
         self._index_of = {question.id: index for index, question in enumerate(questions)}
         self._completions = CompletionTable(args.output_dir)
-        self._rollout: Rollout | None = None
+        self._at_work: list[Rollout] = []
         super().__init__(
             model=model,
             args=args,
             reward_funcs=[function for _, function in reward_funcs],
-            train_dataset=rows_of(questions, self._columns()),
+            train_dataset=rows_of(questions, self._columns),
             processing_class=processing_class,
             **kwargs,
         )
@@ -89,10 +89,10 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
                 self.reward_func_names[index] = name
         for wrapped in (self.model, self.ref_model):  # TRL loads the reference itself
             if wrapped is not None:
-                self._prepare_model(self._base_of(wrapped))
+                self._prepare_model(base_of(self.accelerator.unwrap_model(wrapped)))
         self.add_callback(StepMonitor(self.clock, self.record, self._add_figures))
 
-    def _columns(self) -> dict[str, Callable[[Any], Any]]:
+    def _columns(self, question: Any) -> dict[str, Any]:
         """What TRL and the rewards read of a question, by name: `prompt` (its messages), `task` and others."""
         raise NotImplementedError
 
@@ -108,21 +108,10 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         """Let the policy's or the reference's model (not wrapped by PEFT) share prefixes."""
         raise NotImplementedError
 
-    def _base_of(self, wrapped: torch.nn.Module) -> PreTrainedModel:
-        """A model without what accelerate, DeepSpeed and PEFT have put around it."""
-        model = self.accelerator.unwrap_model(wrapped)
-        return model.get_base_model() if isinstance(model, PeftModel) else model
-
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochRepeatSampler:
         sampler: RepeatSampler = super()._get_train_sampler(dataset)
-        return EpochRepeatSampler(
-            data_source=sampler.data_source,
-            mini_repeat_count=sampler.mini_repeat_count,
-            batch_size=sampler.batch_size,
-            repeat_count=sampler.repeat_count,
-            shuffle=sampler.shuffle,
-            seed=sampler.seed,
-        )
+        sampler.__class__ = EpochRepeatSampler
+        return sampler
 
     # --- Sampling and rewarding
 
@@ -147,7 +136,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
     def _roll_out(self, rows: list[dict[str, Any]]) -> Rollout:
         """Sample completions of whole groups of rows, and reward them."""
         num_generations: int = self.num_generations if self.model.training else self.num_generations_eval
-        _, group = group_rows([row["question"] for row in rows], num_generations)
+        group = group_rows([row["question"] for row in rows], num_generations)
         with self.clock("audio"):
             inputs = self._inputs_of(rows[::num_generations])
         rollout = Rollout(inputs, group.to(self.accelerator.device), list(rows))
@@ -192,13 +181,13 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         """Rewards [N of all processes, R]; the rollout keeps those of this process's rows."""
         with self.clock("reward"):
             rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        rollout = self._current_rollout
+        rollout = self._at_work[-1]
         rollout.rewards = rewards[self.accelerator.process_index * len(inputs) :][: len(inputs)].clone()
         rollout.reward = (rollout.rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         return rewards
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        rollout = self._current_rollout
+        rollout = self._at_work[-1]
         return [rollout.inputs.prompt_ids[index] for index in rollout.group.tolist()], None, {}
 
     def _generate_single_turn(
@@ -209,7 +198,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         num_generations: int,
         **_: Any,
     ) -> tuple[list[list[int]], None]:
-        rollout = self._current_rollout
+        rollout = self._at_work[-1]
         with (
             self.clock("generation"),
             unwrap_model_for_generation(
@@ -260,10 +249,9 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """Log-probabilities (and entropies) of the completion tokens, [N, C], under the full softmax."""
         score = score_shared if self.share else score_plain
-        rollout, autocast = self._current_rollout, self.accelerator.autocast()
-        with self.clock("forward" if torch.is_grad_enabled() else "reference"):
+        with self.clock("forward" if torch.is_grad_enabled() else "reference"), self.accelerator.autocast():
             log_probs, entropy = score(
-                model, rollout, input_ids, attention_mask, logits_to_keep, self._tokenizer.pad_token_id, autocast
+                model, self._at_work[-1], input_ids, attention_mask, logits_to_keep, self._tokenizer.pad_token_id
             )
         return log_probs, entropy if compute_entropy else None, None
 
@@ -294,20 +282,14 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
 
-    @property
-    def _current_rollout(self) -> Rollout:
-        if self._rollout is None:
-            raise RuntimeError("no batch is being worked on: this method is called from generation and loss only")
-        return self._rollout
-
     @contextmanager
     def _working_on(self, rollout: Rollout) -> Iterator[None]:
         """Let the methods that TRL calls without their batch find it."""
-        outer, self._rollout = self._rollout, rollout
+        self._at_work.append(rollout)
         try:
             yield
         finally:
-            self._rollout = outer
+            self._at_work.pop()
 
 
 class AudioGRPOTrainer(SharedPrefixGRPOTrainer):
@@ -338,13 +320,13 @@ class AudioGRPOTrainer(SharedPrefixGRPOTrainer):
         rewards = [(name, REWARDS[name]) for name in args.reward_funcs]
         super().__init__(model, args, questions, processing_class, rewards, **kwargs)
         del model.config.image_token_id
-        encoder = self._base_of(self.model).model.audio_tower
+        encoder = base_of(self.accelerator.unwrap_model(self.model)).model.audio_tower
         self._encoded: EncodedAudio | None = None
         if self.share and not any(parameter.requires_grad for parameter in encoder.parameters()):
             self._encoded = EncodedAudio(Path(str(args.output_dir)) / ENCODED, encoder, self.accelerator)
 
-    def _columns(self) -> dict[str, Callable[[AudioQuestion], Any]]:
-        return question_columns(self.prompt_style)
+    def _columns(self, question: AudioQuestion) -> dict[str, Any]:
+        return question_columns(question, self.prompt_style)
 
     def _inputs_of(self, rows: Sequence[dict[str, Any]]) -> ModelInputs:
         questions = [row["question"] for row in rows]
@@ -377,12 +359,12 @@ class TextGRPOTrainer(SharedPrefixGRPOTrainer):
         **kwargs: passed on, among them `reward_processing_classes`, the reward models' tokenizers.
     """
 
-    def _columns(self) -> dict[str, Callable[[TextPrompt], Any]]:
-        def column(name: str) -> Callable[[TextPrompt], Any]:
-            return lambda prompt: prompt.columns.get(name)
+    @cached_property
+    def _names(self) -> list[str]:
+        return sorted({"task"} | {name for prompt in self._questions for name in prompt.columns})
 
-        names = {"task"} | {name for prompt in self._questions for name in prompt.columns}
-        return {name: column(name) for name in sorted(names)} | {"prompt": lambda prompt: prompt.messages}
+    def _columns(self, question: TextPrompt) -> dict[str, Any]:
+        return {name: question.columns.get(name) for name in self._names} | {"prompt": question.messages}
 
     def _inputs_of(self, rows: Sequence[dict[str, Any]]) -> PromptInputs:
         return text_inputs(self.processing_class, [row["prompt"] for row in rows])
@@ -392,19 +374,19 @@ class TextGRPOTrainer(SharedPrefixGRPOTrainer):
 
     def _prepare_model(self, model: PreTrainedModel) -> None:
         """TRL has loaded the reference from the policy's folder, without the run's own `rope_parameters`."""
-        own, wanted = model.config, self._base_of(self.model).config
+        own, wanted = model.config, base_of(self.accelerator.unwrap_model(self.model)).config
         if own.rope_parameters != wanted.rope_parameters:
             own.rope_parameters, own.max_position_embeddings = wanted.rope_parameters, wanted.max_position_embeddings
             model.model.rotary_emb = type(model.model.rotary_emb)(own).to(model.device)
         share_prefixes(model)
 
 
-def question_columns(prompt_style: str) -> dict[str, Callable[[AudioQuestion], Any]]:
+def question_columns(question: AudioQuestion, prompt_style: str) -> dict[str, Any]:
     """What TRL and the rewards read of an audio question, by name."""
     return {
-        "prompt": lambda question: build_messages(question, prompt_style),
-        "answer": lambda question: question.answer,
-        "choices": lambda question: list(question.choices),
-        "task": lambda question: question.task,
-        "prompt_style": lambda question: prompt_style,
+        "prompt": build_messages(question, prompt_style),
+        "answer": question.answer,
+        "choices": list(question.choices),
+        "task": question.task,
+        "prompt_style": prompt_style,
     }

@@ -77,6 +77,10 @@ def trim_frames(
 
     Two frames of padding stay: the last real position of the encoder sees them through its convolutions.
     """
-    longest = int(feature_attention_mask.sum(-1).max()) + _MARGIN
-    frames = min(-(-longest // _MULTIPLE) * _MULTIPLE, input_features.size(-1))
+    frames = trimmed_length(int(feature_attention_mask.sum(-1).max()), input_features.size(-1))
     return input_features[..., :frames], feature_attention_mask[..., :frames]
+
+
+def trimmed_length(longest: int, window: int) -> int:
+    """Frames that `trim_frames` leaves of a window of so many, by those of the longest clip."""
+    return min(-(-(longest + _MARGIN) // _MULTIPLE) * _MULTIPLE, window)

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -18,7 +17,7 @@ from transformers import (
 )
 
 from r1_aqa_repro.model.inputs import PromptInputs, attention_mask_left, pad_left, position_ids_of
-from r1_aqa_repro.model.loading import eos_token_ids, tokenizer_of
+from r1_aqa_repro.model.loading import base_of, eos_token_ids, tokenizer_of
 from r1_aqa_repro.model.shared_attention import share_cache
 
 
@@ -64,7 +63,7 @@ def generate(
     # prompts is among them anyway, so that a completion does not depend on how long its neighbours are.
     input_ids = pad_left(inputs.prompt_ids, inputs.prompt_ids[0][0]).to(device)  # [U, L]
     attention_mask = attention_mask_left(inputs.prompt_ids).to(device)  # [U, L]
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     with torch.no_grad(), autocast or nullcontext(), _without_own_settings(base):
         if share:
             check_whole_groups(rows, len(input_ids))

@@ -38,12 +38,10 @@ class PromptInputs:
         """What the model is given beside the prompts: nothing."""
         return {}
 
-    def with_questions_of(self, other: Any, pairs: Sequence[tuple[int, int]]) -> PromptInputs:
-        """These inputs with question `i` replaced by question `j` of `other`, for each pair (i, j)."""
-        prompt_ids = list(self.prompt_ids)
-        for mine, theirs in pairs:
-            prompt_ids[mine] = other.prompt_ids[theirs]
-        return PromptInputs(prompt_ids)
+    def picked(self, further: Any, indices: Sequence[int]) -> PromptInputs:
+        """These questions of these inputs and then `further` ones."""
+        both = self.prompt_ids + further.prompt_ids
+        return PromptInputs([both[index] for index in indices])
 
 
 @dataclass(frozen=True)
@@ -73,13 +71,11 @@ class ModelInputs(PromptInputs):
             tensors = list(trim_frames(*tensors))
         return {key: tensor.to(device) for key, tensor in zip(AUDIO_KEYS, tensors, strict=True)}
 
-    def with_questions_of(self, other: Any, pairs: Sequence[tuple[int, int]]) -> ModelInputs:
-        prompt_ids = super().with_questions_of(other, pairs).prompt_ids
-        mask, clips = self.feature_attention_mask.clone(), list(self.input_features)
-        for mine, theirs in pairs:
-            mask[mine] = other.feature_attention_mask[theirs]
-            clips[mine] = other.input_features[theirs]
-        return ModelInputs(prompt_ids, stack_clips(clips), mask, self.encoded)
+    def picked(self, further: Any, indices: Sequence[int]) -> ModelInputs:
+        clips = [*self.input_features, *further.input_features]
+        mask = torch.cat([self.feature_attention_mask, further.feature_attention_mask])[list(indices)]
+        prompt_ids = super().picked(further, indices).prompt_ids
+        return ModelInputs(prompt_ids, stack_clips([clips[index] for index in indices]), mask, self.encoded)
 
 
 def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -193,6 +193,13 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return model
 
 
+def base_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The model inside PEFT's wrapper, or the model itself if it has none."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def prepare_for_sharing(model: PreTrainedModel) -> None:
     """Let a Qwen2-Audio (not wrapped by PEFT) take trimmed clips and prompts that several completions share.
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, get_peft_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,12 +24,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AttentionInterface,
     DynamicCache,
-    PreTrainedModel,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
 )
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1_aqa_repro.model.audio_encoder import make_trimmable
+from r1_aqa_repro.model.loading import base_of
 
 _EFFICIENT = "memory_efficient"
 
@@ -78,11 +78,6 @@ def build_model(
     return model.train()
 
 
-def base_of(model: nn.Module) -> PreTrainedModel:
-    """The Qwen2-Audio inside a PEFT model, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 def backbone(model: nn.Module, shapes: Shapes, cache: DynamicCache | None = None) -> torch.Tensor:
     """Hidden states [rows, row_tokens, hidden] of prompts with clips, under a 4-D mask as the shared prefix has it."""
     base = base_of(model)
@@ -111,8 +106,8 @@ def backbone(model: nn.Module, shapes: Shapes, cache: DynamicCache | None = None
 def cross_entropy(model: nn.Module, hidden: torch.Tensor, shapes: Shapes) -> torch.Tensor:
     """The loss of AudioSFTTrainer: every position's logits, in float32 for the softmax."""
     logits = base_of(model).get_output_embeddings()(hidden)
-    labels = torch.empty(hidden.size(0), hidden.size(1) - 1, dtype=torch.long, device=hidden.device)
-    return functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="sum")
+    labels = torch.empty(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    return ForCausalLMLoss(logits, labels, logits.size(-1))
 
 
 def decode_flops(model: nn.Module, rows: int, prompt_tokens: int, completion_tokens: int) -> int:

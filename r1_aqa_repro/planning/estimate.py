@@ -12,17 +12,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import Qwen2AudioConfig
 
+from r1_aqa_repro.model.loading import base_of
 from r1_aqa_repro.planning.counting import (
     Shapes,
     backbone,
-    base_of,
     build_model,
     count_flops,
     cross_entropy,
@@ -31,7 +31,7 @@ from r1_aqa_repro.planning.counting import (
 )
 
 Engine = Literal["ddp", "zero2", "zero3", "zero3_offload"]
-ENGINES: tuple[Engine, ...] = ("ddp", "zero2", "zero3", "zero3_offload")
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 RESERVED = 0.1  # of a GPU: CUDA context, NCCL, fragmentation of the allocator
 _LIVE_PARAMETERS = 1_000_000_000  # ZeRO-3's defaults: stage3_max_live_parameters, and
 _SUB_GROUP = 1_000_000_000  # sub_group_size, the parameters whose optimizer step is taken at once
@@ -204,15 +204,13 @@ def _with_engines(job: Job, peft_config: PeftConfig | None, engines: Sequence[En
     model = build_model(job.model, computed, peft_config, job.checkpointing)
     parameters = Parameters.of(model)
     work = count_work(job, peft_config, model, parameters)
-    under_deepspeed: tuple[int, int] | None = None
+    measured: dict[tuple[torch.dtype, bool], tuple[int, int]] = {}
     found = []
     for engine in engines:
-        if engine == "ddp":
-            loss = measure_loss(job, parameters, peft_config, job.dtype, autocast=job.bf16)
-        else:
-            under_deepspeed = under_deepspeed or measure_loss(job, parameters, peft_config, computed, autocast=False)
-            loss = under_deepspeed
-        memory = memory_of(job, engine, parameters, *loss)
+        how = (job.dtype, job.bf16) if engine == "ddp" else (computed, False)  # dtype of the weights, autocast
+        if how not in measured:
+            measured[how] = measure_loss(job, parameters, peft_config, *how)
+        memory = memory_of(job, engine, parameters, *measured[how])
         found.append(Strategy(engine, peft_config is not None, parameters, memory, work))
     return found
 

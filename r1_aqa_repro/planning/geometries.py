@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2Config
 
 QWEN2_AUDIO_7B_INSTRUCT = "Qwen/Qwen2-Audio-7B-Instruct"
@@ -43,14 +41,7 @@ def mid_config() -> Qwen2AudioConfig:
 def qwen2_audio_7b_config() -> Qwen2AudioConfig:
     """Qwen2-Audio-7B-Instruct's own sizes, as its public config.json and transformers' defaults give them."""
     return Qwen2AudioConfig(
-        audio_config=Qwen2AudioEncoderConfig(
-            num_mel_bins=128,
-            d_model=1280,
-            encoder_layers=32,
-            encoder_attention_heads=20,
-            encoder_ffn_dim=5120,
-            max_source_positions=1500,
-        ),
+        audio_config=Qwen2AudioEncoderConfig(),
         text_config=Qwen2Config(
             vocab_size=156_032,
             hidden_size=4096,
@@ -60,13 +51,9 @@ def qwen2_audio_7b_config() -> Qwen2AudioConfig:
             num_key_value_heads=32,
             max_position_embeddings=8192,
             rms_norm_eps=1e-5,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
             tie_word_embeddings=False,
             bos_token_id=151_643,
             eos_token_id=151_645,
         ),
         audio_token_index=151_646,
     )
-
-
-GEOMETRIES: dict[str, Callable[[], Qwen2AudioConfig]] = {"mid": mid_config, "7b": qwen2_audio_7b_config}

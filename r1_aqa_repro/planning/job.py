@@ -14,6 +14,8 @@ from trl import ModelConfig
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.yaml_file import read_yaml
+from r1_aqa_repro.model.audio_encoder import trimmed_length
+from r1_aqa_repro.model.inputs import num_audio_tokens
 from r1_aqa_repro.model.loading import MODEL_TYPE
 from r1_aqa_repro.planning.estimate import Job
 from r1_aqa_repro.planning.geometries import QWEN2_AUDIO_7B_INSTRUCT, qwen2_audio_7b_config
@@ -21,9 +23,7 @@ from r1_aqa_repro.run.arguments import batch_plan
 from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, parse_config
 
 SFT_TARGET_TOKENS = 16  # an answer in its tags and the end of turn
-FRAMES_A_TOKEN = 4
 FRAMES_A_SECOND = 100  # hop of 160 samples at 16 kHz
-_MARGIN_FRAMES = 2  # that trimming keeps behind the clip
 
 
 def read_training(path: str, overrides: Sequence[str]) -> tuple[AudioGRPOConfig | AudioSFTConfig, ModelConfig]:
@@ -107,11 +107,10 @@ def make_job(
         raise Refused.because("--gpus", str(error), "Choose a number that divides the step.") from error
     window = 2 * config.audio_config.max_source_positions
     clip_frames = min(math.ceil(clip_seconds * FRAMES_A_SECOND), window)
-    audio_tokens = clip_frames // FRAMES_A_TOKEN
+    audio_tokens = int(num_audio_tokens(torch.ones(clip_frames)))
     if prompt_tokens <= audio_tokens:
         what = f"{prompt_tokens} tokens cannot hold the {audio_tokens} of a {clip_seconds:g}-s clip"
         raise Refused.because("--prompt-tokens", what, "Count the clip's tokens in, 25 a second.")
-    own_frames = min(math.ceil((clip_frames + _MARGIN_FRAMES) / FRAMES_A_TOKEN) * FRAMES_A_TOKEN, window)
     return Job(
         **of_task,
         model=config,
@@ -122,7 +121,7 @@ def make_job(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens or longest,
         audio_tokens=audio_tokens,
-        frames=own_frames if trimmed else window,
+        frames=trimmed_length(clip_frames, window) if trimmed else window,
         bf16=bool(training.bf16),
         dtype=getattr(torch, model.dtype) if model.dtype in ("bfloat16", "float16") else torch.float32,
         checkpointing=bool(training.activation_checkpointing or training.gradient_checkpointing),

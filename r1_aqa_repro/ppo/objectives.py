@@ -139,11 +139,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, total: Total = lambda 
 def whiten(
     values: torch.Tensor, mask: torch.Tensor, total: Total = lambda part: part, keep_mean: bool = False
 ) -> torch.Tensor:
-    """`values` [N, C] with mean 0 (or their own, `keep_mean`) and variance 1 over the tokens; 0 on padding.
-
-    Args:
-        total: see `masked_mean`.
-    """
+    """`values` [N, C] with mean 0 (or their own, `keep_mean`) and variance 1 over the tokens; 0 on padding."""
     mean = masked_mean(values, mask, total)
     variance = masked_mean((values - mean).square(), mask, total)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)  # all equal: 0, not 0 / 0
@@ -153,11 +149,7 @@ def whiten(
 def explained_variance(
     values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, total: Total = lambda part: part
 ) -> torch.Tensor:
-    """1 - Var(return - V) / Var(return) over the tokens: 1 is a perfect critic, 0 one no better than a constant.
-
-    Args:
-        total: see `masked_mean`.
-    """
+    """1 - Var(return - V) / Var(return) over the tokens: 1 is a perfect critic, 0 one no better than a constant."""
 
     def variance(of: torch.Tensor) -> torch.Tensor:
         return masked_mean((of - masked_mean(of, mask, total)).square(), mask, total)

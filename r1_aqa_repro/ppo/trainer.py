@@ -145,20 +145,12 @@ class PPOTrainer(ResumableTrainer):
             rate, of_critic = self.args.learning_rate, self.args.critic_learning_rate
             rates = {"policy": rate, "critic": rate if of_critic is None else of_critic}
             decayed = set(self.get_decay_parameter_names(self.model))
-            groups: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
+            groups: dict[tuple[str, bool], dict[str, Any]] = {}
             for name, parameter in self.model.named_parameters():
-                groups[name.split(".")[0], name in decayed].append(parameter)
-            self.optimizer = optimizer_type(
-                [
-                    {
-                        "params": parameters,
-                        "lr": rates[network],
-                        "weight_decay": self.args.weight_decay if decays else 0.0,
-                    }
-                    for (network, decays), parameters in groups.items()
-                ],
-                **options,
-            )
+                network, decays = name.split(".")[0], name in decayed
+                new = {"params": [], "lr": rates[network], "weight_decay": self.args.weight_decay if decays else 0.0}
+                groups.setdefault((network, decays), new)["params"].append(parameter)
+            self.optimizer = optimizer_type(list(groups.values()), **options)
         return self.optimizer
 
     # --- The loop
@@ -173,7 +165,6 @@ class PPOTrainer(ResumableTrainer):
             max_steps = ceil(args.num_train_epochs * len(self.prompts) / args.prompts_per_step)
         self._init_training_state(max_steps, 1, 1, resume_from_checkpoint, None)
         self._prepare_for_training(max_steps, None, resume_from_checkpoint)
-        self.accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
         self._load_rng_state(resume_from_checkpoint)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         while self.state.global_step < max_steps and not self.control.should_training_stop:
@@ -291,6 +282,9 @@ class PPOTrainer(ResumableTrainer):
         """`num_ppo_epochs` passes over the rollout, each in `num_mini_batches` updates; means over all of them."""
         args, model = self.args, self.model_wrapped
         model.train()
+        # without a data loader here, that of an earlier training in this process must not say when to synchronise
+        accumulation = {"num_steps": args.gradient_accumulation_steps, "sync_with_dataloader": False}
+        self.accelerator.gradient_state.plugin_kwargs |= accumulation
         sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.accelerator.device))
         norms = []
         for _ in range(args.num_ppo_epochs):

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.nn import functional
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1_aqa_repro.data.prompts import END_OF_TURN, target_text
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -18,17 +17,6 @@ from r1_aqa_repro.run.callbacks import StopAtLoss
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import AudioSFTConfig
 from r1_aqa_repro.run.evaluating import EvaluatingTrainer
-
-
-class _Questions(Dataset[AudioQuestion]):
-    def __init__(self, questions: Sequence[AudioQuestion]):
-        self.questions = questions
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> AudioQuestion:
-        return self.questions[index]
 
 
 class SFTCollator:
@@ -68,35 +56,22 @@ class AudioSFTTrainer(EvaluatingTrainer, ResumableTrainer, Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_Questions(questions),
+            train_dataset=questions,
             data_collator=SFTCollator(processing_class, prompt_style, audio_channel),
             processing_class=processing_class,
+            compute_loss_func=token_loss,
             **kwargs,
         )
         if args.stop_at_loss is not None:
             self.add_callback(StopAtLoss(args.stop_at_loss))
-        self.model_accepts_loss_kwargs = True  # `compute_loss` honours num_items_in_batch, whatever the model does
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Sum over this batch's labelled tokens, divided by those of the whole step on all processes.
 
-        Qwen2-Audio's own loss averages over the batch at hand and ignores `num_items_in_batch`, which Trainer takes
-        every model with keyword arguments to honour: with accumulation its gradient would be too large.
-        """
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        loss = functional.cross_entropy(
-            outputs.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
-        )
-        if num_items_in_batch is None:
-            loss = loss / (labels[:, 1:] != IGNORE).sum()
-        else:
-            # num_items_in_batch counts all processes; DDP then averages over them
-            loss = loss * self.accelerator.num_processes / num_items_in_batch
-        return (loss, outputs) if return_outputs else loss
+def token_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Sum over this batch's labelled tokens, divided by those of the whole step on all processes.
+
+    Qwen2-Audio's own loss averages over the batch at hand and ignores `num_items_in_batch`, which Trainer takes every
+    model with keyword arguments to honour: with accumulation its gradient would be too large.
+    """
+    return ForCausalLMLoss(outputs.logits, labels, outputs.logits.size(-1), num_items_in_batch)

@@ -1,6 +1,7 @@
 """The exact texts a model is asked: every published figure depends on them."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_rendered_prompt(processor):
 @pytest.mark.parametrize("style", PROMPT_STYLES)
 def test_training_rows_keep_their_parts_as_built(questions, processor, style):
     """Stored in Arrow, a text part would get `audio: None`, which the chat template counts as a second clip."""
-    rows = list(rows_of(questions[:4], question_columns(style)))
+    rows = list(rows_of(questions[:4], partial(question_columns, prompt_style=style)))
     assert [row["prompt"] for row in rows] == [build_messages(question, style) for question in questions[:4]]
     for row, question in zip(rows, questions[:4], strict=True):
         audio, text = row["prompt"][0]["content"]
@@ -86,7 +87,7 @@ def test_the_arrow_pitfall_is_real(processor):
 
 
 def test_training_rows_hold_what_the_rewards_read(questions):
-    row = rows_of(questions, question_columns("think"))[5]
+    row = rows_of(questions, partial(question_columns, prompt_style="think"))[5]
     assert row["question"] is questions[5]
     assert row["answer"] == questions[5].answer
     assert row["choices"] == list(questions[5].choices)

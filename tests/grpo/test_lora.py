@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +13,6 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from r1_aqa_repro import train_grpo, train_sft
-from r1_aqa_repro.model import loading
 
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
@@ -32,32 +30,11 @@ SFT = [*COMMON, "--examples_per_step", "4"]
 ENTRIES = {"grpo": (train_grpo, GRPO), "sft": (train_sft, SFT)}
 
 
-def parameters_alive() -> list[torch.nn.Parameter]:
-    """All parameters that this process holds."""
-    gc.collect()
-    # by type: looking into every object would also ask proxies of objects that are gone
-    return [item for item in gc.get_objects() if issubclass(type(item), torch.nn.Parameter)]
-
-
-def added_since(before: list[torch.nn.Parameter]) -> int:
-    """Numbers in the parameters that are new, each counted once; those of earlier tests may go meanwhile."""
-    known = {id(parameter) for parameter in before}
-    new = [parameter for parameter in parameters_alive() if id(parameter) not in known]
-    return sum({parameter.data_ptr(): parameter.numel() for parameter in new}.values())
-
-
-def test_the_reference_takes_no_second_model(make_trainer: Any, model_folder: Path) -> None:
-    base = sum(value.numel() for value in load_file(model_folder / "model.safetensors").values())
-    before = parameters_alive()
-    full = make_trainer(beta=0.04)
-    assert added_since(before) == 2 * base  # the control: without LoRA there is a second one
-    del full
-    before = parameters_alive()
+def test_the_reference_takes_no_second_model(make_trainer: Any) -> None:
     trainer = make_trainer(beta=0.04, peft_config=LORA)
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     # r * (in + out) of the layer's four 32 x 32 and three 32 x 64 matrices
     assert trained == 4 * (4 * (32 + 32) + 3 * (32 + 64))
-    assert added_since(before) == base + trained
     assert trainer.ref_model is None
 
 
@@ -87,17 +64,6 @@ def test_kl_is_that_to_a_copy_of_the_base(make_trainer: Any) -> None:
     assert logged == pytest.approx(kls, rel=1e-4, abs=3e-7)
 
 
-def test_only_adapters_change(make_trainer: Any, model_folder: Path) -> None:
-    start = loading.load_model(model_folder).state_dict()
-    trainer = make_trainer(peft_config=LORA, reward_funcs=["random"], learning_rate=1e-2, max_steps=3)
-    trainer.train()
-    for name, value in trainer.model.get_base_model().state_dict().items():
-        if "lora" in name:
-            assert value.abs().max() > 0, name  # half of them start at zero
-        else:
-            assert torch.equal(value, start[name.replace(".base_layer", "")]), name
-
-
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_checkpoints_hold_the_adapter_alone_and_resume_to_the_same_bytes(
     kind: str, manifest: Path, model_folder: Path, tmp_path: Path
@@ -124,20 +90,6 @@ def test_checkpoints_hold_the_adapter_alone_and_resume_to_the_same_bytes(
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
     final = load_file(whole / "final" / "adapter_model.safetensors")
     assert not any(torch.equal(final[name], adapter[name]) for name in adapter)  # it went on training
-
-
-def test_the_weights_of_a_resumed_adapter_are_the_checkpoints(make_trainer: Any, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"peft_config": LORA, "reward_funcs": ["random"], "learning_rate": 1e-2}
-    first = make_trainer(**settings, save_strategy="steps", save_steps=2)
-    first.train()
-    other = make_trainer(**settings)
-    other._load_from_checkpoint(str(tmp_path / "run" / "checkpoint-2"))
-    saved, loaded = (dict(trainer.model.named_parameters()) for trainer in (first, other))
-    assert any("lora_B" in name for name in loaded)
-    assert all(torch.equal(value, saved[name]) for name, value in loaded.items())
-    assert {name for name, value in loaded.items() if value.requires_grad} == {
-        name for name in loaded if "lora_" in name
-    }
 
 
 def test_a_bfloat16_base_keeps_its_adapter_in_float32(manifest: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_record_weighs_completions_alike() -> None:
     assert record.read(1.0) == {"clips_per_second": 0.0, "tokens_per_second": 0.0}
 
 
-def test_training_logs_by_step(make_trainer: Any) -> None:
+def test_training_logs_by_step_and_writes_a_group_of_each(make_trainer: Any) -> None:
     trainer = make_trainer(reward_funcs=["random", "format"], max_steps=2, beta=0.04)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "reward" in entry]
@@ -67,23 +67,19 @@ def test_training_logs_by_step(make_trainer: Any) -> None:
         for key in ("frac_reward_zero_std", "entropy", "kl", "completions/mean_length", "completions/clipped_ratio"):
             assert key in entry
 
+    header, *rows = read(Path(trainer.args.output_dir) / "completions.csv")
+    rewards = ["random_reward", "format_reward"]
+    assert header == ["step", "id", "task", "question", "answer", "completion", *rewards, "advantage"]
+    assert [row[0] for row in rows] == ["1"] * 4 + ["2"] * 4
+    assert len({row[1] for row in rows[:4]}) == 1
+    advantages, scores = ([float(row[column]) for row in rows[:4]] for column in (-1, -3))
+    assert sum(advantages) == pytest.approx(0, abs=1e-3)  # four figures of each are kept
+    assert sorted(range(4), key=scores.__getitem__) == sorted(range(4), key=advantages.__getitem__)
+
 
 def read(file: Path) -> list[list[str]]:
     with open(file, encoding="utf-8", newline="") as lines:
         return list(csv.reader(lines))
-
-
-def test_training_writes_a_group_a_step(make_trainer: Any) -> None:
-    trainer = make_trainer(reward_funcs=["random"], max_steps=2)
-    trainer.train()
-    header, *rows = read(Path(trainer.args.output_dir) / "completions.csv")
-    assert header == ["step", "id", "task", "question", "answer", "completion", "random_reward", "advantage"]
-    assert [row[0] for row in rows] == ["1"] * 4 + ["2"] * 4
-    assert len({row[1] for row in rows[:4]}) == 1
-    advantages = [float(row[-1]) for row in rows[:4]]
-    assert sum(advantages) == pytest.approx(0, abs=1e-3)  # four figures of each are kept
-    rewards = [float(row[-2]) for row in rows[:4]]
-    assert sorted(range(4), key=rewards.__getitem__) == sorted(range(4), key=advantages.__getitem__)
 
 
 def test_a_resumed_table_has_every_step_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.grpo.rollout import replace_groups
+from r1_aqa_repro.grpo.rollout import picked_rows
 from r1_aqa_repro.grpo.selection import better_completions, draw_further, informative_groups
 from r1_aqa_repro.model.inputs import ModelInputs
 from r1_aqa_repro.rewards.rules import REWARDS
@@ -53,11 +53,6 @@ def test_better_completions(advantage_filter: str, fraction: float, kept: list[i
     assert better_completions(REWARDS_OF_GROUPS, 4, advantage_filter, fraction).int().tolist() == kept
 
 
-def test_unknown_filter() -> None:
-    with pytest.raises(ValueError, match="above_mean"):
-        better_completions(REWARDS_OF_GROUPS, 4, "best", 0.5)
-
-
 def output_of(advantages: list[float], prompt: int, completion: int, token: int) -> dict[str, Any]:
     rows = len(advantages)
     return {
@@ -75,7 +70,7 @@ def test_replacing_by_hand() -> None:
     """Groups of two; the second gives way to a further one with longer prompts and shorter completions."""
     output = output_of([1.0, -1.0, 0.0, 0.0, 0.0, 0.0], prompt=2, completion=3, token=10)
     further = output_of([0.0, 0.0, 2.0, -2.0], prompt=4, completion=2, token=20)
-    merged = replace_groups(output, further, [(1, 1)], 2, pad_token_id=99)
+    merged = picked_rows(output, further, torch.tensor([0, 1, 8, 9, 4, 5]), pad_token_id=99)
     assert merged["advantages"].tolist() == [1, -1, 2, -2, 0, 0]
     assert merged["prompt_ids"].tolist() == [[99, 99, 10, 10]] * 2 + [[20] * 4] * 2 + [[99, 99, 10, 10]] * 2
     assert merged["prompt_mask"].tolist() == [[0, 0, 1, 1]] * 2 + [[1] * 4] * 2 + [[0, 0, 1, 1]] * 2
@@ -85,17 +80,12 @@ def test_replacing_by_hand() -> None:
     assert output["advantages"].tolist() == [1, -1, 0, 0, 0, 0]
 
 
-def test_nothing_to_replace() -> None:
-    output = output_of([1.0, -1.0], 2, 2, 1)
-    assert replace_groups(output, output, [], 2, 0) is output
-
-
 def test_questions_are_replaced_with_their_clips() -> None:
     def inputs(*marks: int) -> ModelInputs:
         features = torch.stack([torch.full((2, 6), float(mark)) for mark in marks])
         return ModelInputs([[mark] for mark in marks], features, torch.tensor(marks)[:, None].expand(-1, 6).clone())
 
-    merged = inputs(1, 2, 3).with_questions_of(inputs(7, 8), [(0, 1), (2, 0)])
+    merged = inputs(1, 2, 3).picked(inputs(7, 8), [4, 1, 3])
     assert merged.prompt_ids == [[8], [2], [7]]
     assert merged.input_features[:, 0, 0].tolist() == [8, 2, 7]
     assert merged.feature_attention_mask[:, 0].tolist() == [8, 2, 7]
@@ -106,8 +96,6 @@ def test_drawing_is_a_function_of_its_seeds() -> None:
     assert drawn == draw_further(10, [0, 1, 2], 5, 42, 3, 0, 1)
     assert len(set(drawn)) == 5 and min(drawn) >= 3
     assert len({tuple(draw_further(10, [0, 1, 2], 5, 42, step, 0, 1)) for step in range(20)}) > 10
-    with pytest.raises(ValueError, match="only 2 questions are left"):
-        draw_further(3, [0], 3, 0)
 
 
 def some_vary_reward(prompts: Any, completions: list[Any], question: list[AudioQuestion], **_: Any) -> list[float]:
@@ -154,7 +142,9 @@ def test_dynamic_sampling_in_training(
         assert output["num_items_in_batch"] == output["completion_mask"].sum()
 
 
-def test_dynamic_sampling_draws_no_more_than_asked(make_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dynamic_sampling_draws_no_more_than_asked_or_there_is(
+    make_trainer: Any, questions: list[AudioQuestion], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(REWARDS, "constant", lambda completions, **_: [1.0] * len(completions))
     trainer = make_trainer(dynamic_sampling=4, reward_funcs=["constant"], max_steps=2, prompts_per_step=4,
                            max_prompts_per_device=2)  # fmt: skip
@@ -164,12 +154,7 @@ def test_dynamic_sampling_draws_no_more_than_asked(make_trainer: Any, monkeypatc
     assert [entry["dynamic_sampling/replaced"] for entry in logged] == [0, 0]
     # clips and tokens count all that was asked, eight prompts a step
     assert all(entry["tokens_per_second"] > 4 * entry["clips_per_second"] for entry in logged)
-
-
-def test_dynamic_sampling_ends_where_the_questions_do(
-    make_trainer: Any, questions: list[AudioQuestion], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(REWARDS, "constant", lambda completions, **_: [1.0] * len(completions))
+    # and it ends where the questions do
     trainer = make_trainer(questions[:4], dynamic_sampling=9, reward_funcs=["constant"], max_steps=1)
     trainer.train()
     assert trainer.state.log_history[0]["dynamic_sampling/drawn"] == 1
