@@ -17,7 +17,7 @@ import stat
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -26,11 +26,12 @@ import av
 import soxr
 from tqdm import tqdm
 
+from data_prep.folder import REMEDY, REPORT, SETTINGS, Account, check_own, printable
 from data_prep.journal import Outcome, facts_of, outcomes_of
 from data_prep.media import Excerpt, MediaError
 from data_prep.workers import CORES, PARTIAL, PassingError, Task, Workers, add_workers_argument
-from r1_aqa_repro.common.claim import check_claim, claim
-from r1_aqa_repro.common.errors import Refused, failing_plainly
+from r1_aqa_repro.common.claim import claim
+from r1_aqa_repro.common.errors import failing_plainly
 from r1_aqa_repro.common.files import whole_file, write_json
 from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.audio import CHANNELS
@@ -38,13 +39,10 @@ from r1_aqa_repro.data.questions import AudioQuestion, check_question, manifest_
 from r1_aqa_repro.data.records import BadRecord, Rejected
 
 MANIFEST = "manifest.jsonl"
-REPORT = "prep_report.json"
-SETTINGS = "prep_settings.json"
 FORMATS = ("flac", "wav")
 
 _JOURNAL = ".journal.jsonl"
 _SAVE_EVERY = 0.25  # seconds between additions to the journal: what a kill costs at most
-_SHOWN = 3  # dropped records of each reason in the summary
 
 
 @dataclass(frozen=True)
@@ -67,39 +65,13 @@ class Record:
 
 
 @dataclass
-class Report:
-    """What became of the records.
+class Report(Account):
+    """The account of a preparation of audio, and what it made; the content of prep_report.json."""
 
-    Attributes:
-        dropped: ids of the records that were dropped, by reason.
-        flagged: ids of those that were kept without their clip, by flag.
-        details: a text for each record of both kinds, by reason.
-    """
-
-    records_in: int = 0
-    kept: int = 0
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    flagged: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
     clips_per_second: float = 0.0
     clips_decoded: int = 0  # in this run; the others were there from an earlier one
     audio: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, list[str]] = field(default_factory=dict)
-
-    def drop(self, record_id: str, reason: str, detail: str) -> None:
-        self.dropped.setdefault(reason, []).append(_printable(record_id))
-        self.details.setdefault(reason, []).append(_printable(f"{record_id}: {detail}"))
-
-    def flag(self, record_id: str, reason: str, detail: str) -> str:
-        """Note a record that is kept without its clip; returns its flag."""
-        flag = "missing_audio" if reason == "missing" else "undecodable"
-        self.flagged.setdefault(flag, []).append(_printable(record_id))
-        self.details.setdefault(reason, []).append(_printable(f"{record_id}: {detail}"))
-        return flag
-
-    @property
-    def num_dropped(self) -> int:
-        return sum(map(len, self.dropped.values()))
 
     def keeps(self, minimum: int | float) -> bool:
         """Whether anything, and at least `minimum`, was kept: a number of records, or as a float up to 1.0 a share."""
@@ -109,10 +81,7 @@ class Report:
 
     def summary(self, out: Path) -> str:
         """A few lines for the person at the terminal."""
-        lines = [f"{self.kept:,} of {self.records_in:,} records kept: {out / MANIFEST}"]
-        for reason, details in self.details.items():
-            what = "dropped" if reason in self.dropped else "kept without audio"
-            lines += [f"  {what}, {reason}: {len(details):,}", *first_of(details, out)]
+        lines = [f"{self.kept:,} of {self.records_in:,} records kept: {out / MANIFEST}", *self.losses(out)]
         if self.audio["clips"]:
             length = self.audio["seconds"]
             lengths = f"{length['min']:.1f} to {length['max']:.1f} s, mean {length['mean']:.1f} s"
@@ -120,12 +89,6 @@ class Report:
         speed = f"{self.seconds:.1f} s ({self.clips_per_second:.1f} a second)"
         lines.append(f"  {self.clips_decoded:,} clips decoded in {speed}")
         return "\n".join(lines)
-
-
-def first_of(details: Sequence[str], out: Path) -> list[str]:
-    """Lines that show the first few of what the report in `out` lists."""
-    more = [f"    ... and {len(details) - _SHOWN:,} more, all listed in {out / REPORT}"] if details[_SHOWN:] else []
-    return [*(f"    {detail}" for detail in details[:_SHOWN]), *more]
 
 
 @dataclass(frozen=True)
@@ -177,8 +140,11 @@ def prepare(
     decoder = f"av {av.__version__}, soxr {soxr.__version__}"
     kept = "What was done is kept: mend that and give the same command again."
     with failing_plainly(out, kept):
-        _enter(out, {**settings, "channel": making.channel, "format": making.format, "decoder": decoder})
-        with RecordFile(out / _JOURNAL, "Give another --out.") as journal, Workers(making.workers) as pool:
+        settings = {**settings, "channel": making.channel, "format": making.format, "decoder": decoder}
+        check_own(out, settings, [out / MANIFEST, *(out / "audio").glob("*")])
+        claim(out / SETTINGS, settings, REMEDY)
+        (out / "audio").mkdir(exist_ok=True)
+        with RecordFile(out / _JOURNAL, REMEDY) as journal, Workers(making.workers) as pool:
             for leftover in (out / "audio").glob(f".*{PARTIAL}"):  # of a run that was killed: the journal is ours alone
                 leftover.unlink(missing_ok=True)
             run = _Run(out, journal, pool, making)
@@ -322,7 +288,7 @@ class _Run:
             stem = task.target.stem
             outcome = self.outcomes[stem]
             if isinstance(result, MediaError):
-                outcome.reason, outcome.detail = result.reason, _printable(result.detail)
+                outcome.reason, outcome.detail = result.reason, printable(result.detail)
                 task.target.unlink(missing_ok=True)  # what a file that has changed gave before
             else:
                 outcome.clip = result
@@ -341,11 +307,6 @@ def _line(question: AudioQuestion, audio_path: str, *flags: str) -> str:
     return manifest_line(replace(question, flags=(*question.flags, *flags)), audio_path)
 
 
-def _printable(text: str) -> str:
-    """A text that can be written: of a file name, bytes that are no text are shown escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _signature(source: Excerpt) -> str:
     """Changes when the clip would: by the file's path, size and time, or by the bytes, and by the part wanted."""
     part = f"{source.start} {source.seconds} {source.cut_over}"
@@ -357,7 +318,7 @@ def _signature(source: Excerpt) -> str:
         raise MediaError("missing", f"{source.media} cannot be found ({error.strerror})") from None
     if not stat.S_ISREG(found.st_mode):  # reading a pipe would never end
         raise MediaError("missing", f"{source.media} is not a file")
-    return f"{_printable(os.path.abspath(source.media))} {found.st_size} {found.st_mtime_ns} {part}"
+    return f"{printable(os.path.abspath(source.media))} {found.st_size} {found.st_mtime_ns} {part}"
 
 
 def _size(path: Path) -> int | None:
@@ -365,20 +326,3 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
-
-
-def _enter(out: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder or check that it is this preparation's own.
-
-    Raises:
-        Refused: it is not.
-    """
-    audio, remedy = out / "audio", "Give another --out."
-    if out.exists() and not out.is_dir():
-        raise Refused.because(str(out), "it is not a folder", "Give a folder that is new or from the same command.")
-    if not check_claim(out / SETTINGS, settings, remedy):
-        if (out / MANIFEST).exists() or (audio.is_dir() and any(audio.iterdir())):
-            what = "it holds a manifest or clips that were not prepared by this command"
-            raise Refused.because(str(out), what, remedy)
-        claim(out / SETTINGS, settings, remedy)
-    audio.mkdir(exist_ok=True)

@@ -20,8 +20,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -32,10 +30,10 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from data_prep.pipeline import REPORT, SETTINGS, first_of
+from data_prep.folder import REMEDY, REPORT, SETTINGS, Account, check_own
 from data_prep.preference_formats import AUTO, FORMATS, TEXT_EXTRACTED, Converted, convert
 from data_prep.split import HELD_OUT, TRAIN
-from r1_aqa_repro.common.claim import check_claim, read_claim
+from r1_aqa_repro.common.claim import claim
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import (
     EXIT_DONE,
@@ -54,7 +52,6 @@ from r1_aqa_repro.data.records import Rejected, no_records
 BAD, DUPLICATE, CONTRADICTION = "bad record", "duplicate", "contradiction"
 
 _COMMAND = "data_prep.preferences"
-_FILES = (SETTINGS, f"{TRAIN}.jsonl", f"{HELD_OUT}.jsonl", REPORT)
 
 
 @command
@@ -65,7 +62,7 @@ def main(argv: list[str]) -> int:
     source, out = arguments.input, arguments.out.resolve()
     if not source.is_file():
         raise Refused.because(str(source), "there is no such file", "Give a JSON list, JSON lines or a parquet file.")
-    with failing_plainly(out, "Nothing is left half written: give the same command again."):
+    with failing_plainly(out, "No file is half written: mend that and give the same command again."):
         settings = {
             "command": _COMMAND,
             "input": f"{source.name}, sha256 {sha256_of(source)}",
@@ -73,15 +70,19 @@ def main(argv: list[str]) -> int:
             "held_out": arguments.held_out,
             "seed": arguments.seed,
         }
-        _require_own(out, source, settings, arguments.overwrite)
+        check_own(out, settings, [out / f"{TRAIN}.jsonl", out / f"{HELD_OUT}.jsonl", out / REPORT])
         # the pairs wait on the disk until all are known: a later one may contradict an earlier one
         with tempfile.TemporaryFile(dir=existing_folder(out)) as waiting:
             sifted = _sift(convert(source, arguments.format), waiting, arguments.held_out, arguments.seed)
             _require_pairs(sifted, source, arguments.skip_bad_records)
-            report = {**sifted.facts(), "seconds": round(time.perf_counter() - started, 3)}
+            claim(out / SETTINGS, settings, REMEDY)
             waiting.seek(0)
-            _write(out, zip(waiting, sifted.sides, strict=True), settings, report)
-    _tell(report, out)
+            with whole_file(out / f"{TRAIN}.jsonl") as train, whole_file(out / f"{HELD_OUT}.jsonl") as held_out:
+                for line, side in zip(waiting, sifted.sides, strict=True):
+                    if side is not None:
+                        (train if side == TRAIN else held_out).write(line)
+        write_json(out / REPORT, {**sifted.facts(), "seconds": round(time.perf_counter() - started, 3)})
+    _tell(sifted, out)
     return EXIT_LOSSES if sifted.problems else EXIT_DONE
 
 
@@ -97,37 +98,31 @@ def is_held_out(prompt: list[Message], fraction: float, seed: int) -> bool:
 
 
 @dataclass
-class _Sifted:
+class _Sifted(Account):
     """What becomes of the records.
 
     Attributes:
         sides: of each pair that waits, in order: `TRAIN`, `HELD_OUT`, or None if it is dropped.
-        dropped, details: an id and a text for each record that was dropped, by reason.
+        problems: of bad records.
+        formats: number of pairs by how they were written.
+        keys_left_out: number of pairs by key.
     """
 
-    records_in: int = 0
     sides: list[str | None] = field(default_factory=list)
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    details: dict[str, list[str]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    shapes: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-
-    def drop(self, reason: str, record_id: str, detail: str) -> None:
-        self.dropped.setdefault(reason, []).append(record_id)
-        self.details.setdefault(reason, []).append(detail)
+    formats: Counter[str] = field(default_factory=Counter)
+    keys_left_out: Counter[str] = field(default_factory=Counter)
 
     def facts(self) -> dict[str, Any]:
         """What the report says beside the time it took."""
-        train, held_out = self.sides.count(TRAIN), self.sides.count(HELD_OUT)
         return {
             "records_in": self.records_in,
-            "kept": train + held_out,
-            TRAIN: train,
-            HELD_OUT: held_out,
+            "kept": self.kept,
+            TRAIN: self.sides.count(TRAIN),
+            HELD_OUT: self.sides.count(HELD_OUT),
             "dropped": self.dropped,
-            "formats": dict(sorted(self.shapes.items())),
-            "keys_left_out": dict(sorted(self.left_out.items())),
+            "formats": dict(sorted(self.formats.items())),
+            "keys_left_out": dict(sorted(self.keys_left_out.items())),
             "details": self.details,
         }
 
@@ -151,25 +146,26 @@ def _sift(records: Iterable[Converted | Rejected], waiting: IO[bytes], fraction:
                 side = HELD_OUT if is_held_out(pair.prompt, fraction, seed) else TRAIN
                 pairs.append((pair.id, key, swapped, side))
                 waiting.write(_line(pair))
-                sifted.shapes[record.shape] += 1
-                sifted.left_out.update(record.left_out)
+                sifted.formats[record.shape] += 1
+                sifted.keys_left_out.update(record.left_out)
                 continue
             problem = Problem(record.where, f"id {pair.id!r} was already used at {where}", "Make ids unique.")
             record = Rejected(pair.id, None, problem)
         sifted.problems.append(record.problem)
-        sifted.drop(BAD, record.id, str(record.problem))
+        sifted.drop(record.id, BAD, str(record.problem))
 
+    sifted.sides = [None] * len(pairs)
     first_of: dict[bytes, int] = {}
     for index, (_, key, _, _) in enumerate(pairs):
         first_of.setdefault(key, index)
     for index, (pair_id, key, swapped, side) in enumerate(pairs):
         if swapped in first_of:
             other = pairs[first_of[swapped]][0]
-            sifted.drop(CONTRADICTION, pair_id, f"{pair_id}: {other} prefers the other one of the same two answers")
+            sifted.drop(pair_id, CONTRADICTION, f"{other} prefers the other one of the same two answers")
         elif first_of[key] != index:
-            sifted.drop(DUPLICATE, pair_id, f"{pair_id}: the same pair as {pairs[first_of[key]][0]}")
-        kept = swapped not in first_of and first_of[key] == index
-        sifted.sides.append(side if kept else None)
+            sifted.drop(pair_id, DUPLICATE, f"the same pair as {pairs[first_of[key]][0]}")
+        else:
+            sifted.sides[index], sifted.kept = side, sifted.kept + 1
     return sifted
 
 
@@ -186,11 +182,11 @@ def _line(pair: PreferencePair) -> bytes:
 
 def _require_pairs(sifted: _Sifted, source: Path, skip_bad_records: bool) -> None:
     """Refuse bad records unless they are to be skipped, and whatever would leave nothing to train on."""
-    if sifted.problems and not (skip_bad_records and any(sifted.sides)):
+    if sifted.problems and not (skip_bad_records and sifted.kept):
         raise Refused(sifted.problems)
     if not sifted.records_in:
         raise no_records(source)
-    if not any(sifted.sides):
+    if not sifted.kept:
         what = f"its {sifted.records_in:,} pairs contradict each other, so that no pair is left"
         raise Refused.because(str(source), what, "Correct which of the answers is preferred.")
     if TRAIN not in sifted.sides:
@@ -198,73 +194,25 @@ def _require_pairs(sifted: _Sifted, source: Path, skip_bad_records: bool) -> Non
         raise Refused.because(str(source), what, "Give a smaller --held-out, another --seed, or more data.")
 
 
-def _require_own(out: Path, source: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Check that only what this command made with the same settings, or may replace, is overwritten.
-
-    Raises:
-        Refused: something else would be.
-    """
-    remedy = "Give another --out, or --overwrite."
-    if out.exists() and not out.is_dir():
-        raise Refused.because(str(out), "it is not a folder", "Give another --out.")
-    if source.resolve() in (out / name for name in _FILES):
-        raise Refused.because(str(source), "the result would overwrite it", "Give another --out.")
-    before = read_claim(out / SETTINGS, "Give another --out.")
-    if before is not None and before.get("command") != _COMMAND:
-        raise Refused.because(str(out), f"it belongs to {before.get('command')}", "Give another --out.")
-    if overwrite or check_claim(out / SETTINGS, settings, remedy):
-        return
-    found = [name for name in _FILES if (out / name).exists()]
-    if found:
-        raise Refused.because(str(out), f"it holds {', '.join(found)} from elsewhere", remedy)
-
-
-def _write(
-    out: Path, lines: Iterable[tuple[bytes, str | None]], settings: dict[str, Any], report: dict[str, Any]
-) -> None:
-    """Write everything elsewhere and move it to `out` when it is complete.
-
-    A new folder appears with all that is in it; in an old one the report is replaced last.
-    """
-    is_new = not out.exists()
-    made = out.with_name(f".{out.name}.partial") if is_new else out / ".partial"
-    shutil.rmtree(made, ignore_errors=True)  # of a run that was killed
-    made.mkdir(parents=True)
-    try:
-        with whole_file(made / f"{TRAIN}.jsonl") as train, whole_file(made / f"{HELD_OUT}.jsonl") as held_out:
-            for line, side in lines:
-                if side is not None:
-                    (train if side == TRAIN else held_out).write(line)
-        write_json(made / SETTINGS, settings)
-        write_json(made / REPORT, report)
-        if is_new:
-            os.rename(made, out)
-        else:
-            (out / REPORT).unlink(missing_ok=True)
-            for name in _FILES:
-                os.replace(made / name, out / name)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _tell(report: dict[str, Any], out: Path) -> None:
+def _tell(sifted: _Sifted, out: Path) -> None:
     """A few lines for the person at the terminal."""
+    facts = sifted.facts()
     say(
-        f"{report['kept']:,} of {report['records_in']:,} records kept, {report[TRAIN]:,} to train on and "
-        f"{report[HELD_OUT]:,} held out: {out / f'{TRAIN}.jsonl'}, {out / f'{HELD_OUT}.jsonl'}"
+        f"{sifted.kept:,} of {sifted.records_in:,} records kept, {facts[TRAIN]:,} to train on and "
+        f"{facts[HELD_OUT]:,} held out: {out / f'{TRAIN}.jsonl'}, {out / f'{HELD_OUT}.jsonl'}"
     )
-    say("  " + ", ".join(f"{shape}: {number:,}" for shape, number in report["formats"].items()))
-    for reason, details in report["details"].items():
-        say("\n".join([f"  dropped, {reason}: {len(details):,}", *first_of(details, out)]))
-    if report["keys_left_out"]:
-        listed = ", ".join(f"{key!a} ({number:,})" for key, number in report["keys_left_out"].items())
+    say("  " + ", ".join(f"{shape}: {number:,}" for shape, number in facts["formats"].items()))
+    for line in sifted.losses(out):
+        say(line)
+    if sifted.keys_left_out:
+        listed = ", ".join(f"{key!a} ({number:,})" for key, number in facts["keys_left_out"].items())
         say(f"  keys left out: {listed}")
-    if extracted := report["formats"].get(TEXT_EXTRACTED):
+    if extracted := sifted.formats[TEXT_EXTRACTED]:
         say(
             f"warning: {extracted:,} prompts are what the two texts of a pair have in common at their beginning, which "
             "may reach into the answers: give the prompt as a key of its own if it is known"
         )
-    if not report[HELD_OUT]:
+    if not facts[HELD_OUT]:
         say("warning: no pair is held out; a greater --held-out or another --seed may hold some out")
 
 
@@ -284,7 +232,6 @@ def _parser() -> Options:
     add("--held-out", type=_fraction, default=0.05, metavar="FRACTION", help="of the prompts (default: 0.05)")
     add("--seed", type=int, default=0, metavar="N", help="which prompts are held out (default: 0)")
     add("--skip-bad-records", action="store_true", help="leave bad records out, list them and exit with 3")
-    add("--overwrite", action="store_true", help="replace what another input or other settings gave in --out")
     return parser
 
 

@@ -70,7 +70,8 @@ class Case:
         write_lines(self.input, records)
         return self
 
-    def run(self, *options, held_out=0.0):
+    def run(self, *options, held_out=0.0, out=None):
+        self.out = self.out.with_name(out) if out else self.out
         return main(["--input", str(self.input), "--out", str(self.out), "--held-out", str(held_out), *options])
 
     @property
@@ -151,13 +152,13 @@ CONVERSION = [
 def test_every_format_becomes_messages_with_explicit_prompt(case, shape, record, expected):
     format_name = shape.split()[0]
     for chosen_format in ("auto", format_name):
-        assert case.write(record).run("--format", chosen_format, "--overwrite") == EXIT_DONE
+        assert case.write(record).run("--format", chosen_format, out=chosen_format) == EXIT_DONE
         assert case.train == [expected]
         assert list(case.train[0]) == list(expected)  # in the same order
         assert case.report["formats"] == {shape: 1}
         assert read_pairs(case.out / "train.jsonl").problems == []
     for other in set(FORMATS) - {"auto", format_name}:
-        assert case.run("--format", other, "--overwrite") == EXIT_REFUSED
+        assert case.run("--format", other, out=other) == EXIT_REFUSED
 
 
 def test_formats_may_be_mixed_in_one_file_and_what_is_written_is_read_again_unchanged(case):
@@ -165,8 +166,8 @@ def test_formats_may_be_mixed_in_one_file_and_what_is_written_is_read_again_unch
     expected = [{**line, "id": str(number)} for number, (*_, line) in enumerate(CONVERSION)]
     assert case.train == expected
     assert case.report["formats"] == Counter(shape for shape, *_ in CONVERSION)
-    case.input, case.out = case.out / "train.jsonl", case.out.with_name("again")
-    assert case.run() == EXIT_DONE
+    case.input = case.out / "train.jsonl"
+    assert case.run(out="again") == EXIT_DONE
     assert case.train == expected
 
 
@@ -195,7 +196,7 @@ def test_a_prompt_extracted_from_texts_is_warned_of(case, capsys):
     assert "warning: 1 prompts are what the two texts of a pair have in common at their beginning" in (
         capsys.readouterr().err
     )
-    case.write(TRL).run("--overwrite")
+    case.write(TRL).run(out="with a prompt")
     assert "in common" not in capsys.readouterr().err
 
 
@@ -396,8 +397,7 @@ def test_pairs_that_contradict_each_other_are_dropped_on_both_sides(case, capsys
     assert "a: b prefers the other one of the same two answers" in capsys.readouterr().err
 
     case.write({**TRL, "id": "a"}, {**swapped, "id": "b"})
-    case.out = case.out.with_name("nothing")
-    assert case.run() == EXIT_REFUSED
+    assert case.run(out="nothing") == EXIT_REFUSED
     assert not case.out.exists()
 
 
@@ -441,9 +441,9 @@ def test_more_data_moves_no_prompt_to_the_other_side(case):
     case.write(*records[:200]).run(held_out=0.2)
     train, held_out = case.train, case.held_out
     assert train and held_out
-    case.write(*records).run("--overwrite", held_out=0.2)
+    case.write(*records).run(held_out=0.2, out="more")
     assert case.train[: len(train)] == train and case.held_out[: len(held_out)] == held_out
-    case.write(*reversed(records)).run("--overwrite", held_out=0.2)
+    case.write(*reversed(records)).run(held_out=0.2, out="reversed")
     assert {one["id"] for one in held_out} <= {one["id"] for one in case.held_out}
 
 
@@ -484,52 +484,32 @@ def test_a_second_run_gives_the_same_bytes(case):
     assert set(first[0]) == {"train.jsonl", "held_out.jsonl", "prep_settings.json"}
     assert case.run("--skip_bad_records", held_out=0.3) == EXIT_LOSSES  # into the same folder
     assert result(case.out) == first
-    case.out = case.out.with_name("empty")
-    case.out.mkdir()
-    assert case.run("--skip-bad-records", held_out=0.3) == EXIT_LOSSES
+    case.out.with_name("empty").mkdir()
+    assert case.run("--skip-bad-records", held_out=0.3, out="empty") == EXIT_LOSSES
     assert result(case.out) == first  # and nothing hidden beside it
 
 
-def test_a_folder_of_another_input_is_only_replaced_on_demand(case, capsys):
+def test_a_folder_of_another_input_or_of_other_settings_is_refused_and_left_as_it_is(case, capsys):
     case.write(TRL).run()
     before = result(case.out)
-    (case.out / "notes.txt").write_text("mine")
-    case.write({**TRL, "prompt": "How?"})
-    assert case.run() == EXIT_REFUSED
-    assert f"error: {case.out / 'prep_settings.json'}: input was 'pairs.jsonl, sha256 " in capsys.readouterr().err
-    (case.out / "notes.txt").unlink()
-    assert result(case.out) == before
-    (case.out / "notes.txt").write_text("mine")
-    assert case.run("--overwrite") == EXIT_DONE
-    assert case.train[0]["prompt"] == chat("How?")
-    assert (case.out / "notes.txt").read_text() == "mine"
     assert case.run("--seed", "1") == EXIT_REFUSED
-    assert "seed was 0, now it is 1. Give another --out, or --overwrite." in capsys.readouterr().err
+    assert "seed was 0, now it is 1. Give another --out." in capsys.readouterr().err
+    assert case.write({**TRL, "prompt": "How?"}).run() == EXIT_REFUSED
+    assert f"error: {case.out / 'prep_settings.json'}: input was 'pairs.jsonl, sha256 " in capsys.readouterr().err
+    assert result(case.out) == before
 
 
 def test_files_from_elsewhere_are_not_overwritten(case, capsys):
-    case.write(TRL)
+    """Be it the input itself."""
     case.out.mkdir(parents=True)
-    (case.out / "train.jsonl").write_text("precious")
+    case.input = case.out / "train.jsonl"
+    content = case.write(TRL).input.read_bytes()
     assert case.run() == EXIT_REFUSED
     assert "it holds train.jsonl from elsewhere" in capsys.readouterr().err
-    (case.out / "prep_settings.json").write_text(json.dumps({"command": "data_prep.avqa"}))
-    assert case.run("--overwrite") == EXIT_REFUSED  # an audio preparation
-    assert "it belongs to data_prep.avqa" in capsys.readouterr().err
-    assert (case.out / "train.jsonl").read_text() == "precious"
+    assert contents(case.out) == {"train.jsonl": content}
 
 
-def test_the_input_is_never_overwritten(case):
-    case.input = case.input.with_name("train.jsonl")
-    case.write(TRL)
-    case.out = case.input.parent
-    content = case.input.read_bytes()
-    assert case.run("--overwrite") == EXIT_REFUSED
-    assert [path.name for path in case.out.iterdir()] == ["train.jsonl"]
-    assert case.input.read_bytes() == content
-
-
-def is_killed_at(step, case, *options):
+def is_killed_at(step, case, out):
     """Run the command in a process that kills itself just before its `step`-th change of a file or folder.
 
     Returns False if it has fewer steps: it then did its work.
@@ -548,7 +528,7 @@ def is_killed_at(step, case, *options):
         sys.addaudithook(watch)
         code = EXIT_FAILED
         try:
-            code = case.run(*options, held_out=0.3)
+            code = case.run(held_out=0.3, out=out)
         finally:
             os._exit(code)
     status = os.waitpid(process, 0)[1]
@@ -556,39 +536,21 @@ def is_killed_at(step, case, *options):
     return status == signal.SIGKILL
 
 
-def test_a_kill_at_any_moment_leaves_nothing_half(case):
+def test_a_kill_at_any_moment_leaves_whole_files_and_the_report_comes_last(case):
     case.write(*prompts(200)).run(held_out=0.3)
     whole = result(case.out)
     for step in itertools.count(1):
-        case.out = case.out.with_name(f"killed at {step}")
-        if not is_killed_at(step, case):
+        name = f"killed at {step}"
+        if not is_killed_at(step, case, name):
             break
-        assert not case.out.exists()
-        assert case.run(held_out=0.3) == EXIT_DONE
+        found = contents(case.out.with_name(name)) if case.out.with_name(name).exists() else {}
+        named = {path: content for path, content in found.items() if not path.startswith(".")}
+        assert named.pop("prep_report.json", None) is None
+        assert named.items() <= whole[0].items()
+        assert case.run(held_out=0.3, out=name) == EXIT_DONE
         assert result(case.out) == whole
-    assert step > 6  # a folder, four files, a rename
-    assert result(case.out) == whole
-    assert not list(case.out.parent.glob(".*"))
-
-
-def test_a_kill_while_a_folder_is_replaced_leaves_whole_files(case):
-    old_input = write_lines(case.input.with_name("old.jsonl"), prompts(200))
-    case.write(*prompts(200, seed=1)).run(held_out=0.3)
-    new, out = result(case.out), case.out
-    for step in itertools.count(1):
-        case.out = out.with_name(f"killed at {step}")
-        assert main(["--input", str(old_input), "--out", str(case.out), "--held-out", "0.3"]) == EXIT_DONE
-        old = result(case.out)
-        if not is_killed_at(step, case, "--overwrite"):
-            break
-        found = {path.name: path.read_bytes() for path in case.out.iterdir() if path.is_file()}
-        is_reported = found.pop("prep_report.json", None) is not None
-        assert all(content in (old[0][name], new[0][name]) for name, content in found.items())
-        assert not is_reported or found in (old[0], new[0])
-        assert case.run("--overwrite", held_out=0.3) == EXIT_DONE
-        assert result(case.out) == new
-    assert step > 10  # a folder, four files, the old report, four renames
-    assert result(case.out) == new
+    assert step > 10  # two folders, four files, four names
+    assert result(case.out.with_name(name)) == whole
 
 
 def test_a_disk_that_cannot_be_written_leaves_nothing(case, capsys):
