@@ -107,13 +107,13 @@ def records(annotations: list[Path], index: MediaIndex) -> Iterator[Record | Rej
 
 
 def _record(raw: dict[str, Any], where: str, file: Path, split: str | None, index: MediaIndex) -> Record:
-    audio = raw.get("audio")
-    embedded = audio.get("bytes") if isinstance(audio, dict) else audio if isinstance(audio, bytes) else None
+    audio = raw["audio"] if isinstance(raw.get("audio"), dict) else {}
+    embedded = audio.get("bytes")
     if "multi_choice" not in raw and embedded is None:
         what = f"no multi_choice, only {sorted(raw)}"
         raise BadRecord(what, "Give AVQA's annotations, R1-AQA's lines or rows with embedded audio.")
     video = optional_text(raw, "video_name")
-    path = optional_text(raw, "audio_path") or (optional_text(audio, "path") if isinstance(audio, dict) else None)
+    path = optional_text(raw, "audio_path") or optional_text(audio, "path")
     name = video or (path and stem_of(path))
     if "multi_choice" not in raw:
         raw = {**raw, **_spelled_out(raw)}
@@ -164,13 +164,15 @@ def _spelled_out(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _survey(file: Path) -> tuple[int, bool]:
-    """(number of records, whether the first of them holds audio or the path of it).
+    """(number of records, whether any of them holds audio or the path of it).
 
     The whole file is read, which also meets what is malformed before any work is done.
     """
-    first = next(read_records(file), ("", None))[1]
-    number = sum(1 for _ in read_records(file, path_only=("audio",)))
-    return number, isinstance(first, dict) and bool(first.get("audio_path") or first.get("audio"))
+    number, brings_media = 0, False
+    for _, raw in read_records(file, path_only=("audio",)):
+        number += 1
+        brings_media = brings_media or (isinstance(raw, dict) and bool(raw.get("audio_path") or raw.get("audio")))
+    return number, brings_media
 
 
 def _check_paths(annotations: list[Path], media: list[Path]) -> None:

@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from data_prep.fingerprints import Clips, decode_clips, video_of
 from data_prep.workers import add_workers_argument
@@ -126,44 +123,25 @@ def _paths(manifest: Path) -> Iterator[Finding]:
 
 def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], clips: Clips) -> Iterator[Finding]:
     """What records of different splits share. A split is a file, or what a file's records name as their split."""
-    placed = [
-        (f"{file} ({question.split})" if question.split else str(file), question)
-        for file, read in zip(files, reads, strict=True)
-        for question in read.records
-    ]
-
-    def samples(question: AudioQuestion) -> bytes | None:
-        return clips[question.audio_path].pcm
-
-    yield from _shared("same_audio", placed, samples, lambda question: f"the samples of {question.audio_path}")
-    yield from _shared("same_video", placed, video_of, lambda question: f"the video {video_of(question)}")
-    yield from _shared("same_text", placed, _text, lambda question: f"{question.question!r} {list(question.choices)}")
-
-
-def _shared(
-    rule: str,
-    placed: Iterable[tuple[str, AudioQuestion]],
-    key_of: Callable[[AudioQuestion], Hashable | None],
-    describe: Callable[[AudioQuestion], str],
-) -> Iterator[Finding]:
-    """A finding for each key that questions of more than one split have."""
-    by_key: dict[Hashable, list[tuple[str, AudioQuestion]]] = defaultdict(list)
-    for place, question in placed:
-        key = key_of(question)
-        if key is not None:
-            by_key[key].append((place, question))
-    for group in by_key.values():
-        first_of: dict[str, str] = {}
-        for place, question in group:
-            first_of.setdefault(place, question.id)
-        if len(first_of) > 1:
-            sizes = Counter(place for place, _ in group)
-            where = ", ".join(f"{place}: {_and_more(first, sizes[place])}" for place, first in first_of.items())
-            yield Finding(rule, where, describe(group[0][1]))
-
-
-def _and_more(first: str, size: int) -> str:
-    return first if size == 1 else f"{first} and {size - 1:,} more"
+    ids: dict[tuple[str, Hashable], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # by split
+    described: dict[tuple[str, Hashable], str] = {}
+    for file, read in zip(files, reads, strict=True):
+        for question in read.records:
+            split = f"{file} ({question.split})" if question.split else str(file)
+            pcm, video, text = clips[question.audio_path].pcm, video_of(question), _text(question)
+            for rule, key, what in (
+                ("same_audio", pcm, f"the samples of {question.audio_path}"),
+                ("same_video", video, f"the video {video}"),
+                ("same_text", text, f"{question.question!r} {list(question.choices)}"),
+            ):
+                if key is not None:
+                    ids[rule, key][split].append(question.id)
+                    described.setdefault((rule, key), what)
+    for (rule, key), by_split in ids.items():
+        if len(by_split) > 1:
+            more = {split: f" and {len(found) - 1:,} more" if found[1:] else "" for split, found in by_split.items()}
+            where = ", ".join(f"{split}: {found[0]}{more[split]}" for split, found in by_split.items())
+            yield Finding(rule, where, described[rule, key])
 
 
 def _text(question: AudioQuestion) -> tuple[str, ...]:
@@ -180,29 +158,21 @@ def _not_comparable(file: Path, read: Read[AudioQuestion], clips: Clips) -> Iter
 
 
 def _show(findings: Sequence[Finding], read: Read[AudioQuestion], clips: Clips) -> None:
-    """A table of what was found, with the first few of each rule."""
-    console = Console()
-    by_rule = {rule: [finding for finding in findings if finding.rule == rule] for rule in RULES}
-    if findings:
-        table = Table("rule", "", "number", "what", title="Findings")
-        for rule, found in by_rule.items():
-            if found:
-                severity, meaning = RULES[rule]
-                table.add_row(rule, severity, f"{len(found):,}", meaning)
-        console.print(table, markup=False)
-    for rule, found in by_rule.items():  # not in the table, which would break paths into pieces
-        lines = [f"{rule}: {finding.where}: {finding.what}" for finding in found[:_SHOWN]]
-        if len(found) > _SHOWN:
-            lines.append(f"{rule}: ... and {len(found) - _SHOWN:,} more (--json lists all)")
-        for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """What was found, rule by rule with the first few, and how much was looked at."""
+    for rule, (severity, meaning) in RULES.items():
+        found = [finding for finding in findings if finding.rule == rule]
+        if found:
+            print(f"{severity}: {rule} ({len(found):,}): {meaning}")
+            for finding in found[:_SHOWN]:
+                print(f"    {finding.where}: {finding.what}")
+            if len(found) > _SHOWN:
+                print(f"    ... and {len(found) - _SHOWN:,} more (--json lists all)")
     paths = {question.audio_path for question in read.records}
     hours = sum(clips[path].seconds for path in paths) / 3600
     counts = Counter(finding.severity for finding in findings)
-    console.print(
+    print(
         f"{len(read.records):,} questions about {len(paths):,} clips ({hours:.2f} hours): "
-        f"{counts[ERROR]:,} errors, {counts[WARNING]:,} warnings",
-        highlight=False,
+        f"{counts[ERROR]:,} errors, {counts[WARNING]:,} warnings"
     )
 
 

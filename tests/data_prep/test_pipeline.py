@@ -169,7 +169,7 @@ def test_a_foreign_folder_is_refused(clips, tmp_path):
         run(records, tmp_path / "a file")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.jsonl").write_text("{}\n")
-    with pytest.raises(Refused, match="manifest.jsonl from elsewhere"):
+    with pytest.raises(Refused, match=r"manifest\.jsonl from elsewhere"):
         run(records, tmp_path / "other")
     assert (tmp_path / "other" / "manifest.jsonl").read_text() == "{}\n"
 

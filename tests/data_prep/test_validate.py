@@ -162,9 +162,3 @@ def test_what_cannot_be_compared_is_said(manifest, other, tmp_path):
         0,
         ["1 bad records", "1 questions whose clip cannot be decoded"],
     )
-
-
-def test_markup_in_a_manifest_is_text(manifest, tmp_path, capsys):
-    change(manifest, {"id": "[bold]q[/bold] [/red]", "answer": "[/]"})
-    assert findings(tmp_path, manifest)[0] == 3
-    assert "[/]" in capsys.readouterr().out
