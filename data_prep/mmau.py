@@ -81,44 +81,36 @@ class Asked:
 
 
 class _Names:
-    """The names of the clips that questions ask for, of which several in different folders may have the same."""
+    """The names of the clips that questions ask for, of which several in different folders may have the same.
+
+    Attributes:
+        shared: names that clips of several paths have, and that tell nothing therefore.
+        wanted: names by which alone a clip can be known.
+    """
 
     def __init__(self, records: Iterable[Asked | Rejected]):
-        self._paths: dict[str, set[PurePosixPath]] = defaultdict(set)  # by name
-        self._ids: set[str] = set()
-        for asked in records:
-            if isinstance(asked, Asked):
-                self._paths[composed(asked.clip)].add(asked.path)
-                self._ids.add(composed(asked.question.id))
-
-    def is_shared(self, name: str) -> bool:
-        """Whether clips of several paths have the name, which then tells nothing."""
-        return len(self._paths.get(composed(name), ())) > 1
-
-    def is_wanted(self, name: str) -> bool:
-        """Whether a clip can be known by the name alone."""
-        return (composed(name) in self._ids or composed(name) in self._paths) and not self.is_shared(name)
+        all_asked = [asked for asked in records if isinstance(asked, Asked)]
+        paths: dict[str, set[PurePosixPath]] = defaultdict(set)
+        for asked in all_asked:
+            paths[composed(asked.clip)].add(asked.path)
+        self.shared = {name for name, found in paths.items() if len(found) > 1}
+        self.wanted = {*paths, *(composed(asked.question.id) for asked in all_asked)} - self.shared
+        self._paths = {str(path) for name in self.shared for path in paths[name]}
 
     def looked_for(self, asked: Asked) -> str:
         """The path if the name alone tells nothing, else the name."""
-        return str(asked.path) if self.is_shared(asked.clip) else asked.clip
-
-    def stem(self, asked: Asked) -> str:
-        """A file name, without ending, for this clip alone."""
-        return safe_stem(self.looked_for(asked))
+        return str(asked.path) if composed(asked.clip) in self.shared else asked.clip
 
     def unpacked(self, member: str) -> str | None:
         """The file name for a member of an archive: its own, or that of the only clip that its path fits."""
-        path = PurePosixPath(member)
+        path = PurePosixPath(composed(member))
         if path.suffix.lower() not in MEDIA_ENDINGS:
             return None
-        if not self.is_shared(path.stem):
-            return path.name if self.is_wanted(path.stem) else None
-        parts = PurePosixPath(composed(member)).parts
-        paths = self._paths[composed(path.stem)]
-        fitting = (wanted for wanted in paths if parts[-len(wanted.parts) :] == wanted.parts)
-        nearest = max(fitting, key=lambda wanted: len(wanted.parts), default=None)
-        return None if nearest is None else f"{safe_stem(str(nearest))}{path.suffix}"
+        if path.stem in self.wanted:
+            return path.name
+        ends = ("/".join(path.parts[start:]) for start in range(len(path.parts)))
+        nearest = next((end for end in ends if end in self._paths), None)
+        return nearest and f"{safe_stem(nearest)}{path.suffix}"
 
 
 @command
@@ -132,20 +124,14 @@ def main(argv: list[str]) -> int:
 
 
 def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making = DEFAULT) -> Report:
-    """Write the manifest of MMAU's questions, and the clips that it names, to a folder.
-
-    Args:
-        questions: MMAU's JSON, or Parquet files of its Hugging Face copy, whose clips are embedded.
-        audio: folders, tar archives and Parquet files that hold clips; what stands first is looked up first.
-        out: the folder: new, or that of an interrupted call with the same questions.
-        making: how the clips are made.
+    """Write the manifest of MMAU's questions, and the clips that it names, to a folder; see the options of the command.
 
     Raises:
         Refused: a file is absent or unreadable, an archive cannot be trusted, or `out` was made from other questions.
         Failed: see `pipeline.prepare`.
     """
     _check_sources(questions, audio)
-    by_file = {file: list(questions_of(file)) for file in questions}
+    by_file = {file: [one for _, one in parse_records(file, _asked, path_only=_AUDIO_COLUMNS)] for file in questions}
     listed = [record for found in by_file.values() for record in found]
     if not listed:
         raise no_records(questions[0])
@@ -159,7 +145,7 @@ def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making 
     else:
         say(f"MMAU test-mini, version {version}")
     settings = {"command": "data_prep.mmau", "questions": hashes}
-    stream = records(by_file, audio, version, out / _UNPACKED, making.format)
+    stream = _records(by_file, audio, version, out / _UNPACKED, making.format)
     try:
         report = pipeline.prepare(stream, out, making, settings, len(listed))
     finally:
@@ -169,34 +155,14 @@ def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making 
     return report
 
 
-def questions_of(file: Path) -> Iterator[Asked | Rejected]:
-    """Every record of a JSON list, of JSON lines or of a Parquet file, in order.
-
-    Raises:
-        Refused: the file as a whole cannot be read.
-    """
-    return (record for _, record in parse_records(file, _asked, path_only=_AUDIO_COLUMNS))
-
-
-def records(
+def _records(
     by_file: Mapping[Path, Sequence[Asked | Rejected]],
     audio: Sequence[Path],
     version: str,
     unpacked: Path,
     audio_format: str,
 ) -> Iterator[Record | Rejected]:
-    """Each question with its clip, ready for `pipeline.prepare`.
-
-    Args:
-        by_file: the questions of each file.
-        audio: folders, tar archives and Parquet files; what stands first is looked up first.
-        version: of all questions.
-        unpacked: folder that archives are unpacked to.
-        audio_format: of the clips that will be made.
-
-    Raises:
-        Refused: an archive cannot be trusted or read.
-    """
+    """Each question with its clip, ready for `pipeline.prepare`; archives are unpacked to a folder first."""
     names = _Names(record for listed in by_file.values() for record in listed)
     folders = [source if source.is_dir() else _unpack(source, unpacked, names) for source in audio]
     index = MediaIndex(folders)
@@ -207,7 +173,7 @@ def records(
             if isinstance(record, Rejected):
                 yield record
                 continue
-            stem = names.stem(record)
+            stem = safe_stem(names.looked_for(record))
             media = own if own is not None else _find(record, folders, index, names)
             missing = f"no file is named {names.looked_for(record)}" if audio else "no --audio was given"
             lost = f"{_LOST}/{stem}.{audio_format}"  # no folder of ours: nothing is ever there
@@ -227,8 +193,8 @@ def _find(asked: Asked, folders: Sequence[Path], index: MediaIndex, names: _Name
         for folder in folders:
             if os.path.isfile(folder / path):  # Path.is_file raises if a name is too long to be one
                 return folder / path
-    by_name = index[names.stem(asked) if names.is_shared(asked.clip) else asked.clip]
-    return by_name or (None if names.is_shared(asked.question.id) else index[asked.question.id])
+    by_name = index[safe_stem(str(asked.path)) if composed(asked.clip) in names.shared else asked.clip]
+    return by_name or (None if composed(asked.question.id) in names.shared else index[asked.question.id])
 
 
 def _asked(raw: dict[str, Any], where: str) -> Asked:
@@ -289,7 +255,7 @@ def _unpack_parquet(file: Path, folder: Path, names: _Names) -> int:
         except BadRecord:
             continue
         own_name = PurePosixPath(str(record.get("audio_id") or "")).stem
-        name = next((name for name in (str(record["id"]), own_name) if names.is_wanted(name)), None)
+        name = next((name for name in (str(record["id"]), own_name) if composed(name) in names.wanted), None)
         audio = _audio_bytes(row)
         if name is None or audio is None or name in found:
             continue

@@ -12,13 +12,11 @@ source video, a number that cannot be held out; 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from data_prep.fingerprints import Clips, decode_clips, video_of
 from data_prep.workers import add_workers_argument
@@ -46,8 +44,10 @@ def main(argv: list[str]) -> int:
     if arguments.held_out >= len(read.records):
         what = f"{arguments.held_out:,} of its {len(read.records):,} questions cannot be held out"
         raise Refused.because(str(arguments.manifest), what, "Give a smaller --held-out.")
-    if arguments.by == "video":
-        _require_videos(read.records, arguments.manifest)
+    without = [question.id for question in read.records if question.source_video is None]
+    if arguments.by == "video" and without:
+        what = f"{len(without):,} questions name no source_video, the first being {without[0]}"
+        raise Refused.because(str(arguments.manifest), what, "Split --by clip.")
     clips = decode_clips(read.records, arguments.workers)
     _require_audio(read.records, clips)
     groups = group(read.records, clips, arguments.by)
@@ -62,8 +62,17 @@ def main(argv: list[str]) -> int:
         sides[side].append(replace(question, split=side))
     for side, questions in sides.items():
         write_manifest(out / f"{side}.jsonl", questions)
-    facts = _facts(arguments, sides, len(chosen), len(set(groups.values())))
-    write_json(out / "split.json", {"manifest_sha256": sha256_of(manifest), **facts})
+    facts = {
+        "manifest_sha256": sha256_of(manifest),
+        "by": arguments.by,
+        "seed": arguments.seed,
+        "asked_for": arguments.held_out,
+        TRAIN: len(sides[TRAIN]),
+        HELD_OUT: len(sides[HELD_OUT]),
+        "groups": len(set(groups.values())),
+        "groups_held_out": len(chosen),
+    }
+    write_json(out / "split.json", facts)
     say(
         f"{facts[TRAIN]:,} to train on, {facts[HELD_OUT]:,} held out ({arguments.held_out:,} asked for; "
         f"{facts['groups_held_out']:,} of {facts['groups']:,} {arguments.by}s): "
@@ -120,13 +129,6 @@ def hold_out(groups: dict[str, str], wanted: int, seed: int) -> set[str]:
     return chosen
 
 
-def _require_videos(questions: Sequence[AudioQuestion], manifest: Path) -> None:
-    without = [question.id for question in questions if question.source_video is None]
-    if without:
-        what = f"{len(without):,} questions name no source_video, the first being {without[0]}"
-        raise Refused.because(str(manifest), what, "Split --by clip.")
-
-
 def _require_audio(questions: Sequence[AudioQuestion], clips: Clips) -> None:
     problems = [
         Problem(question.id, "; ".join(what for _, what in clips[question.audio_path].problems),
@@ -136,20 +138,6 @@ def _require_audio(questions: Sequence[AudioQuestion], clips: Clips) -> None:
     ]  # fmt: skip
     if problems:
         raise Refused(problems)
-
-
-def _facts(
-    arguments: argparse.Namespace, sides: dict[str, list[AudioQuestion]], held_out: int, groups: int
-) -> dict[str, Any]:
-    """What split.json records beside the manifest's hash: all that made the split, and what came of it."""
-    return {
-        "by": arguments.by,
-        "seed": arguments.seed,
-        "asked_for": arguments.held_out,
-        **{side: len(questions) for side, questions in sides.items()},
-        "groups": groups,
-        "groups_held_out": held_out,
-    }
 
 
 def _parser() -> Options:
