@@ -22,7 +22,7 @@ from typing import Self
 
 from r1_aqa_repro.common.errors import Problem, Refused
 
-MAX_BYTES = 200 * 2**30  # of all members together
+MAX_BYTES = 200 * 2**30  # of all members together, wanted or not
 MAX_MEMBER_BYTES = 2**30
 MAX_MEMBERS = 1_000_000
 _MAX_HEADER_BYTES = 2**20  # of an extended header, which tarfile reads whole
@@ -50,14 +50,7 @@ def is_tar(path: Path) -> bool:
         return False
 
 
-def unpack(
-    archive: Path,
-    folder: Path,
-    name_for: Callable[[str], str | None],
-    *,
-    max_bytes: int = MAX_BYTES,
-    max_member_bytes: int = MAX_MEMBER_BYTES,
-) -> int:
+def unpack(archive: Path, folder: Path, name_for: Callable[[str], str | None]) -> int:
     """Write the archive's files that are wanted to `folder`, with their times; returns how many.
 
     Args:
@@ -65,8 +58,6 @@ def unpack(
         folder: where to; it is made. If the archive is refused, what was written before stays.
         name_for: the file name to write a member under, by its path in the archive; None if it is not wanted. Of
             several with one name the first counts.
-        max_bytes: all members together, wanted or not, may have this many.
-        max_member_bytes: the same for one of them.
 
     Raises:
         Refused: the archive is damaged, too large, or holds what no data set needs.
@@ -87,8 +78,8 @@ def unpack(
             if member is None:
                 break
             number, total = number + 1, total + member.size
-            if number > MAX_MEMBERS or member.size > max_member_bytes or total > max_bytes:
-                what = f"it unpacks to more than the {max_bytes:,} bytes, {max_member_bytes:,} a file, that are allowed"
+            if number > MAX_MEMBERS or member.size > MAX_MEMBER_BYTES or total > MAX_BYTES:
+                what = f"it unpacks to more than the {MAX_BYTES:,} bytes, {MAX_MEMBER_BYTES:,} a file, that are allowed"
                 raise Refused.because(f"{archive}: {member.name}", what, "Unpack it yourself, and give the folder.")
             if (unsafe := _unsafe(member, folder)) is not None:
                 remedy = "Do not trust the archive, or unpack it yourself and give the folder."
@@ -98,7 +89,7 @@ def unpack(
                 target = None if name is None or name in found else folder / name
                 _read(archive, members, member, target)
                 found.update([target.name] if target else [])
-        _read_to_the_end(archive, stream, max_bytes)
+        _read_to_the_end(archive, stream)
     if problems:
         raise Refused(problems)
     return len(found)
@@ -111,14 +102,14 @@ def _open(archive: Path) -> BufferedIOBase:
     return opener(archive) if opener else open(archive, "rb")
 
 
-def _read_to_the_end(archive: Path, stream: BufferedIOBase, max_bytes: int) -> None:
+def _read_to_the_end(archive: Path, stream: BufferedIOBase) -> None:
     """Read what follows the last member: of no use in itself, but after it comes the checksum of all."""
-    left = max_bytes
+    left = MAX_BYTES
     with _refusing_damage(archive, "it is damaged"):
         while block := stream.read(_BLOCK):
             left -= len(block)
             if left < 0:
-                raise ValueError(f"more than {max_bytes:,} bytes follow its last file")
+                raise ValueError(f"more than {MAX_BYTES:,} bytes follow its last file")
 
 
 class _Member(tarfile.TarInfo):

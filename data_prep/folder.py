@@ -33,20 +33,10 @@ class Account:
     flagged: dict[str, list[str]] = field(default_factory=dict)
     details: dict[str, list[str]] = field(default_factory=dict)
 
-    def drop(self, record_id: str, reason: str, detail: str) -> None:
-        self.dropped.setdefault(reason, []).append(printable(record_id))
+    def lose(self, record_id: str, reason: str, detail: str, flag: str | None = None) -> None:
+        """Note a record that is dropped, or one that is kept without its clip under a flag."""
+        (self.flagged if flag else self.dropped).setdefault(flag or reason, []).append(printable(record_id))
         self.details.setdefault(reason, []).append(printable(f"{record_id}: {detail}"))
-
-    def flag(self, record_id: str, reason: str, detail: str) -> str:
-        """Note a record that is kept without its clip; returns its flag."""
-        flag = "missing_audio" if reason == "missing" else "undecodable"
-        self.flagged.setdefault(flag, []).append(printable(record_id))
-        self.details.setdefault(reason, []).append(printable(f"{record_id}: {detail}"))
-        return flag
-
-    @property
-    def num_dropped(self) -> int:
-        return sum(map(len, self.dropped.values()))
 
     def losses(self, out: Path) -> list[str]:
         """Lines for the person at the terminal: of each reason the first few of what the report in `out` lists."""

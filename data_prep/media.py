@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -44,7 +44,16 @@ class MediaError(Exception):
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Where a clip is: a file, or its bytes, and the part of it that is the clip; see `decode`."""
+    """Where a clip is.
+
+    Attributes:
+        media: a file, or its bytes.
+        start: of the clip, in seconds from the beginning of the file (default: 0); it is found by seeking.
+        seconds: length of the clip; a file that ends before gives what it has (default: to the end, and then the
+            file may last 600 s at most).
+        cut_over: cut only a file that lasts longer than this many seconds; any other is the clip already. A file
+            whose header has no length is decoded up to there to find out.
+    """
 
     media: Path | bytes
     start: float | None = None
@@ -52,23 +61,12 @@ class Excerpt:
     cut_over: float | None = None
 
 
-def decode(
-    source: Path | bytes,
-    start: float | None = None,
-    seconds: float | None = None,
-    channel: str = "first",
-    cut_over: float | None = None,
-) -> np.ndarray:
-    """Decode the audio track of a file, or `seconds` of it from `start` on, which is found by seeking.
+def decode(clip: Excerpt, channel: str = "first") -> np.ndarray:
+    """Decode the audio track of a file, or a part of it.
 
     Args:
-        source: the file, or its bytes.
-        start: of the clip, in seconds from the beginning of the file (default: 0).
-        seconds: length of the clip; a file that ends before gives what it has (default: to the end, and then the
-            file may last 600 s at most).
+        clip: the file and the part.
         channel: `first` takes the first channel, as R1-AQA does; `mean` averages all channels.
-        cut_over: cut only a file that lasts longer than this many seconds; any other is the clip already. A file
-            whose header has no length is decoded up to there to find out.
 
     Returns:
         float32 array [num_samples], mono, 16 kHz, amplitude in [-1, 1] for integer formats.
@@ -79,16 +77,17 @@ def decode(
     """
     if channel not in CHANNELS:
         raise ValueError(f"channel must be one of {CHANNELS}, not {channel!r}")
-    name = "the embedded audio" if isinstance(source, bytes) else str(source)
+    name = "the embedded audio" if isinstance(clip.media, bytes) else str(clip.media)
+    found = None
     try:
-        with _open(source, name) as file:
+        with _open(clip.media, name) as file:
             probing = _check_wav(file, name)
-            with av.open(file, "r", metadata_errors="ignore", container_options=probing) as container:
-                found = _samples(container, name, start, seconds, channel, cut_over)
-            if found is None:
+            for part in (clip, replace(clip, cut_over=None)):
                 file.seek(0)
                 with av.open(file, "r", metadata_errors="ignore", container_options=probing) as container:
-                    found = _samples(container, name, start, seconds, channel, None)
+                    found = _samples(container, name, part, channel)
+                if found is not None:
+                    break
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError("undecodable", f"{name} cannot be decoded ({_brief(error)})") from error
     assert found is not None  # without `cut_over` it cannot be
@@ -145,17 +144,13 @@ def _check_wav(file: io.BufferedIOBase, name: str) -> dict[str, str]:
 
 
 def _samples(
-    container: av.container.InputContainer,
-    name: str,
-    start: float | None,
-    seconds: float | None,
-    channel: str,
-    cut_over: float | None,
+    container: av.container.InputContainer, name: str, part: Excerpt, channel: str
 ) -> tuple[np.ndarray, int] | None:
     """Mono samples at the file's own rate, and that rate in Hz.
 
     None if the header has no length and the file goes on after `cut_over`, so that the part must be cut out of it.
     """
+    start, seconds, cut_over = part.start, part.seconds, part.cut_over
     stream = container.streams.best("audio")
     if stream is None:
         raise MediaError("no audio track", f"{name} holds no audio")

@@ -147,10 +147,10 @@ def prepare(
         with RecordFile(out / _JOURNAL, REMEDY) as journal, Workers(making.workers) as pool:
             for leftover in (out / "audio").glob(f".*{PARTIAL}"):  # of a run that was killed: the journal is ours alone
                 leftover.unlink(missing_ok=True)
-            run = _Run(out, journal, pool, making)
             with whole_file(out / MANIFEST) as manifest:
                 with tqdm(total=total, unit=" records", disable=None) as bar:
-                    run.through(records, manifest, bar, window=8 * making.workers + 16)
+                    run = _Run(out, journal, pool, making, manifest, bar)
+                    run.through(records, window=8 * making.workers + 16)
                 report = run.report
                 report.audio = facts_of([one.clip for one in run.outcomes.values() if one.clip])
                 report.seconds = round(time.perf_counter() - started, 3)
@@ -198,30 +198,29 @@ class _Waiting:
 class _Run:
     """One run: the records in its window wait for their clips, and leave in their order."""
 
-    def __init__(self, out: Path, journal: RecordFile, pool: Workers, making: Making):
+    def __init__(self, out: Path, journal: RecordFile, pool: Workers, making: Making, manifest: IO[bytes], bar: tqdm):
         self.audio, self.journal, self.pool, self.making = out / "audio", journal, pool, making
+        self.manifest, self.bar = manifest, bar
         self.report = Report()
         self.outcomes: dict[str, Outcome] = {}  # of the clips that this run's records have, by stem
         self._earlier = outcomes_of(journal.read())
         self._ids: set[str] = set()
+        self._waiting: deque[_Waiting] = deque()
         self._unsaved: list[dict[str, Any]] = []
 
-    def through(self, records: Iterable[Record | Rejected], manifest: IO[bytes], bar: tqdm, window: int) -> None:
+    def through(self, records: Iterable[Record | Rejected], window: int) -> None:
         """Take every record from beginning to end, at most `window` at once."""
-        waiting: deque[_Waiting] = deque()
         started = saved = time.perf_counter()
         try:
             for record in records:
-                waiting.append(self._begin(record))
-                self._leave(waiting, window - 1, manifest)
-                bar.update(self.report.kept + self.report.num_dropped - bar.n)
+                self._waiting.append(self._begin(record))
+                self._leave(window - 1)
                 if (now := time.perf_counter()) > saved + _SAVE_EVERY:
                     saved = now
                     self._save()
-                    speed = self.report.clips_decoded / (now - started)
-                    bar.set_postfix_str(f"{speed:.1f} clips/s, {self.report.num_dropped:,} dropped", refresh=False)
-            self._leave(waiting, 0, manifest)
-            bar.update(self.report.kept + self.report.num_dropped - bar.n)
+                    speed, dropped = self.report.clips_decoded / (now - started), self.bar.n - self.report.kept
+                    self.bar.set_postfix_str(f"{speed:.1f} clips/s, {dropped:,} dropped", refresh=False)
+            self._leave(0)
         finally:
             self._save()
 
@@ -264,23 +263,26 @@ class _Run:
         self.outcomes[stem] = outcome
         return outcome
 
-    def _leave(self, waiting: deque[_Waiting], at_most: int, manifest: IO[bytes]) -> None:
+    def _leave(self, at_most: int) -> None:
         """Let records go in their order, until at most `at_most` wait and the clip of the first is not ready."""
-        while waiting and (len(waiting) > at_most or waiting[0].outcome.known):
-            if not waiting[0].outcome.known:
+        while self._waiting and (len(self._waiting) > at_most or self._waiting[0].outcome.known):
+            if not self._waiting[0].outcome.known:
                 self._collect()
                 continue
-            one = waiting.popleft()
+            self.bar.update()
+            one = self._waiting.popleft()
             record, reason, detail = one.record, one.outcome.reason, one.outcome.detail
             if record is not None and not reason:
                 line = _line(record.question, f"audio/{record.stem}.{self.making.format}")
-            elif record is None or record.path_if_lost is None:
-                self.report.drop(one.id, reason, detail)
-                continue
+            elif record is not None and record.path_if_lost is not None:
+                flag = "missing_audio" if reason == "missing" else "undecodable"
+                self.report.lose(one.id, reason, detail, flag)
+                line = _line(record.question, record.path_if_lost, flag)
             else:
-                line = _line(record.question, record.path_if_lost, self.report.flag(one.id, reason, detail))
+                self.report.lose(one.id, reason, detail)
+                continue
             self.report.kept += 1
-            manifest.write(line.encode())
+            self.manifest.write(line.encode())
 
     def _collect(self) -> None:
         """Wait for the workers and note what they made."""

@@ -31,14 +31,14 @@ SHAREGPT = Spelling("from", "value", "system", "human", "gpt")
 TEXT_EXTRACTED = "trl texts, prompt extracted"
 SCORES = ("chosen_score", "rejected_score", "margin")
 
-_PROMPT_KEYS = {"trl": "prompt", "sharegpt": "conversations", "alpaca": "instruction"}
-_USED = {
-    "trl": {"prompt"},
-    "sharegpt": {"conversations", "system"},
-    "alpaca": {"instruction", "input", "system", "history"},
+# beside chosen and rejected; the first of them tells the format
+_KEYS = {
+    "trl": ("prompt",),
+    "sharegpt": ("conversations", "system"),
+    "alpaca": ("instruction", "input", "system", "history"),
 }
 # what belongs to the conversation wherever it stands: a format that does not know the key would lose it
-_CONTEXT = {"question", "tools", "images", "videos", "audios"}.union(*_USED.values())
+_CONTEXT = {"question", "tools", "images", "videos", "audios"}.union(*_KEYS.values())
 _KEPT = ("id", "task", *SCORES)
 
 
@@ -65,7 +65,7 @@ def convert(source: Path, format_name: str = AUTO) -> Iterator[Converted | Rejec
 def _converted(record: dict[str, Any], where: str, source: Path, format_name: str) -> Converted:
     name = _format_of(record) if format_name == AUTO else format_name
     pair, shape = _pair(record, name, f"{source.name}:{where}")
-    left_out = sorted(set(record) - _USED[name] - {"chosen", "rejected", *_KEPT})
+    left_out = sorted(set(record) - {"chosen", "rejected", *_KEYS[name], *_KEPT})
     return Converted(f"{source}:{where}", pair, shape, left_out)
 
 
@@ -74,7 +74,7 @@ def _pair(record: dict[str, Any], name: str, place: str) -> tuple[PreferencePair
     missing = [key for key in ("chosen", "rejected") if record.get(key) is None]
     if missing:
         raise BadRecord(f"{' and '.join(missing)} absent or null, only {sorted(record)}", f"Expected {WANTED[name]}.")
-    lost = sorted(key for key in _CONTEXT - _USED[name] if record.get(key))
+    lost = sorted(key for key in _CONTEXT.difference(_KEYS[name]) if record.get(key))
     if lost:
         what = f"{', '.join(lost)} has no place in the format {name} and would be lost"
         raise BadRecord(what, f"Expected {WANTED[name]}. Put what matters into the prompt and remove the key.")
@@ -93,7 +93,7 @@ def _format_of(record: dict[str, Any]) -> str:
     all_wanted = f"Known are {'; '.join(WANTED.values())}."
     if "chosen" not in record or "rejected" not in record:
         raise BadRecord(f"unknown format with the keys {sorted(record)}", all_wanted)
-    found = [name for name, key in _PROMPT_KEYS.items() if record.get(key) is not None]
+    found = [name for name, (key, *_) in _KEYS.items() if record.get(key) is not None]
     if len(found) > 1:
         what = f"ambiguous format: the keys {sorted(record)} are those of {' and '.join(found)}"
         raise BadRecord(what, f"{all_wanted} Remove what does not belong there.")

@@ -152,7 +152,7 @@ def _sift(records: Iterable[Converted | Rejected], waiting: IO[bytes], fraction:
             problem = Problem(record.where, f"id {pair.id!r} was already used at {where}", "Make ids unique.")
             record = Rejected(pair.id, None, problem)
         sifted.problems.append(record.problem)
-        sifted.drop(record.id, BAD, str(record.problem))
+        sifted.lose(record.id, BAD, str(record.problem))
 
     sifted.sides = [None] * len(pairs)
     first_of: dict[bytes, int] = {}
@@ -161,9 +161,9 @@ def _sift(records: Iterable[Converted | Rejected], waiting: IO[bytes], fraction:
     for index, (pair_id, key, swapped, side) in enumerate(pairs):
         if swapped in first_of:
             other = pairs[first_of[swapped]][0]
-            sifted.drop(pair_id, CONTRADICTION, f"{other} prefers the other one of the same two answers")
+            sifted.lose(pair_id, CONTRADICTION, f"{other} prefers the other one of the same two answers")
         elif first_of[key] != index:
-            sifted.drop(pair_id, DUPLICATE, f"the same pair as {pairs[first_of[key]][0]}")
+            sifted.lose(pair_id, DUPLICATE, f"the same pair as {pairs[first_of[key]][0]}")
         else:
             sifted.sides[index], sifted.kept = side, sifted.kept + 1
     return sifted

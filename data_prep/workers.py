@@ -47,7 +47,7 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """A clip to be made: `target` ends in the format's name; the rest goes to `media.decode`."""
+    """A clip to be made; `target` ends in the format's name."""
 
     target: Path
     source: Excerpt
@@ -75,8 +75,7 @@ def make_clip(task: Task) -> Clip:
         MediaError: it cannot be used.
         OSError: it cannot be written.
     """
-    source = task.source
-    samples = decode(source.media, source.start, source.seconds, task.channel, source.cut_over)
+    samples = decode(task.source, task.channel)
     # 2 ** 15 gives 16-bit sources back unchanged; what a lossy codec lets overshoot is clipped
     pcm = samples * np.float32(2**15)
     pcm = np.clip(np.rint(pcm, out=pcm), -(2**15), 2**15 - 1, out=pcm).astype(np.int16)

@@ -8,6 +8,7 @@ import tarfile
 
 import pytest
 
+from data_prep import archives
 from data_prep.archives import unpack
 from r1_aqa_repro.common.errors import Refused
 from tests.data_prep.conftest import special, write_tar
@@ -61,7 +62,7 @@ def test_a_damaged_header_is_not_the_end(tmp_path):
         unpack(archive, tmp_path / "out", base_name)
 
 
-def test_a_tar_bomb(tmp_path):
+def test_a_tar_bomb(tmp_path, monkeypatch):
     huge = tarfile.TarInfo("a.wav")
     huge.size = 10 * 2**30
     with gzip.open(tmp_path / "bomb.tgz", "wb") as file:
@@ -73,10 +74,12 @@ def test_a_tar_bomb(tmp_path):
     for archive, named in (("bomb.tgz", "more than"), ("header.tar", "a header claims 8,589,934,592 bytes")):
         with pytest.raises(Refused, match=named):
             unpack(tmp_path / archive, tmp_path / "out", base_name)
-    assert unpack(many, tmp_path / "out", lambda path: None, max_bytes=5000) == 0
-    for limit in ({"max_bytes": 4999}, {"max_member_bytes": 999}):
-        with pytest.raises(Refused, match="unpacks to more"):  # wanted or not
-            unpack(many, tmp_path / "out", lambda path: None, **limit)
+    monkeypatch.setattr(archives, "MAX_BYTES", 5000)
+    assert unpack(many, tmp_path / "out", lambda path: None) == 0
+    for limit, value in (("MAX_BYTES", 4999), ("MAX_MEMBER_BYTES", 999), ("MAX_MEMBERS", 4)):
+        with monkeypatch.context() as patch, pytest.raises(Refused, match="unpacks to more"):  # wanted or not
+            patch.setattr(archives, limit, value)
+            unpack(many, tmp_path / "out", lambda path: None)
     assert list((tmp_path / "out").iterdir()) == []
 
 

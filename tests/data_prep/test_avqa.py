@@ -495,10 +495,12 @@ def test_three_hours(tmp_path):
             file.write(minute)
     shutil.copy(tmp_path / "media" / "ID.flac", tmp_path / "media" / "whole.flac")
     records = [avqa_record(1, "ID_000090"), avqa_record(2, f"ID_{3600 * hours - 30:06d}"), avqa_record(3, "whole")]
-    cut = "decode(Path(sys.argv[1]), start=10770, seconds=10)"
+    cut = "decode(Excerpt(Path(sys.argv[1]), start=10770, seconds=10))"
     peaks = []
     for work in ("", cut):
-        code = f"import sys; from data_prep.media import decode; from pathlib import Path; {work}; {PRINT_PEAK}"
+        code = (
+            f"import sys; from data_prep.media import Excerpt, decode; from pathlib import Path; {work}; {PRINT_PEAK}"
+        )
         command_line = [sys.executable, "-c", code.replace("; ;", ";"), tmp_path / "media" / "ID.flac"]
         peaks.append(float(subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=True).stdout))
     assert peaks[1] < peaks[0] + 40, peaks  # MB; all of its samples would be 346

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.media import MAX_SECONDS, REASONS, MediaError, decode, resample
+from data_prep import media
+from data_prep.media import MAX_SECONDS, REASONS, Excerpt, MediaError, resample
 from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
 from tests.data_prep.conftest import CONTAINERS, correlation, signal, write_media, write_silent_film
 
 SECONDS = 3.0
+
+
+def decode(source, channel="first", **part):
+    return media.decode(Excerpt(source, **part), channel)
 
 
 def refusal(*arguments, **options):
