@@ -72,25 +72,22 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE if report.keeps(arguments.min_kept) else EXIT_LOSSES
 
 
-def find_media(video_name: str, index: MediaIndex) -> Excerpt | None:
+def find_media(video_name: str, index: MediaIndex, has_start: bool = True) -> Excerpt | None:
     """Look a clip up by every naming that is in use.
 
     `video_name` is a YouTube id, an underscore and the start second as six digits; R1-AQA's own files have it without
-    the zeros. The id alone is the whole video.
+    the zeros. The id alone is the whole video. Without a start second it is the name of a file, to be taken whole.
     """
-    name = _CLIP_NAME.fullmatch(video_name)
+    name = _CLIP_NAME.fullmatch(video_name) if has_start else None
     if name is None:
-        return _uncut(index[video_name])
+        file = index[video_name]
+        return None if file is None else Excerpt(file)
     video, start = name[1], int(name[2])
     for spelled in (video_name, f"{video}_{start:06d}", f"{video}_{start}"):
         if (file := index[spelled]) is not None:
             return _clip_or_video(file, start)
     whole = index[video]
     return None if whole is None else Excerpt(whole, start, CLIP_SECONDS)
-
-
-def _uncut(file: Path | None) -> Excerpt | None:
-    return None if file is None else Excerpt(file)
 
 
 def _clip_or_video(file: Path, start: int) -> Excerpt:
@@ -132,13 +129,13 @@ def _media(video: str | None, path: str | None, file: Path, index: MediaIndex) -
     A number at the end of a file's name alone is no start second: `clip_3.wav` may be the third of many clips.
     """
     names = [name for name in (video, path and stem_of(path)) if name]
-    has_start = video is not None or YOUTUBE_CLIP.fullmatch(names[0])
+    has_start = video is not None or YOUTUBE_CLIP.fullmatch(names[0]) is not None
     if path:
         for candidate in (file.parent / path, Path(path)):
             if os.path.isfile(candidate):  # False also for what cannot be a path
                 name = _CLIP_NAME.fullmatch(names[0]) if has_start else None
                 return _clip_or_video(candidate, int(name[2])) if name else Excerpt(candidate)
-    found = (find_media(name, index) if has_start else _uncut(index[name]) for name in names)
+    found = (find_media(name, index, has_start) for name in names)
     return next((excerpt for excerpt in found if excerpt is not None), None)
 
 

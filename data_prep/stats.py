@@ -142,17 +142,10 @@ def _show(summary: Mapping[str, Any]) -> None:
         table.add_section()
     for name, accuracy in summary["lazy_strategies"].items():
         table.add_row("right without listening", name.replace("_", " "), "", f"{100 * accuracy:.1f}")
-    audio = summary["audio"]
-    lengths = (
-        f", {audio['min_seconds']:.1f} to {audio['max_seconds']:.1f} s, median {audio['median_seconds']:.1f} s, "
-        f"mean {audio['mean_seconds']:.1f} s"
-        if "min_seconds" in audio
-        else ""
-    )
-    clips = f"{audio['clips']:,} clips, {audio['hours']:.2f} hours{lengths}; {audio['unreadable']:,} cannot be read"
-    console = Console()
-    console.print(table, markup=False)
-    console.print(clips, highlight=False)
+    table.add_section()
+    for name, number in summary["audio"].items():
+        table.add_row("audio", name.replace("_", " "), f"{number:,.2f}".removesuffix(".00"), "")
+    Console().print(table, markup=False)
 
 
 def _parser() -> Options:
