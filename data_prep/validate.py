@@ -137,11 +137,11 @@ def leaks(files: Sequence[Path], reads: Sequence[Read[AudioQuestion]], clips: Cl
                 if key is not None:
                     ids[rule, key][split].append(question.id)
                     described.setdefault((rule, key), what)
-    for (rule, key), by_split in ids.items():
+    for shared, by_split in ids.items():
         if len(by_split) > 1:
             more = {split: f" and {len(found) - 1:,} more" if found[1:] else "" for split, found in by_split.items()}
             where = ", ".join(f"{split}: {found[0]}{more[split]}" for split, found in by_split.items())
-            yield Finding(rule, where, described[rule, key])
+            yield Finding(shared[0], where, described[shared])
 
 
 def _text(question: AudioQuestion) -> tuple[str, ...]:
