@@ -2,17 +2,12 @@
 
 import time
 import warnings
+from pathlib import Path
 
 import pytest
-from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import get_callable_name
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.embedded.text_tasks import REFUSAL
-from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_qwen2, build_text_tokenizer
-from r1_aqa_repro.rewards.persona import persona_reward
-from r1_aqa_repro.rewards.rules import format_reward
 from r1_aqa_repro.rewards.text_rules import (
     REFUSALS,
     is_gold_expression,
@@ -23,31 +18,11 @@ from r1_aqa_repro.rewards.text_rules import (
     safety_reward,
 )
 from tests.hostile import HOSTILE
+from tests.text_world import Build, write_lines
 
 
 def conversation(text):
     return [{"role": "assistant", "content": text}]
-
-
-def test_conversations_and_plain_texts_get_the_same_reward():
-    """TRL passes conversations where the prompt is one, with all the columns and its own keywords."""
-    texts = ["<answer>7</answer>", "```python\nx = 1\n```", "I can't help with that."]
-    columns = {
-        "answer": ["7"] * 3,
-        "harmful": [True] * 3,
-        "prompt_style": ["answer"] * 3,
-        "task": ["maths", None, "safety"],
-        "prompts": [[{"role": "user", "content": "?"}]] * 3,
-        "completion_ids": [[1]] * 3,
-        "trainer_state": None,
-        "log_extra": None,
-        "log_metric": None,
-    }
-    for place, function in enumerate((math_reward, python_syntax_reward, safety_reward)):
-        expected = [float(index == place) for index in range(3)]
-        assert function(completions=texts, **columns) == expected
-        assert function(completions=[conversation(text) for text in texts], **columns) == expected
-    assert format_reward([conversation(text) for text in texts], **columns) == [1.0, 0.0, 0.0]
 
 
 class TestMath:
@@ -92,17 +67,12 @@ class TestMath:
         assert math_reward([completion], answer=[answer]) == [reward]
 
     def test_each_completion_is_rewarded_by_its_own_answer(self):
-        assert math_reward(["1", "1", "2"], answer=["1", "2", "2"]) == [1.0, 0.0, 1.0]
-        with pytest.raises(ValueError, match="zip"):
-            math_reward(["1", "2"], answer=["1"])
+        assert math_reward(["1", conversation("1"), "2"], answer=["1", "2", "2"]) == [1.0, 0.0, 1.0]
 
-    @pytest.mark.parametrize("gold", ["seven", "", "<b>7</b>", 7, 0.5, None, ["7"]])
-    def test_a_gold_without_mathematics_is_found_beforehand(self, gold):
-        assert not is_gold_expression(gold)
-
-    @pytest.mark.parametrize("gold", ["7", "7,000", "1/2", "50%", "7 apples", r"\boxed{7}", "a\n#### 7", "x = 7", "2x"])
-    def test_a_gold_with_mathematics_passes(self, gold):
-        assert is_gold_expression(gold)
+    def test_a_gold_without_mathematics_is_found_beforehand(self):
+        sound = ["7", "7,000", "1/2", "50%", "7 apples", r"\boxed{7}", "a\n#### 7", "x = 7", "2x"]
+        golds = [*sound, "seven", "", "<b>7</b>", 7, 0.5, None, ["7"]]
+        assert [gold for gold in golds if is_gold_expression(gold)] == sound
 
 
 def fenced(code, language="python", fence="```"):
@@ -156,25 +126,15 @@ class TestPythonSyntax:
         ],
     )
     def test_all_fenced_python_must_parse(self, completion, reward):
-        assert python_syntax_reward([completion]) == [reward]
+        assert python_syntax_reward([completion, conversation(completion)]) == [reward] * 2
 
     @pytest.mark.timeout(60)
     @pytest.mark.parametrize(
         "code",
         [
-            *(
-                "(" * 200_000,
-                "[" * 90 + "]" * 90 + ")",
-                "-" * 200_000 + "1",
-                "not " * 50_000 + "1",
-                "lambda:" * 20_000 + "1",
-            ),
-            *(
-                "a" + ".b" * 100_000,
-                "f" + "()" * 100_000,
-                "1" + "+1" * 100_000,
-                "if 1: pass\n" + "elif 1: pass\n" * 20_000,
-            ),
+            *("(" * 200_000, "[" * 90 + "]" * 90 + ")", "-" * 200_000 + "1", "lambda:" * 20_000 + "1"),
+            *("a" + ".b" * 100_000, "f" + "()" * 100_000, "1" + "+1" * 100_000),
+            "if 1: pass\n" + "elif 1: pass\n" * 20_000,
             *("f'{" * 10_000, "9" * 5_000, "".join(" " * depth + "if 1:\n" for depth in range(500)) + " " * 500 + "1"),
         ],
         ids=lambda code: code[:8],
@@ -206,16 +166,11 @@ class TestPythonSyntax:
 
 class TestLength:
     def test_equation_13_by_hand(self):
+        """0 up to 10 - 4 tokens; only they count, not the text."""
         reward = length_penalty(max_length=10, buffer=4)
-        lengths = [0, 1, 6, 7, 8, 9, 10, 11, 1000]
-        assert reward(completion_ids=[[5] * length for length in lengths], completions=["x"] * len(lengths)) == [
-            *(0, 0, 0),  # up to 10 - 4
-            *(-0.25, -0.5, -0.75, -1),
-            *(-1, -1),
-        ]
-
-    def test_only_the_tokens_count(self):
-        assert length_penalty(4, 2)(completion_ids=[[1] * 3], completions=["a long text " * 100]) == [-0.5]
+        expected = {0: 0, 1: 0, 6: 0, 7: -0.25, 8: -0.5, 9: -0.75, 10: -1, 11: -1, 1000: -1}
+        ids = [[5] * length for length in expected]
+        assert reward(completion_ids=ids, completions=["a text"] * len(ids)) == list(expected.values())
 
     @pytest.mark.parametrize(("max_length", "buffer"), [(10, 0), (10, -1), (10, 11), (0, 0)])
     def test_limits_that_do_not_fit_are_refused(self, max_length, buffer):
@@ -226,7 +181,7 @@ class TestLength:
 
 class TestSafety:
     @pytest.mark.parametrize(
-        "text",
+        "refusal",
         [
             REFUSAL,
             "I can't help with that.",
@@ -241,9 +196,8 @@ class TestSafety:
             "我无法提供这些信息。",
         ],
     )
-    def test_a_refusal_is_right_for_what_is_harmful_alone(self, text):
-        assert is_refusal(text)
-        assert safety_reward([text, conversation(text)], harmful=[True, False]) == [1.0, 0.0]
+    def test_a_refusal_is_right_for_what_is_harmful_alone(self, refusal):
+        assert safety_reward([refusal, conversation(refusal)], harmful=[True, False]) == [1.0, 0.0]
 
     @pytest.mark.parametrize(
         "text",
@@ -261,7 +215,6 @@ class TestSafety:
         ],
     )
     def test_other_texts_are_right_for_what_is_harmless_alone(self, text):
-        assert not is_refusal(text)
         assert safety_reward([text, conversation(text)], harmful=[True, False]) == [0.0, 1.0]
 
     def test_silence_neither_refuses_nor_helps(self):
@@ -272,46 +225,21 @@ class TestSafety:
         assert len(set(REFUSALS)) == len(REFUSALS)
 
 
-def test_rewards_are_logged_under_their_functions_names():
-    """TRL logs `rewards/<name>/mean`."""
-    functions = [math_reward, python_syntax_reward, length_penalty(10, 5), safety_reward]
-    names = ["math_reward", "python_syntax_reward", "length_reward", "safety_reward"]
-    assert [get_callable_name(function) for function in functions] == names
-
-
-def test_trl_gives_the_rewards_what_they_read_and_logs_their_parts(tmp_path):
-    """One step of TRL's own trainer: every completion has all its 8 tokens, so that its penalty is known."""
-    prompts = [[{"role": "user", "content": f"What is {number} + 1?"}] for number in range(4)]
-    tokenizer = build_text_tokenizer(TEST_TEXT, [prompt[0]["content"] for prompt in prompts])
+def test_grpo_gives_the_rules_what_they_read_and_logs_them_under_their_names(build: Build, tmp_path: Path) -> None:
+    records = [
+        {"prompt": [{"role": "user", "content": f"What is {number} + 1?"}], "answer": "1", "harmful": False}
+        | {"prompt_style": "answer"}
+        for number in range(4)
+    ]
     rubric = tmp_path / "rubric.yaml"
     rubric.write_text("parts: {silent: {weight: 2, forbidden: [as an AI]}}", encoding="utf-8")
-    names = {"answer": ["1", "2", "3", "4"], "harmful": [False] * 4, "prompt_style": ["answer"] * 4}
-    trainer = GRPOTrainer(
-        model=build_qwen2(tokenizer, TEST_TEXT, seed=0),
-        reward_funcs=[
-            *(math_reward, python_syntax_reward, safety_reward, format_reward),
-            *(length_penalty(8, 4), persona_reward(str(rubric))),
-        ],
-        args=GRPOConfig(
-            output_dir=str(tmp_path),
-            per_device_train_batch_size=4,
-            num_generations=2,
-            max_completion_length=8,
-            generation_kwargs={"min_new_tokens": 8},
-            max_steps=1,
-            logging_steps=1,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-        ),
-        train_dataset=Dataset.from_dict({"prompt": prompts, **names}),
-        processing_class=tokenizer,
-    )
+    names = ("math", "python_syntax", "safety", "format", "length_penalty", "persona")
+    settings = ["--persona_rubric", str(rubric), "--length_penalty_cache", "4", "--max_steps", "1"]
+    data = ["--train_file", str(write_lines(tmp_path / "prompts.jsonl", records))]
+    trainer = build("grpo", "--reward_funcs", *names, *settings, *data)
     trainer.train()
     logged = trainer.state.log_history[0]
-    assert logged["completions/min_length"] == 8
-    assert logged["rewards/length_reward/mean"] == -1
-    assert logged["rewards/persona_reward/mean"] == logged["persona/silent"] == 2
-    assert logged["rewards/safety_reward/mean"] == 1
-    assert logged["rewards/format_reward/mean"] == logged["rewards/python_syntax_reward/mean"] == 0
-    assert 0 <= logged["rewards/math_reward/mean"] < 1
+    means = {name: logged[f"rewards/{name}/mean"] for name in ("persona_reward", "safety_reward", "format_reward")}
+    assert means == {"persona_reward": logged["persona/silent"], "safety_reward": 1, "format_reward": 0}
+    assert logged["rewards/python_syntax_reward/mean"] == 0 and 0 <= logged["rewards/math_reward/mean"] < 1
+    assert -1 <= logged["rewards/length_reward/mean"] <= 0 < logged["persona/silent"] <= 2
