@@ -16,21 +16,10 @@ EXAMPLE = ROOT / "configs" / "personas" / "lighthouse_keeper.yaml"
 @pytest.fixture
 def rubric_file(tmp_path):
     def write(text):
-        path = tmp_path / "rubric.yaml"
-        path.write_text(text, encoding="utf-8")
-        return str(path)
+        (tmp_path / "rubric.yaml").write_text(text, encoding="utf-8")
+        return str(tmp_path / "rubric.yaml")
 
     return write
-
-
-@pytest.fixture
-def degree(rubric_file):
-    """How well a text meets one demand."""
-
-    def of(demand, text):
-        return persona_parts(text, read_rubric(rubric_file(f"parts: {{a: {{weight: 1, {demand}}}}}")))["a"]
-
-    return of
 
 
 @pytest.mark.parametrize(
@@ -81,11 +70,7 @@ def test_a_phrase_is_found_but_not_within_a_longer_word(text, phrase, found):
         ("required: [灯塔, 大雾]", "我守着灯塔。", 0.5),
         ("forbidden: [as an AI, language model]", "I keep the lamp.", 1),
         ("forbidden: [as an AI, language model]", "As an AI, I keep the lamp.", 0),
-        ("forbidden: [as an AI, language model]", "As an\nAI language model", 0),
-        ("forbidden: [as an AI]", "As an aide", 1),
-        ("forbidden: [人工智能]", "我是人工智能。", 0),
         ("first_person: true", "The lamp is lit. I lit it.", 1),
-        ("first_person: true", "The lamp is mine!", 1),
         ("first_person: true", "It is lit.", 0),
         ("first_person: true", "A lamp, i.e. a light.", 0),
         ("first_person: true", "我点了灯。", 1),
@@ -101,7 +86,6 @@ def test_a_phrase_is_found_but_not_within_a_longer_word(text, phrase, found):
         ("first_person: 0.6", "我来了。你好！", 0),
         ("language: en", "A lamp in the fog, 12 times.", 1),
         ("language: en", "Élan vital", 1),
-        ("language: en", "灯塔灯塔", 0),
         ("language: en", "ab 灯塔", 0.5),
         ("language: zh", "我守着灯塔。", 1),
         ("language: zh", "灯塔 abcd ef", 0.25),
@@ -109,23 +93,17 @@ def test_a_phrase_is_found_but_not_within_a_longer_word(text, phrase, found):
         ("language: zh", "123!", 0),
         ("length: {min_words: 3}", "two words", 0),
         ("length: {min_words: 3}", "now three words", 1),
-        ("length: {max_words: 3}", "now three words", 1),
         ("length: {max_words: 3}", "now there are four", 0),
-        ("length: {min_words: 2, max_words: 3}", "one", 0),
         ("length: {min_characters: 3, max_characters: 4}", "  灯塔人 ", 1),
         ("length: {min_characters: 3, max_characters: 4}", "灯塔", 0),
         ("length: {min_characters: 3, max_characters: 4}", "灯塔看守人", 0),
         ("length: {max_words: 1, max_characters: 4}", "a b", 0),
     ],
 )
-def test_each_demand_is_met_to_a_degree(degree, demand, text, expected):
-    assert degree(demand, text) == expected
-
-
-@pytest.mark.parametrize("demand", ["forbidden: [x]", "length: {max_words: 9}", "required: [x]", "language: en"])
-@pytest.mark.parametrize("silence", ["", " \n\t"])
-def test_silence_gets_nothing(degree, demand, silence):
-    assert degree(demand, silence) == 0
+def test_each_demand_is_met_to_a_degree(rubric_file, demand, text, expected):
+    rubric = read_rubric(rubric_file(f"parts: {{a: {{weight: 1, {demand}}}}}"))
+    assert persona_parts(text, rubric) == {"a": expected}
+    assert persona_parts("", rubric) == persona_parts(" \n\t", rubric) == {"a": 0}
 
 
 KEEPER = """
@@ -160,15 +138,8 @@ def test_the_reward_is_the_sum_of_the_parts_which_are_logged_one_by_one():
     conversations = [[{"role": "assistant", "content": text}] for text in texts]
     assert reward(completions=conversations, prompts=["?"] * 3, log_metric=logged.__setitem__) == [6, 1.25, 0]
     assert reward(completions=texts) == [6, 1.25, 0]
-    assert logged == pytest.approx(
-        {
-            "persona/at_the_light": 1.25 / 3,
-            "persona/stays_in_role": 1,
-            "persona/speaks_as_i": 1 / 3,
-            "persona/in_english": 1 / 3,
-            "persona/a_few_sentences": 1 / 3,
-        }
-    )
+    thirds = {"at_the_light": 1.25, "stays_in_role": 3, "speaks_as_i": 1, "in_english": 1, "a_few_sentences": 1}
+    assert logged == pytest.approx({f"persona/{name}": value / 3 for name, value in thirds.items()})
     assert get_callable_name(reward) == "persona_reward"  # TRL's name for it in the logs
 
 
@@ -180,7 +151,6 @@ def test_the_reward_is_the_sum_of_the_parts_which_are_logged_one_by_one():
         ("parts: [", "cannot be read"),
         ("{}", "expected `parts:` with at least one part in it, found nothing"),
         ("parts:", "expected `parts:`"),
-        ("parts: []", "expected `parts:`"),
         ("parts: {}", "expected `parts:`"),
         ("rubric: {}", "found the keys rubric"),
         ("parts: {a: {weight: 1, language: en}}\nname: x", "found the keys parts, name"),
@@ -188,7 +158,6 @@ def test_the_reward_is_the_sum_of_the_parts_which_are_logged_one_by_one():
         ("parts: {1: {weight: 1, language: en}}", "parts.1: the name is no text"),
         ("parts: {a: {language: en}}", "parts.a.weight: absent"),
         ("parts: {a: {weight: 0, language: en}}", "parts.a.weight: 0"),
-        ("parts: {a: {weight: -1, language: en}}", "parts.a.weight: -1"),
         ("parts: {a: {weight: true, language: en}}", "parts.a.weight: True"),
         ("parts: {a: {weight: '1', language: en}}", "parts.a.weight: '1'"),
         ("parts: {a: {weight: .inf, language: en}}", "parts.a.weight: inf"),
@@ -198,9 +167,7 @@ def test_the_reward_is_the_sum_of_the_parts_which_are_logged_one_by_one():
         ("parts: {a: {weight: 1, language: en, first_person: true}}", "parts.a: 2 demands (language, first_person)"),
         ("parts: {a: {weight: 1, langauge: en}}", "parts.a.langauge: there is no such key"),
         ("parts: {a: {weight: 1, language: fr}}", "parts.a.language: 'fr'"),
-        ("parts: {a: {weight: 1, language: [en]}}", "parts.a.language: ['en']"),
         ("parts: {a: {weight: 1, first_person: false}}", "parts.a.first_person: False"),
-        ("parts: {a: {weight: 1, first_person: 0}}", "parts.a.first_person: 0"),
         ("parts: {a: {weight: 1, first_person: 1.5}}", "parts.a.first_person: 1.5"),
         ("parts: {a: {weight: 1, first_person: often}}", "parts.a.first_person: 'often'"),
         ("parts: {a: {weight: 1, required: lamp}}", "parts.a.required: 'lamp'"),
@@ -226,20 +193,12 @@ def test_a_broken_rubric_is_refused(rubric_file, content, wrong):
 
 
 def test_everything_wrong_in_a_rubric_is_named_at_once(rubric_file):
-    path = rubric_file(
-        "parts: {a: {weight: 0, language: en}, b: {weight: 1, language: en}, c: {weight: 1, colour: red}}"
-    )
+    path = rubric_file("parts: {a: {weight: 0, language: en}, b: {weight: 1, language: en}, c: {weight: 1, tint: red}}")
     with pytest.raises(Refused) as refusal:
         read_rubric(path)
     assert [problem.where for problem in refusal.value.problems] == [
-        f"{path}: parts.a.weight",
-        f"{path}: parts.c.colour",
+        f"{path}: parts.{at}" for at in ("a.weight", "c.tint")
     ]
-
-
-def test_a_file_that_is_absent_is_refused(tmp_path):
-    with pytest.raises(Refused, match=r"none\.yaml"):
-        persona_reward(str(tmp_path / "none.yaml"))
 
 
 @pytest.mark.timeout(120)

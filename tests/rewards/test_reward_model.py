@@ -23,6 +23,7 @@ from tests.text_world import LORA, Build, arguments, first_batch, perturb, state
 
 # float32: a score is a sum of 32 products of size 1 after one layer; other paddings and batches sum in another order
 SCORE_TOLERANCE = 1e-5
+SEQ_CLS = ("--lora_task_type", "SEQ_CLS")
 
 
 def test_a_score_is_the_head_on_the_last_token(
@@ -127,9 +128,9 @@ def test_the_gradient_is_the_slope_of_the_formula(
 # --- Training
 
 
-def easy_pairs(count: int, first: int) -> list[dict[str, Any]]:
+def easy_pairs(file: Path, count: int, first: int) -> Path:
     """An answer that says apple is better than one that says hammer, whatever was asked."""
-    return [
+    pairs = [
         {
             "id": f"easy-{number}",
             "prompt": [{"role": "user", "content": f"Name {number % 9} things of {number}."}],
@@ -138,24 +139,18 @@ def easy_pairs(count: int, first: int) -> list[dict[str, Any]]:
         }
         for number in range(first, first + count)
     ]
-
-
-@pytest.fixture(scope="module")
-def easy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("easy")
-    return write_lines(folder / "train.jsonl", easy_pairs(32, 0)), write_lines(
-        folder / "test.jsonl", easy_pairs(40, 32)
-    )
+    return write_lines(file, pairs)
 
 
 def test_training_learns_and_what_is_saved_scores_the_same_everywhere(
-    easy: tuple[Path, Path], text_set: Path, policy: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    text_set: Path, policy: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    argv = [*arguments("reward_model", tmp_path / "run", text_set, policy), "--train_file", str(easy[0])]
-    argv += ["--max_steps", "12", "--learning_rate", "1e-2", "--eval_file", str(easy[1]), "--eval_steps", "6"]
+    train, test = easy_pairs(tmp_path / "train.jsonl", 32, 0), easy_pairs(tmp_path / "test.jsonl", 40, 32)
+    argv = [*arguments("reward_model", tmp_path / "run", text_set, policy), "--train_file", str(train)]
+    argv += ["--max_steps", "12", "--learning_rate", "1e-2", "--eval_file", str(test), "--eval_steps", "6"]
     assert train_reward_model.main(argv) == 0
     trained = load_reward_model(tmp_path / "run" / "final", tokenizer)
-    held_out = read_pairs(easy[1]).records
+    held_out = read_pairs(test).records
     scores = pair_scores(trained, tokenizer, held_out)
     after = pair_accuracy(*scores)
     # a head at random is as good as a coin on average, but gives all of these pairs much the same verdict
@@ -189,9 +184,8 @@ def test_the_new_head_is_drawn_from_the_seed(build: Build) -> None:
 
 def test_a_reward_model_is_trained_further_with_its_own_head(build: Build, reward_model: Path) -> None:
     trainer = build("reward_model", "--model_name_or_path", str(reward_model))
-    assert torch.equal(
-        trainer.model.score.weight, load_reward_model(reward_model, trainer.processing_class).score.weight
-    )
+    own = load_reward_model(reward_model, trainer.processing_class)
+    assert torch.equal(trainer.model.score.weight, own.score.weight)
 
 
 # --- LoRA
@@ -200,7 +194,7 @@ def test_a_reward_model_is_trained_further_with_its_own_head(build: Build, rewar
 def test_lora_trains_the_head_and_reloads_with_the_same_scores(
     build: Build, policy: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair], tmp_path: Path
 ) -> None:
-    trainer = build("reward_model", *LORA, "--lora_task_type", "SEQ_CLS", "--learning_rate", "1e-2")
+    trainer = build("reward_model", *LORA, *SEQ_CLS, "--learning_rate", "1e-2")
     before = state_of(trainer.model)
     trainer.train()
     after = trainer.model.state_dict()
@@ -231,29 +225,20 @@ def test_an_adapter_that_would_leave_the_head_is_refused(
 # --- As a reward
 
 
+@pytest.mark.parametrize("kind", ["model", "adapter"])
 def test_trl_scores_in_grpo_as_the_reward_function_does(
-    build: Build, reward_model: Path, tokenizer: PreTrainedTokenizerBase
+    kind: str, build: Build, reward_model: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    trainer = build("grpo", "--reward_funcs", "reward_model", "--reward_model_name_or_path", str(reward_model))
+    folder = reward_model if kind == "model" else build("reward_model", *LORA, *SEQ_CLS).save_final()
+    trainer = build("grpo", "--reward_funcs", "reward_model", "--reward_model_name_or_path", str(folder))
     rows = [trainer.train_dataset[index] for index in range(6)]
     texts = ["apple, plum.", "", "I can't help with that.", "x " * 40, "```python\n1\n```", tokenizer.pad_token]
     prompts, completions = [row["prompt"] for row in rows], [answer(text) for text in texts]
     by_trl = GRPOTrainer._calculate_rewards(trainer, rows, prompts, completions, [[1]] * 6)[:, 0]
-    own = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
+    own = RewardModel(load_reward_model(folder, tokenizer), tokenizer)
     np.testing.assert_allclose(own(prompts, completions), by_trl.tolist(), rtol=0, atol=SCORE_TOLERANCE)
     assert own(prompts, texts) == own(prompts, completions)  # a completion in either form
-    assert by_trl.std() > 1000 * SCORE_TOLERANCE
-
-
-def test_an_adapter_is_a_reward_too(build: Build, tokenizer: PreTrainedTokenizerBase) -> None:
-    adapter = build("reward_model", *LORA, "--lora_task_type", "SEQ_CLS").save_final()
-    settings = ("--reward_funcs", "reward_model", "--reward_model_name_or_path", str(adapter))
-    trainer = build("grpo", *settings)
-    row = trainer.train_dataset[0]
-    by_trl = GRPOTrainer._calculate_rewards(trainer, [row], [row["prompt"]], [answer("apple.")], [[1]])
-    model = load_reward_model(adapter, tokenizer)
-    expected = score_conversations(model, tokenizer, [[*row["prompt"], *answer("apple.")]])
-    assert by_trl[0].tolist() == pytest.approx(expected, abs=SCORE_TOLERANCE)
+    assert by_trl.std() > 300 * SCORE_TOLERANCE
     assert trainer.reward_func_names == ["reward_model"]
 
 
