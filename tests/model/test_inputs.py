@@ -48,12 +48,6 @@ def logits_of(model: torch.nn.Module, batch: ModelInputs) -> torch.Tensor:
     return output.logits[:, -1]
 
 
-def assert_same(first: ModelInputs, second: ModelInputs) -> None:
-    assert first.prompt_ids == second.prompt_ids
-    assert torch.equal(first.input_features, second.input_features)
-    assert torch.equal(first.feature_attention_mask, second.feature_attention_mask)
-
-
 class TestRows:
     """Every prompt belongs to its own clip."""
 
@@ -76,29 +70,16 @@ class TestRows:
         audio_token = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
         assert [ids.count(audio_token) for ids in batch.prompt_ids] == [6, 36]
 
-    @pytest.mark.parametrize(("frames", "tokens"), [(7, 2), (25, 6), (145, 36), (150, 37), (1000, 250), (3000, 750)])
-    def test_number_of_audio_tokens(self, frames, tokens):
-        assert num_audio_tokens(torch.ones(1, frames)).tolist() == [tokens]
+    def test_swapped_clips_are_noticed_though_the_total_is_right(self, processor, questions, monkeypatch):
+        original = type(processor).__call__
 
-    def test_swapped_clips_are_noticed_though_the_total_is_right(self, processor, questions):
-        class Swapping:
-            """A processor that gives row 0 the features of row 1 and the other way round."""
+        def swapped(self: ProcessorMixin, **options: Any) -> dict[str, Any]:
+            outputs = original(self, **options)
+            return dict(outputs) | {key: np.asarray(outputs[key])[[1, 0]] for key in inputs.AUDIO_KEYS}
 
-            tokenizer, audio_token = processor.tokenizer, processor.audio_token
-
-            def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
-                return processor.apply_chat_template(*args, **kwargs)
-
-            def __call__(self, **kwargs: Any) -> dict[str, Any]:
-                outputs = dict(processor(**kwargs))
-                for key in inputs.AUDIO_KEYS:
-                    outputs[key] = np.asarray(outputs[key])[[1, 0]]
-                return outputs
-
-        conversations = [build_messages(question, "answer") for question in questions[:2]]
-        clips = [load_clip(question, "first", processor) for question in questions[:2]]
+        monkeypatch.setattr(type(processor), "__call__", swapped)
         with pytest.raises(ValueError, match="prompt 0 holds 6 audio tokens, its clip gives 8 features"):
-            process(Swapping(), conversations, clips)
+            question_inputs(processor, questions[:2], "answer")
 
     def test_a_row_without_its_clip_is_an_error(self, processor, questions):
         conversations = [build_messages(question, "answer") for question in questions[:2]]
@@ -122,7 +103,7 @@ class TestRows:
 class TestHearing:
     """The clip reaches the model: a processor keyword of another name would be ignored without an error."""
 
-    def test_silence_changes_features_and_logits(self, model, processor, questions):
+    def test_silence_changes_the_logits_and_nothing_else_of_the_inputs(self, model, processor, questions):
         heard = question_inputs(processor, questions[:4], "answer")
         blind = question_inputs(processor, questions[:4], "answer", blind=True)
         assert blind.prompt_ids == heard.prompt_ids
@@ -130,16 +111,11 @@ class TestHearing:
         difference = (logits_of(model, heard) - logits_of(model, blind)).abs().amax(-1)
         assert (difference > 1e-3).all()
 
-    def test_another_clip_changes_the_logits(self, model, processor, questions):
-        first, other = questions[0], replace(questions[0], audio_path=questions[8].audio_path)
-        logits = [logits_of(model, question_inputs(processor, [question], "answer")) for question in (first, other)]
-        assert (logits[0] - logits[1]).abs().max() > 1e-3
-
     def test_blind_hears_silence(self, processor, questions):
         clip = load_clip(questions[3], "first", processor)
         silence = load_clip(questions[3], "first", processor, blind=True)
         assert np.array_equal(clip, load_audio(questions[3].audio_path))
-        assert silence.shape == clip.shape and not silence.any()
+        assert silence.shape == clip.shape and silence.dtype == clip.dtype and not silence.any()
 
     def test_the_chosen_channel_is_heard(self, processor, questions, tmp_path):
         left, right = (0.1 * np.random.default_rng(seed).standard_normal(16_000) for seed in (0, 1))
@@ -180,7 +156,9 @@ class TestTrainingAndEvaluation:
         monkeypatch.setattr(generation, "generate", generate)
         generator = load_generator(model_folder, prompt_style=style, max_new_tokens=4)
         generator.answer(prompts_of(asked), warn=pytest.fail)
-        assert_same(seen[0], question_inputs(processor, asked, style))
+        expected = question_inputs(processor, asked, style)
+        assert seen[0].prompt_ids == expected.prompt_ids
+        assert all(torch.equal(getattr(seen[0], key), getattr(expected, key)) for key in inputs.AUDIO_KEYS)
 
     def test_sft(self, asked, processor):
         expected = question_inputs(processor, asked, "answer")
@@ -194,29 +172,27 @@ class TestTrainingAndEvaluation:
             assert torch.equal(batch[key], tensor)
 
 
+@pytest.mark.parametrize(
+    ("frames", "tokens"), [(6, 1), (7, 2), (10, 2), (25, 6), (145, 36), (150, 37), (1000, 250), (3000, 750)]
+)
+def test_number_of_audio_tokens(frames, tokens):
+    assert num_audio_tokens(torch.ones(1, frames)).tolist() == [tokens]
+
+
 class TestShortestClip:
     """A prompt with a single audio token would be merged by another rule of transformers."""
 
-    def test_value(self, processor):
+    def test_it_gives_two_tokens(self, processor):
         assert minimum_seconds(processor) == pytest.approx(0.14)  # 7 frames of 20 ms
         assert minimum_seconds(with_hop(processor, 160)) == pytest.approx(0.1)  # Qwen2-Audio's own frames of 10 ms
 
-    @pytest.mark.parametrize("hop", [160, 320])
-    def test_it_gives_two_tokens(self, processor, hop):
-        frames = round(minimum_seconds(with_hop(processor, hop)) * 16_000 / hop)
-        assert num_audio_tokens(torch.ones(1, frames)).item() >= 2
-        assert num_audio_tokens(torch.ones(1, 6)).item() < 2
-
-    @pytest.mark.parametrize(("num_samples", "usable"), [(2239, False), (2240, True)])
-    def test_guard(self, processor, questions, tmp_path, num_samples, usable):
-        path = tmp_path / "short.wav"
-        soundfile.write(path, np.full(num_samples, 0.1), 16_000)
-        question = replace(questions[0], audio_path=path)
-        if usable:
+    def test_a_shorter_one_is_refused(self, processor, questions, tmp_path):
+        question = replace(questions[0], audio_path=tmp_path / "short.wav")
+        soundfile.write(question.audio_path, np.full(2240, 0.1), 16_000)
+        question_inputs(processor, [question], "answer")
+        soundfile.write(question.audio_path, np.full(2239, 0.1), 16_000)
+        with pytest.raises(AudioError, match=r"short\.wav: the clip is too short \(0\.140 s\)"):
             question_inputs(processor, [question], "answer")
-        else:
-            with pytest.raises(AudioError, match=r"short\.wav: the clip is too short \(0\.140 s\)"):
-                question_inputs(processor, [question], "answer")
 
 
 def with_hop(processor: ProcessorMixin, hop_length: int) -> ProcessorMixin:

@@ -112,17 +112,6 @@ def test_an_adapter_is_its_base_with_it(policy: Path, tokenizer: PreTrainedToken
     assert refusal_of(load_policy, tmp_path).startswith("/gone/base: no model can be read there")
 
 
-def test_rope_parameters_reach_the_model(policy: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    yarn = {"rope_type": "yarn", "factor": 4.0}
-    plain = load_policy(policy)
-    for model in (
-        load_policy(policy, rope_parameters=yarn),
-        load_reward_model(policy, tokenizer, rope_parameters=yarn, new_head=True),
-    ):
-        assert model.config.max_position_embeddings == 4 * plain.config.max_position_embeddings
-        assert not torch.equal(model.model.rotary_emb.inv_freq, plain.model.rotary_emb.inv_freq)
-
-
 # --- Reward model
 
 

@@ -219,10 +219,6 @@ class TestConfig:
         overridden = self.rope("--config", str(file), "--rope_parameters", '{"rope_type": "default"}')
         assert overridden == {"rope_type": "default"}
 
-    def test_on_the_command_line(self):
-        given = self.rope("--rope_parameters", '{"rope_type": "yarn", "factor": 4.0}')
-        assert given == {"rope_type": "yarn", "factor": 4.0}
-
     def rope(self, *argv: str) -> Any:
         return parse_text_config(TextSFTConfig, [*argv, *self.ON_CPU])[2].rope
 

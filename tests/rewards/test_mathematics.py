@@ -9,36 +9,41 @@ from r1_aqa_repro.rewards import mathematics
 from r1_aqa_repro.rewards.mathematics import are_equal, expressions
 from tests.hostile import HOSTILE
 
-EQUAL = [
-    *(
-        ("7", text)
-        for text in ("7", " 7.0 ", "07", "$7", "$7$", r"\(7\)", "**7**", "7!", "14/2", "3 + 4", "3 + 4 = 7.")
-    ),
-    *(
-        ("7", text)
-        for text in ("The answer is 7.", "x = 7", "$x = 7$", "Of 12 she ate 5; 7 are left.", "7 (see above)")
-    ),
-    *(("7", text) for text in ("7 apples", "7kg", "7 cm²", r"$\boxed{7\text{ cm}}$", "7%", "7 percent", "7th")),
-    *(("7", text) for text in ("dog 7", "6 or 7", r"So \boxed{7}, not 8.")),
-    *(("-7", text) for text in ("-7", "x = -7", r"$\boxed{-7}$", "4 - 11")),
-    *(("7000", text) for text in ("7,000", "7 000", "$7,000.00", "7000")),
-    *(("1/2", text) for text in ("0.5", ".5", "1/2", "50/100", r"\frac{1}{2}", r"$\frac12$", "50%", "1/2 cup")),
-    *(("50", text) for text in ("50%", "50.0", "50 percent")),
-    *(("1/3", text) for text in ("0.333333", r"$\frac{2}{6}$")),
-    *((r"$2\pi$", text) for text in (r"$2\pi$", r"$\pi + \pi$")),
+# by gold answer
+EQUAL = {
+    "7": [
+        *("7", " 7.0 ", "07", "$7", "$7$", r"\(7\)", "**7**", "7!", "14/2", "3 + 4", "3 + 4 = 7."),
+        *("The answer is 7.", "x = 7", "$x = 7$", "Of 12 she ate 5; 7 are left.", "7 (see above)"),
+        *("7 apples", "7kg", "7 cm²", r"$\boxed{7\text{ cm}}$", "7%", "7 percent", "7th"),
+        *("dog 7", "6 or 7", r"So \boxed{7}, not 8."),
+    ],
+    "-7": ["-7", "x = -7", r"$\boxed{-7}$", "4 - 11"],
+    "7000": ["7,000", "7 000", "$7,000.00", "7000"],
+    "1/2": ["0.5", ".5", "1/2", "50/100", r"\frac{1}{2}", r"$\frac12$", "50%", "1/2 cup"],
+    "50": ["50%", "50.0", "50 percent"],
+    "1/3": ["0.333333", r"$\frac{2}{6}$"],
+    r"$2\pi$": [r"$2\pi$", r"$\pi + \pi$"],
     # how GSM8K and MATH write their golds
-    ("48/2 = <<48/2=24>>24\n48+24 = <<48+24=72>>72\n#### 72", "She sold 72 clips."),
-    (r"We get $\boxed{\frac{3}{4}}$.", "0.75"),
-]
-DIFFERENT = [
-    *(("7", text) for text in ("-7", "17", "7.5", "7.0001", "7 or 8", "70%", "3 + 5", "7,000", "9^9")),
-    *(("7", text) for text in ("", "-", "seven", "7 = 8", r"\boxed{8} and 7", r"\boxed{6} or \boxed{7}")),
-    *(("1/2", text) for text in ("0.49", "1/3", "50", "0.5001")),
-    *(("1/3", text) for text in ("0.333", "33%")),
-    # what the reader does not know: typographic signs, no space before the number, fractions beside a whole
-    *(("7", text) for text in ("+7", "答案是7", "<b>7</b>", "七")),
-    *(("-7", "−7"), ("1/2", "½"), ("3/2", "1 1/2"), ("1500000", "1.5 million")),
-]
+    "48/2 = <<48/2=24>>24\n48+24 = <<48+24=72>>72\n#### 72": ["She sold 72 clips."],
+    r"We get $\boxed{\frac{3}{4}}$.": ["0.75"],
+}
+DIFFERENT = {
+    "7": [
+        *("-7", "17", "7.5", "7.0001", "7 or 8", "70%", "3 + 5", "7,000", "9^9"),
+        *("", "-", "seven", "7 = 8", r"\boxed{8} and 7", r"\boxed{6} or \boxed{7}"),
+        # what the reader does not know, here and below: typographic signs, no space before the number
+        *("+7", "答案是7", "<b>7</b>", "七"),
+    ],
+    "1/2": ["0.49", "1/3", "50", "0.5001", "½"],
+    "1/3": ["0.333", "33%"],
+    "-7": ["−7"],
+    "3/2": ["1 1/2"],
+    "1500000": ["1.5 million"],
+}
+
+
+def each(by_gold):
+    return [(gold, text) for gold, texts in by_gold.items() for text in texts]
 
 
 @pytest.fixture
@@ -48,12 +53,12 @@ def a_second(monkeypatch):
     monkeypatch.setattr(mathematics, "_SECONDS", 1)
 
 
-@pytest.mark.parametrize(("gold", "text"), EQUAL)
+@pytest.mark.parametrize(("gold", "text"), each(EQUAL))
 def test_texts_of_one_value_are_equal(gold, text):
     assert are_equal(gold, text)
 
 
-@pytest.mark.parametrize(("gold", "text"), DIFFERENT)
+@pytest.mark.parametrize(("gold", "text"), each(DIFFERENT))
 def test_texts_of_other_values_or_without_one_are_different(gold, text):
     assert not are_equal(gold, text)
 

@@ -5,9 +5,7 @@ import random
 import pytest
 
 from r1_aqa_repro.rewards.rules import (
-    REWARDS,
     accuracy_reward,
-    completion_text,
     format_reward,
     r1_aqa_accuracy,
     r1_aqa_format,
@@ -111,7 +109,8 @@ def test_each_completion_is_rewarded_by_its_own_columns():
 def test_conversations_and_plain_texts_get_the_same_reward(function):
     """TRL passes conversations where the prompt is one, with the other columns and its own as keywords."""
     texts = ["<answer>Both</answer>", "<answer>Speaker 2</answer>", "Both!"]
-    conversations = [[{"role": "assistant", "content": text}] for text in texts]
+    conversations = [[{"role": role, "content": text} for role in ("user", "assistant")] for text in texts]
+    conversations[0][0]["content"] = "only the last message counts"
     columns = {
         "answer": ["Both"] * 3,
         "choices": [CHOICES] * 3,
@@ -126,28 +125,8 @@ def test_conversations_and_plain_texts_get_the_same_reward(function):
     assert rewards[0] == 1.0 and all(isinstance(reward, float) for reward in rewards)
 
 
-def test_only_the_last_message_counts():
-    assert completion_text([{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]) == "b"
-
-
-def test_columns_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="zip"):
-        accuracy_reward(["a", "b"], answer=["a"], choices=[["a", "b"]])
-
-
 def test_random_reward_is_a_fair_coin_that_does_not_listen():
     random.seed(0)
     rewards = random_reward(["<answer>right</answer>"] * 4000, answer=["right"] * 4000)
     assert set(rewards) == {0.0, 1.0}
     assert abs(sum(rewards) / 4000 - 0.5) < 0.03  # about four standard errors
-
-
-def test_names_in_configurations():
-    by_name = {
-        "accuracy": accuracy_reward,
-        "format": format_reward,
-        "r1_aqa_accuracy": r1_aqa_accuracy,
-        "r1_aqa_format": r1_aqa_format,
-        "random": random_reward,
-    }
-    assert by_name == REWARDS
