@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 from r1_aqa_repro.data.samples import PAIRS, SAMPLES, Sampled, kl_bound, pair_of
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.reward_model import RewardModel
-from tests.conftest import ROOT
+from tests.files import contents, read_lines
 from tests.text_world import write_lines
 
 PROMPTS, NUM = 11, 4  # with batches of 3 prompts the last batch is not full
@@ -52,29 +49,24 @@ def sampled(scores: list[float], texts: str = "abcd", finished: list[bool] | Non
     return Sampled("p", list(texts[:count]), finished or [True] * count, {"r": scores}, scores)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 # --- which answers make a pair
 
 
-def test_the_best_is_paired_with_the_worst_and_the_first_of_equals_is_taken() -> None:
-    assert sampled([0.5, 2.0, -1.0, 0.0]).best_and_worst() == (1, 2)
-    assert sampled([1.0, 0.0, 1.0, 0.0]).best_and_worst() == (0, 1)
-
-
-def test_equal_scores_and_equal_texts_are_ties() -> None:
-    assert sampled([1.0, 1.0, 1.0]).best_and_worst() is None
-    assert sampled([1.0, 1.0 + 1e-7], "aa").best_and_worst() is None
-
-
-def test_cut_off_and_empty_answers_are_in_no_pair() -> None:
-    finished = [True, False, True, True]
-    assert sampled([0.0, 9.0, 1.0, 0.5], finished=finished).best_and_worst() == (2, 0)
-    assert sampled([0.0, 9.0, 1.0, 0.5], "a b ").best_and_worst() == (2, 0)
-    assert sampled([0.0, 1.0], finished=[False, True]).best_and_worst() is None
-    assert sampled([0.0, 1.0], finished=[False, False]).best_and_worst() is None
+@pytest.mark.parametrize(
+    ("answers", "pair"),
+    [
+        (sampled([0.5, 2.0, -1.0, 0.0]), (1, 2)),
+        (sampled([1.0, 0.0, 1.0, 0.0]), (0, 1)),  # the first of equals
+        (sampled([1.0, 1.0, 1.0]), None),
+        (sampled([1.0, 1.0 + 1e-7], "aa"), None),  # one text
+        (sampled([0.0, 9.0, 1.0, 0.5], finished=[True, False, True, True]), (2, 0)),
+        (sampled([0.0, 9.0, 1.0, 0.5], "a b "), (2, 0)),  # empty ones
+        (sampled([0.0, 1.0], finished=[False, True]), None),
+        (sampled([0.0, 1.0], finished=[False, False]), None),
+    ],
+)
+def test_the_best_whole_answer_is_paired_with_the_worst(answers: Sampled, pair: tuple[int, int] | None) -> None:
+    assert answers.best_and_worst() == pair
 
 
 def test_a_pair_holds_the_prompt_and_both_scores() -> None:
@@ -102,21 +94,12 @@ def test_kl_bound_is_the_divergence_if_all_answers_differ(n: int) -> None:
     assert kl_bound(n) == pytest.approx(integral, abs=1e-4)  # the sum's own error is about n^2 / 24e12
 
 
-def test_kl_bound_is_above_the_divergence_if_answers_tie() -> None:
-    """Two answers, the better with probability p: best of n gives it with probability 1 - (1 - p)^n."""
-    for n in (2, 8):
-        for p in (0.1, 0.5, 0.9):
-            best = np.array([1 - (1 - p) ** n, (1 - p) ** n])
-            divergence = float((best * np.log(best / np.array([p, 1 - p]))).sum())
-            assert 0 < divergence < kl_bound(n)
-
-
 # --- the command
 
 
 def test_what_is_written_fits_together(finished: Path, prompts: Path, reward_model: Path) -> None:
-    records = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
-    samples = [json.loads(line) for line in (finished / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = read_lines(prompts)
+    samples = read_lines(finished / "samples.jsonl")
     assert [each["id"] for each in samples] == [record["id"] for record in records]
     tokenizer = load_tokenizer(reward_model)
     reward_function = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
@@ -196,15 +179,6 @@ def test_samples_of_other_prompts_and_damaged_lines_are_refused(
     assert "nothing tells how the samples beside it were made" in capsys.readouterr().err
 
 
-def test_a_folder_that_another_process_writes_to_is_refused(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with open(tmp_path / "samples.jsonl", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert best_of_n.main([*command, "--out", str(tmp_path)]) == 2
-    assert "another process is writing to it" in capsys.readouterr().err
-
-
 def test_not_a_single_pair_is_a_failure(
     policy: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,8 +186,7 @@ def test_not_a_single_pair_is_a_failure(
     options = ["--model", str(policy), "--prompts", str(prompts), "--max-new-tokens", "4", "--num", "2"]
     assert best_of_n.main([*options, "--rewards", "python_syntax", "--out", str(tmp_path)]) == 1
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
-    lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    whole = [sum(json.loads(line)["finished"]) for line in lines]
+    whole = [sum(line["finished"]) for line in read_lines(tmp_path / "samples.jsonl")]
     few = sum(number < 2 for number in whole)
     assert 0 < few < PROMPTS
     assert few == summary["without_two_whole_answers"] and summary["ties"] == PROMPTS - few
@@ -262,15 +235,3 @@ def test_what_cannot_work_is_refused(
     except SystemExit as refused:  # argparse's own
         assert refused.code == 2
     assert code in capsys.readouterr().err
-
-
-def test_help_needs_no_torch() -> None:
-    program = (
-        "import sys\n"
-        "from r1_aqa_repro import best_of_n\n"
-        "try:\n    best_of_n.main(['--help'])\n"
-        "finally:\n    assert 'torch' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--reward-model" in done.stdout

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval import mmau
-from r1_aqa_repro import train_sft
 from r1_aqa_repro.data.conversations import PreferencePair
 from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -139,14 +138,6 @@ def test_a_base_that_was_moved_is_given_as_an_option(base: Path, adapter: Path, 
     assert main([*argv, "--base", str(base)]) == 0
     assert (tmp_path / "merged" / "model.safetensors").read_bytes() == expected.read_bytes()
     assert (tmp_path / "merged" / "processor_config.json").is_file()
-
-
-def test_the_merged_model_can_be_trained_further(adapter: Path, manifest: Path, tmp_path: Path) -> None:
-    merged = merge_adapter(adapter, tmp_path / "merged")
-    argv = ["--model_name_or_path", str(merged), "--train_file", str(manifest), "--output_dir", str(tmp_path / "run")]
-    settings = ["--max_steps", "1", "--examples_per_step", "2", "--bf16", "false", "--report_to", "none"]
-    assert train_sft.main([*argv, *settings, "--use_cpu", "true", "--dataloader_pin_memory", "false"]) == 0
-    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
 
 def test_a_text_policy_answers_as_base_and_adapter_do(

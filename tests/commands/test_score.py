@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.conversations import PreferencePair
 from r1_aqa_repro.model.text_loading import load_reward_model
 from r1_aqa_repro.score import main, pair_accuracy, pair_scores, summarised
-from tests.conftest import ROOT
+from tests.files import read_lines
 from tests.text_world import write_lines
 
 
@@ -49,8 +47,7 @@ def test_summary_by_hand() -> None:
 
 def scored(reward_model: Path, file: Path, out: Path, *more: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     assert main(["--model", str(reward_model), "--file", str(file), "--out", str(out), *more]) == 0
-    lines = (out / "scores.jsonl").read_text(encoding="utf-8").splitlines()
-    return json.loads((out / "score.json").read_text(encoding="utf-8")), [json.loads(line) for line in lines]
+    return json.loads((out / "score.json").read_text(encoding="utf-8")), read_lines(out / "scores.jsonl")
 
 
 def test_scores_are_written_and_printed(
@@ -74,7 +71,7 @@ def test_a_name_in_brackets_is_printed_as_it_is(
     reward_model: Path, text_set: Path, tmp_path: Path, capsys: Any
 ) -> None:
     """rich takes some of them for colours."""
-    records = [json.loads(line) for line in (text_set / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = read_lines(text_set / "pairs_train.jsonl")
     file = write_lines(tmp_path / "[red]pairs.jsonl", [{**record, "task": "[bold]"} for record in records[:3]])
     summary, _ = scored(reward_model, file, tmp_path / "out")
     assert summary["by_task"].keys() == {"[bold]"}
@@ -125,7 +122,7 @@ def refused(capsys: Any, *argv: object) -> list[str]:
 def test_everything_wrong_is_named_at_once(
     policy: Path, reward_model: Path, text_set: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    good = [json.loads(line) for line in (text_set / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines()[:2]]
+    good = read_lines(text_set / "pairs_train.jsonl")[:2]
     same = {**good[1], "id": "same", "rejected": good[1]["chosen"]}
     file, out = write_lines(tmp_path / "pairs.jsonl", [good[0], {"prompt": "Why?"}, good[1], same]), tmp_path / "out"
     lines = refused(capsys, "--model", policy, "--file", file, "--out", out)
@@ -162,9 +159,3 @@ def test_a_score_that_is_no_number_fails_and_names_its_pair(
     assert main(argv) == 1
     assert "scores pair-train-00000 with nan and nan" in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys, r1_aqa_repro.score as s\ntry: s.main(['--help'])\nfinally: print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0 and "--batch-size" in done.stdout and done.stdout.endswith("False\n")

@@ -141,17 +141,6 @@ def test_columns_reach_the_rewards_and_absent_ones_are_none(
     assert "reward/maths" in logged and not any(name.endswith("/None") for name in logged)
 
 
-@pytest.mark.parametrize("name", sorted(registry.RESERVED))
-def test_columns_that_rewards_could_not_see_are_refused(
-    name: str, text_set: Path, policy: Path, tmp_path: Path, capsys: Any
-) -> None:
-    file = write_lines(tmp_path / "prompts.jsonl", [{"id": "p", "prompt": ASKED, name: 1}])
-    argv = [*arguments("grpo", tmp_path / "run", text_set, policy), "--train_file", str(file)]
-    assert train_grpo_text.main(argv) == 2
-    assert f"{file}: p: the column {name} has a name" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
 # --- Whole runs
 
 

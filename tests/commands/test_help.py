@@ -1,4 +1,4 @@
-"""`--help` of the training commands: at once, without the libraries, and with every key of our own."""
+"""`--help` of the commands: at once, without the libraries, and with every key of our own."""
 
 from __future__ import annotations
 
@@ -34,24 +34,29 @@ finally:
 """
 
 
+def help_of(command: str) -> str:
+    """What a command says to `--help`, without importing the libraries."""
+    done = subprocess.run([sys.executable, "-c", SHOW, command, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert f"usage: python -m {command} " in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["ask", "best_of_n", "plan", "score"])
+def test_help_of_other_commands_comes_at_once_too(name: str) -> None:
+    assert "--" in help_of(f"r1_aqa_repro.{name}")
+
+
 @pytest.mark.parametrize("name", ENTRIES)
 def test_help_names_every_own_key_without_importing_the_libraries(name: str) -> None:
-    command = [sys.executable, "-c", SHOW, f"r1_aqa_repro.{name}", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
-    assert f"usage: python -m r1_aqa_repro.{name} --config FILE" in done.stdout and "--help-all" in done.stdout
+    said = help_of(f"r1_aqa_repro.{name}")
+    assert "--config FILE" in said and "--help-all" in said
     training, library = ENTRIES[name]
-    data, model = (
-        (RunArguments, TextModelConfig)
-        if "text" in name or library in (DPOConfig, RewardConfig)
-        else (
-            DataArguments,
-            ModelConfig,
-        )
-    )
+    audio = name in ("train_sft", "train_grpo")
+    data, model = (DataArguments, ModelConfig) if audio else (RunArguments, TextModelConfig)
     ours = {field.name for each in (training, data, model) for field in fields(each)}
     ours -= {field.name for each in (library, ModelConfig) for field in fields(each)}
-    assert "train_file" in ours and all(f"--{key} " in done.stdout for key in ours)
+    assert "train_file" in ours and all(f"--{key} " in said for key in ours)
 
 
 def test_help_all_names_the_keys_of_the_libraries_too(capsys: pytest.CaptureFixture[str]) -> None:
