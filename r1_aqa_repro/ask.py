@@ -67,13 +67,7 @@ def make_question(audio: Path, text: str, choices: Sequence[str]) -> AudioQuesti
 
 
 def complete(checkpoint: str, question: AudioQuestion, style: str, max_new_tokens: int = 256) -> str:
-    """The model's greedy completion, computed as `generation.device_and_dtype` says.
-
-    Args:
-        checkpoint: folder or hub id.
-        question: see `make_question`.
-        style: see `prompts.PROMPT_STYLES`.
-        max_new_tokens: longest completion; the default is that of `eval.mmau`.
+    """The greedy completion of a model (folder or hub id), by default at most as long as those of `eval.mmau`.
 
     Raises:
         Refused: the clip cannot be decoded or is too short; see `loading.load`.

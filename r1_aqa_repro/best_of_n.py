@@ -149,16 +149,9 @@ def batch_seed(seed: int, number: int) -> int:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples answers and scores them.
+    """Samples `num` answers to each prompt, of at most `max_new_tokens`, and scores them; the weights are one a reward.
 
-    Attributes:
-        model: policy in evaluation mode.
-        tokenizer: its own.
-        rewards: by name.
-        weights: one a reward.
-        num: answers a prompt.
-        max_new_tokens: longest answer.
-        temperature: of the sampling.
+    The policy is in evaluation mode.
     """
 
     model: Any
@@ -170,7 +163,7 @@ class Sampler:
     temperature: float = 1.0
 
     def __call__(self, prompts: Sequence[TextPrompt], seed: int) -> list[Sampled]:
-        """`num` answers to each prompt; the prompt itself is computed once."""
+        """The answers to each prompt, which itself is computed once."""
         import torch
 
         from r1_aqa_repro.model.generation import generate, sampling_config

@@ -84,13 +84,7 @@ def pair_scores(
     batch_size: int = _BATCH_SIZE,
 ) -> tuple[list[float], list[float]]:
     """The scores of the chosen and of the rejected answers, in the order of the pairs; with a progress bar if it
-    takes long.
-
-    Args:
-        model: as `load_reward_model` gives it.
-        tokenizer: its own.
-        pairs: the pairs.
-        batch_size: pairs scored at once.
+    takes long. So many pairs as `batch_size` are scored at once.
     """
     from r1_aqa_repro.rewards.reward_model import score_conversations
 

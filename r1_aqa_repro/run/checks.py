@@ -130,10 +130,7 @@ def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Pro
 def check_disk(training: TrainingArguments, parameters: int, examples: int) -> list[Problem]:
     """A problem without room for the checkpoints that a run has yet to write, one being written and the final model.
 
-    Args:
-        training: the run's configuration.
-        parameters: that a checkpoint holds.
-        examples: that the run learns from.
+    A checkpoint holds so many `parameters`, and the run learns from so many `examples`.
     """
     folder = Path(str(training.output_dir))
     at_once = training.train_batch_size * training.gradient_accumulation_steps * training.world_size

@@ -97,12 +97,7 @@ def start_run(
 ) -> None:
     """Make the folder a run's own (deleting an earlier run's checkpoints and records if `overwrite`).
 
-    Args:
-        folder: the run's folder.
-        config: from `resolved_config`.
-        hashes: of what the run reads: `data`, from `data_hashes`, and `models`, a digest by folder.
-        seed: of the run.
-        overwrite: start anew.
+    `hashes` are those of what the run reads: `data`, from `data_hashes`, and `models`, a digest by folder.
     """
     if overwrite:
         # the records first: a kill in between leaves no run that would go on from half a checkpoint

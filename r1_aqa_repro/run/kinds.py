@@ -216,9 +216,8 @@ def prompts_to_answer(
 
     Args:
         rewarding: a configuration with the keys of `RewardArguments` and `max_completion_length`.
-        shorten: see `TextRecords`.
         critic: the longest conversation that a critic can take, if there is one.
-        build: see `Kind`.
+        shorten, build: see `TextRecords`.
     """
     return TextRecords(
         read_prompts,

@@ -25,13 +25,7 @@ _FIGURES = ("loss", "reward", "reward_std", "kl", "entropy", "rewards/accuracies
 
 
 def write_card(run: Path, folder: Path, trainer: Trainer) -> None:
-    """Write the card of the model that a run has just saved.
-
-    Args:
-        run: the run's folder, which holds its configuration and record.
-        folder: where the model was saved, and where the card goes.
-        trainer: whose model it is.
-    """
+    """Write the card of the trainer's model into the `folder` where it was just saved; `run` is that of the run."""
     parts = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     config = parts["data"] | parts["training"] | parts["model"]
     adapter = config["use_peft"]

@@ -25,10 +25,7 @@ def prepare(
 ) -> tuple[list[Record], list[Record]]:
     """Check data, model, settings, disk space and run folder; then make the folder this run's own.
 
-    Args:
-        data, training, model: the run's configuration.
-        kind: of the records.
-        extra: what the entry point found wrong by itself.
+    `extra` is what the entry point found wrong by itself.
 
     Returns:
         The usable records of `train_file`, and of `eval_file` if it is given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,43 +19,42 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 STEPS = 4
 
 
-class PPORuns:
-    """Trains with `tests.distributed.ppo_driver`."""
+Train = Callable[..., str]
 
-    def __init__(self, policy: Path, text_set: Path, reward_model: Path):
-        self.policy, self.text_set, self.reward_model = policy, text_set, reward_model
 
-    def train(self, run: Path, strategy: str, at_once: int, processes: int = 2, driver: tuple[str, ...] = ()) -> str:
-        """Train in the folder `run`; what was said."""
+@pytest.fixture(scope="module")
+def train(policy: Path, text_set: Path, reward_model: Path) -> Train:
+    """Trains in the folder `run` with `tests.distributed.ppo_driver`; what was said."""
+
+    def of(run: Path, strategy: str, at_once: int, processes: int = 2, driver: tuple[str, ...] = ()) -> str:
         done = launch(
             "tests.distributed.ppo_driver",
-            *(*driver, *arguments("ppo", run, self.text_set, self.policy), *deepspeed(strategy)),
+            *(*driver, *arguments("ppo", run, text_set, policy), *deepspeed(strategy)),
             *("--max_steps", STEPS, "--max_prompts_per_device", at_once, "--whiten_rewards", "true"),
-            *("--num_mini_batches", "1", "--reward_model_name_or_path", self.reward_model),
+            *("--num_mini_batches", "1", "--reward_model_name_or_path", reward_model),
             *("--reward_funcs", "letter", "reward_model"),
             processes=processes,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stderr
 
-
-@pytest.fixture(scope="module")
-def runs(policy: Path, text_set: Path, reward_model: Path) -> PPORuns:
-    return PPORuns(policy, text_set, reward_model)
+    return of
 
 
 @pytest.fixture(scope="module")
-def alone(runs: PPORuns, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("alone") / "run"
-    runs.train(run, "ddp", 8, processes=1)
+    train(run, "ddp", 8, processes=1)
     return run
 
 
 # a minibatch's 8 completions on 2 processes: 4 each at once, or 2 each, accumulated
 @pytest.mark.parametrize(("strategy", "at_once"), [("ddp", 4), ("ddp", 2), ("zero2", 2), ("zero3", 2)])
-def test_two_processes_train_as_one(strategy: str, at_once: int, alone: Path, runs: PPORuns, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(
+    strategy: str, at_once: int, alone: Path, train: Train, policy: Path, reward_model: Path, tmp_path: Path
+) -> None:
     together = tmp_path / "run"
-    runs.train(together, strategy, at_once)
+    train(together, strategy, at_once)
     logs = [log_history(run / f"checkpoint-{STEPS}") for run in (alone, together)]
     for one, two in zip(*logs, strict=True):
         assert one.keys() == two.keys()
@@ -64,7 +64,7 @@ def test_two_processes_train_as_one(strategy: str, at_once: int, alone: Path, ru
             close = 0.04 if name.startswith("clip_fraction") else 1e-5
             assert two[name] == pytest.approx(one[name], rel=1e-3, abs=close), name
         assert one["step"] == 1 or one["kl"] != 0  # the policy has moved
-    for start, part in ((runs.policy, "."), (runs.reward_model, CRITIC)):
+    for start, part in ((policy, "."), (reward_model, CRITIC)):
         apart, come = apart_and_come(start, alone / "final" / part, together / "final" / part)
         assert apart < 1e-3 * come
 
@@ -75,11 +75,11 @@ def weights(run: Path) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
-def test_a_resumed_run_ends_with_the_same_bytes(strategy: str, runs: PPORuns, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bytes(strategy: str, train: Train, tmp_path: Path) -> None:
     """Running freely: each process has random numbers of its own, which a resume brings back."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    runs.train(whole, strategy, 8, driver=("--free",))
+    train(whole, strategy, 8, driver=("--free",))
     shutil.copytree(whole, broken, ignore=shutil.ignore_patterns("final", f"checkpoint-{STEPS}"))
-    assert "resuming from" in runs.train(broken, strategy, 8, driver=("--free",))
+    assert "resuming from" in train(broken, strategy, 8, driver=("--free",))
     for one, other in zip(weights(whole), weights(broken), strict=True):
         assert one.keys() == other.keys() and all(value.equal(other[name]) for name, value in one.items())

@@ -150,14 +150,6 @@ def test_a_signal_to_every_process_saves_one_checkpoint(manifest: Path, model_fo
     assert {path.name for path in saved.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
-def test_prompts_that_do_not_divide_are_refused_once(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path, manifest, model_folder)
-    done = job.train("--max_steps", "1", "--prompts_per_step", "3")
-    assert done.returncode == 2
-    assert done.stderr.count("3 does not divide among 2 processes") == 1
-    assert not job.run.exists()
-
-
 def test_processes_that_would_train_alone_are_refused(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
     """Without `use_cpu`, transformers takes each CPU process for the only one."""
     job = Job(tmp_path, manifest, model_folder)
