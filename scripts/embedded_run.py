@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the project also without an installation
 
+import pandas
 import torch
-from rich.table import Table
 
 from eval.run import carry_out, prepare
 from eval.scores import read_verdicts
@@ -47,14 +48,14 @@ from scripts.workshop import (
     Interrupted,
     Workshop,
     command_of_stages,
-    draw_log,
+    log_of,
+    outcome,
     plotted,
     results,
-    table,
-    trainer_state,
 )
 
 TRAIN, HELD_OUT = Path("train", "manifest.jsonl"), Path("held_out", "mmau_format.json")  # of the question set
+GRPO = ROOT / "configs" / "grpo_embedded.yaml"
 PROMPT_STYLE = "answer"
 EVAL_BATCH = 50
 KL_QUESTIONS = 120
@@ -66,8 +67,13 @@ Scores = Mapping[str, Any]  # the content of a scores.json: accuracies in percen
 @command_of_stages
 def main(argv: list[str]) -> int:
     """Carry out every stage that is not done yet. Returns the exit code."""
-    own, overrides = _parser().parse_known_args(argv)
-    data_settings, training, model = parse_config(AudioGRPOConfig, ["--config", str(own.grpo_config), *overrides])
+    parser = Options(__doc__)
+    parser.add_argument("--num-train", type=int, default=5400, help="training questions")
+    parser.add_argument("--num-held-out", type=int, default=900, help="held-out questions")
+    parser.add_argument("--curve-questions", type=int, default=300, help="held-out questions a point of the curve")
+    parser.add_argument("--sft-config", type=Path, default=ROOT / "configs" / "sft_embedded.yaml")
+    own, overrides = parser.parse_known_args(argv)
+    data_settings, training, model = parse_config(AudioGRPOConfig, ["--config", str(GRPO), *overrides])
     folder = Path(str(training.output_dir))
     data, start, sft, scored = folder / "data", folder / "start", folder / "sft", folder / "eval"
     held_out = data / HELD_OUT
@@ -79,7 +85,10 @@ def main(argv: list[str]) -> int:
         raise Refused(problems)
     workshop = Workshop(folder, training.seed)
     if data_settings.overwrite and (data / "question_set.json").is_file():
-        workshop.clear(data, start, sft, scored, folder / "results.json", folder / "learning_curve.png")
+        for made in (data, start, sft, scored):
+            shutil.rmtree(made, ignore_errors=True)
+        for made in (folder / "results.json", folder / "learning_curve.png", workshop.stages.file):
+            made.unlink(missing_ok=True)
     say(f"embedded run in {folder}, seed {training.seed}")
 
     with workshop.stages("data"):
@@ -88,65 +97,54 @@ def main(argv: list[str]) -> int:
         if not start.is_dir():
             texts = [prompt_text(question, PROMPT_STYLE) for question in read_questions(data / TRAIN).records]
             build_tiny_qwen2_audio(start, texts=texts, seed=training.seed)
-    warm = _train(workshop, "sft", train_sft, own.sft_config, sft, start, data)
+    warm = _train(workshop, train_sft, own.sft_config, sft, start, data)
     with workshop.stages("eval_before"):
-        before = _evaluate(warm, held_out, scored / "before")
-        block_before = block_of(before, scored / "before")  # now: --overwrite lets GRPO delete the folder's evaluations
-    final = _train(workshop, "grpo", train_grpo, own.grpo_config, folder, warm, data, overrides)
+        # read now: --overwrite lets GRPO delete the folder's evaluations
+        before = block_of(_evaluate(warm, held_out, scored / "before"), scored / "before")
+    final = _train(workshop, train_grpo, GRPO, folder, warm, data, overrides)
     with workshop.stages("eval_after"):
         after = _evaluate(final, held_out, scored / "after")
         without_audio = _evaluate(final, held_out, scored / "blind_after", no_audio=True)
     with workshop.stages("learning_curve"):
         points = _curve(folder, warm, held_out, own.curve_questions, training.seed)
-        plot_learning_curve(folder / "learning_curve.png", trainer_state(folder)["log_history"], points)
+        plot_learning_curve(folder / "learning_curve.png", log_of(folder), points)
 
     update_run(folder, seconds=workshop.stages.asked_for)
-    chance, first = after["baselines"]["chance"] / 100, after["baselines"]["always_first"] / 100
+    chance, first = (after["baselines"][name] / 100 for name in ("chance", "always_first"))
     summary = results(
         workshop,
         {"accuracy": chance, "ci95": [chance, chance], "n": after["n"]},
-        block_before,
+        before,
         block_of(after, scored / "after"),
         blind_after=_share(without_audio["total"]),
-        controls={"always_first": {"accuracy": first, "n": after["n"]}},
+        controls={"always_first": {"accuracy": first, "ci95": [first, first], "n": after["n"]}},
     )
     summary["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    files = f"Results: {folder}/results.json, {folder}/learning_curve.png; model: {folder}/final"
-    workshop.report(folder, summary, accuracies(summary, before, after), sentence(summary), files)
+    workshop.report(
+        folder,
+        summary,
+        outcome(EMBEDDED_HEADING, summary),
+        f"Accuracy on held-out questions, greedy decoding; format {100 * summary['after']['format_rate']:.1f} %.",
+        f"Results: {folder}/results.json, {folder}/learning_curve.png; model: {folder}/final",
+    )
     return EXIT_DONE
 
 
-def _parser() -> Options:
-    parser = Options(__doc__)
-    parser.add_argument("--num-train", type=int, default=5400, help="training questions")
-    parser.add_argument("--num-held-out", type=int, default=900, help="held-out questions")
-    parser.add_argument("--curve-questions", type=int, default=300, help="held-out questions a point of the curve")
-    parser.add_argument("--sft-config", type=Path, default=ROOT / "configs" / "sft_embedded.yaml")
-    parser.add_argument("--grpo-config", type=Path, default=ROOT / "configs" / "grpo_embedded.yaml")
-    return parser
-
-
 def _train(
-    workshop: Workshop,
-    stage: str,
-    entry: Any,
-    config: Path,
-    run: Path,
-    model: Path,
-    data: Path,
-    overrides: Sequence[str] = (),
+    workshop: Workshop, entry: Any, config: Path, run: Path, model: Path, data: Path, overrides: Sequence[str] = ()
 ) -> Path:
     """Train in NPROC processes, and note in run.json on what `eval.mmau` evaluates the checkpoints unless told
     otherwise."""
-    manifest, held_out, processes = data / TRAIN, data / HELD_OUT, int(os.environ.get("NPROC", "1"))
-    code = EXIT_DONE
+    held_out, processes = data / HELD_OUT, int(os.environ.get("NPROC", "1"))
+    stage = "sft" if entry is train_sft else "grpo"
+    refused = False
     try:
-        return workshop.train(stage, entry, config, run, model, manifest, overrides, processes)
+        return workshop.train(entry, config, run, model, data / TRAIN, overrides, stage, processes)
     except Interrupted as interrupted:
-        code = interrupted.code
+        refused = interrupted.code == EXIT_REFUSED
         raise
     finally:
-        if code != EXIT_REFUSED and (run / RUN).is_file():
+        if not refused and (run / RUN).is_file():
             relative = {"data": os.path.relpath(held_out, run), "audio_dir": os.path.relpath(held_out.parent, run)}
             update_run(run, embedded_held_out=relative | {"prompt_style": PROMPT_STYLE})
 
@@ -199,44 +197,19 @@ def _share(tally: Mapping[str, Any]) -> Block:
     return {"accuracy": tally["accuracy"] / 100, "ci95": [bound / 100 for bound in tally["ci95"]], "n": tally["n"]}
 
 
-def accuracies(summary: Mapping[str, Any], before: Scores, after: Scores) -> Table:
-    """Accuracy by task, difficulty and family, before and after."""
-    shown = table(EMBEDDED_HEADING, "", "n", "before", "after", "gain")
-    for group in ("task", "difficulty", "sub_category"):
-        for label, tally in after[group].items():
-            old, new = before[group][label]["accuracy"], tally["accuracy"]
-            shown.add_row(label, str(tally["n"]), f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}")
-        shown.add_section()
-    old, total, gain = before["total"]["accuracy"], after["total"], summary["gain"]
-    low, high = (100 * bound for bound in gain["ci95"])
-    change = f"{100 * gain['accuracy']:+.1f} [{low:+.1f}, {high:+.1f}]"
-    shown.add_row("total", str(total["n"]), f"{old:.1f}", f"{total['accuracy']:.1f}", change, style="bold")
-    return shown
-
-
-def sentence(summary: Mapping[str, Any]) -> str:
-    """What the table's figures are to be compared with."""
-    chance, without_audio = summary["chance"]["accuracy"], summary["blind_after"]["accuracy"]
-    return (
-        f"Accuracy in percent on held-out questions, greedy decoding. Chance {100 * chance:.1f}; the trained model "
-        f"given silence {100 * without_audio:.1f}; format {100 * summary['after']['format_rate']:.1f} %."
-    )
-
-
-def plot_learning_curve(path: Path, log_history: list[dict[str, float]], points: list[dict[str, Any]]) -> None:
+def plot_learning_curve(path: Path, log: pandas.DataFrame, points: list[dict[str, Any]]) -> None:
     """Draw reward, held-out accuracy by task, reward std, entropy and KL to the start over steps.
 
     Args:
         path: the PNG to write.
-        log_history: the trainer's log, one entry a step.
+        log: the trainer's, a row a step.
         points: evaluated checkpoints: `step`, `scores` (content of scores.json), `kl`.
     """
     steps, scores = [point["step"] for point in points], [point["scores"] for point in points]
-    accuracy_title = f"held-out accuracy, % of {scores[0]['n']}"
-    titles = ("reward (accuracy + format)", accuracy_title, "reward std", "entropy (nats a token)")
-    with plotted(path, *titles, "KL to the start (nats a token)") as (reward, accuracy, spread, entropy, kl):
-        for axis, name in ((reward, "reward"), (spread, "reward_std"), (entropy, "entropy")):
-            draw_log(axis, log_history, name)
+    titles = ("reward", "reward_std", "entropy", "KL to the start (nats a token)")
+    with plotted(path, f"held-out accuracy, % of {scores[0]['n']}", *titles) as (accuracy, *logged, kl):
+        for axis in logged:
+            axis.plot(log[axis.get_title()].dropna(), linewidth=0.9)
         for task in scores[0]["task"]:
             accuracy.plot(steps, [each["task"][task]["accuracy"] for each in scores], marker=".", label=task)
         accuracy.plot(steps, [each["total"]["accuracy"] for each in scores], color="black", label="total")

@@ -1,6 +1,6 @@
 """One embedded text run: from nothing to a trained model and what it gained on held-out data, on one CPU core.
 
-    python scripts/embedded_text.py {sft,reward_model,dpo,grpo,ppo} [--any key of the stage's config]
+    python scripts/embedded_text.py train_dpo [--any key of its config]        # or another entry point
 
 What the run starts from is made first if it is not there: the text set, a small Qwen2, the common start by supervised
 fine-tuning, and for GRPO and PPO the reward model, each in a folder beside the run's own. After an interruption the
@@ -13,13 +13,11 @@ import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project also without an installation
 
-from rich.table import Table
 from transformers import set_seed
 
 from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text
@@ -34,77 +32,34 @@ from scripts.workshop import (
     TextWorkshop,
     chance_of,
     command_of_stages,
-    draw_log,
     evaluated,
     figure_of,
-    interval,
+    log_of,
     options_of_run,
+    outcome,
     plotted,
     results,
-    table,
-    trainer_state,
 )
 
-
-@dataclass(frozen=True)
-class Stage:
-    """A training.
-
-    entry, config, data: its entry point, its config, and its file of the text set.
-    curves: what its learning curve shows: the logged figures of each panel, by the panel's title.
-    by_reward_model: whether it is rewarded by the reward model.
-    """
-
-    entry: Any
-    config: str
-    data: str
-    curves: dict[str, tuple[str, ...]]
-    by_reward_model: bool = False
-
-
-STAGES = {
-    "sft": Stage(train_sft_text, "sft_text_embedded", "sft.jsonl", {"loss": ("loss",), "entropy": ("entropy",)}),
-    "reward_model": Stage(
-        train_reward_model,
-        "reward_model_embedded",
-        "pairs_train.jsonl",
-        {"loss": ("loss",), "pair accuracy": ("accuracy",), "margin": ("margin",)},
-    ),
-    "dpo": Stage(
-        train_dpo,
-        "dpo_embedded",
-        "pairs_train.jsonl",
-        {
-            "loss": ("loss",),
-            "rewards": ("rewards/chosen", "rewards/rejected"),
-            "log-probs of answers": ("logps/chosen", "logps/rejected"),
-        },
-    ),
-    "grpo": Stage(
-        train_grpo_text,
-        "grpo_text_embedded",
-        "assist_prompts_train.jsonl",
-        {
-            "reward of the model": ("rewards/reward_model/mean",),
-            "true reward": ("rewards/embedded_true_reward/mean",),
-            "KL to the start": ("kl",),
-            "entropy": ("entropy",),
-        },
-        by_reward_model=True,
-    ),
-    "ppo": Stage(
-        train_ppo_text,
-        "ppo_text_embedded",
-        "assist_prompts_train.jsonl",
-        {
-            "reward of the model": ("rewards/reward_model",),
-            "true reward": ("rewards/true",),
-            "KL to the start": ("kl",),
-            "loss of the critic": ("loss/value",),
-        },
-        by_reward_model=True,
-    ),
+STAGES: dict[str, tuple[Any, str, str]] = {  # by entry point: its module, config, and file of the text set
+    "train_sft_text": (train_sft_text, "sft_text_embedded", "sft.jsonl"),
+    "train_reward_model": (train_reward_model, "reward_model_embedded", "pairs_train.jsonl"),
+    "train_dpo": (train_dpo, "dpo_embedded", "pairs_train.jsonl"),
+    "train_grpo_text": (train_grpo_text, "grpo_text_embedded", "assist_prompts_train.jsonl"),
+    "train_ppo_text": (train_ppo_text, "ppo_text_embedded", "assist_prompts_train.jsonl"),
 }
+CURVES = (  # a panel each, of what was logged
+    ("loss",),
+    ("accuracy",),
+    ("margin",),
+    ("rewards/chosen", "rewards/rejected"),
+    ("logps/chosen", "logps/rejected"),
+    ("rewards/reward_model/mean", "rewards/embedded_true_reward/mean"),
+    ("rewards/reward_model", "rewards/true"),
+    ("kl",),
+    ("loss/value",),
+    ("entropy",),
+)
 
 
 @command_of_stages
@@ -113,48 +68,45 @@ def main(argv: list[str]) -> int:
     parser = options_of_run(__doc__, "runs/<entry point>")
     parser.add_argument("stage", choices=STAGES)
     own, overrides = parser.parse_known_args(argv)
-    stage = STAGES[own.stage]
-    folder = own.output_dir or Path("runs") / Path(stage.entry.__name__.rpartition(".")[2])
+    folder = own.output_dir or Path("runs") / own.stage
     workshop = TextWorkshop(folder.parent, own.seed)
     say(f"embedded run in {folder}, seed {own.seed}")
-    run = reward_model_run if own.stage == "reward_model" else policy_run
+    run = reward_model_run if own.stage == "train_reward_model" else policy_run
     summary = run(own.stage, workshop, folder, overrides)
-    log = trainer_state(folder)["log_history"]
-    with plotted(folder / "learning_curve.png", *stage.curves) as axes:
-        for axis, names in zip(axes, stage.curves.values(), strict=True):
-            draw_log(axis, log, *names)
+    log = log_of(folder)
+    panels = [names for names in CURVES if names[0] in log]
+    with plotted(folder / "learning_curve.png", *map(", ".join, panels)) as axes:
+        for axis, names in zip(axes, panels, strict=True):
+            for name in names:
+                axis.plot(log[name].dropna(), linewidth=0.9, label=name)
+    shown = outcome(f"{figure_of(summary['after']).replace('_', ' ')} on held-out data", summary)
     files = f"Results: {folder}/results.json, {folder}/learning_curve.png; model: {folder}/final"
-    workshop.report(folder, summary, gains(summary), *answers_sentence(summary), files)
+    workshop.report(folder, summary, shown, *answers_sentence(summary), files)
     return EXIT_DONE
 
 
-def policy_run(name: str, workshop: TextWorkshop, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def policy_run(stage: str, workshop: TextWorkshop, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Train a policy; what it is worth before and after, on the same held-out prompts."""
-    stage = STAGES[name]
-    start = workshop.start() if name == "sft" else workshop.policy()
-    reward_model = workshop.reward_model() if stage.by_reward_model else None
-    given = [] if reward_model is None else ["--reward_model_name_or_path", str(reward_model)]
-    data = workshop.data() / stage.data
-    final = workshop.train(name, stage.entry, stage.config, folder, start, data, [*given, *overrides])
-    with workshop.stages(f"{name}_evaluation"):
+    entry, config, data = STAGES[stage]
+    start = workshop.start() if stage == "train_sft_text" else workshop.policy()
+    reward_model = workshop.reward_model() if stage in ("train_grpo_text", "train_ppo_text") else None
+    given = ["--reward_model_name_or_path", str(reward_model)] if reward_model else []
+    final = workshop.train(entry, config, folder, start, workshop.data() / data, [*given, *overrides])
+    with workshop.stages(f"{folder.name}: evaluation"):
         prompts = workshop.prompts("assist_prompts_held_out")
         before, after = (evaluated(model, prompts, workshop.seed, reward_model) for model in (start, final))
     return results(workshop, chance_of(prompts, workshop.seed), before, after)
 
 
-def reward_model_run(name: str, workshop: TextWorkshop, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def reward_model_run(stage: str, workshop: TextWorkshop, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Train a reward model, and another one on pairs whose labels mean nothing; pair accuracy on held-out pairs."""
-    stage, start, data = STAGES[name], workshop.policy(), workshop.data()
+    (entry, config, name), start, data = STAGES[stage], workshop.policy(), workshop.data()
     shuffled = folder / "pairs_shuffled.jsonl"
-
-    def trained(stage_name: str, out: Path, pairs: Path) -> Path:
-        return workshop.train(stage_name, stage.entry, stage.config, out, start, pairs, overrides)
-
-    final = trained(name, folder, data / stage.data)
-    write_atomically(shuffled, with_shuffled_labels((data / stage.data).read_text(encoding="utf-8"), workshop.seed))
-    control = trained(f"{name}_control", folder / "shuffled_labels", shuffled)
+    final = workshop.train(entry, config, folder, start, data / name, overrides)
+    write_atomically(shuffled, with_shuffled_labels((data / name).read_text(encoding="utf-8"), workshop.seed))
+    control = workshop.train(entry, config, folder / "shuffled_labels", start, shuffled, overrides)
     pairs = read_pairs(data / "pairs_held_out.jsonl").records
-    with workshop.stages(f"{name}_evaluation"):
+    with workshop.stages(f"{folder.name}: evaluation"):
         set_seed(workshop.seed)  # of the head that the start lacks
         before, after, control_after = (held_out_accuracy(model, pairs) for model in (start, final, control))
     chance = {"pair_accuracy": 0.5, "ci95": [0.5, 0.5], "n": len(pairs)}
@@ -175,22 +127,6 @@ def held_out_accuracy(checkpoint: Path, pairs: Sequence[PreferencePair]) -> Bloc
     tokenizer = load_tokenizer(checkpoint)
     model = load_reward_model(checkpoint, tokenizer, new_head=True)
     return pair_accuracy(*pair_scores(model, tokenizer, pairs))
-
-
-def gains(summary: Mapping[str, Any]) -> Table:
-    """What chance, the start, the end and the controls are worth."""
-    before, after = summary["before"], summary["after"]
-    rows = {name: summary[name] for name in ("chance", "before", "after")}
-    for task, block in after.get("by_task", {}).items():
-        rows |= {f"  {task}, before": before["by_task"][task], f"  {task}, after": block}
-    rows |= {f"control: {name.replace('_', ' ')}": block for name, block in summary.get("controls", {}).items()}
-    if "gain" in summary:
-        rows["gain"] = summary["gain"] | {"n": after["n"]}
-    figure = figure_of(after)
-    shown = table(f"{figure.replace('_', ' ')} on held-out data", "", "value", "95 % interval", "n")
-    for name, block in rows.items():
-        shown.add_row(name, f"{block[figure]:.3f}", interval(block), str(block["n"]))
-    return shown
 
 
 def answers_sentence(summary: Mapping[str, Any]) -> list[str]:

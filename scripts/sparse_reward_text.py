@@ -13,14 +13,14 @@ groups.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project also without an installation
 
-import numpy as np
+import pandas
 from rich.table import Table
 
 from r1_aqa_repro import train_grpo_text, train_sft_text
@@ -38,11 +38,11 @@ from scripts.workshop import (
     Workshop,
     command_of_stages,
     interval,
+    log_of,
     options_of_run,
     plotted,
     results,
     table,
-    trainer_state,
 )
 
 
@@ -53,16 +53,11 @@ class Run:
     group: int
     further: int = 0
 
-    @property
-    def overrides(self) -> list[str]:
-        return ["--num_generations", str(self.group), "--dynamic_sampling", str(self.further)]
-
 
 RUNS = {"small groups": Run(8), "dynamic sampling": Run(8, further=15), "large groups": Run(64)}
 PLAIN = "small groups"
 EARLY, REACHED = 20, 0.5  # steps; accuracy
 WINDOW = 10  # steps over which accuracy is averaged
-BLOCK = 15  # steps of a column of the table
 ANSWERS = 20  # to each held-out prompt
 FOLDER = Path("runs") / "sparse_reward_text"
 
@@ -80,21 +75,27 @@ def main(argv: list[str]) -> int:
         if not start.is_dir():
             build_tiny_qwen2(start, texts=vocabulary_texts(), seed=own.seed)
     guesses, prompts, held_out = (data / f"{name}.jsonl" for name in ("guesses", "prompts_train", "prompts_held_out"))
-    guessing = workshop.train("sft", train_sft_text, "sft_text_sparse_embedded", folder / "sft", start, guesses)
+    guessing = workshop.train(train_sft_text, "sft_text_sparse_embedded", folder / "sft", start, guesses)
     finals = {}
     for name, run in RUNS.items():
-        out, config = folder / name.replace(" ", "_"), "grpo_text_sparse_embedded"
-        finals[name] = workshop.train(name, train_grpo_text, config, out, guessing, prompts, run.overrides)
+        out, keys = (
+            folder / name.replace(" ", "_"),
+            ["--num_generations", str(run.group), "--dynamic_sampling", str(run.further)],
+        )
+        finals[name] = workshop.train(train_grpo_text, "grpo_text_sparse_embedded", out, guessing, prompts, keys)
     with workshop.stages("evaluation"):
         before = accuracy_of(guessing, held_out, own.seed)
         after = {name: accuracy_of(final, held_out, own.seed) for name, final in finals.items()}
     curves = {name: curve_of(finals[name].parent, run.group) for name, run in RUNS.items()}
-    plot_curves(folder / "learning_curve.png", curves)
+    with plotted(folder / "learning_curve.png", "accuracy", "zero-variance groups") as axes:
+        for axis in axes:
+            for name, curve in curves.items():
+                averaged(curve[axis.get_title()]).plot(ax=axis, linewidth=1, label=name)
     chance = {"accuracy": 1 / CODES, "ci95": [1 / CODES, 1 / CODES], "n": before["n"]}
-    runs = {name: after[name] | figures(curves[name]) for name in RUNS}
+    runs = {name: after[name] | waited(curves[name]) for name in RUNS}
     summary = results(workshop, chance, before, after[PLAIN], runs=runs)
     files = f"Results: {folder}/results.json, {folder}/learning_curve.png"
-    workshop.report(folder, summary, *tables(runs), sentence(before), files, width=100)
+    workshop.report(folder, summary, of_runs(runs), sentence(before), files)
     return EXIT_DONE
 
 
@@ -110,68 +111,49 @@ def accuracy_of(checkpoint: Path, prompts: Path, seed: int) -> Block:
     return {"accuracy": sum(right) / len(right), "ci95": [low, high], "n": len(right)}
 
 
-def curve_of(run: Path, group: int) -> dict[str, np.ndarray]:
-    """What a run with such groups has logged, an array [steps] each: `accuracy` of what was sampled first, whether that
-    group had `zero_variance`, and the `completions` sampled up to and with each step."""
-    log = [entry for entry in trainer_state(run)["log_history"] if "reward" in entry]
-    groups = [1 + entry.get("dynamic_sampling/drawn", 0) for entry in log]
-    return {
-        "accuracy": np.array([entry["reward"] for entry in log]),
-        "zero_variance": np.array([entry["frac_reward_zero_std"] for entry in log]),
-        "completions": group * np.cumsum(groups),
-    }
+def curve_of(run: Path, group: int) -> pandas.DataFrame:
+    """What a run with such groups has logged, by step: accuracy of what was sampled first, whether that group had no
+    variance, and the completions sampled up to and with the step."""
+    log = log_of(run).dropna(subset="reward")
+    further = log.get("dynamic_sampling/drawn", 0 * log["reward"]).fillna(0)
+    return pandas.DataFrame(
+        {
+            "accuracy": log["reward"],
+            "zero-variance groups": log["frac_reward_zero_std"],
+            "completions": group * (1 + further).cumsum(),
+        }
+    )
 
 
-def averaged(values: np.ndarray) -> np.ndarray:
-    """The mean of each step and the `WINDOW - 1` before it, of fewer at the beginning: [steps]."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    steps = np.arange(1, len(values) + 1)
-    first = np.maximum(steps - WINDOW, 0)
-    return (sums[steps] - sums[first]) / (steps - first)
+def averaged(values: pandas.Series) -> pandas.Series:
+    """The mean of each step and the `WINDOW - 1` before it, of fewer at the beginning."""
+    return values.rolling(WINDOW, min_periods=1).mean()
 
 
-def figures(curve: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def waited(curve: pandas.DataFrame) -> dict[str, Any]:
     """How long a run has waited: its first share of zero-variance groups, and when half of its answers were right."""
-    reached = np.flatnonzero(averaged(curve["accuracy"]) >= REACHED)
-    first = int(reached[0]) if len(reached) else None
+    half = curve.index[averaged(curve["accuracy"]) >= REACHED]
     return {
-        "silent_at_first": float(curve["zero_variance"][:EARLY].mean()),
-        "steps_to_half": None if first is None else first + 1,
-        "completions_to_half": None if first is None else int(curve["completions"][first]),
-        "completions": int(curve["completions"][-1]),
-        "accuracy_by_steps": {
-            str(first + BLOCK): float(curve["accuracy"][first : first + BLOCK].mean())
-            for first in range(0, len(curve["accuracy"]), BLOCK)
-        },
+        "silent_at_first": float(curve["zero-variance groups"].iloc[:EARLY].mean()),
+        "steps_to_half": int(half[0]) if len(half) else None,
+        "completions_to_half": int(curve["completions"][half[0]]) if len(half) else None,
+        "completions": int(curve["completions"].iloc[-1]),
     }
 
 
-def plot_curves(path: Path, curves: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Draw accuracy over steps and over completions, and the share of zero-variance groups over steps."""
-    titles = ("accuracy over steps", "accuracy over completions", "zero-variance groups")
-    with plotted(path, *titles) as (over_steps, over_completions, zero_variance):
-        for name, curve in curves.items():
-            accuracy, steps = averaged(curve["accuracy"]), np.arange(1, len(curve["accuracy"]) + 1)
-            over_steps.plot(steps, accuracy, linewidth=1, label=name)
-            over_completions.plot(curve["completions"], accuracy, linewidth=1)
-            zero_variance.plot(steps, averaged(curve["zero_variance"]), linewidth=1)
-        over_completions.set(xlabel="completions sampled", xscale="log")
-        for axis in (over_steps, over_completions, zero_variance):
-            axis.set(ylim=(-0.02, 1.02))
-
-
-def tables(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
-    """How long each run has waited, and its accuracy over steps."""
-    title = "an answer that is right once in a hundred times"
-    waited = table(title, "run", "zero variance", "steps to half", "samples to half", "accuracy", "95 % interval")
-    title = "accuracy of what was sampled, by the last step of each block"
-    over_steps = table(title, "run", *runs[PLAIN]["accuracy_by_steps"])
-    for name, run in runs.items():
-        half = [str(run[key] or "never") for key in ("steps_to_half", "completions_to_half")]
-        waited.add_row(name, f"{100 * run['silent_at_first']:.0f} %", *half, f"{run['accuracy']:.3f}", interval(run))
-        over_steps.add_row(name, *(f"{value:.2f}" for value in run["accuracy_by_steps"].values()))
-    yield waited
-    yield over_steps
+def of_runs(runs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How long each run has waited, and how accurate it is in the end."""
+    rows = {
+        name: {
+            "zero variance": f"{100 * run['silent_at_first']:.0f} %",
+            "steps to half": str(run["steps_to_half"] or "never"),
+            "samples to half": str(run["completions_to_half"] or "never"),
+            "accuracy": f"{run['accuracy']:.3f}",
+            "95 % interval": interval(run),
+        }
+        for name, run in runs.items()
+    }
+    return table("an answer that is right once in a hundred times", rows)
 
 
 def sentence(before: Block) -> str:

@@ -9,6 +9,6 @@
 # Interrupted, the same command goes on.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/setup.sh"
-show_help_if_asked "${BASH_SOURCE[0]}" "$@"
+show_help_if_asked "$@"
 setup_project
 exec "$PYTHON" "$REPO/scripts/sparse_reward_text.py" "$@"

@@ -11,7 +11,7 @@
 # Further arguments go to pytest: bash scripts/test.sh -k rewards
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/setup.sh"
-show_help_if_asked "${BASH_SOURCE[0]}" "$@"
+show_help_if_asked "$@"
 
 fast="not slow and not distributed"
 chosen="$fast"

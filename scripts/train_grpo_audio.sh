@@ -5,14 +5,10 @@
 #       the embedded run: a small Qwen2-Audio and synthetic questions, on one CPU core, with nothing to
 #       download but Python packages. Prints accuracy before and after; results in runs/embedded/.
 #   bash scripts/train_grpo_audio.sh --config configs/grpo_qwen2_audio_7b.yaml --train_file data/avqa/manifest.jsonl
-#       R1-AQA's own run. Any key of the config can be given, e.g. --learning_rate 2e-6 --output_dir runs/mine.
-#
-# The first start makes .venv and installs there. One process a GPU, unless the environment says otherwise:
-# NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (several machines); docs/distributed.md.
-# All keys, after the set-up: .venv/bin/python -m r1_aqa_repro.train_grpo --help
+#       R1-AQA's own run.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/setup.sh"
-show_help_if_asked "${BASH_SOURCE[0]}" "$@"
+show_help_if_asked "$@"
 setup_project
 
 if is_embedded_run "$@"; then

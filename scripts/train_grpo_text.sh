@@ -7,13 +7,6 @@
 #       are truly worth. Results in runs/train_grpo_text/.
 #   bash scripts/train_grpo_text.sh --config configs/grpo_text_qwen2_7b.yaml --train_file data/prompts.jsonl \
 #       --reward_model_name_or_path runs/reward_model_qwen2_7b/final
-#       Any key of the config can be given, e.g. --learning_rate 2e-6 --output_dir runs/mine.
-#
-# The first start makes .venv and installs there. One process a GPU, unless the environment says otherwise:
-# NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (several machines).
-# All keys, after the set-up: .venv/bin/python -m r1_aqa_repro.train_grpo_text --help
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/setup.sh"
-show_help_if_asked "${BASH_SOURCE[0]}" "$@"
-setup_project
-train_text grpo r1_aqa_repro.train_grpo_text "$@"
+train_text train_grpo_text "$@"

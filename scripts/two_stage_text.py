@@ -12,9 +12,8 @@ too, on pairs that the same rewards have made of the policy's own answers, as th
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project also without an installation
 
@@ -39,8 +38,8 @@ from scripts.workshop import (
     without_rewards,
 )
 
-FOLDERS = {"grpo": "two_stage_text", "best_of_n": "two_stage_text_best_of_n"}  # by variant
-ONLINE = "grpo_text_assist_embedded"  # config of the second stage
+ONLINE, PROMPTS = "grpo_text_assist_embedded", "assist_prompts_train.jsonl"  # of the second stage
+Second = Callable[[TextWorkshop, Path, Path], Path]  # trains into a folder, from a model
 START, OFFLINE, ASSIST, BOTH = "start", "offline alone", "online alone", "both stages"
 
 
@@ -48,22 +47,22 @@ START, OFFLINE, ASSIST, BOTH = "start", "offline alone", "online alone", "both s
 def main(argv: list[str]) -> int:
     """Carry out what is not done yet. Returns the exit code."""
     parser = options_of_run(__doc__, "runs/two_stage_text")
-    parser.add_argument("--variant", choices=FOLDERS, default="grpo", help="the second stage (default: grpo)")
+    parser.add_argument("--variant", choices=BY_VARIANT, default="grpo", help="the second stage (default: grpo)")
     own = parser.parse_args(argv)
-    folder = own.output_dir or Path("runs") / FOLDERS[own.variant]
+    folder = own.output_dir or Path("runs") / f"two_stage_text{'' if own.variant == 'grpo' else '_best_of_n'}"
     workshop = TextWorkshop(folder.parent, own.seed)
     say(f"two stages in {folder}, seed {own.seed}, second stage by {own.variant}")
-    checkpoints = Pipeline(workshop, folder, own.variant).checkpoints()
+    models = checkpoints(workshop, folder, BY_VARIANT[own.variant])
     prompts = [p for name in ("assist", "objective") for p in workshop.prompts(f"{name}_prompts_held_out")]
     with workshop.stages(f"{folder.name}: evaluation"):
-        blocks = {name: evaluated(checkpoint, prompts, own.seed) for name, checkpoint in checkpoints.items()}
+        blocks = {name: evaluated(model, prompts, own.seed) for name, model in models.items()}
     summary = results(
         workshop,
         chance_of(prompts, own.seed),
         blocks[START],
         blocks[BOTH],
         stages={name: without_rewards(block) for name, block in blocks.items()},
-        gains_over_parts=gains_over_parts(blocks),
+        gains_over_parts={part: gain(blocks[part], blocks[BOTH]) for part in (OFFLINE, ASSIST)},
         variant=own.variant,
     )
     files = f"Results: {folder}/results.json; model: {folder}/both/final"
@@ -71,91 +70,56 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-class Pipeline:
-    """The trainings of a run, each kept in a folder of its own below the run's.
+def checkpoints(workshop: TextWorkshop, folder: Path, second: Second) -> dict[str, Path]:
+    """The start, each stage alone and both, by name; each kept in a folder of its own below the run's.
 
-    Args:
-        workshop: gives what they start from.
-        folder: of the run.
-        variant: how the second stage is done, a key of `FOLDERS`.
+    Raises:
+        Interrupted: one of them ended before it was done.
     """
-
-    def __init__(self, workshop: TextWorkshop, folder: Path, variant: str):
-        self.workshop, self.folder = workshop, folder
-        self.second = self._grpo if variant == "grpo" else self._best_of_n
-
-    def checkpoints(self) -> dict[str, Path]:
-        """The start, each stage alone and both, by name.
-
-        Raises:
-            Interrupted: one of them ended before it was done.
-        """
-        start = self.workshop.policy()
-        offline = self._objective(start)
-        return {
-            START: start,
-            OFFLINE: offline,
-            ASSIST: self.second("online_alone", start),
-            BOTH: self.second("both", offline),
-        }
-
-    def _objective(self, start: Path) -> Path:
-        """DPO on pairs that rule rewards have made of the start's own answers to maths and code."""
-        pairs = self._pairs("offline_pairs", start, "objective", ["--rewards", "math", "python_syntax"])
-        return self._train("offline", train_dpo, "dpo_objective_embedded", start, pairs)
-
-    def _grpo(self, name: str, model: Path) -> Path:
-        """GRPO with the reward model and the rule for safety."""
-        rewards = ["--reward_model_name_or_path", str(self.workshop.reward_model())]
-        prompts = self.workshop.data() / "assist_prompts_train.jsonl"
-        return self._train(name, train_grpo_text, ONLINE, model, prompts, rewards)
-
-    def _best_of_n(self, name: str, model: Path) -> Path:
-        """DPO on pairs that the same rewards have made of a model's own answers."""
-        online = read_yaml(str(ROOT / "configs" / f"{ONLINE}.yaml"))
-        rewards = ["--reward-model", str(self.workshop.reward_model()), "--rewards", *online["reward_funcs"][1:]]
-        rewards += ["--reward-weights", *map(str, online["reward_weights"])]
-        pairs = self._pairs(f"{name}_pairs", model, "assist", rewards)
-        return self._train(name, train_dpo, "dpo_embedded", model, pairs)
-
-    def _pairs(self, name: str, model: Path, prompts: str, rewards: Sequence[str]) -> Path:
-        file = self.workshop.data() / f"{prompts}_prompts_train.jsonl"
-        options = [*rewards, "--batch-size", "64"]
-        return self.workshop.pairs(f"{self.folder.name}: {name}", model, file, self.folder / name, options)
-
-    def _train(
-        self, name: str, entry: Any, config: str, model: Path, data: Path, overrides: Sequence[str] = ()
-    ) -> Path:
-        stage = f"{self.folder.name}: {name}"
-        return self.workshop.train(stage, entry, config, self.folder / name, model, data, overrides)
+    start, prompts = workshop.policy(), workshop.data() / "objective_prompts_train.jsonl"
+    rules = ["--rewards", "math", "python_syntax", "--batch-size", "64"]
+    pairs = workshop.pairs(start, prompts, folder / "offline_pairs", rules)
+    offline = workshop.train(train_dpo, "dpo_objective_embedded", folder / "offline", start, pairs)
+    return {
+        START: start,
+        OFFLINE: offline,
+        ASSIST: second(workshop, folder / "online_alone", start),
+        BOTH: second(workshop, folder / "both", offline),
+    }
 
 
-def gains_over_parts(blocks: Mapping[str, Block]) -> dict[str, Block]:
-    """What both stages gain over each of them alone on the same prompts, with 95 % bootstrap intervals."""
-    gains = {part: gain(blocks[part], blocks[BOTH]) for part in (OFFLINE, ASSIST)}
-    return {part: block | {"above": block["ci95"][0] > 0} for part, block in gains.items()}
+def by_grpo(workshop: TextWorkshop, out: Path, model: Path) -> Path:
+    """GRPO with the reward model and the rule for safety."""
+    rewards = ["--reward_model_name_or_path", str(workshop.reward_model())]
+    return workshop.train(train_grpo_text, ONLINE, out, model, workshop.data() / PROMPTS, rewards)
+
+
+def by_best_of_n(workshop: TextWorkshop, out: Path, model: Path) -> Path:
+    """DPO on pairs that the same rewards have made of a model's own answers."""
+    online = read_yaml(str(ROOT / "configs" / f"{ONLINE}.yaml"))
+    rewards = ["--reward-model", str(workshop.reward_model()), "--rewards", *online["reward_funcs"][1:]]
+    rewards += ["--reward-weights", *map(str, online["reward_weights"]), "--batch-size", "64"]
+    pairs = workshop.pairs(model, workshop.data() / PROMPTS, out.with_name(f"{out.name}_pairs"), rewards)
+    return workshop.train(train_dpo, "dpo_embedded", out, model, pairs)
+
+
+BY_VARIANT: dict[str, Second] = {"grpo": by_grpo, "best_of_n": by_best_of_n}
 
 
 def of_stages(stages: Mapping[str, Block]) -> Table:
     """What the model is worth after each stage, by task."""
-    tasks = list(stages[START]["by_task"])
-    shown = table("true reward on held-out prompts, sampled at temperature 1", "", *tasks, "all", "95 % interval")
-    for name, block in stages.items():
-        values = [*(block["by_task"][task]["true_reward"] for task in tasks), block["true_reward"]]
-        shown.add_row(name, *(f"{value:.3f}" for value in values), interval(block))
-    return shown
+    rows = {
+        name: {task: f"{of_task['true_reward']:.3f}" for task, of_task in block["by_task"].items()}
+        | {"all": f"{block['true_reward']:.3f}", "95 % interval": interval(block)}
+        for name, block in stages.items()
+    }
+    return table("true reward on held-out prompts, sampled at temperature 1", rows)
 
 
 def sentence(gains: Mapping[str, Block]) -> str:
-    """Whether the two stages end above each of their parts, in words."""
-    texts: dict[bool, list[str]] = {True: [], False: []}
-    for part, block in gains.items():
-        low, high = block["ci95"]
-        text = f"{part} ({block['true_reward']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
-        texts[block["above"]].append(text)
-    parts = [f"end above {' and above '.join(texts[True])}"] if texts[True] else []
-    parts += [f"do not end above {' nor above '.join(texts[False])}"] if texts[False] else []
-    return f"The two stages {' but '.join(parts)}."
+    """What the two stages gain over each of their parts."""
+    texts = [f"{block['true_reward']:+.3f} ({interval(block)}) over {part}" for part, block in gains.items()]
+    return f"Both stages gain {' and '.join(texts)}."
 
 
 if __name__ == "__main__":

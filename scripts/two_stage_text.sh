@@ -11,6 +11,6 @@
 # Interrupted, the same command goes on.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/setup.sh"
-show_help_if_asked "${BASH_SOURCE[0]}" "$@"
+show_help_if_asked "$@"
 setup_project
 exec "$PYTHON" "$REPO/scripts/two_stage_text.py" "$@"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -87,11 +87,7 @@ def options_of_run(doc: str | None, folder: str) -> Options:
 
 
 class Workshop:
-    """A folder in which one process at a time carries out stages, and their seconds.
-
-    Args:
-        folder: made if it is not there.
-        seed: of every training.
+    """A folder in which one process at a time carries out stages, all of one seed, and their seconds.
 
     Raises:
         Refused: another process has the folder.
@@ -103,12 +99,6 @@ class Workshop:
         self.folder, self.seed = folder, seed
         self._lock = open_locked(folder / self.LOCK, "Choose an --output_dir in another folder.")
         self.stages = Stages(folder / self.SECONDS)
-
-    def clear(self, *made: Path) -> None:
-        """Delete what an earlier run has made, and its seconds."""
-        for path in made:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (self.folder / self.SECONDS).unlink(missing_ok=True)
 
     def run(self, stage: str, entry: Any, argv: Sequence[str], processes: int = 1) -> None:
         """Run the command of a module, here or in several processes of their own.
@@ -123,26 +113,19 @@ class Workshop:
 
     def train(
         self,
-        stage: str,
         entry: Any,
         config: Path | str,
         out: Path,
         model: Path,
         data: Path,
         overrides: Sequence[str] = (),
+        stage: str | None = None,
         processes: int = 1,
     ) -> Path:
-        """Train with an entry point unless that is done; returns the final checkpoint.
+        """Train with an entry point, from `model` on the file `data`, unless that is done: the final checkpoint.
 
-        Args:
-            stage: whose seconds these are.
-            entry: the module of the entry point.
-            config: a file, or the name of one in `configs/`.
-            out: folder of the training.
-            model: where it starts.
-            data: its training file.
-            overrides: further keys of the configuration.
-            processes: how many train together.
+        `config` is a file, or the name of one in `configs/`; `overrides` are further keys of it. The seconds are those
+        of `stage`, or of the folder `out`.
 
         Raises:
             Interrupted: it refused, failed or was interrupted.
@@ -150,17 +133,13 @@ class Workshop:
         file = ROOT / "configs" / f"{config}.yaml" if isinstance(config, str) else config
         argv = ["--config", str(file), "--output_dir", str(out), "--seed", str(self.seed)]
         argv += ["--model_name_or_path", str(model), "--train_file", str(data), *overrides]
-        self.run(stage, entry, argv, processes)
+        self.run(stage or str(out.relative_to(self.folder)), entry, argv, processes)
         return out / FINAL
 
-    def report(
-        self, folder: Path, summary: Mapping[str, Any], *shown: Table | str, file: str = "results.json", width: int = 80
-    ) -> None:
-        """Write what a run has found, show it (in so many columns at least), and say what the run has taken."""
+    def report(self, folder: Path, summary: Mapping[str, Any], *shown: Table | str, file: str = "results.json") -> None:
+        """Write what a run has found, show it, and say what the run has taken."""
         write_json(folder / file, summary)
-        console = Console(width=max(width, Console().width))
-        for each in shown:
-            console.print(each, highlight=False)
+        show(*shown)
         say(f"{sum(self.stages.asked_for.values()):.0f} s in all, set-up aside")
 
 
@@ -203,31 +182,29 @@ class TextWorkshop(Workshop):
 
     def policy(self) -> Path:
         """The common start: `start` after supervised fine-tuning on answers of mixed quality."""
-        data, start = self.data() / "sft.jsonl", self.start()
-        return self._trained_once("sft", train_sft_text, "sft_text_embedded", "train_sft_text", start, data)
+        return self._trained_once(train_sft_text, "sft_text_embedded", self.start(), "sft.jsonl")
 
     def reward_model(self) -> Path:
         """A reward model that has learned from preference pairs."""
-        data, start = self.data() / "pairs_train.jsonl", self.policy()
-        config, folder = "reward_model_embedded", "train_reward_model"
-        return self._trained_once("reward_model", train_reward_model, config, folder, start, data)
+        return self._trained_once(train_reward_model, "reward_model_embedded", self.policy(), "pairs_train.jsonl")
 
-    def _trained_once(self, stage: str, entry: Any, config: str, folder: str, model: Path, data: Path) -> Path:
+    def _trained_once(self, entry: Any, config: str, model: Path, data: str) -> Path:
         """The model that is there, trained with settings of the user's own perhaps; otherwise trained now."""
-        out = self.folder / folder
+        out = self.folder / entry.__name__.rpartition(".")[2]
         if (out / FINAL).is_dir():
-            with self.stages(stage):
+            with self.stages(out.name):
                 return out / FINAL
-        return self.train(stage, entry, config, out, model, data)
+        return self.train(entry, config, out, model, self.data() / data)
 
-    def pairs(self, stage: str, model: Path, prompts: Path, out: Path, options: Sequence[str]) -> Path:
+    def pairs(self, model: Path, prompts: Path, out: Path, options: Sequence[str]) -> Path:
         """Preference pairs that rewards have made of a model's own answers.
 
         Raises:
             Interrupted: see `run`.
         """
         argv = ["--model", str(model), "--prompts", str(prompts), "--out", str(out), "--seed", str(self.seed)]
-        self.run(stage, best_of_n, [*argv, "--max-new-tokens", str(MAX_NEW_TOKENS), *options])
+        argv += ["--max-new-tokens", str(MAX_NEW_TOKENS), *options]
+        self.run(str(out.relative_to(self.folder)), best_of_n, argv)
         return out / "pairs.jsonl"
 
 
@@ -310,40 +287,65 @@ def without_rewards(block: Block) -> Block:
 
 
 def results(workshop: Workshop, chance: Block, before: Block, after: Block, **more: Any) -> dict[str, Any]:
-    """The content of results.json for a model before and after a training.
-
-    Args:
-        workshop: whose seed and seconds these are.
-        chance: what a guess is worth.
-        before, after: blocks; if both hold `rewards`, of the same questions, the gain is added.
-        more: further keys.
-    """
+    """The content of results.json; with the gain if the blocks hold `rewards`, of the same questions."""
     blocks = {"chance": chance, "before": without_rewards(before), "after": without_rewards(after)}
     if "rewards" in before:
         blocks["gain"] = gain(before, after)
     return {**blocks, **more, "seconds": workshop.stages.asked_for, "seed": workshop.seed}
 
 
-def trainer_state(run: Path) -> dict[str, Any]:
-    """What the trainer of a finished run has written beside its last checkpoint, its log among it."""
+def log_of(run: Path) -> pandas.DataFrame:
+    """What the trainer of a finished run has logged: a row a step, a column a figure, where it was logged."""
     checkpoint = last_checkpoint(run)
     assert checkpoint is not None, "a finished training leaves its last checkpoint"
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return pandas.DataFrame(state["log_history"]).set_index("step")
 
 
 # --- Tables and curves
 
 
-def table(title: str, first: str, *others: str, **style: Any) -> Table:
-    """A table to be filled: names in the first column, figures aligned to the right in the others."""
-    columns = [Column(first), *(Column(name, justify="right") for name in others)]
-    return Table(*columns, title=title, title_style="bold", **style)
+def table(title: str, rows: Mapping[str, Mapping[str, str]]) -> Table:
+    """Rows of figures by name; all have the same columns, by name too."""
+    columns = next(iter(rows.values()))
+    shown = Table("", *(Column(name, justify="right") for name in columns), title=title, title_style="bold")
+    for name, row in rows.items():
+        shown.add_row(name, *row.values())
+    return shown
+
+
+def show(*shown: Table | str) -> None:
+    """Print tables and sentences, in 100 columns at least."""
+    console = Console(width=max(100, Console().width))
+    for each in shown:
+        console.print(each, highlight=False)
 
 
 def interval(block: Mapping[str, Any]) -> str:
     """Such as `0.403 to 0.463`."""
     low, high = block["ci95"]
     return f"{low:.3f} to {high:.3f}"
+
+
+def outcome(title: str, summary: Mapping[str, Any]) -> Table:
+    """What chance, the start, the end and the controls of a results.json are worth."""
+    before, after = summary["before"], summary["after"]
+    blocks = {name: summary[name] for name in ("chance", "before", "after")}
+    for task, block in after.get("by_task", {}).items():
+        blocks |= {f"  {task}, before": before["by_task"][task], f"  {task}, after": block}
+    if "blind_after" in summary:
+        blocks["after, without audio"] = summary["blind_after"]
+    blocks |= {f"control: {name.replace('_', ' ')}": block for name, block in summary.get("controls", {}).items()}
+    if "gain" in summary:
+        blocks["gain"] = summary["gain"] | {"n": after["n"]}
+    figure = figure_of(after)
+    return table(
+        title,
+        {
+            name: {"value": f"{block[figure]:.3f}", "95 % interval": interval(block), "n": str(block["n"])}
+            for name, block in blocks.items()
+        },
+    )
 
 
 @contextmanager
@@ -359,10 +361,3 @@ def plotted(path: Path, *titles: str) -> Iterator[list[Axes]]:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)
-
-
-def draw_log(axis: Axes, log_history: Sequence[Mapping[str, float]], *names: str) -> None:
-    """Draw logged figures over steps, each only where it was logged."""
-    for name in names:
-        points = [(entry["step"], entry[name]) for entry in log_history if entry.get(name) is not None]
-        axis.plot(*zip(*points, strict=True), linewidth=0.9, label=name if len(names) > 1 else None)

@@ -332,7 +332,8 @@ class AudioGRPOTrainer(SharedPrefixGRPOTrainer):
         questions = [row["question"] for row in rows]
         clips = [load_clip(question, self.audio_channel, self.processing_class) for question in questions]
         inputs = process(self.processing_class, [row["prompt"] for row in rows], clips)
-        return inputs if self._encoded is None else self._encoded(inputs, questions, self.audio_channel)
+        shared = self._encoded if self.share else None
+        return inputs if shared is None else shared(inputs, questions, self.audio_channel)
 
     def _noted(self, row: dict[str, Any]) -> dict[str, Any]:
         question: AudioQuestion = row["question"]

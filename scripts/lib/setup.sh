@@ -22,17 +22,28 @@ refuse() { # refuse TEXT: exit code 2, nothing was started
 
 # --- Arguments --------------------------------------------------------------------------------------------------------
 
-show_help_if_asked() { # show_help_if_asked SCRIPT ARGS...: the comment at the top of a script is its help
-    local script="$1" argument
-    shift
+show_help_if_asked() { # show_help_if_asked ARGS...: the comment at the top of a script is its help
+    local argument name
     for argument in "$@"; do
         case "$argument" in
             -h | --help)
-                sed -n '2,/^[^#]/{ s/^# \{0,1\}//p; }' "$script"
+                sed -n '2,/^[^#]/{ s/^# \{0,1\}//p; }' "$0"
+                name="$(basename -- "$0" .sh)"
+                case "$name" in train_*) training_help "r1_aqa_repro.${name%_audio}" ;; esac
                 exit 0
                 ;;
         esac
     done
+}
+
+training_help() { # training_help MODULE: what holds for every training
+    cat <<END
+
+Any key of the config can be given, e.g. --learning_rate 2e-6 --output_dir runs/mine.
+The first start makes .venv and installs there. One process a GPU, unless the environment says otherwise:
+NPROC (processes on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (several machines); docs/distributed.md.
+All keys, after the set-up: .venv/bin/python -m $1 --help
+END
 }
 
 option_value() { # option_value NAME ARGS...: prints the value of `--NAME value` or `--NAME=value`; 1 if it isn't there
@@ -200,14 +211,16 @@ launch_training() { # launch_training MODULE args...
     exec "$PYTHON" -m r1_aqa_repro.launch "${launcher[@]}" --nproc-per-node "$processes" -m "$module" "$@"
 }
 
-train_text() { # train_text STAGE MODULE args...: the embedded run of a stage, or the run that the arguments describe
-    local stage="$1" module="$2"
-    shift 2
+train_text() { # train_text NAME args...: the embedded run of an entry point, or the run that the arguments describe
+    local name="$1"
+    shift
+    show_help_if_asked "$@"
+    setup_project
     if is_embedded_run "$@"; then
-        exec "$PYTHON" "$REPO/scripts/embedded_text.py" "$stage" "$@"
+        exec "$PYTHON" "$REPO/scripts/embedded_text.py" "$name" "$@"
     fi
     option_value config "$@" >/dev/null || refuse "--config FILE is missing. See --help."
-    launch_training "$module" "$@"
+    launch_training "r1_aqa_repro.$name" "$@"
 }
 
 is_positive() {

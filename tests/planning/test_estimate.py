@@ -29,8 +29,8 @@ from r1_aqa_repro.run.config import AudioGRPOConfig
 
 # large enough that the model's tensors, not bookkeeping, fill the memory; small enough for two steps in seconds
 MEASURED = Geometry(
-    encoder_hidden=64, encoder_layers=2, encoder_heads=2, max_vocabulary=300, text_hidden=128, text_layers=6,
-    text_heads=4, text_intermediate=352,
+    encoder_hidden=64, encoder_layers=2, encoder_heads=2, max_vocabulary=300, hidden=128, layers=6, heads=4,
+    key_value_heads=4, intermediate=352,
 )  # fmt: skip
 PROMPTS, GENERATIONS, COMPLETION = 2, 4, 24
 TILE = 512  # of the head; TRL's own is made for vocabularies of 100,000 and would be most of this model's memory

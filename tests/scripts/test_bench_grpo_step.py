@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from scripts import bench_grpo_step as bench
 
 KEYS = {
     "geometry", "mode", "parameters", "prompts", "prompt_tokens", "completions", "completion_tokens", "gflop_per_step",
-    "seconds_per_step", "completions_per_second", "peak_memory_mb", "breakdown",
-    "gflop_breakdown", "memory_over_models_mb",
+    "seconds_per_step", "completions_per_second", "peak_memory_mb", "breakdown", "memory_over_models_mb",
 }  # fmt: skip
 BREAKDOWN = {"audio", "generation", "reward", "reference", "forward", "backward", "optimizer", "other"}
 
@@ -40,49 +38,33 @@ def test_both_modes_step_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert sum(figures["breakdown"].values()) == pytest.approx(figures["seconds_per_step"], abs=9 * 5e-5)
         assert figures["completions_per_second"] == pytest.approx(16 / figures["seconds_per_step"], rel=0.01)
         assert all(figures["breakdown"][name] > 0 for name in BREAKDOWN)
-        assert sum(figures["gflop_breakdown"].values()) == pytest.approx(figures["gflop_per_step"], abs=9 * 5e-4)
         assert 0 < figures["memory_over_models_mb"] < figures["peak_memory_mb"]
     shared, plain = report["shared"], report["plain"]
     # 8 completions a prompt of which prompt and clip are nearly everything
     assert 5 * shared["gflop_per_step"] < plain["gflop_per_step"] < 8 * shared["gflop_per_step"]
-    assert shared["parameters"] == plain["parameters"]
     assert report["ratio"]["min"] <= report["ratio"]["median"] <= report["ratio"]["max"]
     assert "GFLOP a step" in capsys.readouterr().out
 
 
-def test_one_mode_with_adapters_as_7b_has_them(tmp_path: Path) -> None:
+def test_both_modes_with_adapters_as_7b_has_them(tmp_path: Path) -> None:
     """What 7b does on a GPU, in small: weights drawn in place, bfloat16, LoRA, the reference without adapters."""
     setup = replace(bench.SETUPS["tiny"], prompts=1, completion_tokens=3, lora=True)
-    results, _ = bench.measure(setup, ["shared"], tmp_path, warmup=1, steps=1, threads=1, peak_tflops=0.1)
-    figures = results["shared"]
-    assert set(figures) == KEYS | {"model_flop_utilisation"}
-    work = sum(figures["gflop_breakdown"][name] for name in ("forward", "backward"))
-    seconds = sum(figures["breakdown"][name] for name in ("forward", "backward"))
-    # 0.1 TFLOP/s; the parts are rounded to 5e-4 GFLOP of about 0.1 and 5e-5 s of about 0.05
-    assert figures["model_flop_utilisation"] == pytest.approx(work / seconds / 100, rel=0.02, abs=1e-4)
-    assert figures["gflop_breakdown"]["backward"] < 1.5 * figures["gflop_breakdown"]["forward"]  # frozen weights
+    results = bench.measure(setup, ["shared", "plain"], tmp_path, steps=1)
+    # an earlier step has encoded the clip, once for all: nothing of it is left
+    assert 8 * results["shared"]["gflop_per_step"] < results["plain"]["gflop_per_step"]
 
 
 def test_ratio_is_of_pairs() -> None:
     # pairs 4, 2 and 10: not the ratio of the medians, which would be 3
-    ratio = bench.ratio_of(shared=[1.0, 2.0, 0.5], plain=[4.0, 4.0, 5.0])
+    ratio = bench.ratio_of(fast=[1.0, 2.0, 0.5], slow=[4.0, 4.0, 5.0])
     assert ratio == {"median": 4.0, "min": 2.0, "max": 10.0}
 
 
-def test_a_process_that_ends_or_works_differently_is_a_failure() -> None:
-    ours, theirs = multiprocessing.Pipe()
-    theirs.send({"parameters": 1, "memory_mb": 1.0})
-    whole, short = (bench.Step({}, tokens, 1.0) for tokens in (160, 159))
-    theirs.send(whole)
-    theirs.send(short)  # a completion ended early
-    stepper = bench.Stepper("plain", ours, tokens_of_step=160)
-    assert stepper.take_step() == whole
-    with pytest.raises(Failed, match="159 tokens"):
-        stepper.take_step()
-    assert theirs.recv() == theirs.recv() == "step"
-    theirs.close()
-    with pytest.raises(Failed, match="ended early"):
-        bench.Stepper("plain", ours, tokens_of_step=160)
+def test_a_completion_of_another_length_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, setup = bench.build_trainer, replace(bench.SETUPS["tiny"], prompts=1, completion_tokens=3)
+    monkeypatch.setattr(bench, "build_trainer", lambda setup, *more: build(replace(setup, completion_tokens=2), *more))
+    with pytest.raises(Failed, match="the same work"):
+        bench.measure(setup, ["shared"], tmp_path, steps=1)
 
 
 def test_7b_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,13 +76,14 @@ def test_7b_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: py
 @pytest.mark.parametrize(("geometry", "prompts"), [("mid", 2), ("7b", 3)])
 def test_prompts_have_exactly_the_published_length(geometry: str, prompts: int, tmp_path: Path) -> None:
     setup = replace(bench.SETUPS[geometry], prompts=prompts)
-    config, questions = bench.prepare(setup, tmp_path)
+    questions = bench.prepare(setup, tmp_path)
+    config = Qwen2AudioConfig.from_pretrained(tmp_path / "model")
     processor = loading.load_processor(tmp_path / "model")
     inputs = bench.question_inputs(processor, questions, bench.PROMPT_STYLE)
     audio = [ids.count(config.audio_token_id) for ids in inputs.prompt_ids]
     assert [len(ids) for ids in inputs.prompt_ids] == [351] * prompts and audio == [250] * prompts
     assert (tmp_path / "model" / "model.safetensors").is_file() == (geometry == "mid")
-    loading.check_pair(Qwen2AudioConfig.from_pretrained(tmp_path / "model"), processor, geometry)
+    loading.check_pair(config, processor, geometry)
 
 
 def test_7b_has_its_shapes_and_adapters() -> None:
