@@ -52,7 +52,7 @@ from r1_aqa_repro.grpo import monitor
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import question_inputs
-from r1_aqa_repro.planning.geometries import GEOMETRIES
+from r1_aqa_repro.planning.geometries import mid_config, qwen2_audio_7b_config
 from r1_aqa_repro.run.config import AudioGRPOConfig
 from scripts.workshop import show, table
 
@@ -257,7 +257,7 @@ def prepare(setup: Setup, folder: Path) -> list[AudioQuestion]:
         questions, texts = _embedded_questions(folder, setup.prompts)
         tiny_model.build_tiny_qwen2_audio(model_folder, texts=texts, seed=0, geometry=tiny_model.TINY)
     else:
-        config = GEOMETRIES[setup.geometry]()
+        config = mid_config() if setup.geometry == "mid" else qwen2_audio_7b_config()
         # the chat template's words too: without them the bare prompt alone would be too long
         text = prompt_text(_filled_question(Path("clip.wav"), 10), PROMPT_STYLE) + " You are a helpful assistant"
         geometry = tiny_model.Geometry(num_mel_bins=128, hop_length=160, window_seconds=30)
