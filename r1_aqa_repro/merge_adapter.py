@@ -31,11 +31,11 @@ from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command, fai
 from r1_aqa_repro.model.files import ADAPTER_CONFIG, adapter_config
 from r1_aqa_repro.model.loading import (
     MODEL_TYPE,
+    TEXT_MODEL_TYPE,
     check_model_folder,
     load_adapter,
     load_model,
     load_processor,
-    model_type_of,
 )
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.run.checks import check_free_space
@@ -77,7 +77,7 @@ def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str 
 
 def _load(adapter: Path, base: str) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]:
     """The adapter on its base in float32, and the processor or tokenizer: the adapter's, or else the base's."""
-    is_audio = model_type_of(base) == MODEL_TYPE
+    is_audio = _base_config(base).model_type == MODEL_TYPE
     file = "processor_config.json" if is_audio else "tokenizer_config.json"
     source = adapter if (adapter / file).is_file() else base
     if is_audio:
@@ -107,7 +107,7 @@ def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> str:
         problems.append(Problem(str(adapter), what, "Only LoRA adapters can be merged here."))
     base = base or str(config["base_model_name_or_path"])
     try:
-        needed = _parameters(check_model_folder(base, model_type_of(base))) * DTYPES[dtype].itemsize
+        needed = _parameters(_base_config(base)) * DTYPES[dtype].itemsize
         remedy = "Free some space, or choose another --out."
         full = check_free_space(out.parent, needed, "the merged weights")
     except Refused as refusal:
@@ -117,6 +117,10 @@ def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> str:
     if problems:
         raise Refused(problems)
     return base
+
+
+def _base_config(base: str) -> PreTrainedConfig:
+    return check_model_folder(base, (MODEL_TYPE, TEXT_MODEL_TYPE))
 
 
 def _parameters(config: PreTrainedConfig) -> int:

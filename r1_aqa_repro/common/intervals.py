@@ -14,10 +14,9 @@ _Z80 = 0.8416212335729143  # 80 % quantile
 def wilson(correct: float, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion, as fractions 0-1.
 
-    `correct` need not be whole: it is the sum of a share a question if questions were asked repeatedly. `n` is then
-    still the number of questions, because the answers to one question are no independent draws. A share between 0 and
-    1 varies less from question to question than a verdict of the same mean does, so that the interval is on the safe
-    side: it covers at least as often as it says.
+    `correct` is a sum of shares if questions were asked repeatedly; `n` is still the number of questions, because the
+    answers to one question are no independent draws. Shares vary less from question to question than verdicts of the
+    same mean do, so that the interval is on the safe side.
 
     Raises:
         ValueError: `n` is not positive or `correct` is not in 0..n.
@@ -59,11 +58,7 @@ def paired_gain(
 ) -> tuple[float, float, float]:
     """How much more of the same questions is right after than before, with a 95 % bootstrap interval over questions.
 
-    Args:
-        before: verdicts of the first run, one a question; a share 0-1 if it was asked repeatedly.
-        after: verdicts of the second run, in the same order.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
+    Verdicts are one a question, in the same order; a share 0-1 if it was asked repeatedly.
 
     Returns:
         (difference, low, high), fractions -1 to 1.
@@ -83,15 +78,8 @@ def paired_gain(
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of McNemar's test.
-
-    Args:
-        only_first: questions that the first run alone has right.
-        only_second: questions that the second run alone has right.
-
-    Returns:
-        How probable so uneven a split of these questions is if both runs are equally good.
-    """
+    """Two-sided exact p-value of McNemar's test: how probable so uneven a split of the questions that one run alone has
+    right is if both are equally good."""
     from scipy.stats import binomtest  # slow to import, and needed here only
 
     n = only_first + only_second

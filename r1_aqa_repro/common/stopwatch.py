@@ -14,12 +14,7 @@ from r1_aqa_repro.common.files import write_json
 
 
 class Stages:
-    """Seconds by stage, kept over interruptions in a JSON file.
-
-    Args:
-        file: holds them.
-        part: the key of the file under which they stand, if they are not the whole of it.
-    """
+    """Seconds by stage, kept over interruptions in a JSON file, or under its key `part`."""
 
     def __init__(self, file: Path, part: str | None = None):
         self.file, self.part = file, part

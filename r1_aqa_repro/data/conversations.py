@@ -113,11 +113,7 @@ def read_sft(path: str | os.PathLike[str]) -> Read[SFTExample]:
 
 
 def prompt_from(record: dict[str, Any], where: str) -> TextPrompt:
-    """The prompt of one JSON object.
-
-    Args:
-        record: the object.
-        where: the id of a record that has no id.
+    """The prompt of one JSON object; `where` is the id of one that has none.
 
     Raises:
         BadRecord: the object holds no prompt; the other `..._from` raise the same.
@@ -157,12 +153,7 @@ def _kinds(record: dict[str, Any]) -> str:
 
 
 def messages_from(value: Any, name: str, spelling: Spelling = CHAT) -> list[Message]:
-    """Check messages one by one and write them as TRL does.
-
-    Args:
-        value: the list of them, as it stands in the file.
-        name: its key there, for the errors.
-        spelling: how its messages are written.
+    """Check messages one by one, as they stand under the key `name`, and write them as TRL does.
 
     Raises:
         BadRecord: it is no list or an empty one, or a message is no object, has a role that is absent or unknown, a
@@ -195,11 +186,8 @@ def _message(value: Any, name: str, spelling: Spelling) -> Message:
 
 
 def require_turns(messages: Sequence[Message], name: str, spelling: Spelling = CHAT) -> None:
-    """Check that a prompt is an optional system message, then user and assistant by turns, and ends with the user.
-
-    Raises:
-        BadRecord: it is not.
-    """
+    """Raise BadRecord unless a prompt is an optional system message, then user and assistant by turns, and ends with
+    the user."""
     user, assistant = spelling.user, spelling.assistant
     order = f"After an optional {spelling.system} message {user} and {assistant} alternate, from {user} to {user}."
     first = int(messages[0]["role"] == "system")
@@ -224,10 +212,6 @@ def answer_from(value: Any, name: str, spelling: Spelling = CHAT) -> str:
 
 
 def require_difference(chosen: object, rejected: object) -> None:
-    """Check that there is something to prefer.
-
-    Raises:
-        BadRecord: the two are equal.
-    """
+    """Raise BadRecord if there is nothing to prefer."""
     if chosen == rejected:
         raise BadRecord("chosen and rejected are identical", "Leave the pair out: it says nothing.")

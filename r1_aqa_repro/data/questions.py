@@ -44,15 +44,10 @@ class AudioQuestion:
 def read_questions(
     path: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None
 ) -> Read[AudioQuestion]:
-    """Read a manifest, R1-AQA lines or an MMAU JSON file.
+    """Read a manifest, R1-AQA lines or an MMAU JSON file; see `records.read_file`.
 
-    Args:
-        path: the file.
-        audio_dir: folder that the audio paths of an MMAU file are relative to (default: the file's own folder). A
-            path is looked up there as it stands and, if that is absent, by its file name.
-
-    Raises:
-        Refused: see `records.read_file`.
+    The audio paths of an MMAU file are relative to `audio_dir` (default: the file's own folder): a path is looked up
+    there as it stands and, if that is absent, by its file name.
     """
 
     def parse(record: dict[str, Any], where: str) -> AudioQuestion:
@@ -71,12 +66,8 @@ def write_manifest(path: str | os.PathLike[str], questions: Iterable[AudioQuesti
 
 
 def manifest_line(question: AudioQuestion, audio_path: str) -> str:
-    """The line of a question, without the fields that it has no value for.
-
-    Args:
-        question: of which `audio_path` is not looked at.
-        audio_path: relative to the manifest.
-    """
+    """The line of a question, without the fields that it has no value for; `audio_path`, relative to the manifest,
+    stands in for its own."""
     record = {field.name: getattr(question, field.name) for field in fields(question)} | {"audio_path": audio_path}
     return json.dumps({k: v for k, v in record.items() if v is not None and v != ()}, ensure_ascii=False) + "\n"
 
@@ -99,12 +90,11 @@ def _from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
     unknown = sorted(set(record) - known)
     if unknown:
         raise BadRecord(f"unknown keys {unknown}", f"A manifest line has the keys {sorted(known)}.")
-    optional = {
-        key: text(record, key) for key in known - {"choices", "flags", "audio_path"} if record.get(key) is not None
-    }
-    required: dict[str, Any] = {"id": text(record, "id"), "question": text(record, "question")}
+    needed = {"id", "question"}
+    optional = {key for key in known - {"choices", "flags", "audio_path"} if record.get(key) is not None}
+    values: dict[str, Any] = {"answer": None} | {key: text(record, key) for key in sorted(needed | optional)}
     return AudioQuestion(
-        **{"answer": None, **optional, **required},
+        **values,
         audio_path=(file.parent / text(record, "audio_path")).absolute(),
         choices=texts(record, "choices"),
         flags=texts(record, "flags") if "flags" in record else (),
@@ -112,12 +102,8 @@ def _from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
 
 
 def question_from_avqa(record: dict[str, Any], audio_path: Path, otherwise: str | None = None) -> AudioQuestion:
-    """The question of a record as AVQA's annotations and R1-AQA's lines have it.
-
-    Args:
-        record: the object.
-        audio_path: of its clip.
-        otherwise: the id of a record that has no id; None if it must have one.
+    """The question of a record as AVQA's annotations and R1-AQA's lines have it; `otherwise` is the id of one that has
+    none and need not have one.
 
     Raises:
         BadRecord: a field is absent or of another kind.
@@ -181,11 +167,7 @@ def _path_in_mmau(record: dict[str, Any], root: Path) -> Path:
 
 
 def check_question(question: AudioQuestion) -> None:
-    """Check that a question has a text, two choices or more, and, if it has an answer, the answer among them.
-
-    Raises:
-        BadRecord: it has not.
-    """
+    """Raise BadRecord unless a question has a text, two choices or more, and its answer, if any, among them."""
     if not question.question.strip():
         raise BadRecord("the question is empty", "Give its text.")
     if len(question.choices) < 2:

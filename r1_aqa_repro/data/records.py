@@ -33,16 +33,10 @@ T = TypeVar("T", bound=Any)  # what is read; `read_file` looks at its id
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that cannot be used.
+    """A record that cannot be used."""
 
-    Attributes:
-        id: its own, or its place in the file if it has no readable one.
-        raw: the record as it stood; the `BadRecord` itself if the line holds no JSON.
-        problem: what is wrong.
-    """
-
-    id: str
-    raw: Any
+    id: str  # its own, or its place in the file if it has no readable one
+    raw: Any  # as it stood; the `BadRecord` itself if the line holds no JSON
     problem: Problem
 
 
@@ -55,15 +49,11 @@ class Read(Generic[T]):
 
 
 def read_file(path: str | os.PathLike[str], parse: Callable[[dict[str, Any], str], T], expected: str) -> Read[T]:
-    """Read every record of a file.
-
-    Args:
-        path: the file.
-        parse: makes a record of an object and its place (`line 3`); raises BadRecord for one that it cannot read.
-        expected: what kind of file to give instead, for the message if there is no such file.
+    """Read every record of a file (see `parse_records`), of which no two may have one id.
 
     Raises:
-        Refused: the file is absent or holds no records; or see `read_records`.
+        Refused: the file is absent (the remedy is to give what is `expected`) or holds no records; or see
+            `read_records`.
     """
     file = Path(path)
     if not file.is_file():
@@ -93,12 +83,10 @@ def no_records(file: Path) -> Refused:
 def parse_records(
     file: Path, parse: Callable[[dict[str, Any], str], T], path_only: Collection[str] = (), any_text: bool = False
 ) -> Iterator[tuple[str, T | Rejected]]:
-    """Yield (place, what `parse` makes of the object there) for every record of a file.
+    """Yield (place, what `parse` makes of the object there) for every record of a file; see `read_records`.
 
-    Args:
-        file: see `read_records`, as for `path_only` and what is raised.
-        parse: raises BadRecord for an object that it cannot read.
-        any_text: let through what is no valid Unicode.
+    `parse` is given the object and its place and raises BadRecord for one that it cannot read. With `any_text` it also
+    gets what is no valid Unicode.
     """
     for where, raw in read_records(file, path_only):
         record: T | Rejected
@@ -121,11 +109,7 @@ def read_records(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[
     """Yield (`line N`, `record N` or `row N`; JSON value, row or BadRecord) for JSON lines, a JSON list or Parquet.
 
     Which of them it is shows in the content. Lines and rows are read one by one, so that a large file is not held in
-    memory; a list is read whole.
-
-    Args:
-        file: the file.
-        path_only: columns of a Parquet file that hold audio, of which `path` alone is read.
+    memory; a list is read whole. Of the columns `path_only` of a Parquet file, which hold audio, `path` alone is read.
 
     Raises:
         Refused: the file cannot be read, is not UTF-8, holds one JSON object over several lines, or is a broken list

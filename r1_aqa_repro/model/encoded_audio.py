@@ -26,10 +26,7 @@ class EncodedAudio:
     A clip is encoded alone, so that its features don't depend on its neighbours in a batch, and a resumed run, which
     finds them in the folder, is exact. Under bfloat16 autocast they are kept as the projector will take them.
 
-    Args:
-        folder: made if it does not exist; belongs to one run and its encoder.
-        encoder: the frozen encoder; under ZeRO-3 its shards are gathered, which takes all processes.
-        accelerator: of the trainer; decides precision, and whether any process needs the encoder.
+    The folder belongs to one run and its frozen encoder, whose shards are gathered under ZeRO-3: by all processes.
     """
 
     def __init__(self, folder: Path, encoder: TrimmableAudioEncoder, accelerator: Accelerator):

@@ -46,11 +46,8 @@ def adapter_base(name_or_path: str | os.PathLike[str]) -> str | None:
 
 
 def model_digest(name_or_path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> str:
-    """SHA-256 over the `MODEL_FILES` of a folder, and over those of its base model if it holds an adapter.
-
-    Args:
-        name_or_path: folder; a hub id stands for itself.
-        base: of an adapter, in place of the base model that its configuration names.
+    """SHA-256 over the `MODEL_FILES` of a folder, and over those of its base model if it holds an adapter: the one that
+    its configuration names, or `base`. A hub id stands for itself.
 
     Raises:
         Refused: the folder holds no weights.

@@ -89,11 +89,8 @@ def process(
 ) -> ModelInputs:
     """Render U conversations with the chat template and extract the features of their U clips.
 
-    Args:
-        processor: a Qwen2AudioProcessor.
-        conversations: one conversation a question, as `prompts.build_messages` makes it.
-        waveforms: one float32 array [num_samples] at 16 kHz a question, in the same order. What lies beyond the
-            feature extractor's window (30 s for Qwen2-Audio) is not heard.
+    A waveform is float32 [num_samples] at 16 kHz. What lies beyond the feature extractor's window (30 s of Qwen2-Audio)
+    is not heard.
 
     Raises:
         ValueError: a prompt whose number of audio placeholders is not what its clip gives.
@@ -109,13 +106,10 @@ def process(
         feature_attention_mask=torch.as_tensor(np.asarray(outputs["feature_attention_mask"]), dtype=torch.long),
     )
     audio_token_id = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
-    for row, (ids, expected) in enumerate(
-        zip(inputs.prompt_ids, num_audio_tokens(inputs.feature_attention_mask).tolist(), strict=True)
-    ):
-        if ids.count(audio_token_id) != expected:
-            raise ValueError(
-                f"prompt {row} holds {ids.count(audio_token_id)} audio tokens, its clip gives {expected} features"
-            )
+    expected = num_audio_tokens(inputs.feature_attention_mask).tolist()
+    for row, (ids, features) in enumerate(zip(inputs.prompt_ids, expected, strict=True)):
+        if (tokens := ids.count(audio_token_id)) != features:
+            raise ValueError(f"prompt {row} holds {tokens} audio tokens, its clip gives {features} features")
     return inputs
 
 
@@ -155,11 +149,8 @@ def question_inputs(
     blind: bool = False,
 ) -> ModelInputs:
     """From questions to model inputs: what training and evaluation both call."""
-    return process(
-        processor,
-        [build_messages(question, style) for question in questions],
-        [load_clip(question, channel, processor, blind) for question in questions],
-    )
+    clips = [load_clip(question, channel, processor, blind) for question in questions]
+    return process(processor, [build_messages(question, style) for question in questions], clips)
 
 
 def text_inputs(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]]) -> PromptInputs:

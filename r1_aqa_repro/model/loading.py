@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,34 +44,27 @@ def read_or_refuse(read: Callable[[], Any], what: str, where: str, remedy: str) 
         raise Refused.because(where, f"no {what} can be read there ({str(error).splitlines()[0]})", remedy) from error
 
 
-def check_model_folder(name_or_path: str | os.PathLike[str], model_type: str = MODEL_TYPE) -> PreTrainedConfig:
+def check_model_folder(
+    name_or_path: str | os.PathLike[str], model_types: Sequence[str] = (MODEL_TYPE,)
+) -> PreTrainedConfig:
     """The configuration of a model (a folder or a hub id; of a LoRA adapter: its base's), reading nothing else.
 
     Raises:
-        Refused: the folder or id cannot be read, is no `model_type`, or is incomplete.
+        Refused: the folder or id cannot be read, is none of these types, or is incomplete.
     """
-    where, folder = str(name_or_path), Path(name_or_path)
-    remedy = f"Give a {model_type} folder or hub id, such as {EXAMPLES[model_type]}."
+    where, folder, wanted = str(name_or_path), Path(name_or_path), " or ".join(model_types)
+    remedy = f"Give a {wanted} folder or hub id, such as {EXAMPLES[model_types[0]]}."
     base = adapter_base(folder)
     if base is not None:
-        return check_model_folder(base, model_type)
+        return check_model_folder(base, model_types)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise Refused.because(where, "the folder holds no config.json", remedy)
     config = read_or_refuse(lambda: AutoConfig.from_pretrained(name_or_path), "model", where, remedy)
-    if config.model_type != model_type:
-        raise Refused.because(where, f"the model is a {config.model_type}, not a {model_type}", remedy)
+    if config.model_type not in model_types:
+        raise Refused.because(where, f"the model is a {config.model_type}, not a {wanted}", remedy)
     if folder.is_dir():
         _check_weight_files(folder, remedy)
     return config
-
-
-def model_type_of(name_or_path: str | os.PathLike[str]) -> str:
-    """The key of `EXAMPLES` that a model has; Qwen2-Audio's if it has another, or if no model can be read there."""
-    try:
-        model_type = AutoConfig.from_pretrained(name_or_path).model_type
-    except (OSError, ValueError, KeyError):
-        return MODEL_TYPE
-    return model_type if model_type in EXAMPLES else MODEL_TYPE
 
 
 def _check_weight_files(folder: Path, remedy: str) -> None:

@@ -121,7 +121,7 @@ def check_reward_model(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig
         Refused: see `check_model_folder`, `load_tokenizer` and `check_pair`; a folder without a score head or with
             another number of outputs.
     """
-    config = check_model_folder(name_or_path, TEXT_MODEL_TYPE)
+    config = check_model_folder(name_or_path, (TEXT_MODEL_TYPE,))
     check_pair(config, load_tokenizer(name_or_path), str(name_or_path))
     _require_head(name_or_path)
     if adapter_base(name_or_path) is None and config.num_labels != 1:
@@ -147,7 +147,7 @@ def checked_config(
     Raises:
         Refused: see `check_model_folder` and `apply_rope_parameters`.
     """
-    config = check_model_folder(name_or_path, TEXT_MODEL_TYPE)
+    config = check_model_folder(name_or_path, (TEXT_MODEL_TYPE,))
     if rope_parameters is not None:
         apply_rope_parameters(config, rope_parameters)
     return config

@@ -29,7 +29,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
@@ -51,23 +51,11 @@ _SCRIPTS = {"en": "LATIN", "zh": "CJK"}  # how the Unicode names of the letters 
 _LIMITS = ("min_words", "max_words", "min_characters", "max_characters")
 
 
-@dataclass(frozen=True)
-class Part:
-    """One demand of a rubric and what meeting it fully is worth."""
-
-    weight: float
-    degree: Degree
-
-
-Rubric = dict[str, Part]  # by name, in the order of the file
+Rubric = dict[str, tuple[float, Degree]]  # weight and demand of each part by name, in the order of the file
 
 
 def persona_reward(rubric_file: str) -> RewardFunction:
-    """The reward function of a rubric. It logs the mean of every part as `persona/<name>`.
-
-    Raises:
-        Refused: see `read_rubric`.
-    """
+    """The reward function of a rubric (see `read_rubric`). It logs the mean of every part as `persona/<name>`."""
     rubric = read_rubric(rubric_file)
 
     def persona_reward(
@@ -85,7 +73,7 @@ def persona_reward(rubric_file: str) -> RewardFunction:
 
 def persona_parts(text: str, rubric: Rubric) -> dict[str, float]:
     """The reward of a text by the parts of a rubric: weight times degree, or 0 for an empty text."""
-    return {name: part.weight * part.degree(text) if text.strip() else 0.0 for name, part in rubric.items()}
+    return {name: weight * degree(text) if text.strip() else 0.0 for name, (weight, degree) in rubric.items()}
 
 
 def read_rubric(path: str) -> Rubric:
@@ -140,7 +128,7 @@ def _require(sound: object, where: str, what: str, remedy: str) -> None:
         raise Refused.because(where, what, remedy)
 
 
-def _part(content: Any) -> Part:
+def _part(content: Any) -> tuple[float, Degree]:
     _require(isinstance(content, dict), "", f"{content!r} is no part", _EXAMPLE)
     demands = [key for key in content if key != "weight"]
     for key in demands:
@@ -150,27 +138,26 @@ def _part(content: Any) -> Part:
     weight = content.get("weight")
     is_weight = _is_number(weight) and 0 < weight <= sys.float_info.max
     _require(is_weight, ".weight", "absent" if weight is None else f"{weight!r}", "Give a number above 0.")
-    return Part(float(weight), _DEMANDS[demands[0]](content[demands[0]]))
+    return float(weight), _DEMANDS[demands[0]](content[demands[0]])
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _required(value: Any) -> Degree:
-    phrases = _phrases("required", value)
+def _required(phrases: Any) -> Degree:
+    _require_phrases("required", phrases)
     return lambda text: len(phrases_in(text, phrases)) / len(phrases)
 
 
-def _forbidden(value: Any) -> Degree:
-    phrases = _phrases("forbidden", value)
+def _forbidden(phrases: Any) -> Degree:
+    _require_phrases("forbidden", phrases)
     return lambda text: float(not phrases_in(text, phrases))
 
 
-def _phrases(key: str, value: Any) -> list[str]:
+def _require_phrases(key: str, value: Any) -> None:
     are_texts = isinstance(value, list) and value and all(isinstance(text, str) and plain(text) for text in value)
     _require(are_texts, f".{key}", f"{value!r}", "Give a list of texts, such as [lamp, fog].")
-    return value
 
 
 def _first_person(value: Any) -> Degree:
