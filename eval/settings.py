@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from argparse import ArgumentParser, _ArgumentGroup
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -90,23 +89,3 @@ def add_options(parser: ArgumentParser | _ArgumentGroup, names: Collection[str])
             read, metavar = _READ.get(kind, (str, None))
             choices = one.metadata.get("choices")
             parser.add_argument(flag, type=read, metavar=metavar, choices=choices, default=default, help=told)
-
-
-def repeating_command(settings: Mapping[str, Any], paths: Mapping[str, str]) -> str:
-    """The command line that makes the same predictions, or scores the same ones; empty for a model in training.
-
-    Args:
-        settings, paths: as in settings.json.
-    """
-    is_scoring = "predictions" in paths
-    if "training_step" in settings and not is_scoring:
-        return ""
-    where = {name: path for name, path in paths.items() if not is_scoring or name not in ("checkpoint", "adapter")}
-    given = where | {"limit": settings.get("questions")}
-    given |= {name: settings.get(name) for name in (("prompt_style",) if is_scoring else RECORDED)}
-    command = ["python", "-m", "eval.mmau"]
-    for name, value in given.items():
-        option = "--ckpt" if name == "checkpoint" else f"--{name.replace('_', '-')}"
-        if value not in (None, False):
-            command += [option] if value is True else [option, str(value)]
-    return shlex.join(command)

@@ -12,7 +12,6 @@ from eval.evaluation import Evaluation
 from eval.matcher import verdicts
 from eval.report.rendering import render, shared_values
 from eval.scores import choices_as_asked
-from eval.settings import repeating_command
 
 
 def markdown_report(evaluation: Evaluation) -> str:
@@ -22,7 +21,6 @@ def markdown_report(evaluation: Evaluation) -> str:
         "withheld": evaluation.is_withheld,
         "asked": scores.get("asked", scores["n"]),
         "unknown": "not known",
-        "command": repeating_command(evaluation.settings, evaluation.paths),
         "listed": 20,  # completions shown, and the characters of each
         "characters": 120,
     }

@@ -2,18 +2,15 @@
 
 import html
 import re
-import shlex
 
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.markdown import Markdown
 
-from eval.mmau import _parser
 from eval.report.markdown import markdown_report
 from eval.report.rendering import escape
 from eval.scores import score
-from eval.settings import repeating_command
 from eval.targets import EMBEDDED_HEADING, TARGET, against_published
 from tests.eval.made_up import evaluation_of, make_questions, permuted, predictions_of, repeated
 
@@ -214,20 +211,3 @@ def test_baselines_and_what_is_left_without_audio_are_reported():
     both = reported(questions, predictions, without_audio=silent)
     assert "| this model given silence | 70.00 | 39.7 to 89.2 |" in both
     assert "there remain 70.0 % of the score and 40.0 % of what is above chance" in both
-
-
-def test_the_command_that_repeats_an_evaluation_is_one():
-    def arguments_of(*recorded):
-        return vars(_parser().parse_args(shlex.split(repeating_command(*recorded))[3:]))
-
-    settings = {**SETTINGS, "repeats": 2, "permute_choices": 3, "questions": 12, "no_audio": True}
-    paths = {"checkpoint": "my run/ckpt", "data": "data.json", "audio_dir": "clips", "adapter": "lora"}
-    assert arguments_of(settings, paths).items() >= {
-        "ckpt": "my run/ckpt", "repeats": 2, "permute_choices": 3, "limit": 12, "no_audio": True, "batch_size": 2,
-        "max_new_tokens": 8, "prompt_style": "answer",
-    }.items()  # fmt: skip
-    assert "--no-audio" not in repeating_command(settings, paths | {"predictions": "p"})
-    theirs = arguments_of({"questions": 7}, {"predictions": "a b.json", "data": "d", "audio_dir": "clips"})
-    given = {name: str(theirs[name]) for name in ("predictions", "data", "audio_dir", "limit", "prompt_style")}
-    assert given == {"predictions": "a b.json", "data": "d", "audio_dir": "clips", "limit": "7", "prompt_style": "None"}
-    assert repeating_command({"training_step": 5}, {"checkpoint": "run", "data": "d"}) == ""

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,18 +145,12 @@ def test_answers_are_parsed_anew(tmp_path, data):
 
 
 def test_letters_are_of_the_order_as_asked(tmp_path, data):
+    """What else follows of orders is in test_scores."""
     orders = [CHOICES, ["Woman", "Man", "Child", "Robot"]]
     path = own_file(tmp_path / "run", data, [["B", "B"], ["B", "A"]] + [["Woman"] * 2] * 4, orders, permute_choices=2)
     evaluation = score_file(path, data, tmp_path / "out")
     assert right(evaluation) == [4, 4, pytest.approx(5.5)]
-    permutation = evaluation.scores["permutation"]
-    assert (evaluation.scores["n"], permutation["orders"]) == (6, 2)
-    # the first question was answered Woman, then Man
-    assert (permutation["same_choice"]["correct"], permutation["same_choice"]["n"]) == (5, 6)
-    assert permutation["by_place"] == {
-        place: {"correct": 4, "n": 6, "accuracy": pytest.approx(200 / 3), "ci95": pytest.approx([30.0, 90.3], abs=0.1)}
-        for place in ("1", "2")
-    }
+    assert evaluation.scores["permutation"]["same_choice"]["correct"] == 5  # the first was answered Woman, then Man
 
 
 def test_predictions_about_another_question_are_refused(tmp_path, data):
@@ -192,13 +185,6 @@ def test_mixed_and_damaged_lines_are_refused(tmp_path, data, sound, damaged, nam
     path = own_file(tmp_path / "run", data, [["Woman"], ["Woman"]])
     path.write_text(path.read_text(encoding="utf-8").replace(sound, damaged, 1), encoding="utf-8")
     assert named in refusal(path, data)[0]
-
-
-def test_a_repeated_line_is_refused(tmp_path, data):
-    path = own_file(tmp_path / "run", data, [["Woman"], ["Woman"]])
-    whole = path.read_text(encoding="utf-8")
-    path.write_text(whole + whole.splitlines(keepends=True)[1], encoding="utf-8")
-    assert "'q1' was already predicted at line 2" in refusal(path, data)[0]
 
 
 def test_scores_never_go_beside_other_predictions(tmp_path, data):
@@ -268,18 +254,6 @@ class TestWithoutAudio:
         assert "blind" in score_file(with_audio, data).scores
 
 
-def test_scoring_an_evaluation_again_changes_nothing(made_once, tmp_path):
-    manifest, out = made_once / "held_out" / "manifest.jsonl", tmp_path / "out"
-    settings = ("--max-new-tokens", "6", "--batch-size", "6", "--permute-choices", "2", "--limit", "5")
-    where = ("--ckpt", str(made_once / "model"), "--data", str(manifest), "--out", str(out), "--device", "cpu")
-    assert main([*where, *settings]) == 0
-    before = contents(out)
-    assert {"scores.json", "verdicts.jsonl", "report.md"} < set(before)
-    scores = score_file(out / "predictions.jsonl", manifest).scores
-    assert (scores["n"], scores["asked"], scores["permutation"]["orders"]) == (5, 10, 2)
-    assert contents(out) == before
-
-
 def benchmark_script(submitted, field):
     """(right, counted) as the benchmark's script counts: records without the field are skipped."""
     counted = [record for record in submitted if field in record]
@@ -336,29 +310,12 @@ class TestSubmission:
         assert [one["model_output"] for one in submitted] == ["Woman"] * 5 + [""]
         assert [one["id"] for one in submitted] == [f"q{index}" for index in range(6)]
 
-    def test_the_published_file_gets_one(self, tmp_path):
-        file = published("original")
-        theirs = [one | {"model_output": one["choices"][0]} for one in json.loads(file.read_text(encoding="utf-8"))]
-        scores = scored(tmp_path, file, theirs).scores
-        submitted = read_json(tmp_path / "out" / "submission.json")
-        assert benchmark_script(submitted, "model_output") == (scores["total"]["correct"], 1000)
-        assert scores["version"] == "original"
-
 
 def test_some_withheld_answers_are_refused(tmp_path):
     given = mmau_records()
     given[2]["answer"] = ""
     with pytest.raises(Refused, match="q2: the question has no answer"):
         scored(tmp_path, write_json(tmp_path / "test.json", given), [{"id": "q0", "model_output": "Woman"}])
-
-
-def test_questions_that_only_call_themselves_original_have_no_version(tmp_path):
-    """What of that is reported is in test_markdown_report and test_page."""
-    manifest = tmp_path / "manifest.jsonl"
-    questions = read_questions(write_json(tmp_path / "mmau.json", mmau_records(1000))).records
-    write_manifest(manifest, [replace(question, version="original") for question in questions])
-    theirs = [{"id": one.id, "model_output": "Woman"} for one in questions]
-    assert scored(tmp_path, manifest, theirs).scores["version"] == "unknown"
 
 
 def test_the_published_questions_are_known_in_any_form_and_in_part(tmp_path):
@@ -369,28 +326,10 @@ def test_the_published_questions_are_known_in_any_form_and_in_part(tmp_path):
     theirs = [{"id": one.id, "model_output": one.answer} for one in questions]
     for limit, n, said in ((None, 1000, "Distance to 64.5"), (30, 30, "this run is on 30")):
         scores = scored(tmp_path, manifest, theirs, limit=limit).scores
-        assert (scores["version"], scores["n"]) == ("original", n)
+        assert (scores["version"], scores["n"], scores["total"]["correct"]) == ("original", n, n)
         assert said in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-
-
-def test_a_thousand_predictions_in_seconds(tmp_path):
-    write_json(tmp_path / "mmau.json", mmau_records(1000))
-    write_json(tmp_path / "theirs.json", mmau_records(1000, model_output="<answer>The woman</answer>"))
-    start = time.perf_counter()
-    done = run_python("-m", "eval.mmau", *SCORING, cwd=tmp_path)
-    seconds = time.perf_counter() - start
-    assert done.returncode == 0, done.stderr
-    assert "100.00" in done.stdout
-    assert read_json(tmp_path / "out" / "scores.json")["total"]["correct"] == 1000
-    assert seconds < 10  # it takes about one; the margin is for a machine that is busy
-
-
-def test_the_command_refuses_by_name(tmp_path, data, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_json(tmp_path / "theirs.json", [{"id": "q1", "model_prediction": "Man", "model_output": "Woman"}])
-    assert main(SCORING) == 2
-    assert "'q1' has two different predictions" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+        submitted = read_json(tmp_path / "out" / "submission.json")
+        assert benchmark_script(submitted, "model_output") == (scores["total"]["correct"], n)
 
 
 def test_options_of_generating_are_refused_with_predictions(tmp_path, data, capsys):

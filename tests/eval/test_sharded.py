@@ -84,7 +84,7 @@ class TestTwoProcesses:
         out, log = tmp_path / "shared", tmp_path / "log"
         assert start(log, sampling, data, out).wait(timeout=200) == 0
         assert contents(out) == contents(whole)
-        assert log.read_text(encoding="utf-8").count("To repeat it") == 1  # only one process reports
+        assert log.read_text(encoding="utf-8").count("By matcher") == 1  # only one process reports
 
     def test_refusals_and_losses_are_those_of_one_process(self, sampling, manifest, tmp_path):
         (manifest.parent / read_lines(manifest)[3]["audio_path"]).unlink()
@@ -93,11 +93,9 @@ class TestTwoProcesses:
         assert log.read_text(encoding="utf-8").count("no such audio file") == 1
         assert start(log, *given).wait(timeout=200) == 3, log.read_text(encoding="utf-8")
 
-    @pytest.mark.parametrize(
-        ("script", "code"), [("aborted_at_its_end.py", 2), ("aborted_by_a_library.py", 0)], ids=["refused", "done"]
-    )
-    def test_a_process_aborted_at_its_end_changes_no_exit_code(self, tmp_path, script, code):
-        done = launch(str(ROOT / "tests" / "eval" / script), tmp_path)
+    @pytest.mark.parametrize(("ending", "code"), [("refused", 2), ("done", 0)])
+    def test_a_process_aborted_at_its_end_changes_no_exit_code(self, tmp_path, ending, code):
+        done = launch(str(ROOT / "tests" / "eval" / "aborted.py"), tmp_path, ending)
         assert done.returncode == code, done.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
