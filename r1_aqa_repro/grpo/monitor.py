@@ -7,6 +7,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -77,28 +79,24 @@ class StepRecord:
 
     def _clear(self) -> None:
         self.batches = self.clips = self.tokens = 0
-        self._sums: dict[tuple[str, str], tuple[float, int]] = {}
+        self._values: list[tuple[str, float]] = []
 
     def add_rewards(self, figures: Mapping[str, torch.Tensor], tasks: Sequence[str | None]) -> None:
         """Count values [N] by name and by the task of each of the N rows; NaN and rows without a task are left out."""
         for name, values in figures.items():
             for value, task in zip(values.tolist(), tasks, strict=True):
                 if task is not None and not math.isnan(value):
-                    total, count = self._sums.get((name, task), (0.0, 0))
-                    self._sums[name, task] = (total + value, count + 1)
+                    self._values.append((f"{name}/{task}", value))
 
     def read(self, seconds: float) -> dict[str, float]:
         """Means by name and task, and clips and tokens a second, of all processes together; every one must call it."""
-        records = gather_object([(self.clips, self.tokens, self._sums)])
-        figures = {
-            "clips_per_second": sum(clips for clips, _, _ in records) / seconds,
-            "tokens_per_second": sum(tokens for _, tokens, _ in records) / seconds,
-        }
-        for name, task in sorted({key for _, _, sums in records for key in sums}):
-            parts = [sums[name, task] for _, _, sums in records if (name, task) in sums]
-            figures[f"{name}/{task}"] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        clips, tokens, values = zip(*gather_object([(self.clips, self.tokens, self._values)]), strict=True)
+        by_name: dict[str, list[float]] = defaultdict(list)
+        for name, value in chain(*values):
+            by_name[name].append(value)
         self._clear()
-        return figures
+        figures = {"clips_per_second": sum(clips) / seconds, "tokens_per_second": sum(tokens) / seconds}
+        return figures | {name: fmean(by_name[name]) for name in sorted(by_name)}
 
 
 class StepMonitor(TrainerCallback):
