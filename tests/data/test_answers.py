@@ -79,28 +79,30 @@ def test_named_choice(answer, index):
     assert match_choice(answer, CHOICES) == index
 
 
-def test_a_letter_is_text_where_choices_are_letters():
-    notes = ("C", "B", "A", "D")
-    assert match_choice("A", notes) == 2
-    assert match_choice("(b)", notes) == 1
-    assert match_choice("E", notes) is None
-    assert match_choice("A", ("Note B", "C", "D")) is None  # one letter among the choices is enough
-    assert match_choice("A. C", notes) == 0  # with its text it is a label again
+NOTES, TWINS, SIGNS = ("C", "B", "A", "D"), ("cat", "dog", "dog"), ("-5", "5")
 
 
-def test_duplicate_choices_are_the_same_answer():
-    assert match_choice("dog", ("cat", "dog", "dog")) == 1
-    assert is_correct("C", "dog", ("cat", "dog", "dog"))
+@pytest.mark.parametrize(
+    ("answer", "choices", "index"),
+    [
+        ("A", NOTES, 2),  # a letter is text where choices are letters
+        ("(b)", NOTES, 1),
+        ("E", NOTES, None),
+        ("A. C", NOTES, 0),  # with its text it is a label again
+        ("A", ("Note B", "C", "D"), None),  # one letter among the choices is enough
+        ("dog", TWINS, 1),  # duplicate choices are the same answer
+        ("5", SIGNS, 1),
+        ("-5", SIGNS, 0),
+        ("5.", SIGNS, None),  # without punctuation it fits both
+        ("us", ("US", "us"), None),
+    ],
+)
+def test_named_choice_among_choices_that_are_alike(answer, choices, index):
+    assert match_choice(answer, choices) == index
 
 
-def test_choices_that_differ_in_punctuation_or_case_only():
-    assert match_choice("5", ("-5", "5")) == 1
-    assert match_choice("-5", ("-5", "5")) == 0
-    assert match_choice("5.", ("-5", "5")) is None  # without punctuation it fits both
-    assert match_choice("us", ("US", "us")) is None
-
-
-def test_an_answer_is_correct_however_its_letters_are_written():
+def test_an_answer_is_correct_however_it_is_written():
+    assert is_correct("C", "dog", TWINS)
     assert is_correct("Straße", "STRASSE", ("STRASSE", "Weg"))
     assert is_correct("café", "cafe\u0301", ("cafe\u0301", "bar"))  # composed and decomposed accents
 

@@ -3,14 +3,7 @@
 import pytest
 
 from r1_aqa_repro.common.errors import Problem
-from r1_aqa_repro.data.conversations import (
-    PreferencePair,
-    SFTExample,
-    TextPrompt,
-    read_pairs,
-    read_prompts,
-    read_sft,
-)
+from r1_aqa_repro.data.conversations import PreferencePair, SFTExample, TextPrompt, read_pairs, read_prompts, read_sft
 from tests.files import write_lines
 from tests.hostile import HOSTILE
 
@@ -84,65 +77,50 @@ def test_texts_come_through_as_they_are(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("record", "what", "remedy"),
-    [
-        (
-            {"prompt": "Why?", "chosen": "good", "rejected": "bad"},
-            "expected prompt, chosen and rejected, each a list of messages; "
-            "found chosen (str), prompt (str), rejected (str)",
-            CONVERT,
-        ),
-        ({}, "expected prompt, chosen and rejected, each a list of messages; found no keys", CONVERT),
-        (pair(id=""), "id is ''", GIVE_ID),
-        (pair(prompt=[]), "prompt is []", f"Give prompt {LISTED}"),
-        (pair(prompt=["Why?"]), "prompt message 1 is str, expected an object", WRITE),
-        (pair(prompt=[{"content": "Why?"}]), "prompt message 1 has no role, only ['content']", WRITE),
-        (pair(prompt=[{"role": "tool", "content": "Why?"}]), "prompt message 1 has the unsupported role 'tool'", ROLES),
-        (pair(prompt=[user(None)]), "prompt message 1 has None as content, expected a text", WRITE),
-        (pair(prompt=[user(" \n")]), "prompt message 1 has an empty content", EMPTY),
-        (
-            pair(prompt=[{**user(), "tool_calls": [1]}]),
-            "prompt message 1 has the unsupported keys ['tool_calls']",
-            WRITE + " Anything else would be lost.",
-        ),
-        (pair(prompt=[user("\ud83d")]), "'prompt' is no valid Unicode (half of a surrogate pair)", CORRECT),
-        (pair(prompt=[assistant(), user()]), "prompt message 1 is of assistant, expected user", ORDER),
-        (pair(prompt=[user(), user()]), "prompt message 2 is of user, expected assistant", ORDER),
-        (pair(prompt=[user(), system(), user()]), "prompt message 2 is of system, expected assistant", ORDER),
-        (pair(prompt=[system(), system(), user()]), "prompt message 2 is of system, expected user", ORDER),
-        (pair(prompt=[user(), assistant()]), "prompt does not end with a message of user", ORDER),
-        (pair(prompt=[system()]), "prompt does not end with a message of user", ORDER),
-        (pair(chosen=[]), "chosen is []", f"Give chosen {LISTED}"),
-        (pair(chosen=[assistant("")]), "chosen message 1 has an empty content", EMPTY),
-        (pair(rejected=[user()]), "rejected has messages of user, expected one message of assistant", ONE_TURN),
-        (pair(chosen=[assistant("bad\n")]), "chosen and rejected are identical", NOTHING),
-    ],
-)
-def test_a_bad_pair_is_named_and_the_others_are_read(tmp_path, record, what, remedy):
-    file = write_lines(tmp_path / "file.jsonl", [pair(id="first"), record, pair(prompt=[user("How?")])])
-    read = read_pairs(file)
-    assert len(read.records) == 2
-    assert read.problems == [Problem(f"{file}:line 2", what, remedy)]
+LISTS = "expected prompt, chosen and rejected, each a list of messages"
+OF_USER = "has messages of user, expected one message of assistant"
+BAD_PAIRS = [
+    ({"prompt": "Why?", "chosen": "good"}, f"{LISTS}; found chosen (str), prompt (str)", CONVERT),
+    ({}, f"{LISTS}; found no keys", CONVERT),
+    (pair(id=""), "id is ''", GIVE_ID),
+    (pair(prompt=[]), "prompt is []", f"Give prompt {LISTED}"),
+    (pair(prompt=["Why?"]), "prompt message 1 is str, expected an object", WRITE),
+    (pair(prompt=[{"content": "Why?"}]), "prompt message 1 has no role, only ['content']", WRITE),
+    (pair(prompt=[{"role": "tool", "content": "Why?"}]), "prompt message 1 has the unsupported role 'tool'", ROLES),
+    (pair(prompt=[user(None)]), "prompt message 1 has None as content, expected a text", WRITE),
+    (pair(prompt=[user(" \n")]), "prompt message 1 has an empty content", EMPTY),
+    (pair(prompt=[user() | {"tool_calls": [1]}]), "prompt message 1 has the unsupported keys ['tool_calls']",
+     WRITE + " Anything else would be lost."),
+    (pair(prompt=[user("\ud83d")]), "'prompt' is no valid Unicode (half of a surrogate pair)", CORRECT),
+    (pair(prompt=[assistant(), user()]), "prompt message 1 is of assistant, expected user", ORDER),
+    (pair(prompt=[user(), user()]), "prompt message 2 is of user, expected assistant", ORDER),
+    (pair(prompt=[user(), system(), user()]), "prompt message 2 is of system, expected assistant", ORDER),
+    (pair(prompt=[system(), system(), user()]), "prompt message 2 is of system, expected user", ORDER),
+    (pair(prompt=[user(), assistant()]), "prompt does not end with a message of user", ORDER),
+    (pair(prompt=[system()]), "prompt does not end with a message of user", ORDER),
+    (pair(chosen=[]), "chosen is []", f"Give chosen {LISTED}"),
+    (pair(chosen=[assistant("")]), "chosen message 1 has an empty content", EMPTY),
+    (pair(rejected=[user()]), f"rejected {OF_USER}", ONE_TURN),
+    (pair(chosen=[assistant("bad\n")]), "chosen and rejected are identical", NOTHING),
+]  # fmt: skip
+BAD_DEMONSTRATIONS = [
+    ({"completion": [assistant()]}, "prompt is absent or null", f"Give prompt {LISTED}"),
+    ({"prompt": [user()]}, "completion is absent or null", f"Give completion {LISTED}"),
+    ({"prompt": [user()], "completion": "Done."}, "completion is 'Done.'", f"Give completion {LISTED}"),
+    ({"prompt": [user()], "completion": [user()]}, f"completion {OF_USER}", ONE_TURN),
+]
 
 
 @pytest.mark.parametrize(
     ("reader", "record", "what", "remedy"),
     [
-        (read_sft, {"completion": [assistant()]}, "prompt is absent or null", f"Give prompt {LISTED}"),
-        (read_sft, {"prompt": [user()]}, "completion is absent or null", f"Give completion {LISTED}"),
-        (read_sft, {"prompt": [user()], "completion": "Done."}, "completion is 'Done.'", f"Give completion {LISTED}"),
-        (
-            read_sft,
-            {"prompt": [user()], "completion": [user()]},
-            "completion has messages of user, expected one message of assistant",
-            ONE_TURN,
-        ),
+        *((read_pairs, *bad) for bad in BAD_PAIRS),
+        *((read_sft, *bad) for bad in BAD_DEMONSTRATIONS),
         (read_prompts, {"prompt": "Why?"}, "prompt is 'Why?'", f"Give prompt {LISTED}"),
     ],
 )
-def test_a_bad_demonstration_or_prompt_is_named_and_the_others_are_read(tmp_path, reader, record, what, remedy):
-    good = {"prompt": [user()], "completion": [assistant()]}
+def test_a_bad_record_is_named_and_the_others_are_read(tmp_path, reader, record, what, remedy):
+    good = pair(completion=[assistant()])  # a record of any kind
     file = write_lines(tmp_path / "file.jsonl", [good, record, good])
     read = reader(file)
     assert len(read.records) == 2

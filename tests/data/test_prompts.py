@@ -11,15 +11,7 @@ from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.rollout import rows_of
 from r1_aqa_repro.grpo.trainer import question_columns
 
-QUESTION = AudioQuestion(
-    id="1",
-    audio_path=Path("/clips/a.wav"),
-    question="Who speaks in the video?",
-    choices=("Man", "Woman"),
-    answer="Woman",
-)
-
-
+QUESTION = AudioQuestion("1", Path("/clips/a.wav"), "Who speaks in the video?", ("Man", "Woman"), "Woman")
 ASKED = "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']."
 DEMANDS = {
     "direct": "",
@@ -67,11 +59,13 @@ def test_rendered_prompt(processor):
 
 
 @pytest.mark.parametrize("style", PROMPT_STYLES)
-def test_training_rows_keep_their_parts_as_built(questions, processor, style):
+def test_training_rows_hold_what_rewards_read_and_their_parts_as_built(questions, processor, style):
     """Stored in Arrow, a text part would get `audio: None`, which the chat template counts as a second clip."""
     rows = list(rows_of(questions[:4], partial(question_columns, prompt_style=style)))
-    assert [row["prompt"] for row in rows] == [build_messages(question, style) for question in questions[:4]]
     for row, question in zip(rows, questions[:4], strict=True):
+        assert row["question"] is question and row["prompt"] == build_messages(question, style)
+        asked = {"answer": question.answer, "choices": list(question.choices), "prompt_style": style}  # for the rewards
+        assert row.items() >= asked.items()
         audio, text = row["prompt"][0]["content"]
         assert audio == {"type": "audio", "audio": str(question.audio_path)}
         assert text == {"type": "text", "text": prompt_text(question, style)}
@@ -84,14 +78,6 @@ def test_the_arrow_pitfall_is_real(processor):
     (message,) = build_messages(QUESTION, "answer")
     message["content"][1]["audio"] = None
     assert processor.apply_chat_template([message], tokenize=False).count("<|AUDIO|>") == 2
-
-
-def test_training_rows_hold_what_the_rewards_read(questions):
-    row = rows_of(questions, partial(question_columns, prompt_style="think"))[5]
-    assert row["question"] is questions[5]
-    assert row["answer"] == questions[5].answer
-    assert row["choices"] == list(questions[5].choices)
-    assert row["prompt_style"] == "think"
 
 
 def test_targets():

@@ -117,19 +117,11 @@ def test_round_trip(tmp_path):
             question="Was hört man?\u2028Eine zweite Zeile",  # a separator that str.splitlines() would split at
             choices=("Hund", "犬", "a, 'quoted' \"choice\"\\"),
             answer="犬",
-            dataset="AVQA",
-            split="train",
-            task="sound",
-            difficulty="hard",
-            category="Reasoning",
-            sub_category="Source",
-            version="v1",
-            source_video="x",
             flags=("duplicate_choices", "missing_audio"),
+            **{name: name for name in ("dataset", "split", "task", "difficulty", "category", "sub_category")},
+            **{name: name for name in ("version", "source_video")},
         ),
-        AudioQuestion(
-            id="2", audio_path=tmp_path / "b.wav", question="And?", choices=("dog", "cat"), answer=None, task="music"
-        ),
+        AudioQuestion("2", tmp_path / "b.wav", "And?", ("dog", "cat"), None, task="music"),
     ]
     file = tmp_path / "data" / "manifest.jsonl"
     write_manifest(file, questions)
