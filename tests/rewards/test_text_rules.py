@@ -36,7 +36,6 @@ class TestMath:
             ("seven", "seven", 0),
             # what is left to do is no answer, unless the gold is written so
             ("3 + 4", "7", 0),
-            ("3 + 4 =", "7", 0),
             ("3 + 4 = 7.", "7", 1),
             ("$3+4=7$", "7", 1),
             (r"\boxed{2^3}", "8", 0),
@@ -53,11 +52,9 @@ class TestMath:
             (r"<answer>\boxed{7}</answer>", "7", 1),
             ("<think>8</think><answer>It is 7 apples.</answer>", "7", 1),
             ("<think>7</think><answer>8</answer>", "7", 0),
-            ("<think>7</think><answer></answer>", "7", 0),
             # several blocks all have to agree
             ("<answer>7</answer><answer>7.0</answer>", "7", 1),
             ("<answer>7</answer><answer>8</answer>", "7", 0),
-            ("<answer>8</answer><answer>7</answer>", "7", 0),
             ("<answer>7</answer><answer>none</answer>", "7", 0),
             # an unclosed tag is none: the whole completion counts
             ("<answer> 7", "7", 1),
@@ -86,14 +83,12 @@ class TestPythonSyntax:
             (fenced("def add(a, b):\n    return a + b"), 1),
             (fenced("x = 1", language=""), 1),
             (fenced("x = 1", language="Python"), 1),
-            (fenced("x = 1", language="py"), 1),
             (fenced("x = 1", language="python3"), 1),
             (fenced("x = 1", language=" python title=a.py"), 1),
             (fenced("x = 1", fence="~~~"), 1),
             (fenced(fenced("not: code"), language="text", fence="````") + "\n" + fenced("x = 1"), 1),
             (f"Here it is:\n\n{fenced('x = 1')}\n\nAnything else?", 1),
             (f"First:\n{fenced('x = 1')}\nthen:\n{fenced('y = 2')}", 1),
-            (f"{fenced('# nothing yet')}\n{fenced('y = 2')}", 1),
             (f"{fenced('{', language='json')}\n{fenced('y = 2')}", 1),
             ("```python\r\ndef f():\r\n    return 1\r\n```\r\n", 1),
             ("1. first\n   ```python\n   def f():\n       return 1\n   ```", 1),  # as in lists
@@ -104,20 +99,16 @@ class TestPythonSyntax:
             ("<answer> ```python\nif x:\n\ty = 1\n ``` </answer>", 1),
             ("  ```python\nif x:\n\ty = 1\n  ```", 1),
             ("x = 1", 0),  # no fences
-            ("`x = 1`", 0),
             ("```python x = 1```", 0),  # no block: all on a line
             ("", 0),
             ("```python\n```", 0),
             (fenced("# a comment alone"), 0),
-            (fenced(" "), 0),
             ("```python\nx = 1", 0),  # cut off
             (f"{fenced('x = 1')}\n```python\ny = 2", 0),
             (fenced("def add(a, b)\n    return a + b"), 0),
             (fenced("return a +"), 0),
             (fenced("  x = 1\ny = 2"), 0),
             (f"{fenced('x = 1')}\n{fenced('y =')}", 0),
-            (f"{fenced('y =')}\n{fenced('x = 1')}", 0),
-            (fenced("{}", language="json"), 0),
             (fenced("print('a')", language="pythonic"), 0),
             (fenced("print 'a'"), 0),  # the grammar of Python 2
             ("```python\nx = 1\n~~~", 0),
