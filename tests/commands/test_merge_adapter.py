@@ -18,10 +18,10 @@ from eval import mmau
 from r1_aqa_repro.data.conversations import PreferencePair
 from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.embedded.tiny_model import TEST, TINY, build_tiny_qwen2_audio
+from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
 from r1_aqa_repro.merge_adapter import main, merge_adapter
 from r1_aqa_repro.model import loading
-from r1_aqa_repro.model.inputs import question_inputs, token_ids
+from r1_aqa_repro.model.inputs import token_ids
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
 from r1_aqa_repro.score import pair_scores
 
@@ -93,16 +93,6 @@ def test_the_merged_model_answers_as_base_and_adapter_do(
     assert completions(out, manifest, tmp_path / "merged-eval") == said
     assert len(set(said)) > 5  # the answers can differ
     assert said != completions(base, manifest, tmp_path / "base-eval")
-
-    inputs = question_inputs(loading.load_processor(out), questions[:1], "answer")
-    ids = torch.tensor(inputs.prompt_ids)
-    with torch.no_grad():
-        together, merged = (
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs.audio("cpu")).logits
-            for model in (loading.load_model(adapter).eval(), loading.load_model(out).eval())
-        )
-    # W x + B (A x) against (W + B A) x, in float32
-    assert torch.allclose(together, merged, rtol=0, atol=1e-5 * float(merged.abs().max()))
 
 
 def test_merged_weights_are_base_plus_scaled_product_of_the_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -182,16 +172,6 @@ def test_a_damaged_adapter_is_refused(adapter: Path, tmp_path: Path, capfd: Any,
     assert main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")]) == 2
     assert f"error: {adapter}: {what}" in capfd.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"final"}
-
-
-def test_a_base_of_another_size_is_refused(
-    adapter: Path, questions: list[AudioQuestion], tmp_path: Path, capfd: Any
-) -> None:
-    other = tmp_path / "other"
-    texts = [prompt_text(question, "answer") for question in questions]
-    build_tiny_qwen2_audio(other, texts=texts, seed=0, geometry=TINY)
-    assert main(["--adapter", str(adapter), "--out", str(tmp_path / "merged"), "--base", str(other)]) == 2
-    assert f"the adapter does not fit its base model {other}" in capfd.readouterr().err
 
 
 def test_an_output_folder_that_is_there_is_refused(adapter: Path, tmp_path: Path, capfd: Any) -> None:

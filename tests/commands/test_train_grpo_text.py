@@ -18,39 +18,9 @@ from r1_aqa_repro.embedded.text_tasks import true_reward
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
 from r1_aqa_repro.rewards import registry
 from r1_aqa_repro.rewards.reward_model import RewardModel
-from tests.text_world import LORA, Build, answer_log_prob, arguments, perturb, state_of, write_lines
+from tests.text_world import LORA, Build, arguments, perturb, write_lines
 
 ASKED = [{"role": "user", "content": "Why?"}]
-
-
-def test_shared_and_plain_training_take_the_same_steps(build: Build, reward_model: Path) -> None:
-    """Same seed, same samples: two optimizer steps with and without sharing end at the same weights.
-
-    With plain SGD the distance of the weights is that of the gradients.
-    """
-    settings = ("--optim", "sgd", "--learning_rate", "0.3", *judged_by(reward_model))
-    ends, logs = [], []
-    for sharing in ("auto", "off"):
-        trainer = build("grpo", "--sharing", sharing, *settings)
-        start = state_of(trainer.model)
-        trainer.train()
-        ends.append(state_of(trainer.model))
-        logs.append([entry for entry in trainer.state.log_history if "reward" in entry])
-    for one, other in zip(*logs, strict=True):
-        # the same tokens; scores in batches of the same shape
-        assert one["reward"] == other["reward"]
-        assert one["completions/mean_length"] == other["completions/mean_length"]
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-        assert one["kl"] == pytest.approx(other["kl"], abs=1e-6)
-    assert logs[0][1]["kl"] > 1e-5
-    come, apart = (
-        sum(float((ends[0][name] - other[name]).square().sum()) for name in start) ** 0.5 for other in (start, ends[1])
-    )
-    # a step is stored in float32 weights of size ~0.06, which rounds each by up to 4e-9
-    assert apart < 1e-3 * come + 1e-8 * sum(value.numel() for value in start.values()) ** 0.5 < 0.1 * come
-
-
-# --- Rewards
 
 
 def judged_by(reward_model: Path) -> tuple[str, ...]:
@@ -60,8 +30,8 @@ def judged_by(reward_model: Path) -> tuple[str, ...]:
     )
 
 
-def test_a_rollout_by_hand(build: Build, reward_model: Path, tokenizer: PreTrainedTokenizerBase, policy: Path) -> None:
-    """Rewards by name, their weighted sum, advantages (sample deviation + 1e-4) and k3, from what was sampled."""
+def test_a_rollout_by_hand(build: Build, reward_model: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Rewards by name, their weighted sum and advantages (sample deviation + 1e-4), from what was sampled."""
     trainer = build("grpo", *judged_by(reward_model))
     perturb(trainer.model, 0.05)
     questions = [row["question"] for row in (trainer.train_dataset[index] for index in range(4))]
@@ -90,27 +60,6 @@ def test_a_rollout_by_hand(build: Build, reward_model: Path, tokenizer: PreTrain
     expected = (groups - groups.mean(1, keepdims=True)) / (groups.std(1, ddof=1, keepdims=True) + 1e-4)
     # scores that differ by 1e-6 with another padding, over deviations of about .1
     np.testing.assert_allclose(output["advantages"].reshape(4, 4), expected, rtol=0, atol=1e-3)
-
-    trainer.current_gradient_accumulation_steps = 1
-    loss = trainer._compute_loss(trainer.model, output)
-    start, terms, k3s = load_policy(policy), [], []
-    for row, prompt in enumerate(prompts):
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
-        completion = output["completion_ids"][row, : lengths[row]]
-        with torch.no_grad():
-            own, reference = (
-                model(input_ids=torch.tensor([ids + completion.tolist()]))
-                .logits[0, len(ids) - 1 : -1]
-                .double()
-                .log_softmax(-1)
-                .gather(1, completion[:, None])[:, 0]
-                for model in (trainer.model, start)
-            )
-        k3s.append(((reference - own).exp() - (reference - own) - 1).numpy())
-        terms.append(float(output["advantages"][row]) - 0.04 * k3s[-1].mean())
-    assert loss.item() == pytest.approx(-np.mean(terms), abs=1e-6)
-    k3 = np.concatenate(k3s)
-    assert logged["kl"] == [pytest.approx(k3.mean(), rel=1e-3)] and k3.max() > 1e-2
 
 
 def test_columns_reach_the_rewards_and_absent_ones_are_none(
@@ -176,23 +125,11 @@ def test_a_run_learns_what_its_reward_model_likes(
         assert float(row["reward_model"]) == pytest.approx(score, abs=1e-4)
 
 
-def test_lora_takes_its_base_as_reference_and_saves_the_adapter(
-    build: Build, reward_model: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    trainer = build("grpo", *LORA, *judged_by(reward_model), "--learning_rate", "1e-2", "--max_steps", "3")
-    before = state_of(trainer.model)
-    trainer.train()
-    assert trainer.ref_model is None
-    after = trainer.model.state_dict()
-    assert {"lora_" in name for name in before if not torch.equal(before[name], after[name])} == {True}
-    log = [entry for entry in trainer.state.log_history if "reward" in entry]
-    assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[2]["kl"] > 1e-5
-    final = trainer.save_final()
-    assert not (final / "model.safetensors").exists()
-    models = (trainer.model.eval(), load_policy(final))
-    with torch.no_grad():
-        own, reloaded = (float(answer_log_prob(model, tokenizer, ASKED, "saw.")) for model in models)
-    assert reloaded == pytest.approx(own, abs=1e-6)
+def test_lora_trains_the_adapter_alone(build: Build) -> None:
+    trainer = build("grpo", *LORA)
+    assert trainer.ref_model is None  # the base is
+    trained = [name for name, value in trainer.model.named_parameters() if value.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
 
 
 def test_prompts_of_the_same_text_are_different_questions(build: Build, tmp_path: Path) -> None:

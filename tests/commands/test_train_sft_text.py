@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from r1_aqa_repro.data.conversations import read_sft
 from r1_aqa_repro.model.inputs import IGNORE
-from tests.text_world import Build, answer_log_prob, first_batch, state_of, write_lines
+from tests.text_world import Build, answer_log_prob, first_batch, write_lines
 
 
 def test_only_the_answer_is_labelled(build: Build, text_set: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -45,28 +44,6 @@ def test_the_loss_is_the_mean_over_tokens(build: Build, text_set: Path, tokenize
         total = sum(float(answer_log_prob(trainer.model, tokenizer, each.prompt, each.completion)) for each in examples)
     # a mean of about 100 log-probs of size 6 from a softmax in float32
     assert loss.item() == pytest.approx(-total / tokens, abs=1e-5)
-
-
-def test_training_learns_the_answers(build: Build) -> None:
-    trainer = build("sft", "--max_steps", "10", "--learning_rate", "1e-2")
-    before = state_of(trainer.model)
-    trainer.train()
-    after = trainer.model.state_dict()
-    assert [name for name in before if torch.equal(before[name], after[name])] == []
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0] - 1
-
-
-def test_training_is_on_the_examples_that_are_left(build: Build, text_set: Path, tmp_path: Path) -> None:
-    records = [json.loads(line) for line in (text_set / "sft.jsonl").read_text(encoding="utf-8").splitlines()[:8]]
-    kept = [record for index, record in enumerate(records) if index not in (2, 5)]
-    records[2] = {**records[2], "completion": [{"role": "assistant", "content": "plum, " * 60}]}  # too long
-    del records[5]["completion"]
-    file = write_lines(tmp_path / "sft.jsonl", records)
-    trainer = build("sft", "--train_file", str(file), "--max_length", "100", "--skip_bad_records", "true")
-    examples = Path(trainer.args.output_dir) / "examples" / "train.parquet"
-    trained_on = Dataset.from_parquet(str(examples), cache_dir=str(tmp_path))
-    assert trained_on["completion"] == [record["completion"] for record in kept]
 
 
 def test_answers_that_look_like_dates_stay_texts(build: Build, tmp_path: Path) -> None:

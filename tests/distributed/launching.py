@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class Job:
         """`step`, `ids` and `completions` of every batch of rows that a process has generated."""
         lines = (self.folder / "records" / f"rank-{rank}.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def deepspeed(strategy: str) -> list[str]:

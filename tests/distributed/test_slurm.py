@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pytest
 
 from r1_aqa_repro.run.checkpoints import last_checkpoint
 from tests.conftest import ROOT
-from tests.distributed.launching import ENVIRONMENT, SETTINGS, log_history
+from tests.distributed.launching import ENVIRONMENT, SETTINGS, free_port, log_history
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -66,15 +65,12 @@ def cluster(tmp_path: Path) -> Path:
 
 def start(cluster: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
     """The batch script, as SLURM runs it; what it says goes to `cluster/log`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     slurm = {
         "SLURM_SUBMIT_DIR": str(cluster / "checkout"),
         "SLURM_JOB_ID": "4242",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_NODELIST": "machine[1-2]",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "NPROC": "1",
         "FAKE_SLURM": str(cluster),
         "PATH": f"{cluster}:{ENVIRONMENT['PATH']}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from r1_aqa_repro.data.conversations import read_prompts
 from r1_aqa_repro.model.text_loading import load_reward_model
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from tests.conftest import ROOT
-from tests.distributed.launching import ENVIRONMENT, apart_and_come, deepspeed, launch, log_history
+from tests.distributed.launching import ENVIRONMENT, apart_and_come, deepspeed, free_port, launch, log_history
 from tests.text_world import ENTRIES, arguments
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -116,9 +115,7 @@ def test_grpo_with_a_reward_model_under_zero2(
 
 def test_two_machines_with_one_folder(text_set: Path, policy: Path, tmp_path: Path) -> None:
     """On each there is a process of local rank 0; one of the two writes the examples that both read."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     run = arguments("dpo", tmp_path / "run", text_set, policy)
     started = [
         subprocess.Popen(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from r1_aqa_repro import train_grpo, train_sft
+from r1_aqa_repro.run.callbacks import StopOnSignal
 from tests.text_world import COMMON, EXAMPLES, LORA
 from tests.text_world import ENTRIES as TEXT
 from tests.text_world import arguments as text_arguments
@@ -28,7 +30,20 @@ VARIANTS = {
 Start = Callable[..., int]
 
 
-@pytest.fixture
+class Killed(BaseException):
+    """Stands for SIGKILL inside this process: nothing of the trainer's catches it."""
+
+
+def kill_at(step: int) -> type[StopOnSignal]:
+    class KillAt(StopOnSignal):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                raise Killed
+
+    return KillAt
+
+
+@pytest.fixture(scope="session")
 def start(manifest: Path, model_folder: Path, text_set: Path, policy: Path, reward_model: Path) -> Start:
     """Runs a training command: `start(name, folder, "--key", "value")`."""
 

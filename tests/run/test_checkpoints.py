@@ -17,20 +17,7 @@ from r1_aqa_repro.run.callbacks import StopOnSignal
 from r1_aqa_repro.run.checkpoints import STAGING, ResumableTrainer, last_checkpoint
 from r1_aqa_repro.run.config import AudioSFTConfig
 from r1_aqa_repro.sft.trainer import AudioSFTTrainer
-from tests.run.conftest import AUDIO, TEXT, VARIANTS, Start
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL inside this process: nothing of the trainer's catches it."""
-
-
-def kill_at(step: int) -> type[StopOnSignal]:
-    class KillAt(StopOnSignal):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == step:
-                raise Killed
-
-    return KillAt
+from tests.run.conftest import AUDIO, TEXT, VARIANTS, Killed, Start, kill_at
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -19,32 +20,21 @@ from eval import mmau
 from eval.during_training import HarnessEvaluator
 from eval.generation import Generator
 from eval.grid import prompts_of
-from r1_aqa_repro import train_grpo, train_sft
+from r1_aqa_repro import train_sft
 from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.generation import greedy_config
-from r1_aqa_repro.run.callbacks import StopOnSignal
 from tests.conftest import make_questions
 from tests.distributed.launching import launch
 from tests.eval.conftest import limit_memory
 from tests.files import read_json, read_lines, write_lines
+from tests.run.conftest import Killed, Start, kill_at
 
-COMMON = [
-    "--report_to", "none", "--bf16", "false", "--activation_checkpointing", "false", "--dataloader_pin_memory", "false",
-    "--use_cpu", "true", "--seed", "1", "--max_completion_length", "10", "--per_device_eval_batch_size", "3",
-]  # fmt: skip
-SFT = [*COMMON, "--examples_per_step", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
+SETTINGS = ["--max_steps", "6", "--max_completion_length", "10", "--per_device_eval_batch_size", "3"]
 # figures are logged at steps 3 and 6, between them there is an evaluation at step 2 and one at step 4
-GRPO = [
-    *COMMON, "--prompts_per_step", "2", "--num_generations", "2", "--reward_funcs", "random", "--beta", "0.04",
-    "--loss_type", "grpo", "--learning_rate", "1e-3", "--max_steps", "6", "--logging_steps", "3",
-]  # fmt: skip
-ENTRIES: dict[str, tuple[Callable[..., int], list[str]]] = {
-    "grpo": (train_grpo.main, GRPO),
-    "grpo in mixed precision": (train_grpo.main, [*GRPO, "--bf16", "true"]),
-    "sft": (train_sft.main, [*SFT, "--max_steps", "6"]),
-}
-Options = Callable[..., list[str]]
+GRPO = ["--prompts_per_step", "2", "--logging_steps", "3"]
+Train = Callable[..., int]
+Refused = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +46,23 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(manifest: Path, held_out: Path) -> Options:
-    """Options of a run into a folder that begins with a model: evaluated on `eval_file`, if any."""
+def train(start: Start, held_out: Path) -> Train:
+    """Trains from a model in a folder, evaluated on `eval_file`, if any: `train(name, folder, model, "--key", ...)`."""
 
-    def of(folder: Path | str, model: Path, *more: str, settings: list[str] = SFT, eval_file: Any = held_out) -> Any:
+    def of(name: str, folder: Path | str, model: Path, *more: str, eval_file: Path | None = held_out) -> int:
         evaluation = ["--eval_file", str(eval_file)] if eval_file else []
-        paths = ["--output_dir", str(folder), "--train_file", str(manifest), "--model_name_or_path", str(model)]
-        return [*settings, *paths, *evaluation, *more]
+        return start(name, Path(folder), *SETTINGS, "--model_name_or_path", str(model), *evaluation, *more)
 
     return of
 
 
 @pytest.fixture(scope="module")
-def warm(options: Options, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm(train: Train, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SFT run, evaluated every 20 steps, that learns to answer differently to different clips."""
     folder = tmp_path_factory.mktemp("warm")
     learning = ["--learning_rate", "1e-2", "--examples_per_step", "12", "--max_steps", "60"]
     evaluation = ["--save_steps", "20", "--eval_on_start", "true"]
-    assert train_sft.main(options(folder, model_folder, *learning, *evaluation)) == 0
+    assert train("audio sft", folder, model_folder, *learning, *evaluation) == 0
     return folder
 
 
@@ -130,17 +119,17 @@ class TestFigures:
         assert len(accuracies) == 4 and any(0 < accuracy < 1 for accuracy in accuracies)
 
     def test_of_grpo_are_the_commands_with_a_limit_a_channel_and_a_style(
-        self, warm: Path, options: Options, held_out: Path, tmp_path: Path
+        self, warm: Path, train: Train, held_out: Path, tmp_path: Path
     ) -> None:
         asked = ["--eval_limit", "8", "--audio_channel", "mean", "--prompt_style", "think", "--save_steps", "3"]
-        assert train_grpo.main(options(tmp_path, warm / "final", *asked, settings=GRPO)) == 0
+        assert train("audio grpo", tmp_path, warm / "final", *GRPO, *asked) == 0
         same = ["--limit", "8", "--audio-channel", "mean", "--prompt-style", "think"]
         for step in (3, 6):
             assert_as_the_command_says(tmp_path, step, held_out, *same)
         assert read_json(tmp_path / "eval/step-6/scores.json")["n"] == 8
 
     def test_of_unreadable_clips_are_the_commands(
-        self, warm: Path, options: Options, held_out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+        self, warm: Path, train: Train, held_out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """One has no file, one is too short, one is bad behind a sound header: all three count as wrong."""
         file = shutil.copytree(held_out.parent, tmp_path / "data") / "manifest.jsonl"
@@ -148,8 +137,8 @@ class TestFigures:
         (clips / "clip-2.wav").unlink()
         soundfile.write(clips / "clip-5.wav", np.zeros(100), 16_000)
         soundfile.write(clips / "clip-7.wav", np.full(16_000, np.nan), 16_000, subtype="FLOAT")
-        more = ["--save_steps", "2", "--max_steps", "2", "--skip_bad_records", "true"]
-        assert train_sft.main(options(run, warm / "checkpoint-40", *more, eval_file=file)) == 0
+        more = ["--max_steps", "2", "--skip_bad_records", "true"]
+        assert train("audio sft", run, warm / "checkpoint-40", *more, eval_file=file) == 0
         said = capfd.readouterr().err
         assert f"{file}: 2 of 13 questions count as wrong for want of a clip: q2, q5" in said
         assert "question q7 has no audio and counts as wrong" in said
@@ -158,32 +147,33 @@ class TestFigures:
         assert (scores["n"], scores["missing"], scores["no_audio"]) == (13, 3, ["q2", "q5", "q7"])
         assert [entry["eval_no_audio"] for entry in evaluations(run)] == [3]
 
-    def test_of_an_adapter_are_the_commands(self, warm: Path, options: Options, held_out: Path, tmp_path: Path) -> None:
+    def test_of_an_adapter_are_the_commands(self, warm: Path, train: Train, held_out: Path, tmp_path: Path) -> None:
         lora = ["--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj"]
-        assert train_sft.main(options(tmp_path, warm / "final", *lora, "--max_steps", "2", "--save_steps", "2")) == 0
+        assert train("audio sft", tmp_path, warm / "final", *lora, "--max_steps", "2") == 0
         assert_as_the_command_says(tmp_path, 2, held_out)
 
     def test_memory_that_runs_out_halves_the_batches_and_changes_no_figure(
-        self, warm: Path, options: Options, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, warm: Path, train: Train, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """13 questions at once do not fit, 3 do."""
         limit_memory(monkeypatch, 3)
         evaluation = ["--save_steps", "1", "--per_device_eval_batch_size", "13", "--max_steps", "1"]
-        assert train_sft.main(options(tmp_path, warm / "final", *evaluation)) == 0
+        assert train("audio sft", tmp_path, warm / "final", *evaluation) == 0
         assert read_json(tmp_path / "eval/step-1/settings.json")["batch_sizes"] == [13, 8, 4, 2]
         monkeypatch.undo()
         assert_as_the_command_says(tmp_path, 1, held_out)
 
 
 class TestNoTraceInTraining:
-    @pytest.mark.parametrize("kind", ENTRIES)
+    @pytest.mark.parametrize(
+        ("name", "more"), [("audio grpo", GRPO), ("audio grpo", [*GRPO, "--bf16", "true"]), ("audio sft", [])]
+    )
     def test_weights_random_states_and_log_are_those_of_a_run_without(
-        self, kind: str, warm: Path, options: Options, tmp_path: Path
+        self, name: str, more: list[str], warm: Path, train: Train, tmp_path: Path
     ) -> None:
-        main, settings = ENTRIES[kind]
-        start, common = warm / "final", ["--save_steps", "2"]
-        assert main(options(tmp_path / "without", start, *common, settings=settings, eval_file=None)) == 0
-        assert main(options(tmp_path / "with", start, *common, "--eval_on_start", "true", settings=settings)) == 0
+        more = [*more, "--save_total_limit", "9"]
+        assert train(name, tmp_path / "without", warm / "final", *more, eval_file=None) == 0
+        assert train(name, tmp_path / "with", warm / "final", *more, "--eval_on_start", "true") == 0
         for step in (2, 4, 6):
             plain, evaluated = (tmp_path / name / f"checkpoint-{step}" for name in ("without", "with"))
             for file in ("model.safetensors", "optimizer.pt", "generation_config.json"):
@@ -238,12 +228,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def learn(options: Options, model_folder: Path, scripted: list[int]) -> Callable[..., int]:
+def learn(train: Train, model_folder: Path, scripted: list[int]) -> Train:
     """A run with these evaluations, into a folder."""
 
     def run(folder: Path | str, *more: str) -> int:
-        evaluation = ["--save_steps", "2", "--eval_on_start", "true", "--max_steps", "12"]
-        return train_sft.main(options(folder, model_folder, *evaluation, *more))
+        return train("audio sft", folder, model_folder, "--eval_on_start", "true", "--max_steps", "12", *more)
 
     return run
 
@@ -253,7 +242,7 @@ class TestBestCheckpoint:
         ("limit", "kept"), [("1", {4, 12}), ("2", {4, 10, 12}), ("5", {4, 6, 8, 10, 12}), (None, {2, 4, 6, 8, 10, 12})]
     )
     def test_is_kept_beside_the_last(
-        self, limit: str | None, kept: set[int], tmp_path: Path, learn: Callable[..., int], scripted: list[int],
+        self, limit: str | None, kept: set[int], tmp_path: Path, learn: Train, scripted: list[int],
         capfd: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
         more = ["--save_total_limit", limit] if limit else []
@@ -269,7 +258,7 @@ class TestBestCheckpoint:
         assert last_lines == f"best: {tmp_path}/run/checkpoint-4, accuracy 60.00 %; last: step 12, 50.00 %"
 
     def test_is_known_where_the_folder_is_spelled_unusually(
-        self, tmp_path: Path, learn: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, learn: Train, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
         assert learn("./run/", "--save_total_limit", "1", "--max_steps", "4") == 0
@@ -277,22 +266,11 @@ class TestBestCheckpoint:
         assert state_of(tmp_path / "run")["best_model_checkpoint"] == "run/checkpoint-4"
 
     def test_outlives_kills_and_a_moved_folder_and_nothing_is_evaluated_twice(
-        self, tmp_path: Path, learn: Callable[..., int], scripted: list[int], monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, learn: Train, scripted: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        class Killed(BaseException):
-            pass
-
-        class KillAt(StopOnSignal):
-            step = 0
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if state.global_step == self.step:
-                    raise Killed
-
         for number, step in enumerate((5, 9)):
             with monkeypatch.context() as patched, pytest.raises(Killed):
-                patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", KillAt)
-                patched.setattr(KillAt, "step", step)
+                patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", kill_at(step))
                 learn(tmp_path / f"run-{number}", "--save_total_limit", "1")
             (tmp_path / f"run-{number}").rename(tmp_path / f"run-{number + 1}")
         assert checkpoints(tmp_path / "run-2") == {4, 8}
@@ -303,22 +281,18 @@ class TestBestCheckpoint:
         assert state["best_model_checkpoint"] == str(tmp_path / "run-2" / "checkpoint-4")
         assert [entry["step"] for entry in evaluations(tmp_path / "run-2")] == scripted
 
-    def test_overwriting_deletes_earlier_evaluations(
-        self, options: Options, model_folder: Path, tmp_path: Path
-    ) -> None:
-        argv = options(tmp_path / "run", model_folder, "--save_steps", "1", "--overwrite", "true")
+    def test_overwriting_deletes_earlier_evaluations(self, train: Train, model_folder: Path, tmp_path: Path) -> None:
+        more = ["--save_steps", "1", "--overwrite", "true"]
         for steps in ("2", "1"):
-            assert train_sft.main([*argv, "--max_steps", steps]) == 0
+            assert train("audio sft", tmp_path / "run", model_folder, *more, "--max_steps", steps) == 0
         assert os.listdir(tmp_path / "run" / "eval") == ["step-1"]
 
 
 class TestRefusals:
     @pytest.fixture
-    def refused(
-        self, options: Options, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-    ) -> Options:
+    def refused(self, train: Train, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
         def run(*more: str, **files: Path) -> list[str]:
-            assert train_sft.main(options(tmp_path / "run", model_folder, *more, **files)) == 2
+            assert train("audio sft", tmp_path / "run", model_folder, *more, **files) == 2
             assert not (tmp_path / "run").exists()
             return [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
 
@@ -334,12 +308,12 @@ class TestRefusals:
             (["--eval_limit", "0"], "eval_limit: 0 questions"),
         ],
     )
-    def test_of_contradictions(self, refused: Options, given: list[str], named: str) -> None:
+    def test_of_contradictions(self, refused: Refused, given: list[str], named: str) -> None:
         [line] = refused("--save_steps", "20", *given)
         assert named in line
 
     def test_of_a_clip_that_is_trained_on(
-        self, refused: Options, questions: list[AudioQuestion], held_out: Path
+        self, refused: Refused, questions: list[AudioQuestion], held_out: Path
     ) -> None:
         """By the file it is, whatever it is called; an id that both files use is no reason."""
         link = held_out.parent / "clips" / "linked.wav"
@@ -352,7 +326,7 @@ class TestRefusals:
         assert f"leaky.jsonl: other: its clip {link} is trained on (q5)" in line
 
     def test_of_what_cannot_be_scored_or_read(
-        self, refused: Options, options: Options, held_out: Path, model_folder: Path, tmp_path: Path
+        self, refused: Refused, train: Train, held_out: Path, model_folder: Path, tmp_path: Path
     ) -> None:
         records = read_lines(held_out)[:4]
         del records[0]["answer"]
@@ -365,8 +339,8 @@ class TestRefusals:
         assert "nowhere.wav: no such audio file" in lines[1]
         assert len(refused("--eval_limit", "1", eval_file=file)) == 1
 
-        more = ["--skip_bad_records", "true", "--max_steps", "1"]
-        assert train_sft.main(options(tmp_path / "run", model_folder, *more, eval_file=file)) == 0
+        more = ["--skip_bad_records", "true", "--max_steps", "1", "--save_steps", "1"]
+        assert train("audio sft", tmp_path / "run", model_folder, *more, eval_file=file) == 0
         assert len(read_json(tmp_path / "run" / "skipped_records.json")) == 2
         scores = read_json(tmp_path / "run" / "eval/step-1/scores.json")
         assert (scores["n"], scores["no_audio"]) == (3, ["q1"])  # what has no answer cannot be wrong
@@ -374,13 +348,20 @@ class TestRefusals:
 
 @pytest.mark.distributed
 @pytest.mark.timeout(600)
-def test_two_processes_give_the_figures_of_one(warm: Path, options: Options, tmp_path: Path) -> None:
+def test_two_processes_give_the_figures_of_one(
+    warm: Path, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """5 batches among 2 processes, of the same weights: those before the first step."""
-    more = ["--max_steps", "1", "--eval_on_start", "true", "--ddp_find_unused_parameters", "false"]
-    one, two = (options(tmp_path / name, warm / "checkpoint-40", *more) for name in ("one", "two"))
-    assert train_sft.main(one) == 0
-    done = launch("r1_aqa_repro.train_sft", *two)
-    assert done.returncode == 0, done.stderr[-3000:]
+    more = ["--max_steps", "1", "--save_steps", "1", "--eval_on_start", "true", "--ddp_find_unused_parameters", "false"]
+    assert train("audio sft", tmp_path / "one", warm / "checkpoint-40", *more) == 0
+    done: list[CompletedProcess[str]] = []
+
+    def in_two(argv: list[str]) -> int:
+        done.append(launch("r1_aqa_repro.train_sft", *argv))
+        return done[0].returncode
+
+    monkeypatch.setattr(train_sft, "main", in_two)
+    assert train("audio sft", tmp_path / "two", warm / "checkpoint-40", *more) == 0, done[0].stderr[-3000:]
     for name in ("predictions.jsonl", "scores.json", "verdicts.jsonl"):
         first, second = (tmp_path / run / "eval" / "step-0" / name for run in ("one", "two"))
         assert first.read_bytes() == second.read_bytes()
@@ -390,4 +371,4 @@ def test_two_processes_give_the_figures_of_one(warm: Path, options: Options, tmp
     for entry in logged:
         del entry["eval_seconds"]
     assert logged[0] == logged[1] and logged[0]["step"] == 0
-    assert done.stderr.count("step 0: accuracy") == done.stderr.count("best: ") == 1
+    assert done[0].stderr.count("step 0: accuracy") == done[0].stderr.count("best: ") == 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import socket
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.model.loading import load_configured
 from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
 from tests.conftest import ROOT
+from tests.distributed.launching import free_port
 from tests.paper import PAPER, paper_training
 
 STEPS, RATE = 200, 1e-6
@@ -175,11 +175,8 @@ def test_deepspeed_keeps_float32_masters(tmp_path: Path, strategy: str, optimize
     """Also of the paper's own strategy, zero3_offload, for which accelerate takes another implementation of AdamW."""
     if shutil.which("c++") is None:
         pytest.skip("DeepSpeed on CPUs builds its ops and there is no C++ compiler")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        run = pool.submit(run_deepspeed, str(tmp_path), strategy, port).result()
+        run = pool.submit(run_deepspeed, str(tmp_path), strategy, free_port()).result()
     assert (run.masters.dtype, run.copies.dtype) == (torch.float32, torch.bfloat16)
     check_master(run.masters[0], run.masters[1])
     check_copy(run.copies[0], run.copies[1], run.masters[1])
