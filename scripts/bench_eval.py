@@ -23,8 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # `eval`, `scripts` and `r1_aqa_repro` also without an installation
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project also without an installation
 
 import torch
 import transformers

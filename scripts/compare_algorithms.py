@@ -8,8 +8,6 @@ pairs of best of n; best of n itself learns nothing and samples n completions fo
 comparison.json and comparison.png.
 
 After an interruption the same command goes on. On one CPU core, with a model too small for a GPU.
-
-Exit codes: 0 done; 1 a training failed; 2 refused; 130 interrupted.
 """
 
 from __future__ import annotations

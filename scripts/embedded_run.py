@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the project also without an installation
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project also without an installation
 
 import pandas
 import torch
@@ -44,6 +43,7 @@ from r1_aqa_repro.run.checks import check_free_space, check_grpo, check_settings
 from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
 from r1_aqa_repro.run.folder import RUN, update_run
 from scripts.workshop import (
+    ROOT,
     Block,
     Interrupted,
     Workshop,
@@ -60,8 +60,6 @@ PROMPT_STYLE = "answer"
 EVAL_BATCH = 50
 KL_QUESTIONS = 120
 BYTES_A_QUESTION = 250_000  # two 3-s clips of 16-bit samples, and the checkpoints' share
-
-Scores = Mapping[str, Any]  # the content of a scores.json: accuracies in percent
 
 
 @command_of_stages
@@ -183,7 +181,7 @@ def _curve(folder: Path, start: Path, held_out: Path, limit: int, seed: int) -> 
     return points
 
 
-def block_of(scores: Scores, folder: Path) -> Block:
+def block_of(scores: Mapping[str, Any], folder: Path) -> Block:
     """What results.json says of an evaluation, in fractions; `rewards` are the verdicts, question by question."""
     return _share(scores["total"]) | {
         "format_rate": scores["format_rate"],

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +44,8 @@ from scripts.workshop import (
     table,
 )
 
-
-@dataclass(frozen=True)
-class Run:
-    """What differs from the config: completions of a group, and how many groups a step may sample after the first."""
-
-    group: int
-    further: int = 0
-
-
-RUNS = {"small groups": Run(8), "dynamic sampling": Run(8, further=15), "large groups": Run(64)}
+# completions of a group, and how many groups a step may sample after the first
+RUNS = {"small groups": (8, 0), "dynamic sampling": (8, 15), "large groups": (64, 0)}
 PLAIN = "small groups"
 EARLY, REACHED = 20, 0.5  # steps; accuracy
 WINDOW = 10  # steps over which accuracy is averaged
@@ -77,20 +68,18 @@ def main(argv: list[str]) -> int:
     guesses, prompts, held_out = (data / f"{name}.jsonl" for name in ("guesses", "prompts_train", "prompts_held_out"))
     guessing = workshop.train(train_sft_text, "sft_text_sparse_embedded", folder / "sft", start, guesses)
     finals = {}
-    for name, run in RUNS.items():
-        out, keys = (
-            folder / name.replace(" ", "_"),
-            ["--num_generations", str(run.group), "--dynamic_sampling", str(run.further)],
-        )
+    for name, (group, further) in RUNS.items():
+        out, sizes = folder / name.replace(" ", "_"), {"num_generations": group, "dynamic_sampling": further}
+        keys = [part for key, size in sizes.items() for part in (f"--{key}", str(size))]
         finals[name] = workshop.train(train_grpo_text, "grpo_text_sparse_embedded", out, guessing, prompts, keys)
     with workshop.stages("evaluation"):
         before = accuracy_of(guessing, held_out, own.seed)
         after = {name: accuracy_of(final, held_out, own.seed) for name, final in finals.items()}
-    curves = {name: curve_of(finals[name].parent, run.group) for name, run in RUNS.items()}
+    curves = {name: curve_of(finals[name].parent, group) for name, (group, _) in RUNS.items()}
     with plotted(folder / "learning_curve.png", "accuracy", "zero-variance groups") as axes:
         for axis in axes:
             for name, curve in curves.items():
-                averaged(curve[axis.get_title()]).plot(ax=axis, linewidth=1, label=name)
+                axis.plot(averaged(curve[axis.get_title()]), linewidth=1, label=name)
     chance = {"accuracy": 1 / CODES, "ci95": [1 / CODES, 1 / CODES], "n": before["n"]}
     runs = {name: after[name] | waited(curves[name]) for name in RUNS}
     summary = results(workshop, chance, before, after[PLAIN], runs=runs)
@@ -137,7 +126,6 @@ def waited(curve: pandas.DataFrame) -> dict[str, Any]:
         "silent_at_first": float(curve["zero-variance groups"].iloc[:EARLY].mean()),
         "steps_to_half": int(half[0]) if len(half) else None,
         "completions_to_half": int(curve["completions"][half[0]]) if len(half) else None,
-        "completions": int(curve["completions"].iloc[-1]),
     }
 
 
@@ -157,12 +145,12 @@ def of_runs(runs: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def sentence(before: Block) -> str:
-    """What the tables' columns mean, and how accurate the start was."""
+    """What the table's columns mean, and how accurate the start was."""
     return (
         f"Accuracy on held-out prompts; before {before['accuracy']:.3f} ({interval(before)}), by chance {1 / CODES}. "
         f"Zero variance: groups of steps 1 to {EARLY} without any difference. Half: of {WINDOW} steps' samples. A step "
-        f"samples one group of {RUNS[PLAIN].group}; with dynamic sampling up to {RUNS['dynamic sampling'].further} "
-        f"more until one has variance; large groups are of {RUNS['large groups'].group}."
+        f"samples one group of {RUNS[PLAIN][0]}; with dynamic sampling up to {RUNS['dynamic sampling'][1]} "
+        f"more until one has variance; large groups are of {RUNS['large groups'][0]}."
     )
 
 

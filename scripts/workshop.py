@@ -93,12 +93,10 @@ class Workshop:
         Refused: another process has the folder.
     """
 
-    LOCK, SECONDS = ".lock", "stages.json"
-
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
-        self._lock = open_locked(folder / self.LOCK, "Choose an --output_dir in another folder.")
-        self.stages = Stages(folder / self.SECONDS)
+        self._lock = open_locked(folder / ".lock", "Choose an --output_dir in another folder.")
+        self.stages = Stages(folder / "stages.json")
 
     def run(self, stage: str, entry: Any, argv: Sequence[str], processes: int = 1) -> None:
         """Run the command of a module, here or in several processes of their own.
@@ -158,8 +156,6 @@ class TextWorkshop(Workshop):
 
     Their folders lie beside each other in one folder, `runs` unless asked otherwise.
     """
-
-    LOCK, SECONDS = ".text_runs.lock", "text_stages.json"
 
     def data(self) -> Path:
         """The embedded text set."""

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from r1_aqa_repro.common.claim import check_claim, claim
 from r1_aqa_repro.common.files import write_json, write_lines
-from r1_aqa_repro.embedded.draws import Rng, stream
-from r1_aqa_repro.embedded.families import CLARITY, FAMILIES, MAX_SCENE_SECONDS, Family
+from r1_aqa_repro.embedded.draws import Rng, pick, stream
+from r1_aqa_repro.embedded.families import CLARITY, FAMILIES, MAX_SCENE_SECONDS, shuffled
 from r1_aqa_repro.embedded.synthesis import SAMPLING_RATE, Wave, num_samples
 
 GENERATOR_VERSION = 1  # raise it whenever the same seed would give other bytes
@@ -37,17 +37,10 @@ _REMEDY = "Choose another --output_dir, or give --overwrite to delete the earlie
 
 
 def make_question(seed: int, split: str, index: int) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """Question number `index` of a split.
+    """Question number `index` of a split: its record, and its clip, float32 [num_samples], 16 kHz, mono, 2.5 to 3.0 s.
 
-    Args:
-        seed: seed of the set, not negative.
-        split: name of the split; every split has random streams of its own.
-        index: number of the question, from 0. Tasks and families follow in turn, so that any run of questions is
-            balanced over them.
-
-    Returns:
-        The record (`id`, `question`, `choices`, `answer`, `dataset`, `split`, `task`, `difficulty`, `category`,
-        `sub_category`), and the clip: float32 [num_samples], 16 kHz, mono, 2.5 to 3.0 s.
+    Every split has random streams of its own. Tasks and families follow in turn, so that any run of questions is
+    balanced over them.
     """
     record, render = _draw(seed, split, index)
     return record, render()
@@ -56,18 +49,11 @@ def make_question(seed: int, split: str, index: int) -> tuple[dict[str, Any], ND
 def write_question_set(
     out: Path, *, seed: int, num_train: int, num_held_out: int, workers: int = 2, progress: bool = True
 ) -> None:
-    """Write both splits: `train/manifest.jsonl` and `held_out/mmau_format.json`, each beside its `audio/*.wav`.
+    """Write both splits: `train/manifest.jsonl` and `held_out/mmau_format.json` (MMAU's records), each beside its
+    `audio/*.wav`.
 
     A killed call leaves only whole files; the next one keeps them and ends with the same bytes as an uninterrupted
-    call. `question_set.json` is written last and marks the set as complete.
-
-    Args:
-        out: folder of the set.
-        seed: seed of the set.
-        num_train: questions in `train`, a manifest of this project.
-        num_held_out: questions in `held_out`, in MMAU's record format.
-        workers: processes; the bytes do not depend on it.
-        progress: show a progress bar.
+    call, by any number of worker processes. `question_set.json` is written last and marks the set as complete.
 
     Raises:
         Refused: `out` holds another set (seed, counts or generator version differ).
@@ -100,37 +86,36 @@ def write_question_set(
         except BaseException:  # Ctrl-C too: leaving `with` would otherwise wait for every chunk in the queue
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    write_lines(out / "train" / "manifest.jsonl", map(_manifest_record, records["train"]))
-    write_json(out / "held_out" / "mmau_format.json", [_mmau_record(record) for record in records["held_out"]])
+    manifest = ({"id": one["id"], "audio_path": f"audio/{one['id']}.wav", **one} for one in records["train"])
+    write_lines(out / "train" / "manifest.jsonl", manifest)
+    mmau = [{"id": one["id"], "audio_id": f"./audio/{one['id']}.wav", **one} for one in records["held_out"]]
+    renamed = [{"sub-category" if key == "sub_category" else key: value for key, value in one.items()} for one in mmau]
+    write_json(out / "held_out" / "mmau_format.json", renamed)
     os.replace(begun, complete)
 
 
 def _draw(seed: int, split: str, index: int) -> tuple[dict[str, Any], Callable[[], NDArray[np.float32]]]:
-    """The record of a question, and what makes its clip."""
+    """The record of a question, and what makes its clip: one that is already on disk need not be made again."""
     rng = stream(seed, GENERATOR_VERSION, split, index)
-    family = _family(index)
+    task = list(FAMILIES)[index % len(FAMILIES)]
+    family = FAMILIES[task][index // len(FAMILIES) % len(FAMILIES[task])]
     difficulty = list(CLARITY)[int(rng.integers(len(CLARITY)))]
-    scene = family.make(rng, CLARITY[difficulty])
-    choices = [scene.answer, *scene.wrong[:3]]
+    drawn = family.draw(rng, family.options)
+    question, answer = pick(rng, family.question), drawn[0]
+    wrong = shuffled(rng, [option for option in family.options if option != answer])
     record = {
         "id": f"{DATASET}-{split}-{seed}-{index:05d}",
-        "question": scene.question,
-        "choices": [choices[i] for i in rng.permutation(len(choices))],
-        "answer": scene.answer,
+        "question": question,
+        "choices": shuffled(rng, [answer, *wrong[:3]]),
+        "answer": answer,
         "dataset": DATASET,
         "split": split,
-        "task": family.task,
+        "task": task,
         "difficulty": difficulty,
         "category": family.category,
         "sub_category": family.sub_category,
     }
-    return record, lambda: _clip(scene.render(), rng)
-
-
-def _family(index: int) -> Family:
-    tasks = list(FAMILIES)
-    families = FAMILIES[tasks[index % len(tasks)]]
-    return families[index // len(tasks) % len(families)]
+    return record, lambda: _clip(family.sound(rng, CLARITY[difficulty], *drawn), rng)
 
 
 def _clip(scene: Wave, rng: Rng) -> NDArray[np.float32]:
@@ -171,12 +156,3 @@ def _write_clips(out: Path, seed: int, split: str, start: int, stop: int) -> lis
             os.replace(partial_path, path)
         records.append(record)
     return records
-
-
-def _manifest_record(record: dict[str, Any]) -> dict[str, Any]:
-    return {"id": record["id"], "audio_path": f"audio/{record['id']}.wav", **record}
-
-
-def _mmau_record(record: dict[str, Any]) -> dict[str, Any]:
-    renamed = {"sub-category" if key == "sub_category" else key: value for key, value in record.items()}
-    return {"id": record["id"], "audio_id": f"./audio/{record['id']}.wav", **renamed}

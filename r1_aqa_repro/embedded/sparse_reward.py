@@ -6,7 +6,6 @@ ways, some of which are kept for evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,60 +17,33 @@ from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.data.conversations import answer
 
 CODES = 100
-SPLITS = ("train", "held_out")
 _ASKING = ("Guess", "Tell me", "Try to guess", "Please guess", "Say", "Give me", "Please tell me", "Name")
 _NAMING = {
     "train": ("the code of the safe", "the code", "the number of the safe", "the number that opens it"),
     "held_out": ("the number that opens the safe", "the code that opens it"),
 }
 _ENDINGS = (".", ", will you?", " once more.")
-
-
-def code_of(seed: int) -> int:
-    """The code of the safe."""
-    return int(np.random.default_rng(seed).integers(CODES))
+REPLIES = [f"It is {number}." for number in range(CODES)]
 
 
 def prompts(seed: int, split: str) -> list[dict[str, Any]]:
     """The prompts of a split, with the code as a text in `answer`."""
+    code = str(np.random.default_rng(seed).integers(CODES))
+    texts = [f"{asking} {naming}{ending}" for asking, naming, ending in product(_ASKING, _NAMING[split], _ENDINGS)]
     return [
-        {
-            "id": f"{split}-{index}",
-            "prompt": [{"role": "user", "content": f"{asking} {naming}{ending}"}],
-            "task": "safe",
-            "answer": str(code_of(seed)),
-        }
-        for index, (asking, naming, ending) in enumerate(product(_ASKING, _NAMING[split], _ENDINGS))
+        {"id": f"{split}-{index}", "prompt": [{"role": "user", "content": text}], "task": "safe", "answer": code}
+        for index, text in enumerate(texts)
     ]
-
-
-def reply(number: int) -> str:
-    """How an answer is worded."""
-    return f"It is {number}."
-
-
-def guesses() -> Iterator[dict[str, Any]]:
-    """Demonstrations of guessing: every prompt with every code, so that none is likelier than another."""
-    for split in SPLITS:
-        for prompt in prompts(0, split):
-            for number in range(CODES):
-                completion = answer(reply(number))
-                yield {"id": f"{prompt['id']}-{number}", "prompt": prompt["prompt"], "completion": completion}
 
 
 def vocabulary_texts() -> list[str]:
     """What a tokenizer is trained on; always the same."""
-    asked = [prompt["prompt"][0]["content"] for split in SPLITS for prompt in prompts(0, split)]
-    return [*asked, *map(reply, range(CODES))]
+    return [*(prompt["prompt"][0]["content"] for split in _NAMING for prompt in prompts(0, split)), *REPLIES]
 
 
 def write_sparse_set(out: Path, *, seed: int) -> None:
-    """Write `guesses.jsonl`, `prompts_train.jsonl` and `prompts_held_out.jsonl`; `sparse_set.json`, written last, marks
-    the set as complete.
-
-    Args:
-        out: folder of the set.
-        seed: of the code, not negative.
+    """Write `prompts_train.jsonl`, `prompts_held_out.jsonl` and, to learn guessing from, `guesses.jsonl`: every prompt
+    with every code. `sparse_set.json`, written last, marks the set as complete.
 
     Raises:
         Refused: `out` holds the set of another seed.
@@ -79,7 +51,14 @@ def write_sparse_set(out: Path, *, seed: int) -> None:
     description, complete = {"seed": seed}, out / "sparse_set.json"
     if check_claim(complete, description, "Choose another --output_dir."):
         return
-    write_lines(out / "guesses.jsonl", guesses())
-    for split in SPLITS:
-        write_lines(out / f"prompts_{split}.jsonl", prompts(seed, split))
+    asked = {split: prompts(seed, split) for split in _NAMING}
+    guesses = (
+        {"id": f"{one['id']}-{number}", "prompt": one["prompt"], "completion": answer(reply)}
+        for split in asked
+        for one in asked[split]
+        for number, reply in enumerate(REPLIES)
+    )
+    write_lines(out / "guesses.jsonl", guesses)
+    for split, records in asked.items():
+        write_lines(out / f"prompts_{split}.jsonl", records)
     write_json(complete, description)

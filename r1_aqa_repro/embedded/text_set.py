@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from r1_aqa_repro.common.claim import check_claim
@@ -31,7 +32,7 @@ def split_prompts(task: str, seed: int) -> dict[str, list[Record]]:
 def write_text_set(
     out: Path, *, seed: int, num_sft: int = 9600, num_pairs_train: int = 3000, num_pairs_held_out: int = 600
 ) -> None:
-    """Write everything that the text trainers read.
+    """Write everything that the text trainers read; tasks take turns in every file: any run of lines is balanced.
 
     - `sft.jsonl`: demonstrations of mixed quality for the training prompts of all tasks;
     - `pairs_train.jsonl`, `pairs_held_out.jsonl`: two demonstrations for a prompt of `ASSIST`, the better one chosen,
@@ -39,15 +40,6 @@ def write_text_set(
     - `assist_prompts_train.jsonl`, `assist_prompts_held_out.jsonl`, `objective_prompts_train.jsonl`,
       `objective_prompts_held_out.jsonl`: prompts with the columns of `text_tasks.all_prompts`;
     - `text_set.json`: the seed and the counts. It is written last and marks the set as complete.
-
-    Tasks take turns in every file, so that any run of lines is balanced over them.
-
-    Args:
-        out: folder of the set.
-        seed: seed of the set, not negative.
-        num_sft: demonstrations.
-        num_pairs_train: preference pairs for training.
-        num_pairs_held_out: preference pairs for evaluation, of held-out prompts.
 
     Raises:
         Refused: `out` holds another set (seed, counts or generator version differ).
@@ -65,11 +57,8 @@ def write_text_set(
     prompts = {task: split_prompts(task, seed) for task in TASKS}
     for split in ("train", "held_out"):
         for name, tasks in (("assist", ASSIST), ("objective", OBJECTIVE)):
-            longest = max(len(prompts[task][split]) for task in tasks)
-            records = [
-                prompts[task][split][i] for i in range(longest) for task in tasks if i < len(prompts[task][split])
-            ]
-            write_lines(out / f"{name}_prompts_{split}.jsonl", records)
+            turns = zip_longest(*(prompts[task][split] for task in tasks))
+            write_lines(out / f"{name}_prompts_{split}.jsonl", filter(None, chain.from_iterable(turns)))
     train = [prompts[task]["train"] for task in TASKS]
     shown = (_demonstration(i, _in_turn(train, i), stream(seed, GENERATOR_VERSION, "sft", i)) for i in range(num_sft))
     write_lines(out / "sft.jsonl", shown)

@@ -100,19 +100,15 @@ is_set_up() {
 }
 
 install_project() {
-    local base_python leftover="" began=$SECONDS
+    local base_python unusable=false began=$SECONDS
     trap 'echo && echo "Interrupted; the next start begins anew." >&2; exit 130' INT
     base_python="$(find_python)" || exit
 
-    if [ -e "$VENV/.setup-running" ]; then
-        leftover="The last set-up was cut short: beginning anew."
-    elif [ -e "$VENV" ] && [ ! -x "$PYTHON" ]; then
-        leftover="The Python behind .venv is gone: making it anew."
-    fi
+    if [ -e "$VENV/.setup-running" ] || { [ -e "$VENV" ] && [ ! -x "$PYTHON" ]; }; then unusable=true; fi
     mkdir -p -- "$VENV"
     touch -- "$VENV/.setup-running"
-    if [ -n "$leftover" ]; then
-        echo "$leftover"
+    if $unusable; then
+        echo "The last set-up was cut short, or the Python behind .venv is gone: making it anew."
         # All but the mark: should this be cut short as well, the next start must know.
         find "$VENV/" -mindepth 1 -maxdepth 1 ! -name .setup-running -exec rm -rf -- {} +
     fi

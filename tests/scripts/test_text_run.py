@@ -16,7 +16,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_writes_nothing(
     """Both would make the common start, in the same place."""
     workshop = TextWorkshop(tmp_path, seed=0)
     assert embedded_text.main(["train_sft_text", "--output_dir", str(tmp_path / "sft")]) == 2
-    assert f"{tmp_path / '.text_runs.lock'}: another process is writing to it" in capsys.readouterr().err
-    assert [path.name for path in workshop.folder.iterdir()] == [".text_runs.lock"]
+    assert f"{tmp_path / '.lock'}: another process is writing to it" in capsys.readouterr().err
+    assert [path.name for path in workshop.folder.iterdir()] == [".lock"]
     del workshop
     TextWorkshop(tmp_path, seed=0)
