@@ -24,20 +24,25 @@ OWN = {"do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.95, "repet
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory) -> Path:
-    """A folder with `model` and `held_out`, shared by all tests: copy before changing."""
-    folder = tmp_path_factory.mktemp("evaluation")
+def data(tmp_path_factory) -> Path:
+    """The manifest of a question set, shared by all tests: copy before changing."""
+    folder = tmp_path_factory.mktemp("held_out")
+    (folder / "audio").mkdir()
     records = []
     for index in range(NUM_QUESTIONS):
         record, clip = make_question(0, "held_out", index)
-        path = folder / "held_out" / "audio" / f"{record['id']}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, clip, SAMPLING_RATE)
-        records.append({**record, "audio_path": f"audio/{path.name}"})
-    write_lines(folder / "held_out" / "manifest.jsonl", records)
-    texts = [" ".join([record["question"], *record["choices"]]) for record in records]
-    build_tiny_qwen2_audio(folder / "model", texts=texts, seed=0, geometry=TEST)
-    _make_attentive(folder / "model")
+        records.append({**record, "audio_path": f"audio/{record['id']}.wav"})
+        soundfile.write(folder / records[-1]["audio_path"], clip, SAMPLING_RATE)
+    return write_lines(folder / "manifest.jsonl", records)
+
+
+@pytest.fixture(scope="session")
+def model(data, tmp_path_factory) -> Path:
+    """A tiny checkpoint, shared by all tests: copy before changing."""
+    folder = tmp_path_factory.mktemp("evaluation") / "model"
+    texts = [" ".join([record["question"], *record["choices"]]) for record in read_lines(data)]
+    build_tiny_qwen2_audio(folder, texts=texts, seed=0, geometry=TEST)
+    _make_attentive(folder)
     return folder
 
 
@@ -49,18 +54,6 @@ def _make_attentive(folder: Path) -> None:
             if weights.ndim == 2 and "embed_positions" not in name:
                 weights.mul_(160 if "projector" in name else 16)
     model.save_pretrained(folder)
-
-
-@pytest.fixture(scope="session")
-def model(made_once) -> Path:
-    """The tiny checkpoint itself: copy before changing."""
-    return made_once / "model"
-
-
-@pytest.fixture(scope="session")
-def data(made_once) -> Path:
-    """The manifest of the question set itself: copy before changing."""
-    return made_once / "held_out" / "manifest.jsonl"
 
 
 @pytest.fixture(scope="session")

@@ -31,33 +31,20 @@ def make_questions(n, **fields):
     ]
 
 
-def predictions_of(questions, completions):
-    """A prediction a question, as far as there are completions."""
-    return {
-        (question.id, 0): predict(question, completion, "answer", "settings")
-        for question, completion in zip(questions, completions, strict=False)
-    }
+def predictions_of(questions, completions, orders=()):
+    """Predictions by question and repeat.
 
-
-def repeated(questions, completions):
-    """Predictions of a list of completions a question, by question and repeat; None is no prediction."""
-    return {
-        (question.id, repeat): predict(question, completion, "answer", "settings", repeat)
-        for question, row in zip(questions, completions, strict=True)
-        for repeat, completion in enumerate(row)
-        if completion is not None
-    }
-
-
-def permuted(question, completions_by_order):
-    """Predictions of one question asked in several orders; each completion is of one (order, repeat)."""
-    asked = [(choices, completion) for choices, completions in completions_by_order for completion in completions]
-    return {
-        (question.id, number): predict(
-            replace(question, choices=choices), completion, "answer", "settings", number, permuted=True
-        )
-        for number, (choices, completion) in enumerate(asked)
-    }
+    Args:
+        questions: those asked; the last ones may have no completions.
+        completions: of each question one, or a list of them; None is that of a clip that cannot be read.
+        orders: of the choices, one a repeat, if they were asked in several.
+    """
+    found = {}
+    for question, texts in zip(questions, completions, strict=False):
+        for repeat, text in enumerate(texts if isinstance(texts, list) else [texts]):
+            asked = replace(question, choices=tuple(orders[repeat])) if orders else question
+            found[question.id, repeat] = predict(asked, text, "answer", "settings", repeat, bool(orders))
+    return found
 
 
 def evaluation_of(questions, predictions, settings, version="unknown", paths=None, folder=Path("out"), **more):

@@ -26,15 +26,10 @@ def clip(manifest, number):
     return question(manifest, number).audio_path
 
 
-def not_finite(path):
-    soundfile.write(path, np.full(8000, np.nan), 16_000, subtype="FLOAT")
-
-
 SPOIL = {
     "absent": lambda path: path.unlink(),
     "no audio": lambda path: path.write_bytes(b"no audio"),
-    "cut off": lambda path: path.write_bytes(path.read_bytes()[:30]),
-    "not finite": not_finite,
+    "not finite": lambda path: soundfile.write(path, np.full(8000, np.nan), 16_000, subtype="FLOAT"),
 }
 
 
@@ -203,13 +198,8 @@ def test_a_clip_is_known_by_its_bytes(manifest):
 
 
 def test_what_is_readable(manifest, tmp_path):
-    good = clip(manifest, 0)
-    assert is_readable(good)
-    for how in SPOIL:
-        path = tmp_path / "clip.wav"
-        shutil.copy(good, path)
-        spoil(path, how)
-        assert not is_readable(path), how
-    soundfile.write(tmp_path / "short.wav", np.zeros(1599), 16_000)
-    soundfile.write(tmp_path / "long.wav", np.zeros(1600), 16_000)
-    assert (is_readable(tmp_path / "short.wav"), is_readable(tmp_path / "long.wav")) == (False, True)
+    """Decoded to the end, and of a tenth of a second; what cannot be decoded is in test_audio."""
+    assert is_readable(clip(manifest, 0))
+    for samples, readable in ((np.zeros(1599), False), (np.zeros(1600), True), (np.full(8000, np.nan), False)):
+        soundfile.write(tmp_path / "clip.wav", samples, 16_000, subtype="FLOAT")
+        assert is_readable(tmp_path / "clip.wav") == readable

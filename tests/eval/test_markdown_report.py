@@ -12,7 +12,7 @@ from eval.report.markdown import markdown_report
 from eval.report.rendering import escape
 from eval.scores import score
 from eval.targets import EMBEDDED_HEADING, TARGET, against_published
-from tests.eval.made_up import evaluation_of, make_questions, permuted, predictions_of, repeated
+from tests.eval.made_up import evaluation_of, make_questions, predictions_of
 
 SETTINGS = {
     "prompt_style": "answer", "decoding": "greedy", "max_new_tokens": 8, "batch_size": 2, "dtype": "float32",
@@ -153,22 +153,17 @@ def test_what_can_be_concluded(correct, conclusion):
 
 def test_repeats_of_the_whole_file_are_compared_and_orders_are_not():
     questions = make_questions(1000)
-    scores, _ = score(questions, repeated(questions, [["cat", "dog"]] * 1000), "answer", "original")
+    scores, _ = score(questions, predictions_of(questions, [["cat", "dog"]] * 1000), "answer", "original")
     assert scores["total"]["accuracy"] == 50
     assert against_published(scores, SETTINGS).sentences[0].startswith("Distance to 64.5: -14.50 points")
-    predictions = {}
-    for question in questions:
-        predictions |= permuted(question, [(KEPT, ["cat"]), (SWAPPED, ["cat"])])
+    predictions = predictions_of(questions, [["cat", "cat"]] * 1000, (KEPT, SWAPPED))
     scores, _ = score(questions, predictions, "answer", "original")
     assert "several orders" in against_published(scores, SETTINGS).reason
 
 
 def test_repeats_and_orders_are_reported():
     questions = make_questions(3)
-    predictions = {}
-    for question in questions:
-        predictions |= permuted(question, [(KEPT, ["cat"]), (SWAPPED, ["A"])])
-    report = reported(questions, predictions)
+    report = reported(questions, predictions_of(questions, [["cat", "A"]] * 3, (KEPT, SWAPPED)))
     for said in (
         "mean of 2 answers a question",
         "3, 6 answers asked for",

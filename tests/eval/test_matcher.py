@@ -48,11 +48,6 @@ def random_words(question):
     return " ".join(rng.choices(pool, k=rng.randrange(6)))
 
 
-def random_kind(question):
-    rng = random.Random(f"kind {question.id}")
-    return rng.choice([kind for name, kind in COMPLETIONS.items() if name != "mixed"])(question)
-
-
 # None is a missing record
 COMPLETIONS = {
     "gold": lambda question: question.answer,
@@ -81,7 +76,6 @@ COMPLETIONS = {
     "unclosed tag": lambda question: f"<answer>{question.answer}",
     "empty tag": lambda question: f"<answer> </answer>{question.answer}",
     "missing": lambda question: None,
-    "mixed": random_kind,
 }
 
 

@@ -263,13 +263,6 @@ def test_an_absent_device_is_refused(model, data, tmp_path, capsys, device):
     assert "--device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [[], ["--ckpt", "x", "--batch-size", "0"], ["--ckpt", "x", "--prompt-style", "y"]])
-def test_malformed_arguments_exit_with_2(given):
-    with pytest.raises(SystemExit) as exit_:
-        main(given)
-    assert exit_.value.code == 2
-
-
 def test_a_parquet_file_is_prepared_first(model, manifest, tmp_path, monkeypatch):
     """By data_prep, which has tests of its own; here what is asked of it, and what is made of its answer."""
     asked = []

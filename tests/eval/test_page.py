@@ -167,9 +167,9 @@ class TestClips:
         assert rate == 16_000
         assert len(samples) / rate == pytest.approx(original.duration, abs=0.2)  # MP3 pads to whole frames of 36 ms
 
-    def test_embed_audio_of_an_evaluation(self, made_once, manifest, tmp_path):
+    def test_embed_audio_of_an_evaluation(self, model, manifest, tmp_path):
         out = tmp_path / "run"
-        arguments = ["--ckpt", made_once / "model", "--data", manifest, "--out", out, "--device", "cpu"]
+        arguments = ["--ckpt", model, "--data", manifest, "--out", out, "--device", "cpu"]
         arguments = [*map(str, arguments), "--max-new-tokens", "4", "--limit", "2"]
         again = ["--predictions", str(out / "predictions.jsonl"), "--embed-audio"]
         for call, embedded in (([*arguments, "--embed-audio"], True), (arguments, False), (again, True)):

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import sha256_of, write_lines
 from r1_aqa_repro.data.questions import read_questions, write_manifest
 from tests.conftest import ROOT
-from tests.eval.made_up import CHOICES, is_right, mmau_records, published
+from tests.eval.made_up import CHOICES, is_right, mmau_records, predictions_of, published
 from tests.files import contents, read_json, write_json
 
 RESULTS = {"scores.json", "verdicts.jsonl", "report.md", "report.html"}
@@ -114,14 +113,10 @@ def test_absent_files_are_refused(tmp_path, data):
             score_file(predictions, questions)
 
 
-def own_file(folder, data, completions, orders=None, **settings):
+def own_file(folder, data, completions, orders=(), **settings):
     """A predictions.jsonl as an evaluation leaves it; `completions`: one list a question."""
-    lines = []
-    for question, texts in zip(read_questions(data).records, completions, strict=False):
-        for repeat, text in enumerate(texts):
-            asked = replace(question, choices=tuple(orders[repeat])) if orders else question
-            lines.append(predict(asked, text, "answer", "hash", repeat, bool(orders)).to_record())
-    write_lines(folder / "predictions.jsonl", lines)
+    made = predictions_of(read_questions(data).records, completions, orders)
+    write_lines(folder / "predictions.jsonl", [one.to_record() for one in made.values()])
     content = {"settings": {"prompt_style": "answer", **settings}, "paths": {"checkpoint": "ckpt", "data": str(data)}}
     write_json(folder / "settings.json", content)
     return folder / "predictions.jsonl"
@@ -165,7 +160,7 @@ def test_predictions_about_another_question_are_refused(tmp_path, data):
 @pytest.mark.parametrize(
     ("sound", "damaged", "named"),
     [
-        ('"hash"', '"other"', "2 different settings"),
+        ('"settings"', '"other"', "2 different settings"),
         *(
             (sound, damaged, "line 1: the line is damaged")
             for sound, damaged in (

@@ -9,7 +9,7 @@ from eval.scores import score, shares_right, surviving, tally
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.mmau_versions import version_of
-from tests.eval.made_up import make_questions, permuted, predictions_of, repeated
+from tests.eval.made_up import make_questions, predictions_of
 
 KEPT, SWAPPED = ("dog", "cat"), ("cat", "dog")
 GROUPS = ("task", "difficulty", "category", "sub_category")
@@ -59,7 +59,7 @@ def test_what_records_call_themselves_makes_no_version(questions, version):
 def test_a_question_counts_once_however_often_it_is_asked():
     questions = make_questions(4)
     completions = [["cat"] * 4, ["cat", "cat", "cat", "dog"], ["dog", "cat", "", None], ["dog"] * 4]
-    scores, verdicts = score(questions, repeated(questions, completions), "answer", "unknown", times=4)
+    scores, verdicts = score(questions, predictions_of(questions, completions), "answer", "unknown", times=4)
     assert (scores["n"], scores["asked"], scores["missing"], scores["unparsed"]) == (4, 16, 1, 1)
     assert (scores["total"]["correct"], scores["total"]["n"]) == (pytest.approx(1 + 3 / 4 + 1 / 4), 4)
     assert scores["total"]["accuracy"] == pytest.approx(50.0)
@@ -76,7 +76,7 @@ def test_a_question_counts_once_however_often_it_is_asked():
 
 def test_a_repeat_that_is_wholly_absent_is_missing():
     questions = make_questions(3)
-    scores, _ = score(questions, repeated(questions, [["cat"]] * 3), "answer", "unknown", times=2)
+    scores, _ = score(questions, predictions_of(questions, [["cat"]] * 3), "answer", "unknown", times=2)
     assert (scores["asked"], scores["missing"], scores["total"]["accuracy"]) == (6, 3, 50.0)
 
 
@@ -85,7 +85,7 @@ def test_equal_repeats_change_no_figure():
     rng = random.Random(0)
     completions = [[rng.choice(["cat", "dog", "B", "the cat"])] for _ in questions]
     once, thrice = (
-        score(questions, repeated(questions, [row * times for row in completions]), "answer", "unknown")[0]
+        score(questions, predictions_of(questions, [row * times for row in completions]), "answer", "unknown")[0]
         for times in (1, 3)
     )
     for key in ("n", "total", "task", "difficulty", "matchers", "format_rate", "baselines", "disagreements"):
@@ -114,7 +114,7 @@ def test_every_group_adds_up_to_the_whole():
         replace(question, category=rng.choice("xy"), sub_category=rng.choice("abc")) for question in make_questions(60)
     ]
     completions = [[rng.choice(["cat", "dog", "B", "", None]) for _ in range(3)] for _ in questions]
-    scores, _ = score(questions, repeated(questions, completions), "answer", "unknown", times=3)
+    scores, _ = score(questions, predictions_of(questions, completions), "answer", "unknown", times=3)
     for key in GROUPS:
         assert sum(group["n"] for group in scores[key].values()) == scores["n"] == 60
         assert sum(group["correct"] for group in scores[key].values()) == pytest.approx(scores["total"]["correct"])
@@ -126,12 +126,13 @@ def test_every_group_adds_up_to_the_whole():
 
 def test_orders_of_the_choices():
     questions = make_questions(4)
-    predictions = {
-        **permuted(questions[0], [(KEPT, ["cat"]), (SWAPPED, ["the cat"])]),  # the same choice, in other words
-        **permuted(questions[1], [(KEPT, ["A"]), (SWAPPED, ["A"])]),  # always the first: dog, then cat
-        **permuted(questions[2], [(KEPT, ["dog"]), (SWAPPED, ["dog"])]),  # the same, and wrong
-        **permuted(questions[3], [(KEPT, ["who knows"]), (SWAPPED, ["who knows"])]),  # names none
-    }
+    completions = [
+        ["cat", "the cat"],  # the same choice, in other words
+        ["A", "A"],  # always the first: dog, then cat
+        ["dog", "dog"],  # the same, and wrong
+        ["who knows", "who knows"],  # names none
+    ]
+    predictions = predictions_of(questions, completions, (KEPT, SWAPPED))
     scores, _ = score(questions, predictions, "answer", "unknown", times=2)
     order = scores["permutation"]
     assert order["orders"] == 2
@@ -144,10 +145,8 @@ def test_orders_of_the_choices():
 def test_orders_and_repeats_together():
     """A question that is asked twice in each of two orders: all four answers must name the same."""
     questions = make_questions(2)
-    predictions = {
-        **permuted(questions[0], [(KEPT, ["cat", "cat"]), (SWAPPED, ["cat", "cat"])]),
-        **permuted(questions[1], [(KEPT, ["cat", "dog"]), (SWAPPED, ["cat", "cat"])]),
-    }
+    completions = [["cat", "cat", "cat", "cat"], ["cat", "dog", "cat", "cat"]]
+    predictions = predictions_of(questions, completions, (KEPT, KEPT, SWAPPED, SWAPPED))
     scores, _ = score(questions, predictions, "answer", "unknown", times=4)
     assert scores["permutation"]["same_choice"]["correct"] == 1
     assert scores["total"]["accuracy"] == pytest.approx(100 * (1 + 3 / 4) / 2)

@@ -48,12 +48,6 @@ class TestParts:
         assert evaluate(sampling, data, out, *SAMPLED) == 0
         assert contents(out) == contents(whole)
 
-    def test_a_part_alone_is_enough(self, sampling, data, whole, out, monkeypatch):
-        (out / "predictions.jsonl").rename(out / PART)
-        monkeypatch.setattr("eval.generation.Generator.load", None)  # there is nothing left to generate
-        assert evaluate(sampling, data, out, *SAMPLED) == 0
-        assert contents(out) == contents(whole)
-
     def test_a_part_of_another_evaluation_is_refused(self, sampling, data, whole, out, capsys):
         line = (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)[0]
         (out / PART).write_bytes(line.replace(b'"settings_hash": "', b'"settings_hash": "0') * 2)
