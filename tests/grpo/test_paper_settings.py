@@ -16,13 +16,12 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.rollout import Rollout
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import question_inputs
-from tests.paper import paper_trainer, paper_training
+from tests.paper import paper_trainer
 
 GROUP = 8
 
@@ -221,42 +220,19 @@ class TestSampling:
 
 
 class TestPromptsOfAStep:
-    PROCESSES = (1, 2, 4, 8)
-
     @pytest.fixture
     def step_questions(self, questions: list[AudioQuestion]) -> list[AudioQuestion]:
         """Three steps' worth of questions. Nothing is computed with them."""
         return [replace(questions[0], id=f"q{index}") for index in range(48)]
-
-    @staticmethod
-    def on(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As a process of a torchrun of that many sees it when the configuration is read, but with no process group."""
-        monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: processes)
-        monkeypatch.setattr(TrainingArguments, "world_size", property(lambda _: processes))
-
-    def test_the_launchers_environment_is_read(self, monkeypatch):
-        monkeypatch.delenv("WORLD_SIZE", raising=False)
-        assert num_processes() == 1
-        monkeypatch.setenv("WORLD_SIZE", "8")
-        assert num_processes() == 8
-
-    @pytest.mark.parametrize(("processes", "accumulation"), [(1, 8), (2, 4), (4, 2), (8, 1)])
-    def test_16_prompts_and_128_completions(self, monkeypatch, tmp_path, processes, accumulation):
-        self.on(processes, monkeypatch)
-        training = paper_training(tmp_path)
-        assert training.batch_problem is None
-        assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (2 * GROUP, accumulation)
-        completions = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
-        assert completions == 128 and completions // training.num_generations == 16
-        # a rollout is one batch of all processes: TRL's own figure
-        assert training.generation_batch_size == 2 * GROUP * processes
 
     def steps(
         self, folder: Path, model_folder: Path, asked: list[AudioQuestion], processes: int, monkeypatch: Any
     ) -> list[list[list[list[str]]]]:
         """Question ids by step, rank, batch and row, from the trainer's own loader as accelerate shards it."""
         with monkeypatch.context() as patch:
-            self.on(processes, patch)
+            # as a process of a torchrun of that many sees it when the configuration is read, but with no process group
+            patch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: processes)
+            patch.setattr(TrainingArguments, "world_size", property(lambda _: processes))
             trainer = paper_trainer(folder, model_folder, asked)
             loaders = []
             for rank in range(processes):
@@ -277,7 +253,7 @@ class TestPromptsOfAStep:
     def test_the_same_questions_on_any_number_of_processes(self, model_folder, step_questions, tmp_path, monkeypatch):
         by_processes = {
             processes: self.steps(tmp_path, model_folder, step_questions, processes, monkeypatch)
-            for processes in self.PROCESSES
+            for processes in (1, 2, 4, 8)
         }
         alone = [{name for rank in step for batch in rank for name in batch} for step in by_processes[1]]
         assert [len(step) for step in alone] == [16, 16, 16]

@@ -7,9 +7,7 @@ values of the order of 1 to 10, and 1e-12 leaves room for the order of the sums.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -177,30 +175,6 @@ def test_whitened_values_have_mean_0_and_variance_1(mask: torch.Tensor) -> None:
     shifted = whiten(values, mask, keep_mean=True)
     assert_exact((shifted - whitened)[mask], values[mask].mean().expand(int(mask.sum())))
     assert not whiten(torch.full_like(values, 0.25), mask).any()  # all equal: nothing to learn from, not NaN
-
-
-def test_statistics_of_a_rollout_on_two_processes(mask: torch.Tensor) -> None:
-    """`total` sums over the processes (threads here): each gets its rows of what one process alone would compute."""
-    values, returns = random(20), random(21)
-    barrier, parts = threading.Barrier(2, timeout=10), {}
-
-    def of_process(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        def total(part: torch.Tensor) -> torch.Tensor:
-            parts[rank] = part
-            barrier.wait()
-            whole = parts[0] + parts[1]
-            barrier.wait()
-            return whole
-
-        rows = slice(2 * rank, 2 * rank + 2)
-        variance = explained_variance(values[rows], returns[rows], mask[rows], total)
-        return whiten(values[rows], mask[rows], total), variance
-
-    with ThreadPoolExecutor(2) as pool:
-        (one, variance), (other, same) = pool.map(of_process, range(2))
-    assert_exact(torch.cat([one, other]), whiten(values, mask))
-    assert_exact(variance, explained_variance(values, returns, mask))
-    assert variance == same
 
 
 def test_explained_variance() -> None:
