@@ -4,7 +4,7 @@ AudioGRPOTrainer and TextGRPOTrainer say what a question is; everything else is 
 
 TRL keeps configuration, reward calls, advantages, loss types, KL, logging, checkpoints, DeepSpeed and PEFT. What this
 subclass replaces is how a batch is tokenised, generated and scored. TRL is pinned exactly, since private methods are
-overridden; `tests/grpo/test_trainer.py` names what to look at when an update changes one of them.
+overridden: read them in `trl/trainer/grpo_trainer.py` before another version is pinned.
 """
 
 from __future__ import annotations

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import pytest
 import torch
-from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from r1_aqa_repro.data.prompts import build_messages
@@ -20,28 +18,6 @@ from r1_aqa_repro.grpo.selection import EpochRepeatSampler
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.generation import generate
 from r1_aqa_repro.model.inputs import question_inputs
-
-# what AudioGRPOTrainer overrides or calls, with the parameters it relies on
-TRL_HOOKS = {
-    "_get_train_sampler": ["self", "dataset"],
-    "_generate_and_score_completions": ["self", "inputs"],
-    "_tokenize_prompts": ["self", "prompts"],
-    "_generate_single_turn": ["self", "prompt_ids", "images", "multimodal_fields", "num_generations"],
-    "_compute_loss": ["self", "model", "inputs"],
-    "_get_per_token_logps_and_entropies": [
-        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
-        "compute_aux_loss",
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", TRL_HOOKS)
-def test_trl_hooks_are_as_the_subclass_expects(name: str) -> None:
-    """After an update of TRL: read the method in trl/trainer/grpo_trainer.py, and its override in grpo/trainer.py."""
-    parameters = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
-    assert parameters[: len(TRL_HOOKS[name])] == TRL_HOOKS[name]
-    source = inspect.getsource(GRPOTrainer)
-    assert f"self.{name}(" in source or f"sampler_fn=self.{name}" in source, f"TRL no longer calls {name}"
 
 
 def test_trl_suppresses_the_sampled_audio_token(make_trainer: Any) -> None:
@@ -155,11 +131,3 @@ def test_sampler_epochs_differ_and_repeat() -> None:
     assert list(resumed) == epochs[2]
     assert epochs[0] == list(sampler_of(RepeatSampler))  # epoch 0 is TRL's own order
     assert all(one == other for one, other in zip(islice(epochs[0], 0, None, 2), epochs[0][1::2], strict=True))
-
-
-def test_trl_sampler_replays_its_first_epoch_in_a_new_process() -> None:
-    """The reason for EpochRepeatSampler: if this fails, TRL has fixed it."""
-    running = sampler_of(RepeatSampler)
-    first, second = list(running), list(running)
-    assert first != second
-    assert list(sampler_of(RepeatSampler)) == first

@@ -22,7 +22,7 @@ from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import question_inputs
 from r1_aqa_repro.planning import estimate
-from r1_aqa_repro.planning.counting import LiveBytes, build_model
+from r1_aqa_repro.planning.counting import build_model
 from r1_aqa_repro.planning.estimate import Job, Memory, Parameters, kv_cache_bytes, memory_of, strategies
 from r1_aqa_repro.planning.geometries import mid_config, qwen2_audio_7b_config
 from r1_aqa_repro.run.config import AudioGRPOConfig
@@ -93,19 +93,6 @@ def test_the_prompts_cache_is_kept_once_a_group() -> None:
     a_token = 2 * 32 * 4096 * 2  # keys and values, layers, hidden size, bytes
     assert kv_cache_bytes(job()) == a_token * (2 * 351 + 16 * 256)
     assert kv_cache_bytes(job(shared=False)) == a_token * 16 * (351 + 256)
-
-
-def test_live_bytes_follow_a_hand_made_graph() -> None:
-    weight = torch.zeros(10, requires_grad=True)  # 40 bytes, apart
-    with LiveBytes([weight]) as live:
-        kept = weight * 2
-        assert live.now == 40
-        view = kept[:5]
-        assert live.now == 40, "a view is the same storage"
-        (view + 1).sum()  # 20 bytes and 4, then gone
-        assert (live.now, live.peak) == (40, 64)
-        del kept, view
-    assert live.now == 0
 
 
 @pytest.fixture(scope="module")
