@@ -11,8 +11,8 @@ from typing import Any
 
 from r1_aqa_repro.data.conversations import (
     Message,
-    PreferencePair,
     Spelling,
+    TextPrompt,
     answer,
     answer_from,
     messages_from,
@@ -47,7 +47,7 @@ class Converted:
     """A pair: where it stood, how it was written (`trl texts`, `sharegpt`, ...), and which keys were left out."""
 
     where: str
-    pair: PreferencePair
+    pair: TextPrompt
     shape: str
     left_out: list[str]
 
@@ -69,7 +69,7 @@ def _converted(record: dict[str, Any], where: str, source: Path, format_name: st
     return Converted(f"{source}:{where}", pair, shape, left_out)
 
 
-def _pair(record: dict[str, Any], name: str, place: str) -> tuple[PreferencePair, str]:
+def _pair(record: dict[str, Any], name: str, place: str) -> tuple[TextPrompt, str]:
     """The pair of a record in a known format, and how exactly it was written."""
     missing = [key for key in ("chosen", "rejected") if record.get(key) is None]
     if missing:
@@ -81,7 +81,8 @@ def _pair(record: dict[str, Any], name: str, place: str) -> tuple[PreferencePair
     shape, prompt, chosen, rejected = _CONVERTERS[name](record)
     require_difference(chosen.strip(), rejected.strip())  # a line break is nothing to prefer
     columns = {key: _column(record, key) for key in _KEPT[1:] if record.get(key) is not None}
-    return PreferencePair(id_of(record, place), prompt, chosen, rejected, columns), shape
+    answers = {"chosen": chosen, "rejected": rejected}
+    return TextPrompt(id_of(record, place), prompt, columns, answers), shape
 
 
 def _format_of(record: dict[str, Any]) -> str:

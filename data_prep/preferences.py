@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,7 +46,7 @@ from r1_aqa_repro.common.errors import (
 )
 from r1_aqa_repro.common.files import sha256_of, whole_file, write_json
 from r1_aqa_repro.data.answers import fold
-from r1_aqa_repro.data.conversations import Message, PreferencePair, answer
+from r1_aqa_repro.data.conversations import Message, TextPrompt
 from r1_aqa_repro.data.records import Rejected, no_records
 
 BAD, DUPLICATE, CONTRADICTION = "bad record", "duplicate", "contradiction"
@@ -139,11 +139,11 @@ def _sift(records: Iterable[Converted | Rejected], waiting: IO[bytes], fraction:
     for record in tqdm(records, unit=" records", disable=None):
         sifted.records_in += 1
         if isinstance(record, Converted):
-            pair, key = record.pair, _digest(record.pair)
+            pair, texts = record.pair, [*record.pair.answers.values()]
+            key, swapped = (_digest(pair.messages, answers) for answers in (texts, texts[::-1]))
             known, where = seen.setdefault(pair.id, (key, record.where))
             if known == key:
-                swapped = _digest(replace(pair, chosen=pair.rejected, rejected=pair.chosen))
-                side = HELD_OUT if is_held_out(pair.prompt, fraction, seed) else TRAIN
+                side = HELD_OUT if is_held_out(pair.messages, fraction, seed) else TRAIN
                 pairs.append((pair.id, key, swapped, side))
                 waiting.write(_line(pair))
                 sifted.formats[record.shape] += 1
@@ -169,14 +169,12 @@ def _sift(records: Iterable[Converted | Rejected], waiting: IO[bytes], fraction:
     return sifted
 
 
-def _digest(pair: PreferencePair) -> bytes:
-    content = json.dumps([pair.prompt, pair.chosen, pair.rejected])
-    return hashlib.sha256(content.encode()).digest()
+def _digest(messages: list[Message], answers: list[str]) -> bytes:
+    return hashlib.sha256(json.dumps([messages, *answers]).encode()).digest()
 
 
-def _line(pair: PreferencePair) -> bytes:
-    answers = {"chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}
-    line = {"id": pair.id, "prompt": pair.prompt, **answers, **pair.columns}
+def _line(pair: TextPrompt) -> bytes:
+    line = {"id": pair.id, **pair.row(), **pair.columns}
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 

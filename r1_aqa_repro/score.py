@@ -23,7 +23,7 @@ from r1_aqa_repro.common.console import Options, positive
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.common.intervals import wilson
-from r1_aqa_repro.data.conversations import PreferencePair, answer
+from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 def score_file(
     name_or_path: str, file: Path, batch_size: int = _BATCH_SIZE, limit: int | None = None
-) -> tuple[list[PreferencePair], list[float], list[float]]:
+) -> tuple[list[TextPrompt], list[float], list[float]]:
     """The first `limit` pairs of a file with the scores of both answers, on the GPU if there is one.
 
     Raises:
@@ -61,9 +61,9 @@ def score_file(
     # after the arguments: --help and mistakes are answered at once
     from r1_aqa_repro.model.generation import device_and_dtype
     from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model, load_tokenizer
-    from r1_aqa_repro.run.kinds import preference_pairs
+    from r1_aqa_repro.run.kinds import answered_prompts
 
-    kind, problems = preference_pairs(None), list[Problem]()
+    kind, problems = answered_prompts(read_pairs, None), list[Problem]()
     with collecting(problems):
         kind.model = check_reward_model(name_or_path), load_tokenizer(name_or_path)
     pairs = kind.all_sound(str(file), limit, problems)
@@ -80,7 +80,7 @@ def score_file(
 def pair_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[PreferencePair],
+    pairs: Sequence[TextPrompt],
     batch_size: int = _BATCH_SIZE,
 ) -> tuple[list[float], list[float]]:
     """The scores of the chosen and of the rejected answers, in the order of the pairs; with a progress bar if it
@@ -88,7 +88,7 @@ def pair_scores(
     """
     from r1_aqa_repro.rewards.reward_model import score_conversations
 
-    conversations = [[*pair.prompt, *answer(text)] for pair in pairs for text in (pair.chosen, pair.rejected)]
+    conversations = [each for pair in pairs for each in pair.conversations]
     scores = score_conversations(model, tokenizer, conversations, 2 * batch_size, progress="scoring pairs")
     return scores[0::2], scores[1::2]
 
@@ -106,7 +106,7 @@ def pair_accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> dict[st
     return {"pair_accuracy": right / len(pairs), "ci95": [low, high], "n": len(pairs), "ties": ties}
 
 
-def summarised(pairs: Sequence[PreferencePair], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
+def summarised(pairs: Sequence[TextPrompt], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
     """What score.json holds of the scores: see `pair_accuracy`.
 
     `loss` is the mean of -log sigmoid(margin), which the model was trained to lower: log 2 = 0.693 for one that knows

@@ -21,11 +21,12 @@ show_help_if_asked(__name__, __doc__, "trl.DPOConfig", RunArguments, TextExample
 from trl import DPOTrainer, get_peft_config
 
 from r1_aqa_repro.common.errors import command
+from r1_aqa_repro.data.conversations import read_pairs
 from r1_aqa_repro.model.text_loading import load_configured_policy
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import PairDPOConfig, parse_text_config
 from r1_aqa_repro.run.folder import datasets
-from r1_aqa_repro.run.kinds import preference_pairs
+from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
 
@@ -38,7 +39,7 @@ class PairDPOTrainer(ResumableTrainer, DPOTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(PairDPOConfig, argv)
-    pairs, held_out = prepare(data, training, model_config, preference_pairs(training.max_length), [])
+    pairs, held_out = prepare(data, training, model_config, answered_prompts(read_pairs, training.max_length), [])
 
     def build_trainer() -> PairDPOTrainer:
         model, tokenizer = load_configured_policy(model_config)

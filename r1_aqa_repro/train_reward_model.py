@@ -19,11 +19,12 @@ from transformers import Qwen2ForSequenceClassification
 from trl import RewardTrainer, get_peft_config
 
 from r1_aqa_repro.common.errors import Problem, command
+from r1_aqa_repro.data.conversations import read_pairs
 from r1_aqa_repro.model.text_loading import load_configured_reward_model
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import RewardModelConfig, parse_text_config
 from r1_aqa_repro.run.folder import datasets
-from r1_aqa_repro.run.kinds import preference_pairs
+from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     if model_config.use_peft and model_config.lora_task_type != "SEQ_CLS":
         what = f"{model_config.lora_task_type}: the adapter would leave the reward head as it was drawn"
         problems.append(Problem("lora_task_type", what, "Set it to SEQ_CLS."))
-    kind = preference_pairs(training.max_length, build=Qwen2ForSequenceClassification)
+    kind = answered_prompts(read_pairs, training.max_length, build=Qwen2ForSequenceClassification)
     pairs, held_out = prepare(data, training, model_config, kind, problems)
 
     def build_trainer() -> RewardModelTrainer:

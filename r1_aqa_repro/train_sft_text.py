@@ -17,11 +17,12 @@ show_help_if_asked(__name__, __doc__, "trl.SFTConfig", RunArguments, TextExample
 from trl import SFTTrainer, get_peft_config
 
 from r1_aqa_repro.common.errors import command
+from r1_aqa_repro.data.conversations import read_sft
 from r1_aqa_repro.model.text_loading import load_configured_policy
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import TextSFTConfig, parse_text_config
 from r1_aqa_repro.run.folder import datasets
-from r1_aqa_repro.run.kinds import demonstrations
+from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
 
@@ -34,7 +35,7 @@ class TextSFTTrainer(ResumableTrainer, SFTTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(TextSFTConfig, argv)
-    examples, held_out = prepare(data, training, model_config, demonstrations(training.max_length), [])
+    examples, held_out = prepare(data, training, model_config, answered_prompts(read_sft, training.max_length), [])
 
     def build_trainer() -> TextSFTTrainer:
         model, tokenizer = load_configured_policy(model_config)

@@ -24,7 +24,7 @@ from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_rewar
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import EXIT_DONE
 from r1_aqa_repro.common.files import write_atomically
-from r1_aqa_repro.data.conversations import PreferencePair, read_pairs
+from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
 from r1_aqa_repro.score import pair_accuracy, pair_scores
 from scripts.workshop import (
@@ -122,7 +122,7 @@ def with_shuffled_labels(lines: str, seed: int) -> str:
     return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
 
 
-def held_out_accuracy(checkpoint: Path, pairs: Sequence[PreferencePair]) -> Block:
+def held_out_accuracy(checkpoint: Path, pairs: Sequence[TextPrompt]) -> Block:
     """Pair accuracy of a reward model, or of a policy with a fresh head."""
     tokenizer = load_tokenizer(checkpoint)
     model = load_reward_model(checkpoint, tokenizer, new_head=True)

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text
-from r1_aqa_repro.data.conversations import PreferencePair, TextPrompt, read_pairs, read_prompts
+from r1_aqa_repro.data.conversations import TextPrompt, read_pairs, read_prompts
 from r1_aqa_repro.embedded.text_set import write_text_set
 from r1_aqa_repro.embedded.text_tasks import vocabulary_texts
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
@@ -105,7 +105,7 @@ def prompts(text_set: Path) -> list[TextPrompt]:
 
 
 @pytest.fixture(scope="session")
-def pairs(text_set: Path) -> list[PreferencePair]:
+def pairs(text_set: Path) -> list[TextPrompt]:
     return read_pairs(text_set / "pairs_train.jsonl").records
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from r1_aqa_repro.data.records import BadRecord, Read, id_of, read_file
@@ -33,40 +34,22 @@ def answer(text: str) -> list[Message]:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A conversation that waits for the assistant's answer."""
+    """A conversation that waits for the assistant's answer, and the answers to it that its file has: the completion of
+    a demonstration, the chosen and the rejected one of a preference pair."""
 
     id: str
     messages: list[Message]
     columns: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)  # by key
 
-
-@dataclass(frozen=True)
-class PreferencePair:
-    """Two answers to one prompt, of which the first is preferred."""
-
-    id: str
-    prompt: list[Message]
-    chosen: str
-    rejected: str
-    columns: dict[str, Any] = field(default_factory=dict)
+    @property
+    def conversations(self) -> list[list[Message]]:
+        """The prompt with each of its answers; alone if it has none."""
+        return [[*self.messages, *answer(text)] for text in self.answers.values()] or [self.messages]
 
     def row(self) -> dict[str, list[Message]]:
         """TRL's conversational form, without the columns: TRL takes one called `margin` for its own."""
-        return {"prompt": self.prompt, "chosen": answer(self.chosen), "rejected": answer(self.rejected)}
-
-
-@dataclass(frozen=True)
-class SFTExample:
-    """A prompt and the answer that is to be imitated."""
-
-    id: str
-    prompt: list[Message]
-    completion: str
-    columns: dict[str, Any] = field(default_factory=dict)
-
-    def row(self) -> dict[str, list[Message]]:
-        """TRL's conversational form."""
-        return {"prompt": self.prompt, "completion": answer(self.completion)}
+        return {"prompt": self.messages} | {key: answer(text) for key, text in self.answers.items()}
 
 
 @dataclass(frozen=True)
@@ -94,57 +77,35 @@ CHAT = Spelling("role", "content", "system", "user", "assistant")
 
 
 def read_prompts(path: str | os.PathLike[str]) -> Read[TextPrompt]:
-    """Read a file of prompts.
-
-    Raises:
-        Refused: see `records.read_file`; the other readers here raise the same.
-    """
-    return read_file(path, prompt_from, _FILE)
+    """Read a file of prompts; see `records.read_file`, as for the other readers here."""
+    return read_file(path, _prompt_from, _FILE)
 
 
-def read_pairs(path: str | os.PathLike[str]) -> Read[PreferencePair]:
+def read_pairs(path: str | os.PathLike[str]) -> Read[TextPrompt]:
     """Read a file of preference pairs in the form that `data_prep.preferences` writes; other forms are problems."""
-    return read_file(path, pair_from, _FILE)
+    return read_file(path, _pair_from, _FILE)
 
 
-def read_sft(path: str | os.PathLike[str]) -> Read[SFTExample]:
+def read_sft(path: str | os.PathLike[str]) -> Read[TextPrompt]:
     """Read a file of demonstrations."""
-    return read_file(path, _example_from, _FILE)
+    return read_file(path, partial(_prompt_from, answers=("completion",)), _FILE)
 
 
-def prompt_from(record: dict[str, Any], where: str) -> TextPrompt:
-    """The prompt of one JSON object; `where` is the id of one that has none.
+def _prompt_from(record: dict[str, Any], where: str, answers: Sequence[str] = ()) -> TextPrompt:
+    messages = messages_from(record.get("prompt"), "prompt")
+    require_turns(messages, "prompt")
+    columns = {key: value for key, value in record.items() if key not in ("id", "prompt", *answers)}
+    given = {key: answer_from(record.get(key), key) for key in answers}
+    return TextPrompt(id_of(record, where), messages, columns, given)
 
-    Raises:
-        BadRecord: the object holds no prompt; the other `..._from` raise the same.
-    """
-    return TextPrompt(id_of(record, where), _prompt(record), _columns(record, "prompt"))
 
-
-def pair_from(record: dict[str, Any], where: str) -> PreferencePair:
-    """The preference pair of one JSON object; see `prompt_from`."""
+def _pair_from(record: dict[str, Any], where: str) -> TextPrompt:
     if not all(isinstance(record.get(key), list) for key in ("prompt", "chosen", "rejected")):
         expected = "expected prompt, chosen and rejected, each a list of messages"
         raise BadRecord(f"{expected}; found {_kinds(record)}", CONVERT)
-    chosen, rejected = (answer_from(record[key], key) for key in ("chosen", "rejected"))
-    require_difference(chosen.strip(), rejected.strip())
-    columns = _columns(record, "prompt", "chosen", "rejected")
-    return PreferencePair(id_of(record, where), _prompt(record), chosen, rejected, columns)
-
-
-def _example_from(record: dict[str, Any], where: str) -> SFTExample:
-    prompt, completion = _prompt(record), answer_from(record.get("completion"), "completion")
-    return SFTExample(id_of(record, where), prompt, completion, _columns(record, "prompt", "completion"))
-
-
-def _prompt(record: dict[str, Any]) -> list[Message]:
-    messages = messages_from(record.get("prompt"), "prompt")
-    require_turns(messages, "prompt")
-    return messages
-
-
-def _columns(record: dict[str, Any], *used: str) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in (*used, "id")}
+    pair = _prompt_from(record, where, ("chosen", "rejected"))
+    require_difference(*(text.strip() for text in pair.answers.values()))
+    return pair
 
 
 def _kinds(record: dict[str, Any]) -> str:

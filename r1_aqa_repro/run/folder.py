@@ -27,7 +27,7 @@ from r1_aqa_repro.common.claim import differences
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
-from r1_aqa_repro.data.conversations import PreferencePair, SFTExample
+from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.run.checkpoints import FINAL, STAGING, last_checkpoint
 from r1_aqa_repro.run.evaluating import EVALUATIONS
@@ -122,7 +122,7 @@ def start_run(
 
 
 def datasets(
-    training: TrainingArguments, records: Sequence[SFTExample | PreferencePair], held_out: Sequence[Any]
+    training: TrainingArguments, records: Sequence[TextPrompt], held_out: Sequence[Any]
 ) -> dict[str, Dataset | None]:
     """The datasets that TRL's trainers take, kept in the run folder, the same for all processes."""
     return {
@@ -131,7 +131,7 @@ def datasets(
     }
 
 
-def _dataset(name: str, records: Sequence[SFTExample | PreferencePair], training: TrainingArguments) -> Dataset:
+def _dataset(name: str, records: Sequence[TextPrompt], training: TrainingArguments) -> Dataset:
     """From a file, not from memory: what TRL caches beside a dataset in memory (reference log-probs of DPO) only the
     process that computed it would find. And from Parquet: out of JSON, texts that all look like dates come as such."""
     folder = Path(str(training.output_dir)) / EXAMPLES

@@ -20,16 +20,7 @@ from trl import ModelConfig
 
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.data.audio import check_audio
-from r1_aqa_repro.data.conversations import (
-    PreferencePair,
-    Read,
-    SFTExample,
-    TextPrompt,
-    answer,
-    read_pairs,
-    read_prompts,
-    read_sft,
-)
+from r1_aqa_repro.data.conversations import Read, TextPrompt, read_prompts
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
 from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.inputs import minimum_seconds, token_ids
@@ -37,7 +28,7 @@ from r1_aqa_repro.model.loading import check_model_folder, check_pair, load_proc
 from r1_aqa_repro.model.text_loading import checked_config, load_tokenizer
 from r1_aqa_repro.rewards.registry import check_prompts, check_uses, reward_model_positions
 
-Record = TypeVar("Record", bound=AudioQuestion | TextPrompt | PreferencePair | SFTExample)
+Record = TypeVar("Record", bound=AudioQuestion | TextPrompt)
 Messages = Sequence[dict[str, str]]
 
 
@@ -124,12 +115,11 @@ class AudioQuestions(Kind[AudioQuestion]):
 
 
 @dataclass
-class TextRecords(Kind[Record]):
+class TextRecords(Kind[TextPrompt]):
     """Text that the model can take whole: libraries cut what is too long, or leave it out, without a word.
 
     Attributes:
         read: the reader of a file.
-        conversations: what the model sees of a record, each one conversation.
         limits: the longest conversation by what sets it, in tokens, beside the model's own; None sets no limit.
         shorten: what else than the record can be changed if one is too long, with a comma after it.
         room: tokens that the model adds to a conversation.
@@ -140,15 +130,14 @@ class TextRecords(Kind[Record]):
         model: configuration and tokenizer, once they are known to be sound.
     """
 
-    read: Callable[[str], Read[Record]]
-    conversations: Callable[[Record], Sequence[Messages]]
+    read: Callable[[str], Read[TextPrompt]]
     limits: Mapping[str, int | None]
     shorten: str
     room: int = 0
     complete: bool = True
     build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM
-    check: Callable[[Record, str], list[Problem]] = lambda record, file: []
-    check_all: Callable[[Sequence[Record], str], list[Problem]] = lambda records, file: []
+    check: Callable[[TextPrompt, str], list[Problem]] = lambda record, file: []
+    check_all: Callable[[Sequence[TextPrompt], str], list[Problem]] = lambda records, file: []
     model: tuple[PreTrainedConfig, PreTrainedTokenizerBase] | None = None
 
     family = "Qwen2"
@@ -159,7 +148,7 @@ class TextRecords(Kind[Record]):
         self.model = config, tokenizer
         return config
 
-    def usable(self, file: str, limit: int | None = None) -> tuple[list[Record], list[Problem]]:
+    def usable(self, file: str, limit: int | None = None) -> tuple[list[TextPrompt], list[Problem]]:
         read = self.read(file)
         usable, problems = [], list(read.problems)
         for record in read.records[:limit]:
@@ -171,13 +160,13 @@ class TextRecords(Kind[Record]):
             raise Refused(problems + together)
         return usable, problems
 
-    def all_sound(self, file: str, limit: int | None, problems: list[Problem]) -> list[Record]:
+    def all_sound(self, file: str, limit: int | None, problems: list[Problem]) -> list[TextPrompt]:
         """The records of a file (its first `limit`), if not one is bad and nothing else is wrong.
 
         Raises:
             Refused: with `problems` and those of the file.
         """
-        records: list[Record] = []
+        records: list[TextPrompt] = []
         with collecting(problems):
             records, bad = self.usable(file, limit)
             problems += bad
@@ -186,14 +175,14 @@ class TextRecords(Kind[Record]):
         return records
 
     def _too_long(
-        self, record: Record, file: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+        self, record: TextPrompt, file: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
     ) -> list[Problem]:
         own = "the model can take"
         limits = {own: config.max_position_embeddings, **self.limits}
         limits = {name: limit for name, limit in limits.items() if limit is not None}
         narrowest = min(limits, key=limits.__getitem__)
         limit = limits[narrowest] - self.room
-        length = max(map(len, token_ids(tokenizer, self.conversations(record), self.complete)))
+        length = max(map(len, token_ids(tokenizer, record.conversations, self.complete)))
         if length <= limit:
             return []
         beside = f" beside {self.room} of an answer" if self.room else ""
@@ -201,8 +190,8 @@ class TextRecords(Kind[Record]):
         what = f"{length} tokens are more than the {limit} that {narrowest}{beside}"
         return [Problem(f"{file}: {record.id}", what, f"Shorten it, {self.shorten}{longer}or leave it out.")]
 
-    def source(self, record: Record) -> tuple[str, str]:
-        first = self.conversations(record)[0]
+    def source(self, record: TextPrompt) -> tuple[str, str]:
+        first = record.conversations[0]
         return json.dumps(first[:-1] if self.complete else first), "prompt"
 
 
@@ -211,7 +200,7 @@ def prompts_to_answer(
     shorten: str = "lower max_completion_length, ",
     critic: int | None = None,
     build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM,
-) -> TextRecords[TextPrompt]:
+) -> TextRecords:
     """Prompts for which completions are sampled and rewarded.
 
     Args:
@@ -221,7 +210,6 @@ def prompts_to_answer(
     """
     return TextRecords(
         read_prompts,
-        lambda prompt: [prompt.messages],
         {"the reward model can take": reward_model_positions(rewarding), "the critic can take": critic},
         shorten,
         rewarding.max_completion_length,
@@ -232,24 +220,11 @@ def prompts_to_answer(
     )
 
 
-def preference_pairs(
-    max_length: int | None, build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM
-) -> TextRecords[PreferencePair]:
-    """Preference pairs, both of whose answers are seen with the prompt."""
-    return TextRecords(
-        read_pairs,
-        lambda pair: [[*pair.prompt, *answer(pair.chosen)], [*pair.prompt, *answer(pair.rejected)]],
-        {"max_length allows": max_length},
-        "" if max_length is None else "raise max_length, ",
-        build=build,
-    )
-
-
-def demonstrations(max_length: int | None) -> TextRecords[SFTExample]:
-    """Prompts with an answer to imitate."""
-    return TextRecords(
-        read_sft,
-        lambda example: [[*example.prompt, *answer(example.completion)]],
-        {"max_length allows": max_length},
-        "" if max_length is None else "raise max_length, ",
-    )
+def answered_prompts(
+    read: Callable[[str], Read[TextPrompt]],
+    max_length: int | None,
+    build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM,
+) -> TextRecords:
+    """Demonstrations (`read_sft`) or preference pairs (`read_pairs`): each answer is seen with the prompt."""
+    shorten = "" if max_length is None else "raise max_length, "
+    return TextRecords(read, {"max_length allows": max_length}, shorten, build=build)

@@ -119,7 +119,7 @@ def test_what_is_written_fits_together(finished: Path, prompts: Path, reward_mod
         each = by_id[pair.id]
         ended = [score for score, whole in zip(each["scores"], each["finished"], strict=True) if whole]
         assert pair.columns["chosen_score"] == max(ended) > min(ended) == pair.columns["rejected_score"]
-        assert each["completions"][each["scores"].index(max(ended))] == pair.chosen
+        assert each["completions"][each["scores"].index(max(ended))] == pair.answers["chosen"]
 
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     assert summary["prompts"] == PROMPTS and summary["samples"] == PROMPTS * NUM

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval import mmau
-from r1_aqa_repro.data.conversations import PreferencePair
+from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
@@ -142,7 +142,7 @@ def test_a_text_policy_answers_as_base_and_adapter_do(
 
 
 def test_a_reward_model_scores_as_base_and_adapter_do(
-    policy: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair], tmp_path: Path
+    policy: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPrompt], tmp_path: Path
 ) -> None:
     """The head too, which the adapter brings along."""
     together = adapted(load_reward_model(policy, tokenizer, new_head=True), tmp_path / "final", TEXT_TARGETS, "SEQ_CLS")

@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from r1_aqa_repro.common.intervals import wilson
-from r1_aqa_repro.data.conversations import PreferencePair
+from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.model.text_loading import load_reward_model
 from r1_aqa_repro.score import main, pair_accuracy, pair_scores, summarised
 from tests.files import read_lines
 from tests.text_world import write_lines
 
 
-def pair(name: str, **columns: Any) -> PreferencePair:
-    return PreferencePair(name, [{"role": "user", "content": "Why?"}], "good", "bad", columns)
+def pair(name: str, **columns: Any) -> TextPrompt:
+    return TextPrompt(name, [{"role": "user", "content": "Why?"}], columns, {"chosen": "good", "rejected": "bad"})
 
 
 def test_pair_accuracy_by_hand() -> None:
@@ -80,7 +80,7 @@ def test_a_name_in_brackets_is_printed_as_it_is(
 
 
 def test_limit_and_batch_size_change_no_score(
-    reward_model: Path, text_set: Path, tmp_path: Path, pairs: list[PreferencePair]
+    reward_model: Path, text_set: Path, tmp_path: Path, pairs: list[TextPrompt]
 ) -> None:
     file = text_set / "pairs_train.jsonl"
     _, every = scored(reward_model, file, tmp_path / "all")
@@ -94,7 +94,7 @@ def test_limit_and_batch_size_change_no_score(
 
 
 def test_pairs_that_are_sorted_by_length_keep_their_order(
-    reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+    reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPrompt]
 ) -> None:
     """Conversations of like length are scored together; the scores come in the order of the pairs."""
     model = load_reward_model(reward_model, tokenizer)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from r1_aqa_repro.data.conversations import PreferencePair
+from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.model.text_loading import load_policy
 from tests.text_world import LORA, Build, answer_log_prob, first_batch, perturb, state_of
 
@@ -19,10 +19,10 @@ LOGP_TOLERANCE = 1e-4
 
 
 def log_probs(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPrompt]
 ) -> NDArray[np.float64]:
     """log p(answer | prompt) of the chosen and the rejected answers: [N, 2]."""
-    answers = [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    answers = [(pair.messages, text) for pair in pairs for text in pair.answers.values()]
     with torch.no_grad():
         values = [float(answer_log_prob(model, tokenizer, prompt, text)) for prompt, text in answers]
     return np.array(values).reshape(-1, 2)
@@ -45,7 +45,7 @@ def test_the_loss_is_that_of_plain_log_probs(
     build: Build,
     policy: Path,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: list[PreferencePair],
+    pairs: list[TextPrompt],
 ) -> None:
     trainer = build("dpo", "--beta", str(beta), *how)
     perturb(trainer.model, 0.1)  # with LoRA the adapter alone
@@ -101,7 +101,7 @@ def test_training_moves_the_policy_and_not_its_reference(
     text_set: Path,
     policy: Path,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: list[PreferencePair],
+    pairs: list[TextPrompt],
     tmp_path: Path,
 ) -> None:
     few = (text_set / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:4]

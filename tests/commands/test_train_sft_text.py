@@ -41,7 +41,10 @@ def test_the_loss_is_the_mean_over_tokens(build: Build, text_set: Path, tokenize
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(tokens))
     examples = read_sft(text_set / "sft.jsonl").records[:8]
     with torch.no_grad():
-        total = sum(float(answer_log_prob(trainer.model, tokenizer, each.prompt, each.completion)) for each in examples)
+        total = sum(
+            float(answer_log_prob(trainer.model, tokenizer, each.messages, each.answers["completion"]))
+            for each in examples
+        )
     # a mean of about 100 log-probs of size 6 from a softmax in float32
     assert loss.item() == pytest.approx(-total / tokens, abs=1e-5)
 

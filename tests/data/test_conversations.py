@@ -3,7 +3,7 @@
 import pytest
 
 from r1_aqa_repro.common.errors import Problem
-from r1_aqa_repro.data.conversations import PreferencePair, SFTExample, TextPrompt, read_pairs, read_prompts, read_sft
+from r1_aqa_repro.data.conversations import TextPrompt, read_pairs, read_prompts, read_sft
 from tests.files import write_lines
 from tests.hostile import HOSTILE
 
@@ -57,8 +57,9 @@ def test_pairs(tmp_path):
     read = read_pairs(file)
     assert read.problems == []
     assert read.records == [
-        PreferencePair("7", [user()], "good", "bad", {"margin": 0.5, "task": "list"}),
-        PreferencePair("line 3", [system(), user()], "good", "bad", {}),  # empty lines are none, but count
+        TextPrompt("7", [user()], {"margin": 0.5, "task": "list"}, {"chosen": "good", "rejected": "bad"}),
+        # empty lines are none, but count
+        TextPrompt("line 3", [system(), user()], {}, {"chosen": "good", "rejected": "bad"}),
     ]
 
 
@@ -66,13 +67,13 @@ def test_demonstrations(tmp_path):
     file = write_lines(
         tmp_path / "file.jsonl", [{"id": "a", "prompt": [user()], "completion": [assistant("Done.")], "task": "list"}]
     )
-    assert read_sft(file).records == [SFTExample("a", [user()], "Done.", {"task": "list"})]
+    assert read_sft(file).records == [TextPrompt("a", [user()], {"task": "list"}, {"completion": "Done."})]
 
 
 def test_texts_come_through_as_they_are(tmp_path):
     texts = [*HOSTILE, "  spaces and lines around  \n\n"]
     file = write_lines(tmp_path / "file.jsonl", (pair(prompt=[user(text)], chosen=[assistant(text)]) for text in texts))
-    assert [(record.prompt, record.chosen) for record in read_pairs(file).records] == [
+    assert [(record.messages, record.answers["chosen"]) for record in read_pairs(file).records] == [
         ([user(text)], text) for text in texts
     ]
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from trl import GRPOTrainer
 
 from r1_aqa_repro import train_reward_model
-from r1_aqa_repro.data.conversations import PreferencePair, answer, read_pairs
+from r1_aqa_repro.data.conversations import TextPrompt, answer, read_pairs
 from r1_aqa_repro.model.inputs import token_ids
 from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model
 from r1_aqa_repro.rewards.reward_model import RewardModel, score_conversations
@@ -27,10 +27,10 @@ SEQ_CLS = ("--lora_task_type", "SEQ_CLS")
 
 
 def test_a_score_is_the_head_on_the_last_token(
-    reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+    reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPrompt]
 ) -> None:
     model = load_reward_model(reward_model, tokenizer)
-    conversation = [*pairs[0].prompt, *answer(pairs[0].chosen)]
+    conversation = pairs[0].conversations[0]
     text = tokenizer.apply_chat_template(conversation, tokenize=False)
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     with torch.no_grad():
@@ -39,11 +39,11 @@ def test_a_score_is_the_head_on_the_last_token(
 
 
 def test_padding_and_batches_change_no_score(
-    reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+    reward_model: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPrompt]
 ) -> None:
     model = load_reward_model(reward_model, tokenizer).train()
     long = [{"role": "user", "content": "Name 2 tools. " * 30}, *answer("saw, drill.")]
-    conversations = [long, *([*pair.prompt, *answer(pair.chosen)] for pair in pairs)]
+    conversations = [long, *(pair.conversations[0] for pair in pairs)]
     alone = [score_conversations(model, tokenizer, [each])[0] for each in conversations]
     for batch_size in (2, 7, 64):
         scores = score_conversations(model, tokenizer, conversations, batch_size)
@@ -72,7 +72,7 @@ def bradley_terry(chosen: list[float], rejected: list[float]) -> float:
 
 
 def test_the_loss_is_that_of_the_scores(
-    build: Build, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+    build: Build, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPrompt]
 ) -> None:
     trainer = build("reward_model")
     perturb(trainer.model, 0.1)
@@ -88,7 +88,7 @@ def test_the_loss_is_that_of_the_scores(
 
 
 def test_the_gradient_is_the_slope_of_the_formula(
-    build: Build, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair]
+    build: Build, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPrompt]
 ) -> None:
     """In float64: the loss along the gradient by differences, and the head's gradient written out.
 
@@ -101,9 +101,7 @@ def test_the_gradient_is_the_slope_of_the_formula(
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
 
-    rows = token_ids(
-        tokenizer, [[*pair.prompt, *answer(text)] for pair in pairs[:8] for text in (pair.chosen, pair.rejected)], True
-    )
+    rows = token_ids(tokenizer, [each for pair in pairs[:8] for each in pair.conversations], True)
 
     def scores() -> torch.Tensor:  # [8, 2], one conversation after the other
         return torch.stack([model(input_ids=torch.tensor([ids])).logits[0, 0] for ids in rows]).view(8, 2)
@@ -192,7 +190,7 @@ def test_a_reward_model_is_trained_further_with_its_own_head(build: Build, rewar
 
 
 def test_lora_trains_the_head_and_reloads_with_the_same_scores(
-    build: Build, policy: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair], tmp_path: Path
+    build: Build, policy: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[TextPrompt], tmp_path: Path
 ) -> None:
     trainer = build("reward_model", *LORA, *SEQ_CLS, "--learning_rate", "1e-2")
     before = state_of(trainer.model)
