@@ -1,7 +1,6 @@
 """Media of known content, made with PyAV: what a YouTube download, a mirror or a wav folder would hold."""
 
 import io
-import json
 import subprocess
 import sys
 import tarfile
@@ -12,7 +11,9 @@ import numpy as np
 import soundfile
 
 from r1_aqa_repro.data.audio import SAMPLING_RATE
+from r1_aqa_repro.data.questions import read_questions
 from tests.conftest import ROOT
+from tests.files import read_json, read_lines
 
 # ending -> (container, codec, sampling rate of the source)
 CONTAINERS = {
@@ -25,8 +26,6 @@ CONTAINERS = {
     "wav": ("wav", "pcm_s16le", 22_050),
     "mp3": ("mp3", "libmp3lame", 44_100),
 }
-
-PRINT_PEAK = "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024)"  # MB
 
 
 def signal(rate, seconds, seed=0):
@@ -87,11 +86,6 @@ def correlation(prepared, source, rate):
     return float(np.corrcoef(prepared, expected)[0, 1])
 
 
-def write_json(path, records):
-    path.write_text(json.dumps(records), encoding="utf-8")
-    return path
-
-
 def wav(path, seconds=0.5, seed=0):
     """Mono noise at 16 kHz."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +114,7 @@ def special(name, kind, link=""):
 
 def report_of(out):
     """The report of a preparation, in which every record is accounted for."""
-    report = json.loads((out / "prep_report.json").read_text(encoding="utf-8"))
+    report = read_json(out / "prep_report.json")
     assert report["kept"] + sum(map(len, report["dropped"].values())) == report["records_in"]
     return report
 
@@ -132,9 +126,31 @@ def result(out):
     return (out / "manifest.jsonl").read_bytes(), files, timeless
 
 
+class Prepared:
+    """What a test prepares in a folder: `out` is below it, and a subclass has a `run` that fills it."""
+
+    def __init__(self, folder):
+        self.folder, self.out = folder, folder / "out"
+
+    @property
+    def lines(self):
+        return read_lines(self.out / "manifest.jsonl")
+
+    @property
+    def questions(self):
+        read = read_questions(self.out / "manifest.jsonl")
+        assert not read.problems
+        return read.records
+
+    @property
+    def report(self):
+        return report_of(self.out)
+
+
 def peak_of(module, *arguments):
     """MB of a command at the highest; resource.getrusage would begin with what the process that started it had."""
-    code = f"import sys; from {module} import main; assert main(sys.argv[1:]) == 0; {PRINT_PEAK}"
+    peak = "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024)"
+    code = f"import sys; from {module} import main; assert main(sys.argv[1:]) == 0; {peak}"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 

@@ -1,7 +1,6 @@
 """`data_prep.split`: nothing stands on both sides, as near to the number as whole videos allow, the same every time."""
 
 import itertools
-import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +12,7 @@ import data_prep.validate
 from data_prep.split import hold_out, main
 from r1_aqa_repro.data.questions import read_questions, write_manifest
 from tests.conftest import make_questions
-from tests.files import read_lines, write_lines
+from tests.files import read_json, read_lines, write_lines
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_nothing_stands_on_both_sides(manifest, by):
     code = data_prep.validate.main([arguments[0], "--against", arguments[1], "--workers", "1"])
     # split by clip, parts of one video come to stand on both sides, with this seed
     assert code == (0 if by == "video" else 3)
-    facts = json.loads((manifest.parent / "split.json").read_text(encoding="utf-8"))
+    facts = read_json(manifest.parent / "split.json")
     assert (facts["train"], facts["held_out"], facts["asked_for"], facts["by"]) == (16, 8, 8, by)
     # q0 and q12 by their video, q0 and q1 by their samples, q1 and q13 by their video
     assert facts["groups"] == (11 if by == "video" else 22)

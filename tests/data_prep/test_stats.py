@@ -1,6 +1,5 @@
 """`data_prep.stats`: figures counted by hand, and those known of MMAU."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from data_prep.stats import clip_seconds, lazy_strategies, main, statistics_of
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
 from tests.conftest import SHARED_MMAU, make_questions
+from tests.files import read_json
 
 
 def question(index, choices, answer, **fields):
@@ -57,7 +57,7 @@ def test_files(tmp_path, capsys):
     (tmp_path / "audio" / "clip-0.wav").unlink()
     assert main([str(manifest)]) == 0
     out = tmp_path / "train-stats"
-    found = json.loads((out / "stats.json").read_text(encoding="utf-8"))
+    found = read_json(out / "stats.json")
     assert (found["questions"], found["audio"]["clips"], found["audio"]["unreadable"]) == (12, 12, 1)
     assert found["counts"]["task"] == {"music": 4, "sound": 4, "speech": 4}
     assert found["audio"]["max_seconds"] == pytest.approx(2.9)
@@ -71,7 +71,7 @@ def test_without_answers_and_audio(tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     write_manifest(manifest, [question(index, ("[a]", "$b"), None, task="$x^[red]") for index in range(3)])
     assert main([str(manifest)]) == 0
-    found = json.loads((tmp_path / "manifest-stats" / "stats.json").read_text(encoding="utf-8"))
+    found = read_json(tmp_path / "manifest-stats" / "stats.json")
     assert (found["answered"], found["lazy_strategies"], found["audio"]["unreadable"]) == (0, {}, 2)
 
 

@@ -1,7 +1,5 @@
 """Every rule of `data_prep.validate`, broken one at a time; leakage between splits."""
 
-import json
-
 import numpy as np
 import pytest
 import soundfile
@@ -9,7 +7,7 @@ import soundfile
 from data_prep.validate import RULES, main
 from r1_aqa_repro.data.questions import write_manifest
 from tests.conftest import make_questions
-from tests.files import read_lines, write_lines
+from tests.files import read_json, read_lines, write_lines
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def change(path, *changes):
 def findings(tmp_path, *arguments):
     """(exit code, {rule: [findings]})"""
     code = main([*map(str, arguments), "--workers", "2", "--json", str(tmp_path / "findings.json")])
-    found = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))
+    found = read_json(tmp_path / "findings.json")
     by_rule = {}
     for finding in found["findings"]:
         assert finding["severity"] == RULES[finding["rule"]][0]
