@@ -115,12 +115,6 @@ def test_a_file_without_a_length_is_cut_only_where_it_goes_on(ending, tmp_path):
     assert max(correlation(part, samples[int(1.5 * rate) + n * rate // 1000 :], rate) for n in (-1, 0, 1)) > 0.9
 
 
-def test_only_a_long_file_is_cut(tmp_path):
-    path, *_ = in_container(tmp_path, "mp4")
-    assert len(decode(path, start=1, seconds=1, cut_over=2.5)) == SAMPLING_RATE
-    assert np.array_equal(decode(path, start=1, seconds=1, cut_over=3.5), decode(path))
-
-
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
 def test_resampling_is_that_of_training(rate):
     for length in (rate, rate + 1, rate + 7):

@@ -18,7 +18,7 @@ from data_prep.preferences import CONTRADICTION, is_held_out, main
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, EXIT_REFUSED
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.conversations import read_pairs
-from tests.data_prep.conftest import peak_of, report_of
+from tests.data_prep.conftest import Prepared, peak_of
 from tests.files import contents, read_lines, write_lines, write_parquet
 from tests.hostile import HOSTILE
 
@@ -60,11 +60,12 @@ def alpaca(**changed):
     return {"instruction": "Why?", "input": "", "chosen": "Because.", "rejected": "No.", **changed}
 
 
-class Case:
-    """A file of records and the folder that they are prepared into."""
+class Case(Prepared):
+    """A file of records, and a folder that is made for what they become."""
 
     def __init__(self, folder):
-        self.input, self.out = folder / "pairs.jsonl", folder / "new" / "out"
+        super().__init__(folder / "new")
+        self.input = folder / "pairs.jsonl"
 
     def write(self, *records):
         write_lines(self.input, records)
@@ -81,10 +82,6 @@ class Case:
     @property
     def held_out(self):
         return read_lines(self.out / "held_out.jsonl")
-
-    @property
-    def report(self):
-        return report_of(self.out)
 
     def wrote_nothing(self):
         return [path.name for path in self.input.parent.iterdir()] in ([self.input.name], [])
@@ -270,11 +267,6 @@ BAD_RECORDS = {
     "task": ({**TRL, "task": 3}, "task is int, expected a text", "Give task as a text"),
     "no number": (json.dumps({**TRL, "margin": math.nan}), "margin is nan, expected a number", "a finite number"),
     # trl messages
-    "two turns after an implicit prompt": (
-        {"chosen": chat("Why?", "Because.", "Oh?", "Yes."), "rejected": chat("Why?", "No.")},
-        "the answer in chosen has messages of assistant, user, assistant, expected one message of assistant",
-        ONE_TURN,
-    ),
     "different prompts": (
         {"chosen": chat("Hi", "Hello", "Why?", "Because."), "rejected": chat("Hi", "Hello", "How?", "No.")},
         "chosen and rejected answer different prompts: message 3 differs",
@@ -302,11 +294,6 @@ BAD_RECORDS = {
     ),
     # sharegpt
     "no role": (conversation({"value": "Why?"}), "conversations message 1 has no from, only ['value']", GPT),
-    "gpt last": (
-        conversation(said("human", "Why?"), said("gpt", "Because.")),
-        "conversations does not end with a message of human",
-        "human and gpt alternate, from human to human",
-    ),
     "text as chosen": (sharegpt(chosen="Because."), "chosen is str, expected an object", "Give chosen as {"),
     "human as chosen": (
         sharegpt(chosen=said("human", "Because.")),

@@ -75,13 +75,6 @@ def test_it_depends_on_the_seed_and_not_on_the_order(manifest, tmp_path):
     assert a == b != c
 
 
-def test_again_gives_the_same_bytes(manifest, tmp_path):
-    for name in "ab":
-        assert split(manifest, "--held-out", 8, "--by", "video", "--out", tmp_path / name) == 0
-    for file in ("train.jsonl", "held_out.jsonl", "split.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
 def test_audio_is_found_from_another_folder_even_behind_a_link(manifest, tmp_path):
     (tmp_path / "far" / "away").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
