@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import eval.mmau
 from data_prep.mmau import _without_letters, main
-from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, questions_digest, version_of
+from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.questions import read_questions
 from tests.conftest import SHARED_MMAU
 from tests.data_prep.conftest import Prepared, mmau_record, report_of, result, special, wav, write_tar
@@ -262,23 +261,6 @@ def test_clips_of_one_name_in_two_folders_are_told_apart_by_their_paths(world, f
     found = [world.out / line["audio_path"] for line in world.lines]
     seconds = [soundfile.info(path).duration if path.is_file() else None for path in found]
     assert seconds == [0.5, None if form == "only one" else 0.8, 0.5]
-
-
-def test_an_evaluation_starts_from_it(world, model_folder, monkeypatch):
-    """On the manifest as on the published JSON; a lost clip counts as wrong and stays in the denominator."""
-    world.clip(4).unlink()
-    monkeypatch.setitem(MMAU_VERSIONS, questions_digest(read_questions(world.file).records), "original")
-    assert world.run(world.clips) == 3
-    found = []
-    for data in ([world.file, "--audio-dir", world.clips], [world.out / "manifest.jsonl"]):
-        out = world.folder / data[0].stem
-        arguments = ["--ckpt", model_folder, "--data", *data, "--out", out, "--max-new-tokens", 6, "--device", "cpu"]
-        assert eval.mmau.main(list(map(str, arguments))) == 3
-        scores = read_json(out / "scores.json")
-        found.append((scores, [one["completion"] for one in read_lines(out / "predictions.jsonl")]))
-    assert found[0] == found[1]
-    facts = [found[0][0][key] for key in ("version", "n", "missing", "no_audio")]
-    assert facts == ["original", 6, 1, [world.records[4]["id"]]]
 
 
 def test_withheld_answers_are_absent_from_the_manifest(world):

@@ -1,13 +1,10 @@
 """Preference pairs in every format: what they become, what is refused, what is held out, and what a kill leaves."""
 
 import datetime
-import itertools
 import json
 import math
 import os
 import random
-import signal
-import sys
 from collections import Counter
 
 import pytest
@@ -15,8 +12,7 @@ from trl.data_utils import extract_prompt
 
 from data_prep.preference_formats import FORMATS, TEXT_EXTRACTED
 from data_prep.preferences import CONTRADICTION, is_held_out, main
-from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, EXIT_REFUSED
-from r1_aqa_repro.data.answers import fold
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOSSES, EXIT_REFUSED
 from r1_aqa_repro.data.conversations import read_pairs
 from tests.data_prep.conftest import Prepared, peak_of
 from tests.files import contents, read_lines, write_lines, write_parquet
@@ -36,6 +32,11 @@ def said(who, text):
 def chat(*texts):
     """Messages by turns, the user first."""
     return [turn(("user", "assistant")[index % 2], text) for index, text in enumerate(texts)]
+
+
+def chats(*rejected, chosen=("Why?", "Because."), after=()):
+    """A pair of whole conversations, which go on after common turns."""
+    return {"chosen": chat(*after, *chosen), "rejected": chat(*after, *rejected)}
 
 
 def line(record_id, prompt, chosen, rejected, **columns):
@@ -225,127 +226,86 @@ def test_further_keys_are_left_out_and_counted(case, capsys):
     assert "keys left out: 'score' (1), 'source' (2)" in capsys.readouterr().err
 
 
-KNOWN = (
-    "Known are trl: chosen and rejected, perhaps prompt; sharegpt: conversations, chosen, rejected, perhaps system; "
-    "alpaca: instruction, chosen, rejected, perhaps input, system, history."
-)
-EXPECTED_TRL = "Expected trl: chosen and rejected, perhaps prompt."
-ALIKE = "Expected all three as texts, or all as lists of messages; prompt may be absent."
-GPT = 'Write every message as {"from": "human" or "gpt", "value": "..."}.'
-OWN_KEY = "Give the prompt as a key of its own."
-SAME = "Everything before the answers must be the same in both."
-ONE_TURN = "What comes before the answer belongs into the prompt alone; an answer is one turn."
-EMPTY = "Give its text, or leave the record out."
-# of each: the record, what is wrong, and a part of the remedy
-BAD_RECORDS = {
-    "no object": (3, "expected an object, found int", "a JSON object"),
-    "id twice": ({**TRL, "id": "first", "prompt": "How?"}, "id 'first' was already used at {file}:line 1", "unique"),
+# of each: what is wrong, and the record
+BAD_RECORDS = [
+    ("expected an object, found int", 3),
+    ("id 'first' was already used at {file}:line 1", {**TRL, "id": "first", "prompt": "How?"}),
     # formats
-    "unknown": ({"question": "?", "answers": []}, "unknown format with the keys ['answers', 'question']", KNOWN),
-    "ambiguous": (
-        {**sharegpt(), "prompt": "Why?"},
+    ("unknown format with the keys ['answers', 'question']", {"question": "?", "answers": []}),
+    (
         "ambiguous format: the keys ['chosen', 'conversations', 'prompt', 'rejected'] are those of trl and sharegpt",
-        KNOWN,
+        {**sharegpt(), "prompt": "Why?"},
     ),
-    "null": ({**TRL, "rejected": None}, "rejected absent or null, only ['chosen', 'prompt', 'rejected']", EXPECTED_TRL),
-    "lost": ({**TRL, "system": "Hm."}, "system has no place in the format trl and would be lost", EXPECTED_TRL),
-    "texts and messages": ({**TRL, "chosen": chat("A", "B")}, "prompt is str, chosen is list, rejected is str", ALIKE),
+    ("rejected absent or null, only ['chosen', 'prompt', 'rejected']", {**TRL, "rejected": None}),
+    ("system has no place in the format trl and would be lost", {**TRL, "system": "Hm."}),
+    ("prompt is str, chosen is list, rejected is str", {**TRL, "chosen": chat("A", "B")}),
     # trl texts
-    "empty prompt": ({**TRL, "prompt": " "}, "prompt is empty", EMPTY),
-    "identical": ({**TRL, "chosen": "No. "}, "chosen and rejected are identical", "Leave the pair out"),
-    "no common beginning": (
-        {"chosen": "Yes, it is.", "rejected": "No."},
+    ("prompt is empty", {**TRL, "prompt": " "}),
+    ("chosen and rejected are identical", {**TRL, "chosen": "No. "}),
+    (
         "chosen and rejected have no common prompt: they begin differently",
-        OWN_KEY,
+        {"chosen": "Yes, it is.", "rejected": "No."},
     ),
-    "one text goes on": (
-        {"chosen": "The sky is", "rejected": "The sky is blue."},
+    (
         "one of chosen and rejected is the beginning of the other, so nothing tells where the answers begin",
-        OWN_KEY,
+        {"chosen": "The sky is", "rejected": "The sky is blue."},
     ),
-    "empty rest": ({"id": 12, "chosen": "Why? ", "rejected": "Why?\n!"}, "the answer in chosen is empty", EMPTY),
-    "task": ({**TRL, "task": 3}, "task is int, expected a text", "Give task as a text"),
-    "no number": (json.dumps({**TRL, "margin": math.nan}), "margin is nan, expected a number", "a finite number"),
+    ("the answer in chosen is empty", {"id": 12, "chosen": "Why? ", "rejected": "Why?\n!"}),
+    ("task is int, expected a text", {**TRL, "task": 3}),
+    ("margin is nan, expected a number", json.dumps({**TRL, "margin": math.nan})),
     # trl messages
-    "different prompts": (
-        {"chosen": chat("Hi", "Hello", "Why?", "Because."), "rejected": chat("Hi", "Hello", "How?", "No.")},
-        "chosen and rejected answer different prompts: message 3 differs",
-        SAME,
-    ),
-    "answers alone": (
-        {"chosen": chat("?", "Yes.")[1:], "rejected": chat("?", "No.")[1:]},
+    ("chosen and rejected answer different prompts: message 3 differs", chats("How?", "No.", after=["Hi", "Hello"])),
+    (
         "chosen and rejected have no common prompt: they begin with the answers",
-        SAME,
+        {"chosen": chat("?", "Yes.")[1:], "rejected": chat("?", "No.")[1:]},
     ),
-    "one conversation goes on": (
-        {"chosen": chat("Why?", "Because.", "Oh?", "Yes."), "rejected": chat("Why?", "Because.")},
-        "one of chosen and rejected goes on where the other ends",
-        "Both must end with an answer to the same message",
-    ),
-    "identical conversations": (
-        {"chosen": chat("Why?", "Because."), "rejected": chat("Why?", "Because.")},
-        "chosen and rejected are identical",
-        "Leave the pair out",
-    ),
-    "another prompt beside them": (
-        {"prompt": "How?", "chosen": chat("Why?", "Because."), "rejected": chat("Why?", "No.")},
+    ("one of chosen and rejected goes on where the other ends", chats("Why?", "Because.", "Oh?", "Yes.")),
+    ("chosen and rejected are identical", chats("Why?", "Because.")),
+    (
         "chosen and rejected do not have the prompt among their common messages",
-        "Correct it",
+        {**chats("Why?", "No."), "prompt": "How?"},
     ),
     # sharegpt
-    "no role": (conversation({"value": "Why?"}), "conversations message 1 has no from, only ['value']", GPT),
-    "text as chosen": (sharegpt(chosen="Because."), "chosen is str, expected an object", "Give chosen as {"),
-    "human as chosen": (
-        sharegpt(chosen=said("human", "Because.")),
-        "chosen has messages of human, expected one message of gpt",
-        ONE_TURN,
-    ),
-    "two systems": (
-        {**conversation(said("system", "A"), said("human", "Why?")), "system": "B"},
+    ("conversations message 1 has no from, only ['value']", conversation({"value": "Why?"})),
+    ("chosen is str, expected an object", sharegpt(chosen="Because.")),
+    ("chosen has messages of human, expected one message of gpt", sharegpt(chosen=said("human", "Because."))),
+    (
         "system is given twice, as a key and as the first of conversations",
-        "Remove one",
+        {**conversation(said("system", "A"), said("human", "Why?")), "system": "B"},
     ),
     # alpaca
-    "no instruction": (alpaca(instruction=""), "instruction is empty", EMPTY),
-    "history": (
-        alpaca(history=[["Hi"]]),
-        "history is [['Hi']], expected a list of questions with their answers",
-        "Give history as [[question, answer], ...]",
-    ),
-    "empty history": (alpaca(history=[["Hi", ""]]), "answer 1 of history is empty", EMPTY),
-}
+    ("instruction is empty", alpaca(instruction="")),
+    ("history is [['Hi']], expected a list of questions with their answers", alpaca(history=[["Hi"]])),
+    ("answer 1 of history is empty", alpaca(history=[["Hi", ""]])),
+]
 
 
-@pytest.mark.parametrize("name", BAD_RECORDS)
-def test_a_bad_record_refuses_the_file_and_nothing_is_written(case, capsys, name):
-    record, what, remedy = BAD_RECORDS[name]
+@pytest.mark.parametrize(("what", "record"), BAD_RECORDS)
+def test_a_bad_record_refuses_the_file_and_nothing_is_written(case, capsys, what, record):
     case.write({**TRL, "id": "first"}, "", record)
     assert case.run() == EXIT_REFUSED
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith(f"error: {case.input}:line 3: {what.replace('{file}', str(case.input))}. ")
-    assert remedy in error
     assert case.wrote_nothing()
 
 
 def test_all_bad_records_are_named_at_once_or_left_out(case, capsys):
-    bad = [record for record, *_ in BAD_RECORDS.values()]
-    case.write({**TRL, "id": "first"}, *bad, {**TRL, "id": "last", "prompt": "What?"})
+    case.write({**TRL, "id": "first"}, *(record for _, record in BAD_RECORDS), {**TRL, "id": "last", "prompt": "What?"})
     assert case.run() == EXIT_REFUSED
     shown = capsys.readouterr().err.splitlines()
-    assert len(shown) == 21 and shown[-1] == f"error: ... and {len(bad) - 20} more of this kind."
+    assert len(shown) == 21 and shown[-1] == f"error: ... and {len(BAD_RECORDS) - 20} more of this kind."
     assert case.wrote_nothing()
 
     assert case.run("--skip-bad-records") == EXIT_LOSSES
     assert [one["id"] for one in case.train] == ["first", "last"]
-    report = case.report
-    assert report["records_in"] == len(bad) + 2 and report["kept"] == 2
-    dropped = report["dropped"]["bad record"]
-    own_ids = {"id twice": "first", "empty rest": "12"}
-    places = (f"pairs.jsonl:line {number}" for number in range(2, len(bad) + 2))
-    assert dropped == [own_ids.get(name, place) for name, place in zip(BAD_RECORDS, places, strict=True)]
-    for (_, what, remedy), detail in zip(BAD_RECORDS.values(), report["details"]["bad record"], strict=True):
-        assert what.replace("{file}", str(case.input)) in detail and remedy in detail
-    assert f"dropped, bad record: {len(bad)}" in capsys.readouterr().err
+    report, number = case.report, len(BAD_RECORDS)
+    assert (report["records_in"], report["kept"]) == (number + 2, 2)
+    own_ids = {2: "first", 12: "12"}  # by the number of the bad record
+    places = [own_ids.get(place, f"pairs.jsonl:line {place + 1}") for place in range(1, number + 1)]
+    assert report["dropped"]["bad record"] == places
+    for (what, _), detail in zip(BAD_RECORDS, report["details"]["bad record"], strict=True):
+        assert what.replace("{file}", str(case.input)) in detail
+    assert f"dropped, bad record: {number}" in capsys.readouterr().err
 
 
 def test_nothing_but_bad_records(case, capsys):
@@ -397,41 +357,31 @@ def prompts(number, seed=0):
     ]
 
 
-def test_no_prompt_is_on_both_sides(case):
-    """Not even by another turn of the same conversation, another system message or another spelling."""
-    records = []
-    for number, record in enumerate(prompts(300)):
-        question = record["prompt"]
-        for prompt in (
+def test_all_prompts_of_one_question_are_on_one_side():
+    """Of another turn of the same conversation, with another system message and in another spelling as well."""
+    number_held_out = 0
+    for number in range(300):
+        question = f"Question {number}?"
+        prompts = (
             chat(question),
             chat(f"  {question.upper()} "),
             [turn("system", f"You are number {number}."), *chat(question)],
             chat(question, "Yes.", "Really?"),
-        ):
-            records.append({"prompt": prompt, "chosen": chat("?", "Yes.")[1:], "rejected": chat("?", "No.")[1:]})
-    random.Random(1).shuffle(records)
-    case.write(*records).run(held_out=0.3)
-
-    def first_questions(lines):
-        return {fold(next(turn["content"] for turn in one["prompt"] if turn["role"] == "user")) for one in lines}
-
-    train, held_out = first_questions(case.train), first_questions(case.held_out)
-    assert not train & held_out
-    assert len(train | held_out) == 300
-    assert abs(len(held_out) / 300 - 0.3) < 0.1  # nearly four standard errors, and the seed is fixed
-    assert len(case.train) + len(case.held_out) == case.report["kept"] == 1200
-    assert case.report["train"] == len(case.train) and case.report["held_out"] == len(case.held_out)
+        )
+        (side,) = {is_held_out(prompt, 0.3, 0) for prompt in prompts}
+        number_held_out += side
+    assert abs(number_held_out / 300 - 0.3) < 0.1  # nearly four standard errors, and the seed is fixed
 
 
 def test_more_data_moves_no_prompt_to_the_other_side(case):
     records = prompts(400)
     case.write(*records[:200]).run(held_out=0.2)
     train, held_out = case.train, case.held_out
-    assert train and held_out
+    assert {is_held_out(one["prompt"], 0.2, 0) for one in train} == {False}
+    assert {is_held_out(one["prompt"], 0.2, 0) for one in held_out} == {True}
+    assert (case.report["train"], case.report["held_out"]) == (len(train), len(held_out))
     case.write(*records).run(held_out=0.2, out="more")
     assert case.train[: len(train)] == train and case.held_out[: len(held_out)] == held_out
-    case.write(*reversed(records)).run(held_out=0.2, out="reversed")
-    assert {one["id"] for one in held_out} <= {one["id"] for one in case.held_out}
 
 
 def test_a_greater_fraction_only_adds_and_another_seed_draws_anew():
@@ -496,48 +446,23 @@ def test_files_from_elsewhere_are_not_overwritten(case, capsys):
     assert contents(case.out) == {"train.jsonl": content}
 
 
-def is_killed_at(step, case, out):
-    """Run the command in a process that kills itself just before its `step`-th change of a file or folder.
-
-    Returns False if it has fewer steps: it then did its work.
-    """
-    process = os.fork()
-    if process == 0:
-        left = itertools.count(step - 1, -1)
-
-        def watch(event, arguments):
-            changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (
-                event == "open" and "w" in (arguments[1] or "")
-            )
-            if changes and str(case.input.parent) in str(arguments[0]) and next(left) == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(watch)
-        code = EXIT_FAILED
-        try:
-            code = case.run(held_out=0.3, out=out)
-        finally:
-            os._exit(code)
-    status = os.waitpid(process, 0)[1]
-    assert status in (signal.SIGKILL, EXIT_DONE)
-    return status == signal.SIGKILL
-
-
-def test_a_kill_at_any_moment_leaves_whole_files_and_the_report_comes_last(case):
+@pytest.mark.parametrize("left", range(4))
+def test_an_interruption_leaves_whole_files_and_the_report_comes_last(case, monkeypatch, left):
     case.write(*prompts(200)).run(held_out=0.3)
-    whole = result(case.out)
-    for step in itertools.count(1):
-        name = f"killed at {step}"
-        if not is_killed_at(step, case, name):
-            break
-        found = contents(case.out.with_name(name)) if case.out.with_name(name).exists() else {}
-        named = {path: content for path, content in found.items() if not path.startswith(".")}
-        assert named.pop("prep_report.json", None) is None
-        assert named.items() <= whole[0].items()
-        assert case.run(held_out=0.3, out=name) == EXIT_DONE
-        assert result(case.out) == whole
-    assert step > 10  # two folders, four files, four names
-    assert result(case.out.with_name(name)) == whole
+    whole, replace = result(case.out), os.replace
+    names = ["prep_settings.json", "held_out.jsonl", "train.jsonl", "prep_report.json"][:left]
+
+    def interrupted(source, target):
+        if target.name not in names:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        assert case.run(held_out=0.3, out="interrupted") == EXIT_INTERRUPTED
+    assert contents(case.out).items() <= whole[0].items() and len(contents(case.out)) == left
+    assert case.run(held_out=0.3) == EXIT_DONE
+    assert result(case.out) == whole
 
 
 def test_a_disk_that_cannot_be_written_leaves_nothing(case, capsys):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.stats import clip_seconds, lazy_strategies, main, statistics_of
-from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
-from tests.conftest import SHARED_MMAU, make_questions
+from data_prep.stats import lazy_strategies, main, statistics_of
+from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
+from tests.conftest import make_questions
 from tests.files import read_json
 
 
@@ -80,21 +80,3 @@ def test_bad_records_are_refused(tmp_path, capsys):
     manifest.write_text('{"id": 1}\n', encoding="utf-8")
     assert main([str(manifest)]) == 2
     assert f"{manifest}:line 1" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "first", "duplicates", "number"),
-    [
-        ("mmau-test-mini.2025-03-25.json", 377, 20, {"2": 10, "4": 990}),
-        ("mmau-test-mini.v05.15.25.json", 395, 27, {"2": 27, "4": 948, "5": 24, "8": 1}),
-    ],
-)
-def test_published_mmau_files(name, first, duplicates, number):
-    if not (SHARED_MMAU / name).is_file():
-        pytest.skip(f"{SHARED_MMAU / name} is not there")
-    questions = read_questions(SHARED_MMAU / name, audio_dir=SHARED_MMAU / "audio").records
-    found = statistics_of(questions, clip_seconds(questions))
-    assert found["counts"]["task"] == {"music": 334, "sound": 333, "speech": 333}
-    assert found["choices"]["number"] == number
-    assert found["choices"]["duplicate_choices"] == duplicates
-    assert found["choices"]["answer_position"]["1"] == first
