@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -20,6 +19,7 @@ from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.model.inputs import token_ids
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.rules import Completion, completion_text
+from tests.files import write_lines
 
 COMMON = [
     "--learning_rate", "1e-3", "--max_steps", "2", "--save_steps", "2", "--logging_steps", "1", "--report_to", "none",
@@ -139,11 +139,6 @@ def build(text_set: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.Monk
         return built[0]
 
     return of
-
-
-def write_lines(file: Path, records: Sequence[dict[str, Any]]) -> Path:
-    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    return file
 
 
 def letter_reward(completions: Sequence[Completion], **_: Any) -> list[float]:

@@ -13,8 +13,7 @@ from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 from r1_aqa_repro.data.samples import PAIRS, SAMPLES, Sampled, kl_bound, pair_of
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.reward_model import RewardModel
-from tests.files import contents, read_lines
-from tests.text_world import write_lines
+from tests.files import contents, read_lines, write_lines
 
 PROMPTS, NUM = 11, 4  # with batches of 3 prompts the last batch is not full
 

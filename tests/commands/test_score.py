@@ -16,8 +16,7 @@ from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.model.text_loading import load_reward_model
 from r1_aqa_repro.score import main, pair_accuracy, pair_scores, summarised
-from tests.files import read_lines
-from tests.text_world import write_lines
+from tests.files import read_lines, write_lines
 
 
 def pair(name: str, **columns: Any) -> TextPrompt:

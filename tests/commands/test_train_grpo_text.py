@@ -18,7 +18,8 @@ from r1_aqa_repro.embedded.text_tasks import true_reward
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
 from r1_aqa_repro.rewards import registry
 from r1_aqa_repro.rewards.reward_model import RewardModel
-from tests.text_world import LORA, Build, arguments, perturb, write_lines
+from tests.files import write_lines
+from tests.text_world import LORA, Build, arguments, perturb
 
 ASKED = [{"role": "user", "content": "Why?"}]
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from r1_aqa_repro.data.conversations import read_sft
 from r1_aqa_repro.model.inputs import IGNORE
-from tests.text_world import Build, answer_log_prob, first_batch, write_lines
+from tests.files import write_lines
+from tests.text_world import Build, answer_log_prob, first_batch
 
 
 def test_only_the_answer_is_labelled(build: Build, text_set: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Qwen2AudioForConditionalGeneration,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from r1_aqa_repro.embedded.text_tasks import CATEGORIES, TASKS, all_prompts, demonstrate, vocabulary_texts
 from r1_aqa_repro.embedded.tiny_model import TEST, TINY, build_processor, build_qwen2_audio, build_tiny_qwen2_audio
@@ -37,113 +29,72 @@ ASKED = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|
 TURN = "<|im_start|>assistant\n"
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One of the two: how a folder is made, what turns inputs into tensors, and how a model is built for that."""
-
-    make: Callable[[Path], None]
-    inputs: Any
-    build: Callable[[int], Any]
-    example: dict[str, Any]
-
-
-def kind_of(name: str) -> Kind:
-    if name == "audio":
-        processor = build_processor(TEST, AUDIO_TEXTS)
-        wave = np.random.default_rng(0).standard_normal(30_000).astype(np.float32)
-        text = "<|im_start|>user\n<|audio_bos|><|AUDIO|><|audio_eos|>ah<|im_end|>\n"
-        return Kind(
-            partial(build_tiny_qwen2_audio, texts=AUDIO_TEXTS, seed=0, geometry=TEST),
-            processor,
-            partial(build_qwen2_audio, processor, TEST),
-            {"text": text, "audio": wave, "sampling_rate": 16_000},
-        )
-    tokenizer = build_text_tokenizer(TEST_TEXT, vocabulary_texts())
-    return Kind(
-        partial(build_tiny_qwen2, texts=vocabulary_texts(), seed=0, geometry=TEST_TEXT),
-        tokenizer,
-        partial(build_qwen2, tokenizer, TEST_TEXT),
-        {"text": "Name 3 fruits, but not plum."},
-    )
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "text"
+    build_tiny_qwen2(folder, texts=vocabulary_texts(), seed=0, geometry=TEST_TEXT)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {name: tmp_path_factory.mktemp("model") / name for name in ("audio", "text")}
-    for name, folder in made.items():
-        kind_of(name).make(folder)
-    return made
+def tokenizer(text_folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(text_folder)
 
 
-both = pytest.mark.parametrize("name", ["audio", "text"])
-
-
-@both
-def test_a_saved_model_gives_the_same_logits(name: str, folders: dict[str, Path]) -> None:
-    kind = kind_of(name)
-    if name == "audio":
-        loaded, loaded_inputs = load(folders[name])
-    else:
-        loaded = AutoModelForCausalLM.from_pretrained(folders[name])
-        loaded_inputs = AutoTokenizer.from_pretrained(folders[name])
-        assert isinstance(loaded, Qwen2ForCausalLM)
-    inputs, again = (make(**kind.example, return_tensors="pt") for make in (kind.inputs, loaded_inputs))
-    assert torch.equal(inputs["input_ids"], again["input_ids"])
+def check_saved(built: Any, loaded: Any, inputs: Any, again: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The same logits from disk; generation is greedy and ends at the end of the turn."""
+    assert type(loaded) is type(built) and torch.equal(inputs["input_ids"], again["input_ids"])
     with torch.no_grad():
-        assert torch.equal(kind.build(0).eval()(**inputs).logits, loaded.eval()(**again).logits)
+        assert torch.equal(built.eval()(**inputs).logits, loaded.eval()(**again).logits)
+    text_config, settings = loaded.config.get_text_config(), loaded.generation_config
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == ("<|im_end|>", "<|endoftext|>", "left")
+    assert settings.eos_token_id == text_config.eos_token_id == tokenizer.eos_token_id
+    assert settings.pad_token_id == text_config.pad_token_id == tokenizer.pad_token_id
+    assert settings.do_sample is False
 
 
-@both
-def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone(name: str) -> None:
-    build = kind_of(name).build
+def test_a_saved_qwen2_gives_the_same_logits(text_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    own = build_text_tokenizer(TEST_TEXT, vocabulary_texts())
+    inputs, again = (each("Name 3 fruits, but not plum.", return_tensors="pt") for each in (own, tokenizer))
+    loaded = AutoModelForCausalLM.from_pretrained(text_folder)
+    check_saved(build_qwen2(own, TEST_TEXT, seed=0), loaded, inputs, again, tokenizer)
+
+
+def test_a_saved_qwen2_audio_gives_the_same_logits(tmp_path: Path) -> None:
+    build_tiny_qwen2_audio(tmp_path / "audio", texts=AUDIO_TEXTS, seed=0, geometry=TEST)
+    own, (loaded, processor) = build_processor(TEST, AUDIO_TEXTS), load(tmp_path / "audio")
+    wave = np.random.default_rng(0).standard_normal(30_000).astype(np.float32)
+    text = "<|im_start|>user\n<|audio_bos|><|AUDIO|><|audio_eos|>ah<|im_end|>\n"
+    example = {"text": text, "audio": wave, "sampling_rate": 16_000, "return_tensors": "pt"}
+    inputs, again = own(**example), processor(**example)
+    check_saved(build_qwen2_audio(own, TEST, seed=0), loaded, inputs, again, processor.tokenizer)
+
+
+def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone(tokenizer: PreTrainedTokenizerBase) -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    first, same, other = (build(seed).get_output_embeddings().weight for seed in (0, 0, 1))
+    first, same, other = (build_qwen2(tokenizer, TEST_TEXT, seed).lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 
 
-@both
-def test_an_existing_folder_is_not_overwritten_and_leftovers_are_replaced(
-    name: str, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    make = kind_of(name).make
+def test_an_existing_folder_is_not_overwritten_and_leftovers_are_replaced(text_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
-        make(folders[name])
+        build_tiny_qwen2(text_folder, texts=["ah"], seed=0, geometry=TEST_TEXT)
     (tmp_path / ".model.partial").mkdir()
     (tmp_path / ".model.partial" / "model.safetensors").write_bytes(b"half")
-    make(tmp_path / "model")
+    build_tiny_qwen2(tmp_path / "model", texts=["ah"], seed=0, geometry=TEST_TEXT)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@both
-def test_any_text_survives_tokenization(name: str) -> None:
-    inputs = kind_of(name).inputs
-    tokenizer = inputs.tokenizer if name == "audio" else inputs
-    for text in (
-        "apple, fig.",
-        "ünïcode 你好 \U0001f3b5",
-        "<answer>ah</answer>",
-        "```python\ndef f(a, b):\n    return a\n```",
-    ):
+def test_any_text_survives_tokenization(tokenizer: PreTrainedTokenizerBase) -> None:
+    for text in ("ünïcode 你好 \U0001f3b5", "<answer>ah</answer>", "```python\ndef f(a, b):\n    return a\n```"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@both
-def test_generation_is_greedy_and_ends_at_the_end_of_the_turn(name: str, folders: dict[str, Path]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folders[name])
-    model = (Qwen2AudioForConditionalGeneration if name == "audio" else Qwen2ForCausalLM).from_pretrained(folders[name])
-    text_config = model.config.get_text_config()
-    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == ("<|im_end|>", "<|endoftext|>", "left")
-    assert model.generation_config.eos_token_id == text_config.eos_token_id == tokenizer.eos_token_id
-    assert model.generation_config.pad_token_id == text_config.pad_token_id == tokenizer.pad_token_id
-    assert model.generation_config.do_sample is False
-
-
-def test_conversations_are_written_as_qwen2_instruct_writes_them(folders: dict[str, Path]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folders["text"])
+def test_conversations_are_written_as_qwen2_instruct_writes_them(tokenizer: PreTrainedTokenizerBase) -> None:
     messages = [{"role": "user", "content": "ah?"}, {"role": "assistant", "content": "oh."}]
     rendered = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
     assert rendered == f"{ASKED}ah?<|im_end|>\n{TURN}"

@@ -18,7 +18,8 @@ from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.model.yarn import apply_rope_parameters
 from r1_aqa_repro.run.config import TextSFTConfig, parse_text_config
-from tests.text_world import ENTRIES, PPO_ENTRY, arguments, write_lines
+from tests.files import write_lines
+from tests.text_world import ENTRIES, PPO_ENTRY, arguments
 
 LENGTH = "original_max_position_embeddings"
 TRAINED = 128  # positions of the small model

@@ -18,8 +18,9 @@ from r1_aqa_repro.model.inputs import token_ids
 from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model
 from r1_aqa_repro.rewards.reward_model import RewardModel, score_conversations
 from r1_aqa_repro.score import pair_accuracy, pair_scores
+from tests.files import write_lines
 from tests.model.damages import refusal_of
-from tests.text_world import LORA, Build, arguments, first_batch, perturb, state_of, write_lines
+from tests.text_world import LORA, Build, arguments, first_batch, perturb, state_of
 
 # float32: a score is a sum of 32 products of size 1 after one layer; other paddings and batches sum in another order
 SCORE_TOLERANCE = 1e-5

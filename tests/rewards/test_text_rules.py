@@ -17,8 +17,9 @@ from r1_aqa_repro.rewards.text_rules import (
     python_syntax_reward,
     safety_reward,
 )
+from tests.files import write_lines
 from tests.hostile import HOSTILE
-from tests.text_world import Build, write_lines
+from tests.text_world import Build
 
 
 def conversation(text):

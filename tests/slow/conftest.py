@@ -28,6 +28,15 @@ class Run:
 WholeRun = Callable[[str], Run]
 
 
+def finish(*command: object, folder: Path = ROOT) -> str:
+    """Run a command to its end, in a folder; what it has printed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = list(map(str, command))
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, f"{words}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder in the place of a reader's `runs`: what the text runs start from is made once."""
@@ -41,10 +50,7 @@ def whole_run(runs: Path) -> WholeRun:
     @functools.cache
     def carry_out(script: str) -> Run:
         folder = runs / ("embedded" if script == "train_grpo_audio" else script)
-        command = ["bash", f"scripts/{script}.sh", "--output_dir", str(folder)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return Run(folder, json.loads((folder / "results.json").read_text(encoding="utf-8")), done.stdout)
+        printed = finish("bash", f"scripts/{script}.sh", "--output_dir", folder)
+        return Run(folder, json.loads((folder / "results.json").read_text(encoding="utf-8")), printed)
 
     return carry_out

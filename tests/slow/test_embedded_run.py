@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from eval.run import carry_out, prepare
 from eval.settings import EvalSettings
 from r1_aqa_repro import train_grpo
 from tests.conftest import ROOT
-from tests.slow.conftest import Run, WholeRun
+from tests.slow.conftest import Run, WholeRun, finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -46,16 +44,8 @@ def test_it_stays_within_time_and_memory(finished: Run) -> None:
 def test_the_checkpoint_alone_is_evaluated_on_its_own_held_out_set(finished: Run, tmp_path: Path) -> None:
     """The README's second command, from a folder without MMAU data, gives the accuracy of the table."""
     final = finished.folder / "final"
-    done = subprocess.run(
-        [sys.executable, "-m", "eval.mmau", "--ckpt", str(final), "--batch-size", "50"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "embedded set, not MMAU: no comparison with 64.5" in done.stdout
+    printed = finish(sys.executable, "-m", "eval.mmau", "--ckpt", final, "--batch-size", "50", folder=tmp_path)
+    assert "embedded set, not MMAU: no comparison with 64.5" in printed
     scores = json.loads(next((final / "eval").glob("*/scores.json")).read_text(encoding="utf-8"))
     assert scores["total"]["correct"] / scores["n"] == pytest.approx(finished.results["after"]["accuracy"])
 

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.slow.conftest import Run, WholeRun
+from tests.slow.conftest import Run, WholeRun, finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-def finish(*arguments: object) -> str:
-    """Run a command to its end; what it has printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.mark.parametrize("script", ["train_sft_text", "train_dpo", "train_grpo_text", "train_ppo_text"])
@@ -74,7 +63,7 @@ def test_four_algorithms_side_by_side(whole_run: WholeRun, runs: Path) -> None:
     """With few samples: two steps of GRPO, of which the first warms up. What each is worth takes ten times as many."""
     whole_run("train_reward_model")  # what all start from
     folder = runs / "compare_algorithms"
-    printed = finish("-m", "scripts.compare_algorithms", "--output-dir", folder, "--samples", 256)
+    printed = finish(sys.executable, "-m", "scripts.compare_algorithms", "--output-dir", folder, "--samples", 256)
     algorithms = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["algorithms"]
     assert list(algorithms) == ["best of n", "DPO", "PPO", "GRPO"]
     for name, block in algorithms.items():
@@ -105,6 +94,6 @@ def test_a_sparse_reward_is_found_by_patience(whole_run: WholeRun) -> None:
 
 def test_a_finished_run_started_again_gives_the_same_results(whole_run: WholeRun) -> None:
     run = whole_run("sparse_reward_text")
-    finish(ROOT / "scripts" / "sparse_reward_text.py", "--output_dir", run.folder)
+    finish(sys.executable, ROOT / "scripts" / "sparse_reward_text.py", "--output_dir", run.folder)
     again = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
     assert again | {"seconds": None} == run.results | {"seconds": None}
