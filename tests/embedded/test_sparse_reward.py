@@ -31,7 +31,7 @@ def test_files_are_text_data_of_one_seed_with_even_guesses_and_no_prompt_in_both
     )
     assert len({*train, *held_out}) == len(train) + len(held_out)
     read = read_sft(tmp_path / "guesses.jsonl").records
-    guesses = Counter((each.prompt[0]["content"], each.completion) for each in read)
+    guesses = Counter((each.messages[0]["content"], each.answers["completion"]) for each in read)
     assert guesses == Counter((text, reply) for text in (*train, *held_out) for reply in REPLIES)
     write_sparse_set(tmp_path, seed=4)
     assert contents(tmp_path) == files
