@@ -34,9 +34,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 class Options(argparse.ArgumentParser):
     """The options of a command. Names are never abbreviated, and may be spelled with underscores too.
 
-    Args:
-        doc: docstring of the command's module: its first paragraph stands above the options, the rest below.
-        prog: the command, such as `python -m eval.mmau`.
+    Of the docstring of the command's module the first paragraph stands above the options, the rest below.
     """
 
     def __init__(self, doc: str | None, prog: str | None = None):
@@ -71,11 +69,8 @@ def key(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
 def show_help_if_asked(name: str, doc: str | None, library: str, *keys: type) -> None:
     """Answer `--help` of a training command and end; called before the libraries are imported.
 
-    Args:
-        name: `__name__` of the command's module. Nothing happens if it is not the one that was started.
-        doc: its docstring.
-        library: the configuration whose keys are accepted too.
-        keys: dataclasses of the project's own keys.
+    Nothing happens if the module of this `__name__` is not the one that was started. `keys` are dataclasses of the
+    project's own keys; those of the `library`'s configuration are accepted too.
     """
     if name != "__main__" or not {"-h", "--help"} & set(sys.argv[1:]):
         return

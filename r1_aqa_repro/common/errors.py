@@ -70,12 +70,12 @@ def collecting(problems: list[Problem]) -> Iterator[None]:
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether this error, or one that led to it, is for want of space on a disk (or of its user's quota).
 
-    Python's own errors carry a number, those of shutil, SQLite and the Rust libraries (safetensors, tokenizers) a text;
+    Python's own errors carry a number, those of shutil and the Rust libraries (safetensors, tokenizers) a text;
     `torch.save` tells only that its stream broke.
     """
     while error is not None:
         full = isinstance(error, OSError) and error.errno in _FULL
-        if full or any(sign in str(error) for sign in (*map(os.strerror, _FULL), "iostream error", "disk is full")):
+        if full or any(sign in str(error) for sign in (*map(os.strerror, _FULL), "iostream error")):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -95,15 +95,8 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def failing_plainly(out: Path, kept: str) -> Iterator[None]:
-    """Say what cannot be read or written instead of what a library raised.
-
-    Args:
-        out: where the work is written to.
-        kept: what is there nevertheless, and how to go on.
-
-    Raises:
-        Failed: in place of an OSError, or of any error for want of space.
-    """
+    """Raise Failed in place of an OSError, or of any error for want of space, which says what cannot be read or written
+    to `out`; `kept` is what is there nevertheless, and how to go on."""
     try:
         yield
     except (Refused, Failed):

@@ -27,11 +27,7 @@ class AudioError(Failed):
 
 
 def load_audio(path: str | os.PathLike[str], channel: str = "first") -> np.ndarray:
-    """Decode wav, flac, mp3 or ogg of any rate and channel count.
-
-    Args:
-        path: the file.
-        channel: `first` takes the first channel, as R1-AQA does; `mean` averages all channels.
+    """Decode wav, flac, mp3 or ogg of any rate; of several channels the `first`, as R1-AQA does, or their `mean`.
 
     Returns:
         float32 array [num_samples], mono, 16 kHz, amplitude in [-1, 1] for integer formats.
@@ -39,9 +35,8 @@ def load_audio(path: str | os.PathLike[str], channel: str = "first") -> np.ndarr
     Raises:
         AudioError: the file is missing, unreadable, empty, or holds values that are not finite.
     """
-    samples, rate = _read(  # [num_samples, num_channels]
-        path, lambda file: soundfile.read(file, dtype="float32", always_2d=True)
-    )
+    # [num_samples, num_channels]
+    samples, rate = _read(path, lambda file: soundfile.read(file, dtype="float32", always_2d=True))
     if samples.shape[0] == 0:
         raise AudioError(path, _EMPTY)
     if not np.isfinite(samples).all():

@@ -102,15 +102,11 @@ def _prompt_from(record: dict[str, Any], where: str, answers: Sequence[str] = ()
 def _pair_from(record: dict[str, Any], where: str) -> TextPrompt:
     if not all(isinstance(record.get(key), list) for key in ("prompt", "chosen", "rejected")):
         expected = "expected prompt, chosen and rejected, each a list of messages"
-        raise BadRecord(f"{expected}; found {_kinds(record)}", CONVERT)
+        found = ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(record.items())) or "no keys"
+        raise BadRecord(f"{expected}; found {found}", CONVERT)
     pair = _prompt_from(record, where, ("chosen", "rejected"))
     require_difference(*(text.strip() for text in pair.answers.values()))
     return pair
-
-
-def _kinds(record: dict[str, Any]) -> str:
-    """The keys of a record with the types of their values."""
-    return ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(record.items())) or "no keys"
 
 
 def messages_from(value: Any, name: str, spelling: Spelling = CHAT) -> list[Message]:

@@ -20,20 +20,13 @@ _REMEDY = "Choose another --out, or remove what is there."
 
 @dataclass(frozen=True)
 class Sampled:
-    """The n answers to one prompt. The fields are those of a line.
+    """The n answers to one prompt. The fields are those of a line."""
 
-    id: of the prompt.
-    completions: as they were sampled.
-    finished: whether they came to their end before they were cut off.
-    rewards: what each is worth by each reward, 0 if one does not apply.
-    scores: the weighted sums.
-    """
-
-    id: str
+    id: str  # of the prompt
     completions: list[str]
-    finished: list[bool]
-    rewards: dict[str, list[float]]
-    scores: list[float]
+    finished: list[bool]  # whether they came to their end before they were cut off
+    rewards: dict[str, list[float]]  # what each is worth by each reward, 0 if one does not apply
+    scores: list[float]  # the weighted sums
 
     def whole(self) -> list[int]:
         """Which answers can be one of a pair: not one that was cut off or is empty, to which a trainer would add an end

@@ -25,12 +25,9 @@ AUDIO_KEYS = ("input_features", "feature_attention_mask")
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """Prompts of U questions, text alone.
+    """Prompts of U questions, text alone."""
 
-    prompt_ids: U lists of token ids, no padding.
-    """
-
-    prompt_ids: list[list[int]]
+    prompt_ids: list[list[int]]  # U lists of token ids, no padding
 
     def audio(
         self, device: torch.device | str, rows: torch.Tensor | None = None, trim: bool = True

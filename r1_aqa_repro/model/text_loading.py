@@ -90,12 +90,10 @@ def load_reward_model(
     *,
     new_head: bool = False,
 ) -> PreTrainedModel:
-    """Load a Qwen2ForSequenceClassification with one output, read at the last token.
+    """Load a Qwen2ForSequenceClassification with one output, read at the last token, which it finds by the tokenizer's
+    padding token (a folder holding a LoRA adapter: its base, with the adapter and its head).
 
-    Args:
-        name_or_path: folder or hub id; a folder holding a LoRA adapter: its base, with the adapter and its head.
-        tokenizer: the checkpoint's; the model finds the last token by its padding token.
-        new_head: take a policy too, and draw the head from the random generator.
+    With `new_head` a policy is taken too, and the head is drawn from the random generator.
 
     Raises:
         Refused: see `checked_config` and `load_complete`; without `new_head` also a policy.

@@ -33,19 +33,12 @@ RESERVED = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule reward.
+    """A rule reward."""
 
-    Attributes:
-        make: gives the reward function of a configuration.
-        column: of the prompts; the rule does not apply to a prompt without it. None: it applies to all.
-        accepts: whether the rule can work with the columns of a prompt that has `column`.
-        remedy: what to write into `column` instead.
-    """
-
-    make: Callable[[Any], RewardFunction]
-    column: str | None = None
-    accepts: Callable[[Mapping[str, Any]], bool] = lambda columns: True
-    remedy: str = ""
+    make: Callable[[Any], RewardFunction]  # of a configuration
+    column: str | None = None  # the rule does not apply to a prompt without it; None: it applies to all
+    accepts: Callable[[Mapping[str, Any]], bool] = lambda columns: True  # of a prompt that has `column`
+    remedy: str = ""  # what to write into `column` instead
 
     def reward(self, args: Any) -> RewardFunction:
         """The reward function of a configuration, for files of prompts that mix tasks."""
@@ -179,16 +172,11 @@ def reward_model_positions(args: RewardArguments) -> int | None:
         return None
 
 
-def rule_rewards(args: RewardArguments) -> dict[str, RewardFunction]:
-    """The reward functions of the rules that a configuration names."""
-    return {name: RULES[name].reward(args) for name in args.reward_funcs if name in RULES}
-
-
 def load_rewards(
     args: RewardArguments, dtype: str = "auto", device: str = "cpu", batch_size: int = BATCH_SIZE
 ) -> dict[str, RewardFunction]:
     """All reward functions that a configuration names, in its order; `batch_size` is that of the reward model."""
-    found = rule_rewards(args)
+    found = {name: RULES[name].reward(args) for name in args.reward_funcs if name in RULES}
     if REWARD_MODEL in args.reward_funcs:
         folder = str(args.reward_model_name_or_path)
         tokenizer = load_tokenizer(folder)

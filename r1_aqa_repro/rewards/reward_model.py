@@ -48,12 +48,7 @@ def score_conversations(
 
 
 class RewardModel:
-    """A reward model as a reward function: TRL scores one that it is given as a module in the same way.
-
-    Args:
-        model, tokenizer: of a reward model.
-        batch_size: conversations scored at once.
-    """
+    """A reward model as a reward function: TRL scores one that it is given as a module in the same way."""
 
     __name__ = "reward_model"
 

@@ -54,9 +54,7 @@ def math_reward(completions: Sequence[Completion], answer: Sequence[str], **_: A
 
     The text in the `<answer>` tags counts, or the whole completion if there are none. Several blocks must all agree.
     Unlike in TRL's reward, arithmetic that is left to do, such as `3 + 4`, is no answer: it may be the question's own.
-
-    Args:
-        answer: gold expressions as texts, also with GSM8K's solution before `####` or MATH's around a box.
+    Gold expressions are texts, also with GSM8K's solution before `####` or MATH's around a box.
     """
     return [
         float(all(_is_answer(text, gold) for text in answers_of(completion_text(completion))))
