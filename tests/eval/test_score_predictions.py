@@ -107,12 +107,6 @@ def test_damaged_and_foreign_records_are_all_refused_by_name(tmp_path, data, con
         assert part in problem
 
 
-def test_absent_files_are_refused(tmp_path, data):
-    for predictions, questions in ((tmp_path / "nothing.json", data), (data, tmp_path / "nothing.json")):
-        with pytest.raises(Refused, match="no such file"):
-            score_file(predictions, questions)
-
-
 def own_file(folder, data, completions, orders=(), **settings):
     """A predictions.jsonl as an evaluation leaves it; `completions`: one list a question."""
     made = predictions_of(read_questions(data).records, completions, orders)

@@ -1,6 +1,5 @@
 """report.html in a real browser: headless Chromium, spoken to over its DevTools pipe."""
 
-import base64
 import fcntl
 import json
 import os
@@ -210,17 +209,3 @@ def test_clips_play(browser, page, tmp_path, embedded):
         assert browser.evaluate(load.replace("PLACE", "2")) == -1  # there is no such file
         assert browser.evaluate("document.querySelectorAll('article')[2].textContent.includes('cannot be played')")
     browser.complaints.clear()  # of the absent file
-
-
-def test_light_dark_and_paper(browser, page):
-    browser.open(page[0])
-    grounds = {}
-    for scheme in ("light", "dark"):
-        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        grounds[scheme] = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 22, 26)"}
-    browser.call("Emulation.setEmulatedMedia", media="print")
-    assert browser.evaluate("getComputedStyle(document.getElementById('filters')).display") == "none"
-    browser.call("Emulation.setEmulatedMedia", media="")
-    paper = base64.b64decode(browser.call("Page.printToPDF")["data"])
-    assert paper.startswith(b"%PDF")
