@@ -177,20 +177,14 @@ def test_no_model_sees_more_completions_at_once_than_set(
     [trainer] = built
     judge = trainer.reward_funcs["reward_model"]
     assert isinstance(judge, RewardModel)
-    seen: dict[str, set[int]] = {}
-
-    def watch(name: str, watched: torch.nn.Module) -> None:
-        def note(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            seen.setdefault(name, set()).add(len(kwargs["input_ids"]))
-
-        watched.register_forward_pre_hook(note, with_kwargs=True)
-
-    watch("policy", trainer.model.policy)
-    watch("critic", trainer.model.critic.base_model)
-    watch("reference", trainer.reference)
-    watch("judge", judge.model)
+    models = [trainer.model.policy, trainer.model.critic.base_model, trainer.reference, judge.model]
+    seen: list[set[int]] = [set() for _ in models]
+    for model, sizes in zip(models, seen, strict=True):
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs, sizes=sizes: sizes.add(len(kwargs["input_ids"])), with_kwargs=True
+        )
     trainer.train()
-    assert seen == {"policy": {2}, "critic": {2}, "reference": {2}, "judge": {2}}
+    assert seen == [{2}] * 4
 
 
 # --- The updates
