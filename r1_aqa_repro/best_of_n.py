@@ -178,20 +178,16 @@ class Sampler:
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         finished = [ids[-1] in config.eos_token_id for ids in token_ids]
         rewards = self._rewards([prompts[row] for row in rows.tolist()], texts, token_ids)
-        scores = [
-            sum(weight * value for weight, value in zip(self.weights, values, strict=True))
-            for values in zip(*rewards.values(), strict=True)
-        ]
-        return [
-            Sampled(
-                prompt.id,
-                texts[group],
-                finished[group],
-                {name: values[group] for name, values in rewards.items()},
-                scores[group],
-            )
-            for prompt, group in ((prompt, slice(i * self.num, (i + 1) * self.num)) for i, prompt in enumerate(prompts))
-        ]
+        sampled = []
+        for index, prompt in enumerate(prompts):
+            group = slice(index * self.num, (index + 1) * self.num)
+            own = {name: values[group] for name, values in rewards.items()}
+            scores = [
+                sum(weight * value for weight, value in zip(self.weights, values, strict=True))
+                for values in zip(*own.values(), strict=True)
+            ]
+            sampled.append(Sampled(prompt.id, texts[group], finished[group], own, scores))
+        return sampled
 
     def _rewards(
         self, prompts: Sequence[TextPrompt], texts: Sequence[str], token_ids: Sequence[Sequence[int]]

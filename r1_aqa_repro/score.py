@@ -35,7 +35,9 @@ _BATCH_SIZE = 64
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     arguments = _parser().parse_args(argv)
-    out = arguments.out or _default_out(arguments.model, arguments.file)
+    if arguments.out is None and not Path(arguments.model).is_dir():
+        raise Refused.because(f"--model {arguments.model}", "there is no such folder to write to", "Give --out.")
+    out = arguments.out or Path(arguments.model) / "score" / arguments.file.stem
     pairs, chosen, rejected = score_file(arguments.model, arguments.file, arguments.batch_size, arguments.limit)
     margins = [better - worse for better, worse in zip(chosen, rejected, strict=True)]
     lines = [
@@ -126,17 +128,6 @@ def summarised(pairs: Sequence[TextPrompt], chosen: Sequence[float], rejected: S
             for name, scores in (("chosen", chosen), ("rejected", rejected))
         },
     }
-
-
-def _default_out(name_or_path: str, file: Path) -> Path:
-    """`score/<stem of the file>` in the model's folder.
-
-    Raises:
-        Refused: the model is no folder.
-    """
-    if not Path(name_or_path).is_dir():
-        raise Refused.because(f"--model {name_or_path}", "there is no such folder to write to", "Give --out.")
-    return Path(name_or_path) / "score" / file.stem
 
 
 def _print(summary: dict[str, Any], out: Path) -> None:

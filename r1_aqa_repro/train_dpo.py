@@ -18,14 +18,14 @@ from r1_aqa_repro.run.arguments import RunArguments, TextExampleArguments
 # without the imports below, which take seconds
 show_help_if_asked(__name__, __doc__, "trl.DPOConfig", RunArguments, TextExampleArguments, RopeArguments)
 
-from trl import DPOTrainer, get_peft_config
+from trl import DPOTrainer
 
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.data.conversations import read_pairs
 from r1_aqa_repro.model.text_loading import load_configured_policy
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import PairDPOConfig, parse_text_config
-from r1_aqa_repro.run.folder import datasets
+from r1_aqa_repro.run.folder import trl_arguments
 from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
@@ -44,14 +44,9 @@ def main(argv: list[str]) -> int:
     def build_trainer() -> PairDPOTrainer:
         model, tokenizer = load_configured_policy(model_config)
         needs_reference = not model_config.use_peft and not training.precompute_ref_log_probs
-        return PairDPOTrainer(
-            model=model,
-            ref_model=load_configured_policy(model_config)[0] if needs_reference else None,
-            args=training,
-            processing_class=tokenizer,
-            peft_config=get_peft_config(model_config),
-            **datasets(training, pairs, held_out),
-        )
+        reference = load_configured_policy(model_config)[0] if needs_reference else None
+        rest = trl_arguments(training, model_config, pairs, held_out)
+        return PairDPOTrainer(model=model, ref_model=reference, processing_class=tokenizer, **rest)
 
     return run_training(build_trainer, training, "dpo")
 

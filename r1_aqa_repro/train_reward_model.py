@@ -16,14 +16,14 @@ from r1_aqa_repro.run.arguments import RunArguments, TextExampleArguments
 show_help_if_asked(__name__, __doc__, "trl.RewardConfig", RunArguments, TextExampleArguments, RopeArguments)
 
 from transformers import Qwen2ForSequenceClassification
-from trl import RewardTrainer, get_peft_config
+from trl import RewardTrainer
 
 from r1_aqa_repro.common.errors import Problem, command
 from r1_aqa_repro.data.conversations import read_pairs
 from r1_aqa_repro.model.text_loading import load_configured_reward_model
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import RewardModelConfig, parse_text_config
-from r1_aqa_repro.run.folder import datasets
+from r1_aqa_repro.run.folder import trl_arguments
 from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
@@ -46,13 +46,8 @@ def main(argv: list[str]) -> int:
 
     def build_trainer() -> RewardModelTrainer:
         model, tokenizer = load_configured_reward_model(model_config)
-        return RewardModelTrainer(
-            model=model,
-            args=training,
-            processing_class=tokenizer,
-            peft_config=get_peft_config(model_config),
-            **datasets(training, pairs, held_out),
-        )
+        rest = trl_arguments(training, model_config, pairs, held_out)
+        return RewardModelTrainer(model=model, processing_class=tokenizer, **rest)
 
     return run_training(build_trainer, training, "reward_model")
 

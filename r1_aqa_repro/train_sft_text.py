@@ -14,14 +14,14 @@ from r1_aqa_repro.run.arguments import RunArguments, TextExampleArguments
 # without the imports below, which take seconds
 show_help_if_asked(__name__, __doc__, "trl.SFTConfig", RunArguments, TextExampleArguments, RopeArguments)
 
-from trl import SFTTrainer, get_peft_config
+from trl import SFTTrainer
 
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.data.conversations import read_sft
 from r1_aqa_repro.model.text_loading import load_configured_policy
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import TextSFTConfig, parse_text_config
-from r1_aqa_repro.run.folder import datasets
+from r1_aqa_repro.run.folder import trl_arguments
 from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
@@ -39,13 +39,8 @@ def main(argv: list[str]) -> int:
 
     def build_trainer() -> TextSFTTrainer:
         model, tokenizer = load_configured_policy(model_config)
-        return TextSFTTrainer(
-            model=model,
-            args=training,
-            processing_class=tokenizer,
-            peft_config=get_peft_config(model_config),
-            **datasets(training, examples, held_out),
-        )
+        rest = trl_arguments(training, model_config, examples, held_out)
+        return TextSFTTrainer(model=model, processing_class=tokenizer, **rest)
 
     return run_training(build_trainer, training, "sft")
 

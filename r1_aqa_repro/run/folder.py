@@ -22,6 +22,7 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 from transformers import TrainingArguments
+from trl import ModelConfig, get_peft_config
 
 from r1_aqa_repro.common.claim import differences
 from r1_aqa_repro.common.distributed import num_processes
@@ -121,11 +122,16 @@ def start_run(
     write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=True, allow_unicode=True))
 
 
-def datasets(
-    training: TrainingArguments, records: Sequence[TextPrompt], held_out: Sequence[Any]
-) -> dict[str, Dataset | None]:
-    """The datasets that TRL's trainers take, kept in the run folder, the same for all processes."""
+def trl_arguments(
+    training: TrainingArguments,
+    model: ModelConfig,
+    records: Sequence[TextPrompt],
+    held_out: Sequence[Any],
+) -> dict[str, Any]:
+    """What TRL's trainers take beside a model. The datasets are in the run folder, the same for all processes."""
     return {
+        "args": training,
+        "peft_config": get_peft_config(model),
         "train_dataset": _dataset("train", records, training),
         "eval_dataset": _dataset("held_out", held_out, training) if held_out else None,
     }

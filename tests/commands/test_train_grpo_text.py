@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from r1_aqa_repro import train_grpo_text
-from r1_aqa_repro.data.conversations import TextPrompt, answer, read_prompts
+from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.embedded.text_tasks import true_reward
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
 from r1_aqa_repro.rewards import registry
@@ -117,13 +117,6 @@ def test_a_run_learns_what_its_reward_model_likes(
     assert len(table) == 16 * 8 and list(table[0]) == [
         *("step", "id", "prompt", "completion", "reward_model", "length_reward", "embedded_true_reward", "advantage")
     ]
-    asked = read_prompts(text_set / "assist_prompts_train.jsonl").records
-    prompts = {prompt.id: prompt.messages for prompt in asked}
-    judge = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
-    for row in table[::17]:
-        assert row["prompt"] == prompts[row["id"]][-1]["content"]
-        [score] = judge([prompts[row["id"]]], [answer(row["completion"])])
-        assert float(row["reward_model"]) == pytest.approx(score, abs=1e-4)
 
 
 def test_lora_trains_the_adapter_alone(build: Build) -> None:

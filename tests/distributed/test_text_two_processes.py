@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase
 
-from r1_aqa_repro.data.conversations import read_prompts
-from r1_aqa_repro.model.text_loading import load_reward_model
-from r1_aqa_repro.rewards.reward_model import RewardModel
 from tests.conftest import ROOT
 from tests.distributed.launching import ENVIRONMENT, apart_and_come, deepspeed, free_port, launch, log_history
 from tests.text_world import ENTRIES, arguments
@@ -90,9 +85,7 @@ def test_two_processes_train_as_one(
     assert apart < 2e-4 * come
 
 
-def test_grpo_with_a_reward_model_under_zero2(
-    train: Train, text_set: Path, policy: Path, reward_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_grpo_with_a_reward_model_under_zero2(train: Train, policy: Path, reward_model: Path, tmp_path: Path) -> None:
     judge = ("--reward_funcs", "reward_model", "true", "--reward_model_name_or_path", str(reward_model))
     done = train("grpo", "zero2", *judge, "--reward_weights", "1.0", "0.0", "--max_prompts_per_device", "1")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -102,15 +95,6 @@ def test_grpo_with_a_reward_model_under_zero2(
     assert log[0]["num_tokens"] > 0 and log[0]["rewards/embedded_true_reward/mean"] >= 0
     start, final = (load_file(folder / "model.safetensors") for folder in (policy, run / "final"))
     assert start.keys() == final.keys() and not any(torch.equal(start[name], final[name]) for name in start)
-
-    prompts = {prompt.id: prompt.messages for prompt in read_prompts(text_set / "assist_prompts_train.jsonl").records}
-    score = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
-    with open(run / "completions.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == STEPS * 4
-    for row in rows[::5]:
-        [expected] = score([prompts[row["id"]]], [row["completion"]])
-        assert float(row["reward_model"]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_two_machines_with_one_folder(text_set: Path, policy: Path, tmp_path: Path) -> None:

@@ -339,24 +339,21 @@ def test_an_adapter_cannot_be_trained_further(name: str, refusal: Refusal, polic
     assert f"{adapter}: an adapter cannot be trained further" in line and "merge_adapter" in line
 
 
-@pytest.mark.parametrize("name", TEXT)
-def test_a_tokenizer_of_another_model(name: str, refusal: Refusal, policy: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(policy, tmp_path / "policy"))
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [*((name, "model_name_or_path") for name in TEXT), ("grpo", "reward_model_name_or_path")],
+)
+def test_a_tokenizer_of_another_model(
+    name: str, key: str, refusal: Refusal, policy: Path, reward_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(reward_model if "reward" in key else policy, tmp_path / "model"))
     tokenizer = load_tokenizer(policy)
     vocabulary = len(tokenizer)
     tokenizer.add_tokens(["<one>", "<two>"])
     tokenizer.save_pretrained(folder)
-    [line] = refusal(name, "--model_name_or_path", folder)
-    assert f"the tokenizer does not fit the model: {vocabulary + 2} tokens for {vocabulary} embeddings" in line
-
-
-def test_a_reward_models_tokenizer_must_fit_too(refusal: Refusal, reward_model: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(reward_model, tmp_path / "reward"))
-    tokenizer = load_tokenizer(reward_model)
-    tokenizer.add_tokens(["<one>"])
-    tokenizer.save_pretrained(folder)
-    [line] = refusal("grpo", "--reward_model_name_or_path", folder)
-    assert f"{folder}: the tokenizer does not fit the model" in line
+    [line] = refusal(name, f"--{key}", folder)
+    what = f"the tokenizer does not fit the model: {vocabulary + 2} tokens for {vocabulary} embeddings"
+    assert f"{folder}: {what}" in line
 
 
 # --- Folder and disk
