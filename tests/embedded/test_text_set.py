@@ -42,12 +42,6 @@ def test_the_seed_decides_every_byte(written: Path, tmp_path: Path) -> None:
     assert not {name for name in FILES if other[name] == contents(written)[name]}
 
 
-def test_a_larger_set_begins_with_the_smaller_one(written: Path, tmp_path: Path) -> None:
-    write_text_set(tmp_path, **{**SIZES, "num_sft": 500, "num_pairs_train": 270, "num_pairs_held_out": 120})
-    for name in ("sft.jsonl", "pairs_train.jsonl", "pairs_held_out.jsonl"):
-        assert (tmp_path / name).read_bytes().startswith((written / name).read_bytes())
-
-
 def test_a_complete_set_is_left_alone_and_an_incomplete_one_written_again(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,27 +61,19 @@ def test_another_set_is_not_overwritten(written: Path, change: dict[str, int]) -
 
 
 def test_train_and_held_out_share_no_prompt(written: Path) -> None:
+    """And each carries what the true reward reads; the tasks take turns."""
     for name, tasks in (("assist", ASSIST), ("objective", OBJECTIVE)):
         train, held_out = (read_lines(written / f"{name}_prompts_{split}.jsonl") for split in ("train", "held_out"))
         assert Counter(record["task"] for record in held_out) == {task: HELD_OUT for task in tasks}
         assert sorted(record["id"] for record in train + held_out) == sorted(
             record["id"] for task in tasks for record in all_prompts(task)
         )
+        assert {true_reward(record, "nothing") for record in train + held_out} == {0}
         assert not asked(written, f"{name}_prompts_train") & asked(written, f"{name}_prompts_held_out")
+    demonstrations = read_lines(written / "sft.jsonl")
+    assert Counter(record["task"] for record in demonstrations) == {task: SIZES["num_sft"] // 4 for task in TASKS}
     assert asked(written, "sft", "pairs_train") <= asked(written, "assist_prompts_train", "objective_prompts_train")
     assert asked(written, "pairs_held_out") <= asked(written, "assist_prompts_held_out")
-
-
-def test_prompt_files_carry_what_the_true_reward_reads(written: Path) -> None:
-    for name in ("assist", "objective"):
-        for record in read_lines(written / f"{name}_prompts_train.jsonl"):
-            assert true_reward(record, "nothing") == 0
-
-
-def test_demonstrations_are_balanced_over_the_tasks(written: Path) -> None:
-    records = read_lines(written / "sft.jsonl")
-    assert Counter(record["task"] for record in records) == {task: SIZES["num_sft"] // 4 for task in TASKS}
-    assert {message["role"] for record in records for message in record["completion"]} == {"assistant"}
 
 
 def test_the_chosen_answer_is_the_better_one(written: Path) -> None:

@@ -86,12 +86,9 @@ def test_prompts_have_exactly_the_published_length(geometry: str, prompts: int, 
     loading.check_pair(config, processor, geometry)
 
 
-def test_7b_has_its_shapes_and_adapters() -> None:
+def test_7b_trains_adapters_of_the_language_model() -> None:
     with torch.device("meta"):
         model = Qwen2AudioForConditionalGeneration(qwen2_audio_7b_config())
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert sum(parameter.numel() for parameter in model.parameters()) == 8_397_094_912
-    assert shapes["lm_head.weight"] == (156_032, 4096)
     adapted = get_peft_model(model, bench.adapters())
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert len(trained) == 32 * 4 * 2 and all("language_model" in name for name in trained)
