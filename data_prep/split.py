@@ -25,7 +25,6 @@ from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
 from r1_aqa_repro.common.files import sha256_of, write_json
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
 
-BY = ("video", "clip")
 TRAIN, HELD_OUT = "train", "held_out"
 
 
@@ -145,7 +144,12 @@ def _parser() -> Options:
     add = parser.add_argument
     add("manifest", type=Path, metavar="MANIFEST", help="the manifest to divide")
     add("--held-out", type=positive, required=True, metavar="N", help="about how many questions to hold out")
-    add("--by", choices=BY, required=True, help="what must not stand on both sides beside the clip itself")
+    add(
+        "--by",
+        choices=("video", "clip"),
+        required=True,
+        help="what must not stand on both sides beside the clip itself",
+    )
     add("--seed", type=int, default=0, metavar="N", help="which questions are held out (default: 0)")
     add("--out", type=Path, metavar="DIR", help="where to write (default: beside the manifest)")
     add_workers_argument(parser)

@@ -9,7 +9,6 @@ COMMANDS = {
     "avqa": (avqa, ["--annotations", "FILE", "--media", "media", "--out", "out"]),
     "mmau": (mmau, ["--questions", "FILE", "--out", "out"]),
     "preferences": (preferences, ["--input", "FILE", "--out", "out"]),
-    "preferences, bad records skipped": (preferences, ["--input", "FILE", "--out", "out", "--skip-bad-records"]),
     "split": (split, ["FILE", "--held-out", "1", "--by", "clip", "--out", "out"]),
     "stats": (stats, ["FILE", "--out", "out"]),
     "validate": (validate, ["FILE", "--json", "out"]),

@@ -1,4 +1,4 @@
-"""`data_prep.mmau`: the published files, every form the clips come in, archives nobody should trust, and evaluation."""
+"""`data_prep.mmau`: the published files, every form the clips come in, and archives nobody should trust."""
 
 import json
 import os
@@ -103,10 +103,6 @@ class World(Prepared):
     def clip(self, index):
         return self.clips / self.records[index]["audio_id"]
 
-    @property
-    def result(self):
-        return (self.out / "manifest.jsonl").read_bytes(), result(self.out)[1]
-
 
 @pytest.fixture
 def world(tmp_path):
@@ -137,7 +133,7 @@ def hugging_face_rows(records, clips):
 @pytest.mark.parametrize("form", ["flat", "tar", "tar.gz", "tgz", "tar.xz", "macOS", "parquet", "parts", "embedded"])
 def test_every_form_of_audio_gives_the_same(world, form):
     assert world.run(world.clips) == 0  # in a folder whose paths are those of the questions
-    expected = world.result
+    expected = result(world.out)
     assert len(expected[1]) == 6
     folder = world.clips / "test-mini-audios"
     files = [(f"./test-mini-audios/{path.name}", path.read_bytes()) for path in sorted(folder.iterdir())]
@@ -160,7 +156,7 @@ def test_every_form_of_audio_gives_the_same(world, form):
             assert prepare(world.out, "--questions", *audio) == 0
         else:
             assert world.run(*audio) == 0
-        assert world.result == expected
+        assert result(world.out) == expected
         assert {path.name for path in world.out.iterdir() if not path.name.startswith(".journal")} == {
             "audio", "manifest.jsonl", "prep_report.json", "prep_settings.json", "source.jsonl"
         }  # fmt: skip
@@ -220,9 +216,9 @@ def test_a_changed_archive_of_the_same_place_gives_its_own_clips(world):
     changed = wav(world.folder / "other.wav", 0.4, seed=9).read_bytes()
     assert changed != files[0][1] and len(changed) == len(files[0][1])
     os.utime(write_tar(world.folder / "clips.tar", [(files[0][0], changed), *files[1:]]), (1, 1))
-    before = world.result
+    before = result(world.out)
     assert world.run(world.folder / "clips.tar") == 0
-    assert world.result[0] == before[0] and world.result[1] != before[1]
+    assert result(world.out)[0] == before[0] and result(world.out)[1] != before[1]
     assert world.report["clips_decoded"] == 6
 
 

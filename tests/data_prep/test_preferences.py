@@ -45,12 +45,8 @@ def line(record_id, prompt, chosen, rejected, **columns):
 
 
 def sharegpt(**changed):
-    record = {
-        "conversations": [said("human", "Why?")],
-        "chosen": said("gpt", "Because."),
-        "rejected": said("gpt", "No."),
-    }
-    return {**record, **changed}
+    answers = {"chosen": said("gpt", "Because."), "rejected": said("gpt", "No.")}
+    return {"conversations": [said("human", "Why?")], **answers, **changed}
 
 
 def conversation(*turns):

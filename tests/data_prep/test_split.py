@@ -113,24 +113,20 @@ def test_every_group_is_as_likely():
 
 
 @pytest.mark.parametrize(
-    ("change", "arguments", "named"),
+    ("change", "held_out", "by", "named"),
     [
-        (lambda records: None, ("--held-out", 24, "--by", "video"), "24 of its 24"),
-        (lambda records: records[3].pop("source_video"), ("--held-out", 4, "--by", "video"), "the first being q3"),
-        (lambda records: records[3].update(audio_path="no.wav"), ("--held-out", 4, "--by", "clip"), "no.wav"),
-        (lambda records: records[3].update(answer="?"), ("--held-out", 4, "--by", "clip"), "line 4"),
-        (
-            lambda records: [record.update(source_video="one") for record in records],
-            ("--held-out", 4, "--by", "video"),
-            "nothing to divide",
-        ),
+        (lambda records: None, 24, "video", "24 of its 24"),
+        (lambda records: records[3].pop("source_video"), 4, "video", "the first being q3"),
+        (lambda records: records[3].update(audio_path="no.wav"), 4, "clip", "no.wav"),
+        (lambda records: records[3].update(answer="?"), 4, "clip", "line 4"),
+        (lambda records: [one.update(source_video="one") for one in records], 4, "video", "nothing to divide"),
     ],
 )
-def test_refused(manifest, capsys, change, arguments, named):
+def test_refused(manifest, capsys, change, held_out, by, named):
     records = read_lines(manifest)
     change(records)
     write_lines(manifest, records)
-    assert split(manifest, *arguments) == 2
+    assert split(manifest, "--held-out", held_out, "--by", by) == 2
     assert named in capsys.readouterr().err
     assert not (manifest.parent / "train.jsonl").exists()
 

@@ -1,4 +1,4 @@
-"""`data_prep.stats`: figures counted by hand, and those known of MMAU."""
+"""`data_prep.stats`: figures counted by hand."""
 
 from pathlib import Path
 

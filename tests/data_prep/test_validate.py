@@ -63,22 +63,18 @@ def test_what_is_wrong_with_a_line_is_found_by_its_rule(manifest, tmp_path, chan
     assert {name: len(found) for name, found in by_rule.items()} == rules
 
 
-def overwrite(path, samples, rate=16_000):
-    soundfile.write(path, samples, rate)
-
-
 @pytest.mark.parametrize(
     ("damage", "rules"),
     [
         (lambda path: path.write_bytes(b"no audio"), ["undecodable"]),
         (lambda path: path.write_bytes(b""), ["undecodable"]),
-        (lambda path: overwrite(path, np.zeros((0,))), ["undecodable"]),
-        (lambda path: overwrite(path, 0.1 * np.ones(44_100), 44_100), ["not_16khz_mono"]),
-        (lambda path: overwrite(path, 0.1 * np.ones((16_000, 2))), ["not_16khz_mono"]),
-        (lambda path: overwrite(path, 0.1 * np.ones(1_599)), ["too_short"]),
-        (lambda path: overwrite(path, 0.1 * np.ones(1_600)), []),  # 0.1 s exactly
-        (lambda path: overwrite(path, np.zeros(16_000)), ["silent"]),
-        (lambda path: overwrite(path, np.zeros((900, 2)), 8_000), ["not_16khz_mono", "silent"]),  # 0.1125 s
+        (lambda path: soundfile.write(path, np.zeros((0,)), 16_000), ["undecodable"]),
+        (lambda path: soundfile.write(path, 0.1 * np.ones(44_100), 44_100), ["not_16khz_mono"]),
+        (lambda path: soundfile.write(path, 0.1 * np.ones((16_000, 2)), 16_000), ["not_16khz_mono"]),
+        (lambda path: soundfile.write(path, 0.1 * np.ones(1_599), 16_000), ["too_short"]),
+        (lambda path: soundfile.write(path, 0.1 * np.ones(1_600), 16_000), []),  # 0.1 s exactly
+        (lambda path: soundfile.write(path, np.zeros(16_000), 16_000), ["silent"]),
+        (lambda path: soundfile.write(path, np.zeros((900, 2)), 8_000), ["not_16khz_mono", "silent"]),  # 0.1125 s
     ],
 )
 def test_a_bad_clip_is_found_by_its_rules(manifest, tmp_path, damage, rules):
