@@ -48,8 +48,6 @@ def test_every_block_is_kept():
         ("  WOMAN.\n", 1),
         ('"Woman"', 1),
         ("“Woman”", 1),
-        ("‘Woman’", 1),
-        ("«Woman»", 1),
         ("**Woman**", 1),
         ("Ｗｏｍａｎ", 1),  # full-width letters
         ("B", 1),
@@ -65,8 +63,6 @@ def test_every_block_is_kept():
         ("E", None),
         ("E. Woman", None),
         ("Man or Woman", None),
-        ("Man, Woman", None),
-        ("A and B", None),
         ("not Man", None),
         ("The answer is Woman", None),
         ("Wo man", None),

@@ -23,6 +23,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.audio_encoder import TrimmableAudioEncoder
 from r1_aqa_repro.model.inputs import question_inputs
 from tests.model.damages import Change, cut_off, edit, edit_weights, refusal_of, remove
 
@@ -100,9 +101,9 @@ class TestWeights:
     def test_round_trip(self, model_folder, tmp_path):
         """What is saved loads as the same weights under the published names, also through the Auto class."""
         model = loading.load_model(model_folder)
-        assert isinstance(model, Qwen2AudioForConditionalGeneration)
-        assert model.dtype == torch.float32
+        assert isinstance(model.model.audio_tower, TrimmableAudioEncoder) and model.dtype == torch.float32
         model.save_pretrained(tmp_path)
+        assert "shared_prefix" not in (tmp_path / "config.json").read_text(encoding="utf-8")
         saved, original = load_file(tmp_path / WEIGHTS), load_file(model_folder / WEIGHTS)
         assert {name.split(".")[0] for name in saved} == {"audio_tower", "language_model", "multi_modal_projector"}
         assert saved.keys() == original.keys()

@@ -202,18 +202,15 @@ def test_rope_parameters_that_do_not_fit_the_checkpoint_are_refused(present, wan
     assert what in problem
 
 
-class TestConfig:
-    ON_CPU = ("--bf16", "false", "--use_cpu", "true")
+def test_rope_parameters_stand_in_a_file_or_on_the_command_line(tmp_path):
+    def rope(*argv: str) -> Any:
+        return parse_text_config(TextSFTConfig, [*argv, "--bf16", "false", "--use_cpu", "true"])[2].rope
 
-    def test_in_a_file(self, tmp_path):
-        file = tmp_path / "run.yaml"
-        file.write_text("rope_parameters:\n  rope_type: yarn\n  factor: 4.0\n", encoding="utf-8")
-        assert self.rope("--config", str(file)) == {"rope_type": "yarn", "factor": 4.0}
-        overridden = self.rope("--config", str(file), "--rope_parameters", '{"rope_type": "default"}')
-        assert overridden == {"rope_type": "default"}
-
-    def rope(self, *argv: str) -> Any:
-        return parse_text_config(TextSFTConfig, [*argv, *self.ON_CPU])[2].rope
+    file = tmp_path / "run.yaml"
+    file.write_text("rope_parameters:\n  rope_type: yarn\n  factor: 4.0\n", encoding="utf-8")
+    assert rope("--config", str(file)) == {"rope_type": "yarn", "factor": 4.0}
+    overridden = rope("--config", str(file), "--rope_parameters", '{"rope_type": "default"}')
+    assert overridden == {"rope_type": "default"}
 
 
 # --- Entry points: all five, from the command line to a checkpoint

@@ -9,7 +9,7 @@ import pytest
 
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.embedded import true_reward as embedded_reward
-from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
+from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts
 from r1_aqa_repro.rewards.registry import RULES, check_prompts, check_rewards, check_uses, load_rewards
 from r1_aqa_repro.run.config import TextGRPOConfig
 from tests.conftest import ROOT
@@ -38,7 +38,7 @@ def said(problems: list[Any]) -> list[str]:
     return [f"{problem.where}: {problem.what}" for problem in problems]
 
 
-def test_every_load_rewards_a_completion_it_was_made_for() -> None:
+def test_every_rule_rewards_a_completion_it_was_made_for() -> None:
     args = config(reward_funcs=list(RULES), persona_rubric=RUBRIC, length_penalty_cache=32)
     assert check_rewards(args) == []
     columns: dict[str, list[Any]] = {
@@ -60,18 +60,6 @@ def test_a_rule_leaves_out_the_prompts_that_are_not_its_own() -> None:
     rule = load_rewards(config(reward_funcs=["math"]))["math"]
     assert rule(["4", "4", "5"], answer=["4", None, "4"], task=["maths", "list", "maths"]) == [1, None, 0]
     assert rule(["4"], task=["list"]) == [None]
-
-
-def test_the_true_reward_is_that_of_the_embedded_tasks() -> None:
-    prompts = [embedded(task) for task in TASKS]
-    names = {name for each in prompts for name in each.columns}
-    columns = {name: [each.columns.get(name) for each in prompts] for name in names}
-    rule = load_rewards(config(reward_funcs=["true"]))["true"]
-    texts = ["apple, pear.", "I can't help with that.", "The answer is 2.", "```python\nx\n```"]
-    found = rule(texts, question=prompts, completion_ids=[[1]] * 4, **columns)
-    assert found == [true_reward(each.columns, text) for each, text in zip(prompts, texts, strict=True)]
-    assert sum(found) > 0
-    assert rule.__name__ == "embedded_true_reward"  # as it is logged
 
 
 @pytest.mark.parametrize(

@@ -20,17 +20,14 @@ CHOICES = ["Speaker 1", "Speaker 2", "Both"]
     ("completion", "accuracy", "reference"),
     [
         ("<answer>Speaker 1</answer>", 1, 1),
-        ("<answer> Speaker 1 </answer>", 1, 1),
         ("Speaker 1", 1, 1),  # no tags: the whole completion
         ("<think>Both?</think><answer>Speaker 1</answer>", 1, 1),
         ("I hear <answer>Speaker 1</answer> clearly", 1, 1),
         ("<answer>speaker 1</answer>", 1, 1),
         ("<answer>Speaker 1.</answer>", 1, 1),
         ('<answer>"Speaker 1"</answer>', 1, 1),
-        ("<answer>'Speaker 1'</answer>", 1, 1),
         ("<answer>\nSpeaker 1\n</answer>", 1, 1),
         ("<answer>A. Speaker 1</answer>", 1, 1),
-        ("<answer>(A) Speaker 1</answer>", 1, 1),
         ("<answer>A</answer>", 1, 0),
         # wrong
         ("<answer>Speaker 2</answer>", 0, 0),
@@ -63,12 +60,6 @@ def test_right_answers_without_a_number_that_r1_aqa_gives_nothing_for(text):
     assert r1_aqa_accuracy([f"<answer>{text}</answer>"], **columns) == [0]
 
 
-def test_a_tower_of_powers_is_a_text():
-    """R1-AQA's parser computes the power, for five seconds a completion."""
-    towers, columns = ["<answer> 9^9^9^9 </answer>"] * 100, {"answer": ["9"] * 100, "choices": [["9", "8"]] * 100}
-    assert accuracy_reward(towers, **columns) == [0.0] * 100
-
-
 @pytest.mark.parametrize(
     ("completion", "style", "strict", "reference"),
     [
@@ -78,9 +69,6 @@ def test_a_tower_of_powers_is_a_text():
         ("<answer></answer>", "answer", 0, 1),
         ("<answer>Man</answer><answer>Woman</answer>", "answer", 0, 1),
         ("<answer>Man</answer> indeed", "answer", 0, 0),
-        ("<answer>Man", "answer", 0, 0),
-        ("Man", "answer", 0, 0),
-        ("<think>Hm.</think><answer>Man</answer>", "answer", 0, 0),
         ("<think>Hm.</think><answer>Man</answer>", "think", 1, 1),
         ("<think>Hm.\n</think>\n\n<answer>Man</answer>", "think", 1, 1),
         ("<think></think><answer></answer>", "think", 0, 1),

@@ -242,6 +242,7 @@ REFUSED = [
     (ALL, "--lerning_rate 1e-6", "--lerning_rate"),
     (TEXT, """--rope_parameters '{"type": "yarn"}'""", "rope_parameters: "),
     (TEXT, "--rope_parameters [4.0]", "rope_parameters: [4.0] has no rope_type"),
+    (["reward_model"], shlex.join(LORA), "lora_task_type: CAUSAL_LM: the adapter would leave the reward head"),
     (TEXT, ADAPTER + """ --rope_parameters '{"rope_type": "yarn", "factor": 2.0}'""", "an adapter does not keep them"),
     (TEXT, f"{ADAPTER} --lora_target_modules q_proj", "use_peft: "),  # a pattern, which PEFT holds against whole names
     (TEXT, f"{ADAPTER} --lora_target_modules no_such_proj other_proj", "use_peft: "),
