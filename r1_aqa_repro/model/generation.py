@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
+    Cache,
     DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
+from transformers.distributed.fsdp import is_fsdp_managed_module
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from r1_aqa_repro.model.inputs import PromptInputs, attention_mask_left, pad_left, position_ids_of
 from r1_aqa_repro.model.loading import base_of, eos_token_ids, tokenizer_of
-from r1_aqa_repro.model.shared_attention import share_cache
+from r1_aqa_repro.model.shared_attention import shared_cache
+
+_GRAPH_BLOCK = 64  # tokens whose steps have one shape, if they are replayed as a CUDA graph
+_LOOK_EVERY = 16  # steps on a GPU between two looks at whether every row has ended: the host waits for the device
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's plans a shape anew
+# settings of a generation that the loop acts on or need not act on, and values of others that ask for nothing
+_KNOWN = {
+    "do_sample", "temperature", "top_k", "top_p", "suppress_tokens", "max_new_tokens", "eos_token_id", "pad_token_id",
+    "bos_token_id", "transformers_version", "disable_compile",
+}  # fmt: skip
+_NEUTRAL = {"repetition_penalty": 1.0, "num_beams": 1}
 
 
 def device_and_dtype() -> tuple[str, str]:
@@ -26,7 +46,31 @@ def device_and_dtype() -> tuple[str, str]:
     return ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
 
 
+@dataclass(frozen=True)
+class Completions:
+    """N sampled completions.
+
+    token_ids: N lists, each up to and including its first end-of-sequence token.
+    log_probs: N lists, the log-probability of each of these tokens when it was sampled, under the full softmax of the
+        logits over the temperature, as scoring forms it. None if `generate()` of transformers has sampled them.
+    """
+
+    token_ids: list[list[int]]
+    log_probs: list[list[float]] | None = None
+
+
 def generate(
+    model: PreTrainedModel,
+    inputs: PromptInputs,
+    rows: torch.Tensor,
+    generation_config: GenerationConfig,
+    **options: Any,
+) -> list[list[int]]:
+    """One completion for each entry of `rows`, as lists of token ids, see `complete`."""
+    return complete(model, inputs, rows, generation_config, **options).token_ids
+
+
+def complete(
     model: PreTrainedModel,
     inputs: PromptInputs,
     rows: torch.Tensor,
@@ -35,7 +79,8 @@ def generate(
     share: bool = True,
     autocast: AbstractContextManager[object] | None = None,
     logits_processor: LogitsProcessorList | None = None,
-) -> list[list[int]]:
+    cuda_graphs: bool = False,
+) -> Completions:
     """One completion for each entry of `rows`.
 
     `generation_config` decides alone. Left to itself, `generate()` takes what it leaves open from the checkpoint's own
@@ -50,14 +95,12 @@ def generate(
             own prompt through `generate()` alone; both give the same distribution.
         autocast: the mixed-precision context the model trains in.
         logits_processor: applied after those that the configuration gives.
-
-    Returns:
-        N lists of token ids, each up to and including its first end-of-sequence token.
+        cuda_graphs: with `share` on a GPU, replay recorded steps instead of launching each kernel anew.
 
     Raises:
         ValueError: `share`, and the rows are not whole groups.
     """
-    device = model.device
+    device, eos = model.device, generation_config.eos_token_id
     rows = rows.to(device)
     # Padding is masked, but a repetition penalty counts it among the tokens that a row has seen. The first token of the
     # prompts is among them anyway, so that a completion does not depend on how long its neighbours are.
@@ -67,9 +110,16 @@ def generate(
     with torch.no_grad(), autocast or nullcontext(), _without_own_settings(base):
         if share:
             check_whole_groups(rows, len(input_ids))
-            cache = _prefill(base, inputs, input_ids, attention_mask)
-            if len(rows) > len(input_ids):
-                cache = share_cache(cache, attention_mask[:, :-1], len(rows))
+            block = _GRAPH_BLOCK if cuda_graphs else 1
+            room = generation_config.max_new_tokens
+            cache = _prefill(base, inputs, input_ids, attention_mask, len(rows), room, block)
+            loop = Loop.of(base, generation_config) if len(rows) > len(input_ids) and not logits_processor else None
+            if loop is not None:
+                start = position_ids_of(attention_mask)[rows, -1]
+                token_ids, log_probs = loop(cache, input_ids[rows, -1], start, cuda_graphs)
+                completions = cut_after_eos(token_ids.tolist(), eos)
+                kept = [row[: len(ids)] for row, ids in zip(log_probs.tolist(), completions, strict=True)]
+                return Completions(completions, kept)
             continued = {"past_key_values": cache}
         else:
             continued = inputs.audio(device, rows, trim=False)
@@ -80,7 +130,100 @@ def generate(
             generation_config=generation_config,
             logits_processor=logits_processor,
         )
-    return cut_after_eos(sequences[:, input_ids.size(1) :].tolist(), generation_config.eos_token_id)
+    return Completions(cut_after_eos(sequences[:, input_ids.size(1) :].tolist(), eos))
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Samples on from a shared cache, step by step, without waiting for the device: what `generate()` does, less what
+    it decides on the host. The same tokens from the same random numbers.
+
+    backbone, head: of the language model.
+    processors: change the logits; none of them looks at the tokens before.
+    temperature: that the logits are divided by.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    config: GenerationConfig
+    processors: LogitsProcessorList
+    temperature: float
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, config: GenerationConfig) -> Loop | None:
+        """The loop for a model, or None if the configuration or ZeRO-3 and FSDP ask for more than it can."""
+        if is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model):  # all processes must make as many steps
+            return None
+        asked = config.to_diff_dict().items()
+        if any(name not in _KNOWN and value != _NEUTRAL.get(name) for name, value in asked):
+            return None
+        processors = LogitsProcessorList()
+        if config.suppress_tokens:
+            processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=str(model.device)))
+        temperature = 1.0
+        if config.do_sample:
+            temperature = config.temperature or 1.0
+            if temperature != 1.0:
+                processors.append(TemperatureLogitsWarper(temperature))
+            if config.top_k:
+                processors.append(TopKLogitsWarper(config.top_k))
+            if config.top_p is not None and config.top_p < 1.0:
+                processors.append(TopPLogitsWarper(config.top_p))
+        backbone = getattr(model.model, "language_model", model.model)
+        return cls(backbone, model.get_output_embeddings(), config, processors, temperature)
+
+    def __call__(
+        self, cache: Cache, token: torch.Tensor, position: torch.Tensor, graphs: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """New tokens and their log-probabilities, both [N, <= max_new_tokens].
+
+        Args:
+            cache: of the prompts without their last tokens.
+            token, position: int64 [N], these last tokens and where they stand.
+            graphs: record a step as a CUDA graph and replay it.
+        """
+        rows = cache.layers[0].rows
+        room, pad = self.config.max_new_tokens, self.config.pad_token_id
+        eos = torch.as_tensor(self.config.eos_token_id, device=token.device).view(-1)
+        ids, log_probs = token.new_full((len(token), room), pad), token.new_zeros((len(token), room), dtype=torch.float)
+        token, position, column = token.clone(), position.clone(), token.new_zeros(1)
+        ended = torch.zeros_like(token, dtype=torch.bool)
+
+        def step() -> None:
+            output = self.backbone(
+                input_ids=token[:, None],
+                attention_mask=rows.mask,  # the layers know better; with any such mask, transformers makes none
+                position_ids=position[:, None],
+                past_key_values=cache,
+            )
+            logits = self.head(output.last_hidden_state[:, -1]).float()
+            token.copy_(self._picked(logits).masked_fill(ended, pad))
+            ids.index_copy_(1, column, token[:, None])
+            logits /= self.temperature
+            log_probs.index_copy_(1, column, logits.gather(1, token[:, None]) - logits.logsumexp(-1, keepdim=True))
+            ended.logical_or_((token[:, None] == eos).any(-1))
+            position.add_(1)
+            column.add_(1)
+
+        run, captured = step, 0
+        every = 1 if token.device.type == "cpu" else _LOOK_EVERY
+        with sdpa_kernel(_KERNELS):
+            for done in range(1, room + 1):
+                rows.tokens = done - 1  # a replayed step does not count itself
+                if graphs and done > 2 and rows.seen(done) != captured:  # two steps have warmed libraries up
+                    run, captured = _recorded(step), rows.seen(done)
+                run()
+                if done % every == 0 and ended.all():
+                    break
+        return ids[:, :done], log_probs[:, :done]
+
+    def _picked(self, logits: torch.Tensor) -> torch.Tensor:
+        """A token of each row: [N, vocabulary] -> [N]."""
+        scores = self.processors(None, logits)
+        if not self.config.do_sample:
+            return scores.argmax(-1)
+        # the numbers of `torch.multinomial`, without its checks, which wait for the device
+        return (scores.softmax(-1) / torch.empty_like(scores).exponential_()).argmax(-1)
 
 
 def greedy_config(
@@ -136,10 +279,26 @@ def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _prefill(
-    model: PreTrainedModel, inputs: PromptInputs, input_ids: torch.Tensor, attention_mask: torch.Tensor
-) -> DynamicCache:
-    """Key-value cache of each prompt without its last token (which `generate` needs to start from)."""
-    cache = DynamicCache(config=model.config.get_text_config())
+    model: PreTrainedModel,
+    inputs: PromptInputs,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    num_rows: int,
+    room: int,
+    block: int,
+) -> Cache:
+    """Key-value cache of each prompt without its last token (which sampling needs to start from).
+
+    It has room for `room` tokens of `num_rows` rows if they are more than the prompts.
+    """
+    config, device = model.config.get_text_config(), input_ids.device.type
+    if num_rows > len(input_ids):
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+        cache = shared_cache(
+            config, attention_mask[:, :-1], num_rows, room, dtype, interleaved=device != "cpu", block=block
+        )
+    else:
+        cache = DynamicCache(config=config)
     model.model(  # the backbone: the head's logits of the prompt are not needed
         input_ids=input_ids[:, :-1],
         attention_mask=attention_mask[:, :-1],
@@ -149,6 +308,13 @@ def _prefill(
         **inputs.audio(input_ids.device),
     )
     return cache
+
+
+def _recorded(step: Callable[[], None]) -> Callable[[], None]:
+    """A step as a CUDA graph, to be replayed on the same tensors."""
+    with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
+        step()
+    return graph.replay
 
 
 def cut_after_eos(sequences: Sequence[Sequence[int]], eos_token_id: int | list[int]) -> list[list[int]]:

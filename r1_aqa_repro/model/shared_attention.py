@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _NAME = "shared_prefix_sdpa"
-_BLOCK = 64  # tokens by which a layer's room for its rows' own keys and values grows
+_ALIGNMENT = 16  # slots: CUDA copies a mask whose strides are no multiples of this
+_attention_and_weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # and its log-sum-exp
 
 
 def share_prefixes(model: PreTrainedModel) -> None:
@@ -38,58 +39,45 @@ def _keep_scored(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         output.last_hidden_state = output.last_hidden_state[scored][None]
 
 
-@dataclass(frozen=True)
-class SharedStates:
-    """Keys or values while generating: those of U prompts once, and those of N = U * K rows' own tokens.
-
-    prefix: [U, kv_heads, P, head_dim].
-    own: [N, kv_heads, c, head_dim].
-    prefix_mask: bool [U, 1, 1, P], True on real positions.
-    """
-
-    prefix: torch.Tensor
-    own: torch.Tensor
-    prefix_mask: torch.Tensor
-
-
 class SharedPrefixLayer(CacheLayerMixin):
-    """One layer's cache of U prompts and N rows that go on from them.
+    """One layer's cache of U prompts and N = U * K rows that go on from them.
 
-    The prompts' keys are kept in float32, in which attention scores are formed (see `_decode`).
+    The first update brings the keys and values of the prompts, every later one those of the next token of all rows. The
+    layer itself is what the rows' queries attend to (`attend`).
+
+    Args:
+        rows: the rows of the cache.
     """
 
     is_sliding = False
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, prefix_mask: torch.Tensor, num_rows: int):
+    def __init__(self, rows: Rows):
         super().__init__()
-        self.prefix_keys, self.prefix_values, self.prefix_mask = keys.float(), values, prefix_mask
-        room = (num_rows, keys.size(1), 0, keys.size(3))
-        self.own_keys, self.own_values = keys.new_empty(room), values.new_empty(room)
-        self.length = 0  # of the rows' own tokens
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: a layer is made from its prompts."""
+        self.rows = rows
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[SharedStates, SharedStates]:
-        """Add the next token of every row, [N, kv_heads, 1, head_dim]."""
-        if self.length == self.own_keys.size(2):
-            room = list(key_states.shape)
-            room[2] = _BLOCK
-            self.own_keys = torch.cat([self.own_keys, key_states.new_empty(room)], dim=2)
-            self.own_values = torch.cat([self.own_values, value_states.new_empty(room)], dim=2)
-        self.own_keys[:, :, self.length] = key_states[:, :, 0]
-        self.own_values[:, :, self.length] = value_states[:, :, 0]
-        self.length += 1
-        return (
-            SharedStates(self.prefix_keys, self.own_keys[:, :, : self.length], self.prefix_mask),
-            SharedStates(self.prefix_values, self.own_values[:, :, : self.length], self.prefix_mask),
-        )
+    ) -> tuple[torch.Tensor | SharedPrefixLayer, torch.Tensor]:
+        """Take [U, kv_heads, P, head_dim], later [N, kv_heads, 1, head_dim]; returns what to attend to."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.is_initialized = True
+            return key_states, value_states
+        if self is self.rows.first_layer:
+            self.rows.begin_step()
+        self.add(key_states, value_states)
+        return self, value_states
+
+    def add(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Keep the keys and values of a token of every row, [N, kv_heads, 1, head_dim]."""
+        raise NotImplementedError
+
+    def attend(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Attention of the rows' new tokens: [N, heads, 1, head_dim] -> [N, 1, heads, head_dim]."""
+        raise NotImplementedError
 
     def get_seq_length(self) -> int:
-        return self.prefix_keys.size(2) + self.length
+        return self.is_initialized * (self.rows.prefix_length + self.rows.tokens)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -98,47 +86,166 @@ class SharedPrefixLayer(CacheLayerMixin):
         return -1
 
 
-def share_cache(prompts: DynamicCache, prefix_mask: torch.Tensor, num_rows: int) -> Cache:
-    """The cache with which `generate()` goes on, in N = U * K rows, from prompts that were run once.
+class Rows:
+    """What the layers of a cache have in common: whose rows they hold, and how many tokens each has by now.
 
     Args:
-        prompts: cache of U prompts.
-        prefix_mask: [U, P], 1 on their real positions.
-        num_rows: N; rows u * K ... u * K + K - 1 go on from prompt u.
+        prefix_mask: [U, P], 1 on the prompts' real positions.
+        num_rows: N; rows u * K ... u * K + K - 1 go on from prompt u, K > 1.
+        groups: g, query heads of a key head.
+        room: M, the most tokens that a row will have.
+        dtype: in which attention is computed, under autocast its own.
+
+    Attributes:
+        mask: [U, 1, K * g, P] of `dtype`, 0 on real positions, -inf elsewhere.
+        tokens: that each row has, that of the step at work included.
+        first_layer: begins a step; set by `shared_cache`.
     """
-    mask = prefix_mask.bool()[:, None, None]
-    return Cache(layers=[SharedPrefixLayer(layer.keys, layer.values, mask, num_rows) for layer in prompts.layers])
+
+    first_layer: SharedPrefixLayer
+
+    def __init__(self, prefix_mask: torch.Tensor, num_rows: int, groups: int, room: int, dtype: torch.dtype):
+        self.num_prompts, self.prefix_length = prefix_mask.shape
+        self.per_prompt, self.groups, self.room, self.tokens = num_rows // self.num_prompts, groups, room, 0
+        mask = prefix_mask.new_full(prefix_mask.shape, float("-inf"), dtype=dtype).masked_fill(prefix_mask.bool(), 0)
+        self.mask = mask[:, None, None].repeat(1, 1, self.per_prompt * groups, 1)
+
+    def begin_step(self) -> None:
+        """Count the new token of every row."""
+        self.tokens += 1
+
+    def by_prompt(self, values: torch.Tensor) -> torch.Tensor:
+        """[N, kv_heads * g, 1, x] -> [U, kv_heads, K * g, x]: the rows of a prompt as positions of one query."""
+        kv_heads = values.size(1) // self.groups  # query heads of a key head are neighbours
+        split = values.view(self.num_prompts, self.per_prompt, kv_heads, self.groups, -1)
+        return split.transpose(1, 2).reshape(self.num_prompts, kv_heads, self.per_prompt * self.groups, -1)
+
+    def by_row(self, values: torch.Tensor) -> torch.Tensor:
+        """The inverse, with the heads behind: [U, kv_heads, K * g, x] -> [N, 1, kv_heads * g, x]."""
+        split = values.view(*values.shape[:2], self.per_prompt, self.groups, -1).transpose(1, 2)
+        return split.reshape(self.num_prompts * self.per_prompt, 1, values.size(1) * self.groups, -1)
 
 
-def _decode(query: torch.Tensor, key: SharedStates, value: SharedStates, scaling: float) -> torch.Tensor:
-    """Attention of one new token a row: [N, heads, 1, head_dim] -> [N, 1, heads, head_dim].
+class InterleavedRows(Rows):
+    """Which slots of one buffer a prompt the rows see, and which the step at work fills.
 
-    Scores are formed and normalised in float32, as fused kernels do: rounded to bfloat16, large ones (Qwen2's keys have
-    a bias) would sample from another distribution than the one that is scored.
+    The prompt takes the first P slots; token t (from 0) of row k lies in slot P + t * K + k, so that a step fills K
+    neighbouring slots.
+
+    Args:
+        block: tokens by which the slots that are looked at grow; the steps in between have one shape.
+
+    Attributes:
+        mask: [U, 1, K * g, S], S = P + M * K, rounded up.
+        new: int64 [K], the slots of the step at work.
     """
-    with torch.autocast(query.device.type, enabled=False):
-        return _attend(query, key, value, scaling)
+
+    def __init__(self, *args: Any, block: int = 1):
+        super().__init__(*args)
+        self.block, dtype, device = block, self.mask.dtype, self.mask.device
+        size = -(-(self.prefix_length + self.room * self.per_prompt) // _ALIGNMENT) * _ALIGNMENT
+        self.mask = torch.nn.functional.pad(self.mask, (0, size - self.prefix_length), value=float("-inf"))
+        self.new = torch.arange(self.prefix_length - self.per_prompt, self.prefix_length, device=device)
+        own = torch.eye(self.per_prompt, dtype=dtype, device=device).log()  # 0 and -inf
+        self._own = own.repeat_interleave(self.groups, 0).expand(self.num_prompts, 1, -1, -1)
+
+    def begin_step(self) -> None:
+        super().begin_step()
+        self.new += self.per_prompt
+        self.mask.index_copy_(3, self.new, self._own)
+
+    def seen(self, tokens: int) -> int:
+        """Slots to look at once each row has so many tokens."""
+        own = -(-tokens // self.block) * self.block * self.per_prompt
+        return min(self.prefix_length + own, self.mask.size(3))
 
 
-def _attend(query: torch.Tensor, key: SharedStates, value: SharedStates, scaling: float) -> torch.Tensor:
-    num_rows, heads, _, head_dim = query.shape
-    num_prompts, kv_heads = key.prefix.shape[:2]
-    query = query.reshape(num_rows, kv_heads, heads // kv_heads, head_dim)  # query heads of a key head are neighbours
+class InterleavedLayer(SharedPrefixLayer):
+    """One buffer a prompt, [U, kv_heads, S, head_dim], and one attention call over it; for GPUs.
 
-    def by_prompt(rows: torch.Tensor) -> torch.Tensor:  # [N, kv_heads, g, x] -> [U, kv_heads, K * g, x]
-        return rows.unflatten(0, (num_prompts, -1)).transpose(1, 2).flatten(2, 3)
+    The rows of a prompt are query positions of the call, and the mask leaves each its prompt and every K-th slot behind
+    it: each key is read once, at the price of scores with other rows' keys.
+    """
 
-    def by_row(prompts: torch.Tensor) -> torch.Tensor:  # the inverse
-        return prompts.unflatten(2, (num_rows // num_prompts, -1)).transpose(1, 2).flatten(0, 1)
+    rows: InterleavedRows
 
-    exact = query.float() * scaling
-    to_prefix = by_prompt(exact) @ key.prefix.transpose(2, 3)
-    to_prefix = to_prefix.masked_fill(~key.prefix_mask, float("-inf"))
-    to_own = exact @ key.own.float().transpose(2, 3)
-    weights = torch.cat([by_row(to_prefix), to_own], dim=-1).softmax(-1).to(value.own.dtype)
-    prefix_weights, own_weights = weights.split([key.prefix.size(2), key.own.size(2)], dim=-1)
-    output = by_row(by_prompt(prefix_weights) @ value.prefix) + own_weights @ value.own
-    return output.reshape(num_rows, 1, heads, head_dim)
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Room for all tokens, of zeros: a weight of 0 times what is not finite would not be 0."""
+        mask, prefix = self.rows.mask, slice(self.rows.prefix_length)
+        shape = (*key_states.shape[:2], mask.size(3), key_states.size(3))
+        self.keys, self.values = (key_states.new_zeros(shape, dtype=mask.dtype) for _ in range(2))
+        self.keys[:, :, prefix], self.values[:, :, prefix] = key_states, value_states
+
+    def add(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            new = states.to(buffer.dtype).view(-1, self.rows.per_prompt, *buffer.shape[1::2])  # [U, K, kv_heads, d]
+            buffer.index_copy_(2, self.rows.new, new.transpose(1, 2))
+
+    def attend(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
+        seen = self.rows.seen(self.rows.tokens)
+        keys, values, mask = self.keys[:, :, :seen], self.values[:, :, :seen], self.rows.mask[..., :seen]
+        query = self.rows.by_prompt(query.to(keys.dtype))
+        return self.rows.by_row(scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling))
+
+
+class SeparateLayer(SharedPrefixLayer):
+    """The prompts' keys and the rows' own apart, and a call for each; for CPUs, where scores in vain cost time.
+
+    Their log-sum-exps join the two to the one softmax over both. In float32: the parts would be rounded before they are
+    joined.
+    """
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        rows = self.rows
+        self.mask, self.dtype = rows.mask.float(), rows.mask.dtype
+        self.keys, self.values = key_states.float(), value_states.float()
+        shape = (rows.num_prompts * rows.per_prompt, key_states.size(1), rows.room, key_states.size(3))
+        self.own_keys, self.own_values = (self.keys.new_empty(shape) for _ in range(2))
+
+    def add(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        for buffer, states in ((self.own_keys, key_states), (self.own_values, value_states)):
+            buffer[:, :, self.rows.tokens - 1] = states[:, :, 0]
+
+    def attend(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
+        rows, query = self.rows, query.float()
+        prefix, prefix_weight = _attention_and_weight(
+            rows.by_prompt(query), self.keys, self.values, attn_mask=self.mask, scale=scaling
+        )
+        own_keys, own_values = self.own_keys[:, :, : rows.tokens], self.own_values[:, :, : rows.tokens]
+        grouped = query[:, :, 0].unflatten(1, (-1, rows.groups))  # [N, kv_heads, g, head_dim]
+        own, own_weight = _attention_and_weight(grouped, own_keys, own_values, scale=scaling)
+        own, own_weight = own.flatten(1, 2)[:, None], own_weight.flatten(1, 2)[:, None, :, None]
+        share = (own_weight - rows.by_row(prefix_weight[..., None])).sigmoid()
+        return torch.lerp(rows.by_row(prefix), own, share).to(self.dtype)
+
+
+def shared_cache(
+    config: PreTrainedConfig,
+    prefix_mask: torch.Tensor,
+    num_rows: int,
+    room: int,
+    dtype: torch.dtype,
+    *,
+    interleaved: bool,
+    block: int = 1,
+) -> Cache:
+    """An empty cache for U prompts that are run once, and rows that go on from them.
+
+    Args:
+        config: of the language model.
+        prefix_mask, num_rows, room, dtype: see `Rows`.
+        interleaved: of `InterleavedLayer`s, else of `SeparateLayer`s; both give the same.
+        block: see `InterleavedRows`.
+    """
+    described = (prefix_mask, num_rows, config.num_attention_heads // config.num_key_value_heads, room, dtype)
+    rows: Rows
+    if interleaved:
+        rows, kind = InterleavedRows(*described, block=block), InterleavedLayer
+    else:
+        rows, kind = Rows(*described), SeparateLayer
+    layers = [kind(rows) for _ in range(config.num_hidden_layers)]
+    rows.first_layer = layers[0]
+    return Cache(layers=layers)
 
 
 @dataclass(frozen=True)
@@ -222,8 +329,8 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: [batch, heads, length, head_dim] -> [batch, length, heads, head_dim]."""
-    if isinstance(key, SharedStates):
-        return _decode(query, key, value, scaling), None
+    if isinstance(key, SharedPrefixLayer):
+        return key.attend(query, scaling), None
     if packed is not None:
         return score_packed(query, key, value, attention_mask, packed, dropout_p=dropout, scale=scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
