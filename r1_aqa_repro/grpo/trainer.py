@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -31,7 +32,7 @@ from r1_aqa_repro.grpo.rollout import Rollout, group_rows, rows_of
 from r1_aqa_repro.grpo.scoring import score_plain, score_shared
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler, better_completions, draw_further
 from r1_aqa_repro.model.encoded_audio import ENCODED, EncodedAudio
-from r1_aqa_repro.model.generation import generate
+from r1_aqa_repro.model.generation import complete
 from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, load_clip, process, text_inputs
 from r1_aqa_repro.model.loading import base_of, prepare_for_sharing
 from r1_aqa_repro.model.shared_attention import share_prefixes
@@ -142,6 +143,9 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         rollout = Rollout(inputs, group.to(self.accelerator.device), list(rows))
         with self._working_on(rollout):
             rollout.output = super()._generate_and_score_completions(rows)
+        if rollout.sampled_logps is not None:
+            logps = [torch.tensor(row, device=self.accelerator.device) for row in rollout.sampled_logps]
+            rollout.output["sampled_logps"] = pad_sequence(logps, batch_first=True)
         return rollout
 
     def _replace_zero_variance_groups(self, rollout: Rollout) -> None:
@@ -209,17 +213,19 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
         ):
-            completion_ids = generate(
+            completions = complete(
                 model,
                 rollout.inputs,
                 rollout.group,
                 self.generation_config,
                 share=self.share,
                 autocast=self.accelerator.autocast(),
+                cuda_graphs=self.args.cuda_graphs,
             )
+        rollout.sampled_logps = completions.log_probs
         self.record.clips += len(rollout.inputs.prompt_ids)
-        self.record.tokens += sum(map(len, completion_ids))
-        return completion_ids, None
+        self.record.tokens += sum(map(len, completions.token_ids))
+        return completions.token_ids, None
 
     # --- Scoring and the loss
 
@@ -234,7 +240,20 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         rollout = replace(inputs["rollout"][0], group=inputs["group"])  # in the order of the shuffled rows
         with self.clock("forward"), self._working_on(rollout):
-            return super()._compute_loss(model, inputs)
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+        if (sampled := inputs.get("sampled_logps")) is not None:
+            self._compare_logps(sampled, inputs.get("old_per_token_logps", rollout.scored_logps), inputs)
+        return loss
+
+    def _compare_logps(self, sampled: torch.Tensor, scored: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Log how far the log-probs of the sampled tokens are from those that the same weights give them when scored.
+
+        Sampling and scoring compute them in different ways; more than rounding between them means that one of the two
+        is wrong, and that the gradient belongs to other completions than those that were sampled.
+        """
+        mask = inputs["completion_mask"]
+        apart = ((sampled - scored).abs() * mask).sum() / mask.sum().clamp(min=1)
+        self._add_figures({"sampling/logp_difference": self.accelerator.gather(apart).mean().item()})
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -253,6 +272,8 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             log_probs, entropy = score(
                 model, self._at_work[-1], input_ids, attention_mask, logits_to_keep, self._tokenizer.pad_token_id
             )
+        if torch.is_grad_enabled():
+            self._at_work[-1].scored_logps = log_probs.detach()
         return log_probs, entropy if compute_entropy else None, None
 
     # --- What is logged, and the batch at work

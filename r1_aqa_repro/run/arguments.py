@@ -104,6 +104,7 @@ class GRPOArguments:
     )
     advantage_top_fraction: float = key(0.5, "Share of a group that advantage_filter top_fraction keeps.")
     sharing: str = key("auto", "auto: compute prompt and clip once a group. off: once a completion.", ["auto", "off"])
+    cuda_graphs: bool = key(False, "On a GPU, with sharing: replay recorded decoding steps. Not yet tried on a GPU.")
 
     def __post_init__(self) -> None:
         args: Any = self

@@ -16,7 +16,7 @@ from r1_aqa_repro.grpo import trainer as module
 from r1_aqa_repro.grpo.rollout import group_rows
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler
 from r1_aqa_repro.model import loading
-from r1_aqa_repro.model.generation import generate
+from r1_aqa_repro.model.generation import Completions, complete
 from r1_aqa_repro.model.inputs import question_inputs
 
 
@@ -36,6 +36,22 @@ def test_training_changes_every_parameter_and_logs_the_rewards(make_trainer: Any
     assert frozen == ["model.audio_tower.embed_positions.weight"]
     logged = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert len(logged) == 2 and 0 < logged[0]["rewards/random_reward/mean"] < 1
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1.3}, {"num_iterations": 2}, {"dynamic_sampling": 3}], ids=str)
+def test_log_probs_as_sampled_and_as_scored_agree(make_trainer: Any, settings: dict[str, Any]) -> None:
+    trainer = make_trainer(reward_funcs=["random"], max_prompts_per_device=1, **settings)
+    trainer.train()
+    apart = [entry["sampling/logp_difference"] for entry in trainer.state.log_history if "reward" in entry]
+    assert len(apart) == 2 and max(apart) < 1e-5  # float32 sums in another order
+    assert max(apart) > 0
+
+
+def test_sampling_from_another_distribution_than_is_scored_shows_in_the_log(make_trainer: Any) -> None:
+    trainer = make_trainer(reward_funcs=["random"])
+    trainer.generation_config.temperature = 2.0
+    trainer.train()
+    assert trainer.state.log_history[0]["sampling/logp_difference"] > 0.01
 
 
 @pytest.mark.parametrize(("beta", "at_once"), [(0.0, 3), (0.04, 3), (0.04, 1)], ids=["", "kl", "kl, accumulated"])
@@ -80,15 +96,15 @@ def test_the_model_is_given_what_evaluation_gives_it(
     given: list[Any] = []
     rendered: list[str] = []
 
-    def watched_generate(model: Any, inputs: Any, *args: Any, **keys: Any) -> list[list[int]]:
+    def watched_complete(model: Any, inputs: Any, *args: Any, **keys: Any) -> Completions:
         given.append(inputs)
-        return generate(model, inputs, *args, **keys)
+        return complete(model, inputs, *args, **keys)
 
     def watched_messages(question: AudioQuestion, style: str) -> list[dict[str, Any]]:
         rendered.append(question.id)
         return build_messages(question, style)
 
-    monkeypatch.setattr(module, "generate", watched_generate)
+    monkeypatch.setattr(module, "complete", watched_complete)
     monkeypatch.setattr(module, "build_messages", watched_messages)
     trainer = make_trainer([questions[index] for index in (0, 23, 9)], max_steps=1)
     trainer.train()
