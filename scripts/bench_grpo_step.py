@@ -34,7 +34,7 @@ import transformers
 from peft import LoraConfig
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import Qwen2AudioConfig, Qwen2AudioProcessor, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 
@@ -61,6 +61,10 @@ PROMPT_STYLE = "answer"
 PROMPT_TOKENS, CLIP_SECONDS = 351, 10  # of mid and 7b; 250 of the tokens are audio
 LORA_RANK = 16
 WARMUP = 1  # steps that do not count
+# sampling on CPUs calls the kernel of attention itself, for its log-sum-exp; PyTorch's counter does not know it
+KERNELS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3])
+}
 PARTS = (*monitor.PARTS, monitor.OTHER)
 SHOWN = {
     "seconds a step": "seconds_per_step",
@@ -203,7 +207,7 @@ class InTurn(TrainerCallback):
         self.mode = self.modes[state.global_step % len(self.modes)]
         self.trainer.share = self.mode == SHARED
         self.tokens_before = state.num_input_tokens_seen
-        self.counter, self.counting = FlopCounterMode(display=False), ExitStack()
+        self.counter, self.counting = FlopCounterMode(display=False, custom_mapping=KERNELS), ExitStack()
         if len(self.taken[self.mode]) == self.timed:
             # Attention as matrix products, which the counter sees on every device. It does not see the in-place addmm_
             # that TRL sums the gradients of lm_head with: 1 to 3 % of a step of mid.
@@ -315,7 +319,7 @@ def build_trainer(setup: Setup, folder: Path, max_steps: int) -> AudioGRPOTraine
         max_prompts_per_device=16 if setup.geometry == "tiny" else 2,
         num_generations=NUM_GENERATIONS,
         max_completion_length=setup.completion_tokens,
-        generation_kwargs={"min_new_tokens": setup.completion_tokens},
+        generation_kwargs={"eos_token_id": model.config.get_text_config().vocab_size},  # which no completion reaches
         reward_funcs=["accuracy", "format", "random"],  # random: there is something to learn, as in training
         loss_type="grpo",
         beta=0.04,
