@@ -50,6 +50,7 @@ class SharedPrefixLayer(CacheLayerMixin):
     """
 
     is_sliding = False
+    is_initialized: bool
 
     def __init__(self, rows: Rows):
         super().__init__()
