@@ -8,8 +8,7 @@
 a question; every completion is forced to the same length, so that both do the same work. The two take turns in one
 process, so that what else the machine does hits both, and each ratio is of two neighbours: plain / harness seconds.
 
-    tiny   the embedded model and its questions
-    mid    38 M parameters, 10-s clips, 351-token prompts of which 250 are audio, float32
+The geometries are those of bench_grpo_step.py.
 """
 
 from __future__ import annotations

@@ -196,13 +196,7 @@ def _share(tally: Mapping[str, Any]) -> Block:
 
 
 def plot_learning_curve(path: Path, log: pandas.DataFrame, points: list[dict[str, Any]]) -> None:
-    """Draw reward, held-out accuracy by task, reward std, entropy and KL to the start over steps.
-
-    Args:
-        path: the PNG to write.
-        log: the trainer's, a row a step.
-        points: evaluated checkpoints: `step`, `scores` (content of scores.json), `kl`.
-    """
+    """Draw a PNG of the trainer's log, and of evaluated checkpoints: `step`, `scores` (of scores.json) and `kl`."""
     steps, scores = [point["step"] for point in points], [point["scores"] for point in points]
     titles = ("reward", "reward_std", "entropy", "KL to the start (nats a token)")
     with plotted(path, f"held-out accuracy, % of {scores[0]['n']}", *titles) as (accuracy, *logged, kl):
