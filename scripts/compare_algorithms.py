@@ -162,7 +162,7 @@ def figures_of(comparison: Mapping[str, Any]) -> Table:
             "95 % interval": interval(block),
             "gain": f"{block['gain']['true_reward']:+.3f}",
             "model reward": f"{block['model_reward']:.2f}",
-            "KL": ("at most " if name == BEST_OF_N else "") + f"{block['kl']['nats_an_answer']:.2f}",
+            "KL": ("≤ " if name == BEST_OF_N else "") + f"{block['kl']['nats_an_answer']:.2f}",
             "seconds": f"{block['seconds']:.0f}",
             "a step": f"{block['seconds_a_step']:.3f}",
         }
@@ -176,7 +176,7 @@ def sentence(comparison: Mapping[str, Any]) -> str:
     start = comparison["start"]
     return (
         f"The start: true reward {start['true_reward']:.3f} ({interval(start)}), model reward "
-        f"{start['model_reward']:.2f}. KL to it in nats an answer. The seconds of DPO are with the sampling of its pairs. A "
+        f"{start['model_reward']:.2f}. KL to it in nats an answer. DPO's seconds are with the sampling of its pairs. A "
         "step is an update of DPO, a rollout with its updates of PPO and GRPO, and an answer of best of n."
     )
 
