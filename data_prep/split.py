@@ -144,12 +144,7 @@ def _parser() -> Options:
     add = parser.add_argument
     add("manifest", type=Path, metavar="MANIFEST", help="the manifest to divide")
     add("--held-out", type=positive, required=True, metavar="N", help="about how many questions to hold out")
-    add(
-        "--by",
-        choices=("video", "clip"),
-        required=True,
-        help="what must not stand on both sides beside the clip itself",
-    )
+    add("--by", choices=("video", "clip"), required=True, help="what must not stand on both sides, beside the clip")
     add("--seed", type=int, default=0, metavar="N", help="which questions are held out (default: 0)")
     add("--out", type=Path, metavar="DIR", help="where to write (default: beside the manifest)")
     add_workers_argument(parser)
