@@ -9,6 +9,7 @@ import pytest
 
 from r1_aqa_repro import train_grpo, train_sft
 from tests.conftest import SHARED_MMAU
+from tests.text_world import COMMON
 
 CLIP = SHARED_MMAU / "audio" / "3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav"
 
@@ -38,21 +39,13 @@ def r1_aqa_lines(tmp_path: Path) -> Path:
     return path
 
 
-def arguments(train_file: Path, model: Path, out: Path, *more: str) -> list[str]:
-    return [
-        "--train_file", str(train_file), "--model_name_or_path", str(model), "--output_dir", str(out),
-        "--max_steps", "2", "--report_to", "none", "--bf16", "false", "--activation_checkpointing", "false",
-        "--use_cpu", "true", *more,
-    ]  # fmt: skip
-
-
 def test_sft_and_grpo_run_on_r1_aqa_lines(r1_aqa_lines: Path, model_folder: Path, tmp_path: Path) -> None:
     sft, grpo = tmp_path / "sft", tmp_path / "grpo"
-    settings = ["--learning_rate", "1e-3", "--examples_per_step", "4"]
-    assert train_sft.main(arguments(r1_aqa_lines, model_folder, sft, *settings)) == 0
-    settings = ["--learning_rate", "1e-3", "--prompts_per_step", "4", "--num_generations", "2", "--loss_type", "grpo"]
-    settings += ["--max_completion_length", "6"]
-    assert train_grpo.main(arguments(r1_aqa_lines, sft / "final", grpo, *settings)) == 0
+    settings = [*COMMON, "--train_file", str(r1_aqa_lines), "--max_completion_length", "6"]
+    where = ["--model_name_or_path", str(model_folder), "--output_dir", str(sft)]
+    assert train_sft.main([*settings, *where, "--examples_per_step", "4"]) == 0
+    where = ["--model_name_or_path", str(sft / "final"), "--output_dir", str(grpo)]
+    assert train_grpo.main([*settings, *where, "--prompts_per_step", "4", "--num_generations", "2"]) == 0
     assert (grpo / "final" / "model.safetensors").is_file()
     run = json.loads((grpo / "run.json").read_text(encoding="utf-8"))
     assert {"git_commit", "dirty", "versions", "seed", "data", "hardware", "seconds"} <= run.keys()

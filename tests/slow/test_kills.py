@@ -26,6 +26,7 @@ from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.run import loop
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from r1_aqa_repro.run.checkpoints import STAGING, ResumableTrainer
+from scripts import embedded_run
 from tests.conftest import ROOT
 from tests.run.conftest import GRPO
 from tests.text_world import COMMON
@@ -53,6 +54,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
     "while clips are made": lambda run: len(list((run / "data" / "train" / "audio").glob("*.wav"))) > 10,
     "in SFT": lambda run: (run / "sft" / "checkpoint-2").is_dir(),
     "in GRPO, first epoch": lambda run: (run / "checkpoint-2").is_dir(),
+    "Ctrl-C in GRPO": lambda run: (run / "checkpoint-4").is_dir(),
     "in GRPO, second epoch": lambda run: (run / "checkpoint-6").is_dir(),
     "while a checkpoint is written": lambda run: any((run / ".partial").glob("checkpoint-8/model*")),
     "in evaluation": lambda run: _size(run / "eval" / "after" / "predictions.jsonl") > 0,
@@ -116,46 +118,32 @@ def uninterrupted(sft_config: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return run
 
 
-def test_killed_at_every_stage_ends_as_if_uninterrupted(sft_config: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_and_interrupted_at_every_stage_ends_as_if_it_had_not_been(
+    sft_config: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    for moment in MOMENTS.values():
+    for name, moment in MOMENTS.items():
+        number, code = (signal.SIGINT, 130) if "Ctrl-C" in name else (signal.SIGKILL, -signal.SIGKILL)
         process = start(command(run, sft_config), log)
-        code = stop_when(process, lambda reached=moment: reached(run), signal.SIGKILL)  # type: ignore[misc]
-        assert code == -signal.SIGKILL
+        assert stop_when(process, lambda reached=moment: reached(run), number) == code, name  # type: ignore[misc]
         assert not (run / "results.json").exists()
+        if "Ctrl-C" in name:
+            assert highest_checkpoint(run) in (5, 6) and not (run / "final").exists()  # 4 is whole, the next is saved
     assert start(command(run, sft_config), log).wait(timeout=600) == 0
     text = log.read_text(encoding="utf-8", errors="replace")
+    assert "the same command goes on from it" in text
     assert "resuming from" in text and "checkpoint-6" in text
     assert outcome(run) == outcome(uninterrupted)
 
 
-def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(
-    sft_config: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    run, log = tmp_path / "run", tmp_path / "log"
-    process = start(command(run, sft_config), log)
-    code = stop_when(process, lambda: (run / "checkpoint-4").is_dir(), signal.SIGINT)
-    assert code == 130
-    steps = sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
-    assert steps[-1] in (4, 5, 6) and not (run / "final").exists()
-    assert "goes on" in log.read_text(encoding="utf-8", errors="replace")
-    assert start(command(run, sft_config), log).wait(timeout=600) == 0
-    for name in ("final/model.safetensors", "eval/after/predictions.jsonl"):
-        assert (run / name).read_bytes() == (uninterrupted / name).read_bytes()
-
-
-def test_another_seed_is_refused_in_the_same_folder_and_overwrite_starts_anew(
-    sft_config: Path, uninterrupted: Path, tmp_path: Path
+def test_other_settings_are_refused_in_the_same_folder(
+    sft_config: Path, uninterrupted: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = (uninterrupted / "final" / "model.safetensors").read_bytes()
-    log = tmp_path / "log"
-    assert start(command(uninterrupted, sft_config, "--seed", "1"), log).wait(timeout=300) == 2
-    assert "seed was 0, now it is 1" in log.read_text(encoding="utf-8", errors="replace")
-    assert (uninterrupted / "final" / "model.safetensors").read_bytes() == before
-    # a changed setting of GRPO alone
-    assert start(command(uninterrupted, sft_config, "--learning_rate", "1e-5"), log).wait(timeout=300) == 2
-    assert "learning_rate" in log.read_text(encoding="utf-8", errors="replace")
-    assert (uninterrupted / "final" / "model.safetensors").read_bytes() == before
+    for more, said in ((["--seed", "1"], "seed was 0, now it is 1"), (["--learning_rate", "1e-5"], "learning_rate")):
+        assert embedded_run.main(command(uninterrupted, sft_config, *more)[2:]) == 2
+        assert said in capfd.readouterr().err
+        assert (uninterrupted / "final" / "model.safetensors").read_bytes() == before
 
 
 # 24 questions are 6 steps of 4: the run goes through several epochs
