@@ -47,7 +47,7 @@ def kill_at(step: int) -> type[StopOnSignal]:
 def start(manifest: Path, model_folder: Path, text_set: Path, policy: Path, reward_model: Path) -> Start:
     """Runs a training command: `start(name, folder, "--key", "value")`."""
 
-    def of(name: str, folder: Path, *more: str) -> int:
+    def of(name: str, folder: Path | str, *more: str) -> int:
         if name in AUDIO:
             entry, settings = AUDIO[name]
             where = {"output_dir": folder, "train_file": manifest, "model_name_or_path": model_folder}
@@ -58,7 +58,7 @@ def start(manifest: Path, model_folder: Path, text_set: Path, policy: Path, rewa
             if kind == "grpo":
                 rewards = ["--reward_funcs", "random", "reward_model", "--reward_model_name_or_path", str(reward_model)]
                 settings = [*settings, *rewards]
-            argv = [*text_arguments(kind, folder, text_set, policy), *settings]
+            argv = [*text_arguments(kind, Path(folder), text_set, policy), *settings]
         return int(entry.main([*argv, *STEPS, *more]))
 
     return of

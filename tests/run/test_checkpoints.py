@@ -154,9 +154,10 @@ def test_last_checkpoint_takes_the_highest_number(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
-def test_checkpoints_load_as_users_do_and_hold_processor_and_generation_config(
-    start: Start, model_folder: Path, tmp_path: Path
+def test_checkpoints_load_as_users_do_and_a_finished_run_is_left_alone(
+    start: Start, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """They hold processor and generation config."""
     assert start("audio grpo", tmp_path, "--max_steps", "2") == 0
     for folder in (tmp_path / "checkpoint-2", tmp_path / "final"):
         Qwen2AudioForConditionalGeneration.from_pretrained(folder)
@@ -164,11 +165,7 @@ def test_checkpoints_load_as_users_do_and_hold_processor_and_generation_config(
         saved, original = (GenerationConfig.from_pretrained(path) for path in (folder, model_folder))
         assert (saved.do_sample, saved.eos_token_id) == (original.do_sample, original.eos_token_id)
         assert saved.suppress_tokens is None  # training's sampling settings stay out of the checkpoint
-
-
-def test_a_finished_run_is_left_alone(start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert start("audio sft", tmp_path, "--max_steps", "2") == 0
     before = (tmp_path / "final" / "model.safetensors").stat().st_mtime_ns
-    assert start("audio sft", tmp_path, "--max_steps", "2") == 0
+    assert start("audio grpo", tmp_path, "--max_steps", "2") == 0
     assert "complete" in capfd.readouterr().err
     assert (tmp_path / "final" / "model.safetensors").stat().st_mtime_ns == before

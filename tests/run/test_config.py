@@ -286,13 +286,6 @@ class TestBatchPlan:
         training = parsed(kind, *argv)[1]
         assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == plan
 
-    @pytest.mark.parametrize("kind", FROM_EXAMPLES)
-    @pytest.mark.parametrize(("processes", "plan"), [(1, (8, 3)), (2, (6, 2)), (3, (8, 1))])
-    def test_a_step_has_the_same_examples_on_any_number_of_processes(self, kind, processes, plan, monkeypatch):
-        monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: processes)
-        training = parsed(kind, "--examples_per_step", "24", "--max_examples_per_device", "8")[1]
-        assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == plan
-
     @pytest.mark.parametrize("kind", ["grpo", "sft", "dpo", "grpo_text"])
     def test_what_does_not_divide_is_kept_for_the_preflight(self, kind, monkeypatch):
         """Raised here it would hide everything else that is wrong."""

@@ -51,7 +51,7 @@ def train(start: Start, held_out: Path) -> Train:
 
     def of(name: str, folder: Path | str, model: Path, *more: str, eval_file: Path | None = held_out) -> int:
         evaluation = ["--eval_file", str(eval_file)] if eval_file else []
-        return start(name, Path(folder), *SETTINGS, "--model_name_or_path", str(model), *evaluation, *more)
+        return start(name, folder, *SETTINGS, "--model_name_or_path", str(model), *evaluation, *more)
 
     return of
 
