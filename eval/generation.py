@@ -236,10 +236,11 @@ def bytes_a_question(model: PreTrainedModel, repeats: int, max_new_tokens: int) 
     language model's widest activations in the prefill, and the scores that a token is chosen from."""
     audio, text = model.config.audio_config, model.config.get_text_config()
     number = model.dtype.itemsize
+    kept = 4 if model.device.type == "cpu" else number  # bytes of a key or value
     tokens = audio.max_source_positions // 2 + _TEXT_TOKENS
     head_dim = text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * (tokens + repeats * max_new_tokens)
     encoder = 2 * audio.max_source_positions * (4 * audio.d_model + 2 * audio.encoder_ffn_dim)
     prefill = tokens * (6 * text.hidden_size + 3 * text.intermediate_size)
     scores = 6 * repeats * text.vocab_size * torch.float32.itemsize
-    return number * (cache + encoder + prefill) + scores
+    return kept * cache + number * (encoder + prefill) + scores
