@@ -11,12 +11,12 @@ from tqdm import tqdm
 from eval.evaluation import Evaluation
 from eval.generation import Generator, starting_batch_size
 from eval.grid import AudioPrompt, Key, batches, share_of
-from eval.matcher import official
 from eval.predictions import Prediction, PredictionFile, digest, part_file, predict
 from eval.processes import Processes
 from eval.settings import AUTO
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import Failed
+from r1_aqa_repro.data.answers import official
 
 
 class Loop:

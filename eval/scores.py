@@ -9,11 +9,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.matcher import MATCHERS, named_choice, verdicts
+from eval.matcher import MATCHERS, verdicts
 from eval.predictions import Prediction
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.intervals import wilson
-from r1_aqa_repro.data.answers import follows_format
+from r1_aqa_repro.data.answers import follows_format, named_choice
 from r1_aqa_repro.data.mmau_versions import baselines
 from r1_aqa_repro.data.questions import AudioQuestion
 

@@ -14,6 +14,8 @@ from r1_aqa_repro.run.arguments import AudioGRPOArguments, DataArguments
 # without the imports below, which take seconds
 show_help_if_asked(__name__, __doc__, "trl.GRPOConfig", DataArguments, AudioGRPOArguments)
 
+from pathlib import Path
+
 from trl import get_peft_config
 
 from eval.during_training import HarnessEvaluator
@@ -24,6 +26,7 @@ from r1_aqa_repro.rewards.registry import check_names
 from r1_aqa_repro.rewards.rules import REWARDS
 from r1_aqa_repro.run.checks import check_grpo
 from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
+from r1_aqa_repro.run.health import Doctor
 from r1_aqa_repro.run.kinds import AudioQuestions
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
@@ -48,6 +51,7 @@ def main(argv: list[str]) -> int:
             audio_channel=data.audio_channel,
             evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
             peft_config=get_peft_config(model_config),
+            callbacks=[Doctor(Path(str(training.output_dir)))],
         )
 
     return run_training(build_trainer, training, "grpo")

@@ -16,6 +16,8 @@ from r1_aqa_repro.run.arguments import RunArguments, TextGRPOArguments
 # without the imports below, which take seconds
 show_help_if_asked(__name__, __doc__, "trl.GRPOConfig", RunArguments, TextGRPOArguments, RopeArguments)
 
+from pathlib import Path
+
 from trl import get_peft_config
 
 from r1_aqa_repro.common.errors import command
@@ -25,6 +27,7 @@ from r1_aqa_repro.model.text_loading import load_configured_policy
 from r1_aqa_repro.rewards.registry import check_rewards, load_rewards
 from r1_aqa_repro.run.checks import check_grpo
 from r1_aqa_repro.run.config import TextGRPOConfig, parse_text_config
+from r1_aqa_repro.run.health import Doctor
 from r1_aqa_repro.run.kinds import prompts_to_answer
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare
@@ -50,6 +53,7 @@ def main(argv: list[str]) -> int:
             reward_funcs=[(name, getattr(reward, "model", reward)) for name, reward in rewards.items()],
             reward_processing_classes=[getattr(reward, "tokenizer", None) for reward in rewards.values()],
             peft_config=get_peft_config(model_config),
+            callbacks=[Doctor(Path(str(training.output_dir)))],
         )
 
     return run_training(build_trainer, training, "grpo")

@@ -19,6 +19,7 @@ _STRICT = {
 _TAG = re.compile(r"</?(?:answer|think)>")
 # a choice letter as people write it: B | B. | B) | (B) | B: , alone or before the choice's own text
 _LETTER = re.compile(r"\(?(?P<letter>[A-Za-z])(?:[.):]+|(?=$))\s*(?P<text>.*)", re.DOTALL)
+_TOKEN = re.compile(r"\b\w+\b")
 _SURROUNDING = "\"'`´‘’“”«»*_.,;:!?…()[]{}- \t\n"
 
 
@@ -86,3 +87,34 @@ def is_correct(answer: str, gold: str, choices: Sequence[str]) -> bool:
     """Whether `answer` names the choice whose text is `gold`."""
     index = match_choice(answer, choices)
     return index is not None and choices[index] == gold
+
+
+def official(answer: str, gold: str, choices: Sequence[str]) -> bool:
+    """MMAU's token rule, with its quirks.
+
+    Right is an answer that has tokens, holds all tokens of the gold text, and holds none that stands in another choice
+    but not in the gold text.
+    """
+    said, wanted = _tokens(answer), _tokens(gold)
+    forbidden = set().union(*map(_tokens, choices)) - wanted
+    return bool(said) and wanted <= said and not said & forbidden
+
+
+def named_choice(answer: str, choices: Sequence[str]) -> str | None:
+    """The text of the choice that `answer` names: as `match_choice` reads it, otherwise the only one that `official`
+    would accept; None if there is no such choice."""
+    index = match_choice(answer, choices)
+    if index is not None:
+        return choices[index]
+    accepted = {choice for choice in choices if official(answer, choice, choices)}
+    return accepted.pop() if len(accepted) == 1 else None
+
+
+def is_letter_alone(answer: str, choices: Sequence[str]) -> bool:
+    """Whether `answer` is nothing but the letter of a choice (`B`, `(B)`, `B.`), which `official` takes for wrong."""
+    index, said = match_choice(answer, choices), normalise(answer)
+    return index is not None and len(said) == 1 and normalise(choices[index]) != said
+
+
+def _tokens(text: str) -> set[str]:
+    return set(_TOKEN.findall(text.lower()))

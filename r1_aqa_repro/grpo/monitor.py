@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from statistics import fmean
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
+
+from r1_aqa_repro.data.answers import answers_of, is_letter_alone, named_choice
 
 PARTS = ("audio", "generation", "reference", "reward", "forward", "backward", "optimizer")
 OTHER = "other"  # bookkeeping
@@ -122,3 +124,15 @@ class StepMonitor(TrainerCallback):
         grown = self.clock.read()
         total = sum(grown.values())
         self.log({f"time/{part}": grown[part] / total for part in PARTS} | self.record.read(total))
+
+
+def answer_shares(completions: Iterable[str], choices: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Of completions, which share answers with the letter of a choice alone, and which names no choice at all.
+
+    The benchmark counts both as wrong; choices are those that each completion was asked to choose from.
+    """
+    answers = [(answers_of(text)[0], options) for text, options in zip(completions, choices, strict=True)]
+    return {
+        "completions/letter_only": fmean(is_letter_alone(*asked) for asked in answers),
+        "completions/no_choice": fmean(named_choice(*asked) is None for asked in answers),
+    }

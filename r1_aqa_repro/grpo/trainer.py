@@ -27,7 +27,7 @@ from trl.trainer.utils import RepeatSampler
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.grpo.monitor import StepClock, StepMonitor, StepRecord
+from r1_aqa_repro.grpo.monitor import StepClock, StepMonitor, StepRecord, answer_shares
 from r1_aqa_repro.grpo.rollout import Rollout, group_rows, rows_of
 from r1_aqa_repro.grpo.scoring import score_plain, score_shared
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler, better_completions, draw_further
@@ -36,7 +36,7 @@ from r1_aqa_repro.model.generation import complete
 from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, load_clip, process, text_inputs
 from r1_aqa_repro.model.loading import base_of, prepare_for_sharing
 from r1_aqa_repro.model.shared_attention import share_prefixes
-from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction
+from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction, completion_text
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.completion_table import CompletionTable
 from r1_aqa_repro.run.config import AudioGRPOConfig, SharedPrefixGRPOConfig
@@ -355,6 +355,15 @@ class AudioGRPOTrainer(SharedPrefixGRPOTrainer):
         inputs = process(self.processing_class, [row["prompt"] for row in rows], clips)
         shared = self._encoded if self.share else None
         return inputs if shared is None else shared(inputs, questions, self.audio_channel)
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> torch.Tensor:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        shares = answer_shares(map(completion_text, completions), [row["choices"] for row in inputs])
+        means = self.accelerator.gather(torch.tensor([list(shares.values())], device=rewards.device)).mean(dim=0)
+        self._add_figures(dict(zip(shares, means.tolist(), strict=True)))
+        return rewards
 
     def _noted(self, row: dict[str, Any]) -> dict[str, Any]:
         question: AudioQuestion = row["question"]

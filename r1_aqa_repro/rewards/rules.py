@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from r1_aqa_repro.data.answers import answers_of, follows_format, is_correct
+from r1_aqa_repro.data.answers import answers_of, follows_format, is_correct, official
 from r1_aqa_repro.rewards.mathematics import are_equal
 
 Completion = str | list[dict[str, Any]]
@@ -26,7 +26,23 @@ def completion_text(completion: Completion) -> str:
 def accuracy_reward(
     completions: Sequence[Completion], answer: Sequence[str], choices: Sequence[Sequence[str]], **_: Any
 ) -> list[float]:
-    """1 if the completion names the right choice and no other, else 0.
+    """1 if the completion is right for the benchmark and names the right choice and no other, else 0.
+
+    What counts is what evaluation reads, the first `<answer>` block, or the whole completion if there is none. It must
+    be right by MMAU's rule (`answers.official`) and name the choice (`answers.is_correct`): a letter alone is shorter
+    than the choice's text, and would be learned although the benchmark counts it as wrong.
+    """
+    answers = (answers_of(completion_text(completion))[0] for completion in completions)
+    return [
+        float(official(text, gold, options) and is_correct(text, gold, options))
+        for text, gold, options in zip(answers, answer, choices, strict=True)
+    ]
+
+
+def lenient_accuracy(
+    completions: Sequence[Completion], answer: Sequence[str], choices: Sequence[Sequence[str]], **_: Any
+) -> list[float]:
+    """1 if the completion names the right choice and no other, by its text or its letter, else 0.
 
     The text in the `<answer>` tags counts, or the whole completion if there are none. It must be the choice after
     normalising, or its letter if that is unambiguous (`answers.match_choice`). Several blocks must all agree.
@@ -46,7 +62,7 @@ def format_reward(completions: Sequence[Completion], prompt_style: Sequence[str]
 
 
 def r1_aqa_accuracy(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:
-    """R1-AQA's accuracy reward, for comparison runs.
+    """R1-AQA's accuracy reward.
 
     1 if the last number or formula of the completion equals that of the gold text (`mathematics`), or if the text in
     the first pair of answer tags is the gold text, both stripped of white space at the ends. Like the reference it
@@ -79,7 +95,14 @@ def random_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
 REWARDS: dict[str, RewardFunction] = {
     "accuracy": accuracy_reward,
     "format": format_reward,
+    "lenient_accuracy": lenient_accuracy,
     "r1_aqa_accuracy": r1_aqa_accuracy,
     "r1_aqa_format": r1_aqa_format,
     "random": random_reward,
 }
+
+# what TRL logs of those that judge the choice and of those that judge the form; what agrees with the benchmark is last
+ACCURACY_FIGURES = tuple(
+    f"rewards/{reward.__name__}/mean" for reward in (lenient_accuracy, r1_aqa_accuracy, accuracy_reward)
+)
+FORMAT_FIGURES = tuple(f"rewards/{reward.__name__}/mean" for reward in (r1_aqa_format, format_reward))

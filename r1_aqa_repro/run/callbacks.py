@@ -14,13 +14,14 @@ from transformers.trainer_callback import ProgressCallback
 
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import is_main_process
+from r1_aqa_repro.rewards.rules import ACCURACY_FIGURES, FORMAT_FIGURES
 
 # what is shown of progress, if logged: Trainer's or TRL's name -> short name
 _SHOWN = {
     "loss": "loss",
     "reward": "reward",
-    "rewards/accuracy_reward/mean": "accuracy",
-    "rewards/format_reward/mean": "format",
+    **dict.fromkeys(ACCURACY_FIGURES, "accuracy"),
+    **dict.fromkeys(FORMAT_FIGURES, "format"),
     "accuracy": "accuracy",  # of a reward model on its pairs
     "rewards/accuracies": "accuracy",  # of DPO
     "reward_std": "std",

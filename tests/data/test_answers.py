@@ -4,7 +4,15 @@ import time
 
 import pytest
 
-from r1_aqa_repro.data.answers import answer_of, answers_of, follows_format, is_correct, match_choice
+from r1_aqa_repro.data.answers import (
+    answer_of,
+    answers_of,
+    follows_format,
+    is_correct,
+    is_letter_alone,
+    match_choice,
+    named_choice,
+)
 
 CHOICES = ("Man", "Woman", "Child", "Robot")
 
@@ -71,7 +79,7 @@ def test_every_block_is_kept():
         ("", None),
     ],
 )
-def test_named_choice(answer, index):
+def test_matched_choice(answer, index):
     assert match_choice(answer, CHOICES) == index
 
 
@@ -93,8 +101,35 @@ NOTES, TWINS, SIGNS = ("C", "B", "A", "D"), ("cat", "dog", "dog"), ("-5", "5")
         ("us", ("US", "us"), None),
     ],
 )
-def test_named_choice_among_choices_that_are_alike(answer, choices, index):
+def test_matched_choice_among_choices_that_are_alike(answer, choices, index):
     assert match_choice(answer, choices) == index
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ("woman", "Woman"),
+        ("B", "Woman"),
+        ("it is a man", "Man"),
+        ("man or woman", None),
+        ("nobody", None),
+        ("", None),
+    ],
+)
+def test_named_choice(answer, named):
+    assert named_choice(answer, ("Man", "Woman")) == named
+
+
+@pytest.mark.parametrize("answer", ["B", "b", " (B) ", "B.", "B:", "**B**"])
+def test_a_letter_alone_stands_for_a_choice(answer):
+    assert is_letter_alone(answer, CHOICES)
+    assert not is_letter_alone(answer, NOTES)  # there it is the choice's text
+    assert not is_letter_alone(answer, CHOICES[:1])  # there is no second choice
+
+
+@pytest.mark.parametrize("answer", ["B. Woman", "Woman", "A and B", "E", "1", "", "?"])
+def test_other_answers_are_no_letter_alone(answer):
+    assert not is_letter_alone(answer, CHOICES)
 
 
 def test_an_answer_is_correct_however_it_is_written():

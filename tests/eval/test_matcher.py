@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.matcher import named_choice, strict, verdicts
+from eval.matcher import strict, verdicts
 from eval.predictions import predict
 from eval.scores import score
 from r1_aqa_repro.data.mmau_versions import baselines, version_of
@@ -181,18 +181,3 @@ def test_strict_takes_duplicates_as_one_choice_and_ambiguity_as_none():
     assert strict("dog", "dog", ("dog", "dog", "cat"))
     assert not strict("5", "5", ("5", "-5"))
     assert not strict("...", "?", ("?", "yes"))
-
-
-@pytest.mark.parametrize(
-    ("answer", "named"),
-    [
-        ("woman", "Woman"),
-        ("B", "Woman"),
-        ("it is a man", "Man"),
-        ("man or woman", None),
-        ("nobody", None),
-        ("", None),
-    ],
-)
-def test_named_choice(answer, named):
-    assert named_choice(answer, ("Man", "Woman")) == named

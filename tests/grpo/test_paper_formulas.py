@@ -63,8 +63,8 @@ def advantages_of(trainer: AudioGRPOTrainer, num_questions: int) -> Array:
 
 @pytest.fixture
 def fixed_rewards(monkeypatch: pytest.MonkeyPatch) -> Array:
-    """`accuracy` and `format` give REWARD_GROUPS' values, row by row. Their sums, [U, 8]."""
-    for column, name in enumerate(("accuracy", "format")):
+    """The paper's rewards give REWARD_GROUPS' values, row by row. Their sums, [U, 8]."""
+    for column, name in enumerate(("r1_aqa_accuracy", "r1_aqa_format")):
         values = [float(value) for pair in REWARD_GROUPS.values() for value in pair[column]]
 
         def reward(completions: Any, values: list[float] = values, **_: Any) -> list[float]:
@@ -241,8 +241,8 @@ def full_softmax_log_probs(
 def test_loss_of_a_rollout(paper: MakeTrainer, questions: list[AudioQuestion], monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling, reference, rewards and loss together, on a policy that has moved away from its start."""
     rewards = [float(value) for value in np.random.default_rng(0).integers(0, 2, 2 * GROUP)]
-    monkeypatch.setitem(REWARDS, "accuracy", lambda completions, **_: rewards)
-    monkeypatch.setitem(REWARDS, "format", lambda completions, **_: [0.0] * len(completions))
+    monkeypatch.setitem(REWARDS, "r1_aqa_accuracy", lambda completions, **_: rewards)
+    monkeypatch.setitem(REWARDS, "r1_aqa_format", lambda completions, **_: [0.0] * len(completions))
     trainer = paper("--max_completion_length", "12")
     with torch.no_grad():
         for parameter in trainer.model.parameters():

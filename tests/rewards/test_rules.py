@@ -4,9 +4,12 @@ import random
 
 import pytest
 
+from eval.matcher import verdicts
+from r1_aqa_repro.data.answers import answer_of
 from r1_aqa_repro.rewards.rules import (
     accuracy_reward,
     format_reward,
+    lenient_accuracy,
     r1_aqa_accuracy,
     r1_aqa_format,
     random_reward,
@@ -15,45 +18,90 @@ from r1_aqa_repro.rewards.rules import (
 CHOICES = ["Speaker 1", "Speaker 2", "Both"]
 
 
-# gold is `Speaker 1`; `reference` is what R1-AQA's own gives: its mathematics parser reads the last number, 1 or 2
+# Gold is `Speaker 1`. Right or wrong by rewards: `accuracy`, `lenient_accuracy`, `r1_aqa_accuracy`; by matchers:
+# `official`, `strict`, `letter_aware`. R1-AQA's mathematics parser reads the last number, 1 or 2.
+COMPLETIONS = {
+    "<answer>Speaker 1</answer>": (1, 1, 1, 1, 1, 1),
+    "<answer> Speaker 1 </answer>": (1, 1, 1, 1, 1, 1),
+    "Speaker 1": (1, 1, 1, 1, 1, 1),  # no tags: the whole completion
+    "<think>Both?</think><answer>Speaker 1</answer>": (1, 1, 1, 1, 1, 1),
+    "I hear <answer>Speaker 1</answer> clearly": (1, 1, 1, 1, 1, 1),
+    "<answer>speaker 1</answer>": (1, 1, 1, 1, 1, 1),
+    "<answer>Speaker 1.</answer>": (1, 1, 1, 1, 1, 1),
+    '<answer>"Speaker 1"</answer>': (1, 1, 1, 1, 1, 1),
+    "<answer>\nSpeaker 1\n</answer>": (1, 1, 1, 1, 1, 1),
+    "<answer>A. Speaker 1</answer>": (1, 1, 1, 1, 0, 1),
+    "<answer>(A) Speaker 1</answer>": (1, 1, 1, 1, 0, 1),
+    # a letter alone: nothing by the benchmark's rule, so nothing by the reward
+    "<answer>A</answer>": (0, 1, 0, 0, 0, 1),
+    "A": (0, 1, 0, 0, 0, 1),
+    "<answer>(A)</answer>": (0, 1, 0, 0, 0, 1),
+    # right by the benchmark's rule without naming the choice: the reward asks for the choice itself
+    "<answer>not Speaker 1</answer>": (0, 0, 1, 1, 0, 0),
+    "<answer>It is Speaker 1</answer>": (0, 0, 1, 1, 0, 0),
+    "<answer>B. Speaker 1</answer>": (0, 0, 1, 1, 0, 0),
+    "<answer>1 Speaker</answer>": (0, 0, 0, 1, 0, 0),
+    "<answer>Speaker 1": (0, 0, 1, 1, 0, 0),  # an unclosed tag is none
+    # wrong
+    "<answer>Speaker 2</answer>": (0, 0, 0, 0, 0, 0),
+    "<answer>dog 1</answer>": (0, 0, 1, 0, 0, 0),
+    "<answer>1</answer>": (0, 0, 0, 0, 0, 0),  # no number to the parser, with a tag before it
+    "<answer>B</answer>": (0, 0, 0, 0, 0, 0),
+    "<answer>Speaker 1, Speaker 2</answer>": (0, 0, 1, 0, 0, 0),
+    "<answer>Speaker 1 or Speaker 2</answer>": (0, 0, 1, 0, 0, 0),
+    "<answer></answer>": (0, 0, 0, 0, 0, 0),
+    "": (0, 0, 0, 0, 0, 0),
+    # several tags: evaluation reads the first
+    "<answer>Speaker 2</answer><answer>Speaker 1</answer>": (0, 0, 1, 0, 0, 0),
+    "<answer>Speaker 1</answer><answer>Speaker 2</answer>": (1, 0, 1, 1, 1, 1),
+    "<answer>Speaker 1</answer><answer></answer>": (1, 0, 1, 1, 1, 1),
+    "<answer>Speaker 1</answer><answer>speaker 1</answer>": (1, 1, 1, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("completion", COMPLETIONS)
+def test_every_reward_and_every_matcher(completion):
+    columns = {"answer": ["Speaker 1"], "choices": [CHOICES]}
+    rewards = [reward([completion], **columns) for reward in (accuracy_reward, lenient_accuracy, r1_aqa_accuracy)]
+    matched = verdicts(answer_of(completion), "Speaker 1", CHOICES)
+    assert (*(reward for (reward,) in rewards), *matched.values()) == COMPLETIONS[completion]
+
+
 @pytest.mark.parametrize(
-    ("completion", "accuracy", "reference"),
+    ("gold", "choices"),
     [
-        ("<answer>Speaker 1</answer>", 1, 1),
-        ("Speaker 1", 1, 1),  # no tags: the whole completion
-        ("<think>Both?</think><answer>Speaker 1</answer>", 1, 1),
-        ("I hear <answer>Speaker 1</answer> clearly", 1, 1),
-        ("<answer>speaker 1</answer>", 1, 1),
-        ("<answer>Speaker 1.</answer>", 1, 1),
-        ('<answer>"Speaker 1"</answer>', 1, 1),
-        ("<answer>\nSpeaker 1\n</answer>", 1, 1),
-        ("<answer>A. Speaker 1</answer>", 1, 1),
-        ("<answer>A</answer>", 1, 0),
-        # wrong
-        ("<answer>Speaker 2</answer>", 0, 0),
-        ("<answer>dog 1</answer>", 0, 1),
-        ("<answer>not Speaker 1</answer>", 0, 1),
-        ("<answer>1</answer>", 0, 0),  # no number to the parser, with a tag before it,
-        ("<answer>B. Speaker 1</answer>", 0, 1),
-        ("<answer>Speaker 1, Speaker 2</answer>", 0, 1),
-        ("<answer>Speaker 1 or Speaker 2</answer>", 0, 1),
-        ("<answer></answer>", 0, 0),
-        ("", 0, 0),
-        ("<answer>Speaker 1", 0, 1),
-        # several tags: the right answer in one of them is no right answer, and no fishing for it either
-        ("<answer>Speaker 2</answer><answer>Speaker 1</answer>", 0, 1),
-        ("<answer>Speaker 1</answer><answer>Speaker 2</answer>", 0, 1),
-        ("<answer>Speaker 1</answer><answer></answer>", 0, 1),
-        ("<answer>Speaker 1</answer><answer>speaker 1</answer>", 1, 1),
+        ("Speaker 1", CHOICES),
+        ("Both", CHOICES),
+        ("C", ["B", "C", "A"]),
+        ("5", ["-5", "5"]),
+        ("dog", ["cat", "dog", "dog"]),
     ],
 )
-def test_accuracy(completion, accuracy, reference):
-    columns = {"answer": ["Speaker 1"], "choices": [CHOICES]}
-    assert accuracy_reward([completion], **columns) == [accuracy]
-    assert r1_aqa_accuracy([completion], **columns) == [reference]
+def test_what_accuracy_rewards_the_benchmark_counts_as_right(gold, choices):
+    """Of every answer that is made of a choice, and of those of the table."""
+    forms = (
+        "{0}",
+        " {0}.\n",
+        "'{0}'",
+        "**{0}**",
+        "A. {0}",
+        "(B) {0}",
+        "{0} {0}",
+        "a {0}",
+        "not {0}",
+        "{0}</answer><answer>B",
+    )
+    answers = [form.format(text) for form in forms for text in (*choices, "A", "B", "C", "", "?", "1", "5")]
+    texts = [f"<answer>{answer}</answer>" for answer in answers] + answers + list(COMPLETIONS)
+    columns = {"answer": [gold] * len(texts), "choices": [choices] * len(texts)}
+    rewarded = [text for text, reward in zip(texts, accuracy_reward(texts, **columns), strict=True) if reward]
+    assert f"<answer>{gold}</answer>" in rewarded
+    for text in rewarded:
+        matched = verdicts(answer_of(text), gold, choices)
+        assert matched["official"] and matched["letter_aware"], text
 
 
-@pytest.mark.parametrize("text", ["both", "Both.", '"Both"', "\nBoth\n", "C. Both", "(C) Both", "C"])
+@pytest.mark.parametrize("text", ["both", "Both.", '"Both"', "\nBoth\n", "C. Both", "(C) Both"])
 def test_right_answers_without_a_number_that_r1_aqa_gives_nothing_for(text):
     columns = {"answer": ["Both"], "choices": [CHOICES]}
     assert accuracy_reward([f"<answer>{text}</answer>"], **columns) == [1]
@@ -93,7 +141,7 @@ def test_each_completion_is_rewarded_by_its_own_columns():
     assert format_reward(["a", "a"], prompt_style=["direct", "answer"]) == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("function", [accuracy_reward, format_reward, r1_aqa_accuracy, r1_aqa_format])
+@pytest.mark.parametrize("function", [accuracy_reward, format_reward, lenient_accuracy, r1_aqa_accuracy, r1_aqa_format])
 def test_conversations_and_plain_texts_get_the_same_reward(function):
     """TRL passes conversations where the prompt is one, with the other columns and its own as keywords."""
     texts = ["<answer>Both</answer>", "<answer>Speaker 2</answer>", "Both!"]
