@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from r1_aqa_repro.grpo.monitor import PARTS, StepClock, StepRecord
+from r1_aqa_repro.grpo.monitor import PARTS, StepClock, StepRecord, answer_shares
 from r1_aqa_repro.run.completion_table import CompletionTable
 
 
@@ -75,6 +75,40 @@ def test_training_logs_by_step_and_writes_a_group_of_each(make_trainer: Any) -> 
     advantages, scores = ([float(row[column]) for row in rows[:4]] for column in (-1, -3))
     assert sum(advantages) == pytest.approx(0, abs=1e-3)  # four figures of each are kept
     assert sorted(range(4), key=scores.__getitem__) == sorted(range(4), key=advantages.__getitem__)
+
+
+def test_shares_of_letters_and_of_answers_that_are_no_choice() -> None:
+    choices = ["a dog", "a cat"]
+    completions = [
+        "<answer>B</answer>",
+        "<answer>a cat</answer>",
+        "(A)",
+        "it is a cat",
+        "a bird",
+        "",
+        "C",
+        "<answer></answer>B",
+    ]
+    shares = answer_shares(completions, [choices] * 8)
+    assert shares == {"completions/letter_only": 2 / 8, "completions/no_choice": 4 / 8}
+    notes = answer_shares(["<answer>B</answer>"] * 2, [["B", "A"], choices])  # each by its own choices
+    assert notes == {"completions/letter_only": 0.5, "completions/no_choice": 0.0}
+
+
+def test_the_shares_are_of_the_questions_asked_first(make_trainer: Any) -> None:
+    """All completions of these get the same reward, so that others are drawn, whose completions differ."""
+    trainer = make_trainer(reward_funcs=["format"], dynamic_sampling=3, max_completion_length=24, max_steps=1)
+    first, further = ["A", "(A).", "who knows", "low"], ["<answer>A</answer>", "A", "A", "A"]
+    said = iter([first, further])
+
+    def say(*_: Any, **__: Any) -> tuple[list[list[int]], None]:
+        return [trainer._tokenizer(text)["input_ids"] for text in next(said) * 3], None
+
+    trainer._generate_single_turn = say
+    trainer.train()
+    [entry] = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert entry["dynamic_sampling/replaced"] == 3
+    assert (entry["completions/letter_only"], entry["completions/no_choice"]) == (0.5, 0.25)
 
 
 def read(file: Path) -> list[list[str]]:

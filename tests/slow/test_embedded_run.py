@@ -6,12 +6,18 @@ import json
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eval.run import carry_out, prepare
 from eval.settings import EvalSettings
-from r1_aqa_repro import train_grpo
+from r1_aqa_repro import train_grpo, train_sft
+from r1_aqa_repro.data.answers import answers_of, is_letter_alone
+from r1_aqa_repro.data.prompts import target_text
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
+from r1_aqa_repro.rewards.rules import REWARDS, completion_text
+from r1_aqa_repro.sft import trainer as sft
 from tests.conftest import ROOT
 from tests.slow.conftest import Run, WholeRun, finish
 
@@ -45,6 +51,50 @@ def test_the_checkpoint_alone_is_evaluated_on_its_own_held_out_set(finished: Run
     assert "embedded set, not MMAU: no comparison with 64.5" in printed
     scores = json.loads(next((final / "eval").glob("*/scores.json")).read_text(encoding="utf-8"))
     assert scores["total"]["correct"] / scores["n"] == pytest.approx(finished.results["after"]["accuracy"])
+
+
+def test_a_run_that_is_well_is_reported_as_such(finished: Run) -> None:
+    health = json.loads((finished.folder / "run.json").read_text(encoding="utf-8"))["health"]
+    assert {name: found["alarms"] for name, found in health.items()} == {name: [] for name in health}
+    assert health["zero-variance groups"]["value"] > 0.3 and health["drift to letters"]["value"] == 0
+
+
+def test_drift_to_letters_shows_in_the_log(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start that answers some questions with a letter, and a reward that pays for letters."""
+    asked = read_questions(finished.folder / "data" / "train" / "manifest.jsonl").records[:480]
+    write_manifest(tmp_path / "manifest.jsonl", asked)
+    lettered = {question.id for question in asked[::3]}
+
+    def target(question: AudioQuestion, style: str) -> str:
+        if question.id in lettered:
+            return f"<answer>{'ABCD'[question.choices.index(str(question.answer))]}</answer>"
+        return target_text(question, style)
+
+    def letters(completions: Any, choices: Any, **_: Any) -> list[float]:
+        answers = (answers_of(completion_text(completion))[0] for completion in completions)
+        return [float(is_letter_alone(answer, options)) for answer, options in zip(answers, choices, strict=True)]
+
+    monkeypatch.setattr(sft, "target_text", target)
+    monkeypatch.setitem(REWARDS, "letters", letters)
+
+    def train(entry: Any, config: str, out: str, model: Path, *more: str) -> Path:
+        argv = ["--config", str(ROOT / "configs" / config), "--output_dir", str(tmp_path / out), "--report_to", "none"]
+        argv += ["--model_name_or_path", str(model), "--train_file", str(tmp_path / "manifest.jsonl"), *more]
+        assert entry.main([*argv, "--save_steps", "25"]) == 0
+        return tmp_path / out / "final"
+
+    start = train(train_sft, "sft_embedded.yaml", "sft", finished.folder / "sft" / "final", "--max_steps", "15")
+    step = ("--reward_funcs", "letters", "--reward_weights", "1", "--prompts_per_step", "8", "--max_steps", "25")
+    run = train(train_grpo, "grpo_embedded.yaml", "grpo", start, *step).parent
+    log = json.loads((run / "checkpoint-25" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    shares = [entry["completions/letter_only"] for entry in log if "completions/letter_only" in entry]
+    assert len(shares) == 25
+    assert sum(shares[-5:]) / 5 > sum(shares[:5]) / 5 + 0.2, shares
+    assert "step 20, drift to letters: " in capsys.readouterr().err
+    health = json.loads((run / "run.json").read_text(encoding="utf-8"))["health"]
+    assert health["drift to letters"]["alarms"] == [20]
 
 
 def test_a_random_accuracy_reward_does_not_gain(finished: Run, tmp_path: Path) -> None:
