@@ -24,7 +24,6 @@ class Rollout:
     rewards: [N, R], a column for each reward function. Set once the completions are rewarded, as the next two.
     reward: [N], their weighted sums, as TRL forms them: rows of equal rewards have equal sums, to the bit.
     output: what TRL makes of the completions, by name: token ids, masks, advantages, log-probabilities.
-    sampled_logps: N lists, the log-probability of each token when it was sampled, if the sampling tells.
     scored_logps: [N, C], those of the policy in the loss, in the order of `group`.
     """
 
@@ -34,7 +33,6 @@ class Rollout:
     rewards: torch.Tensor = field(init=False)
     reward: torch.Tensor = field(init=False)
     output: dict[str, Any] = field(init=False)
-    sampled_logps: list[list[float]] | None = field(init=False, default=None)
     scored_logps: torch.Tensor = field(init=False)
 
     @property

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -143,9 +142,6 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         rollout = Rollout(inputs, group.to(self.accelerator.device), list(rows))
         with self._working_on(rollout):
             rollout.output = super()._generate_and_score_completions(rows)
-        if rollout.sampled_logps is not None:
-            logps = [torch.tensor(row, device=self.accelerator.device) for row in rollout.sampled_logps]
-            rollout.output["sampled_logps"] = pad_sequence(logps, batch_first=True)
         return rollout
 
     def _replace_zero_variance_groups(self, rollout: Rollout) -> None:
@@ -201,7 +197,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         multimodal_fields: dict[str, Any],
         num_generations: int,
         **_: Any,
-    ) -> tuple[list[list[int]], None]:
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
         rollout = self._at_work[-1]
         with (
             self.clock("generation"),
@@ -222,10 +218,9 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
                 autocast=self.accelerator.autocast(),
                 cuda_graphs=self.args.cuda_graphs,
             )
-        rollout.sampled_logps = completions.log_probs
         self.record.clips += len(rollout.inputs.prompt_ids)
         self.record.tokens += sum(map(len, completions.token_ids))
-        return completions.token_ids, None
+        return completions.token_ids, completions.log_probs
 
     # --- Scoring and the loss
 
@@ -241,7 +236,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         rollout = replace(inputs["rollout"][0], group=inputs["group"])  # in the order of the shuffled rows
         with self.clock("forward"), self._working_on(rollout):
             loss: torch.Tensor = super()._compute_loss(model, inputs)
-        if (sampled := inputs.get("sampled_logps")) is not None:
+        if (sampled := inputs.get("sampling_per_token_logps")) is not None:
             self._compare_logps(sampled, inputs.get("old_per_token_logps", rollout.scored_logps), inputs)
         return loss
 

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
                 time.sleep(3600)  # goes on after a signal handler
             completions, *rest = super()._generate_single_turn(*args, **kwargs)
             if options.fixed:
-                completions = self._fixed_completions()
+                completions, rest = self._fixed_completions(), [None]  # nobody has sampled them
             line = {"step": self.state.global_step + 1, "ids": self.question_ids, "completions": completions}
             with open(options.records / f"rank-{RANK}.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
