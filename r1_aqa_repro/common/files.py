@@ -80,3 +80,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_of(folder: str | os.PathLike[str]) -> int:
+    """Bytes of all files in a folder, which need not exist, and in those below it."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

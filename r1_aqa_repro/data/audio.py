@@ -60,6 +60,15 @@ def check_audio(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> s
     return None
 
 
+def duration(path: str | os.PathLike[str]) -> float:
+    """Seconds of a clip, by its header.
+
+    Raises:
+        AudioError: the file is missing or unreadable.
+    """
+    return float(_read(path, soundfile.info).duration)
+
+
 def _read(path: str | os.PathLike[str], read: Callable[[str], Any]) -> Any:
     if not os.path.isfile(path):
         raise AudioError(path, "no such audio file")

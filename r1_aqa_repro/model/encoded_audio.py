@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save
+from transformers import Qwen2AudioEncoderConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from r1_aqa_repro.common.files import write_atomically
@@ -18,6 +20,12 @@ from r1_aqa_repro.model.audio_encoder import TrimmableAudioEncoder
 from r1_aqa_repro.model.inputs import ModelInputs, stack_clips
 
 ENCODED = "encoded_audio"  # folder inside the run folder, one file a clip
+
+
+def encoded_bytes(seconds: Iterable[float], config: Qwen2AudioEncoderConfig, bf16: bool) -> int:
+    """Of the outputs for clips of these lengths on a disk: 25 tokens a second, of the 30 s that the window takes."""
+    tokens = sum(min(ceil(25 * length), config.max_source_positions // 2) for length in seconds)
+    return tokens * config.d_model * (2 if bf16 else 4)
 
 
 class EncodedAudio:

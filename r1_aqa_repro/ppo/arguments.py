@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from r1_aqa_repro.common.console import key
 from r1_aqa_repro.rewards.arguments import RewardArguments
-from r1_aqa_repro.run.arguments import derive_batch
+from r1_aqa_repro.run.arguments import CheckpointArguments, derive_batch
 
 
 @dataclass
-class PPOArguments(RewardArguments):
+class PPOArguments(RewardArguments, CheckpointArguments):
     """PPO; a step is a rollout with all its updates.
 
     `per_device_train_batch_size` and `gradient_accumulation_steps` are derived: a minibatch is

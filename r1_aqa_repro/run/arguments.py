@@ -17,6 +17,7 @@ from r1_aqa_repro.rewards.arguments import RewardArguments
 
 TRAINED_PARTS = ("all", "no_encoder", "projector")
 ADVANTAGE_FILTERS = ("none", "above_mean", "top_fraction")
+KEPT_OPTIMIZERS = ("all", "last")
 BEST_METRIC = "eval_accuracy"  # decides which checkpoint is the best
 
 
@@ -41,7 +42,16 @@ class DataArguments(RunArguments):
 
 
 @dataclass
-class HeldOutArguments:
+class CheckpointArguments:
+    """What the checkpoints of a run keep."""
+
+    keep_optimizer: str = key(
+        "all", "all, or last: only the newest checkpoint keeps what a run is resumed from.", KEPT_OPTIMIZERS
+    )
+
+
+@dataclass
+class HeldOutArguments(CheckpointArguments):
     """Evaluation while training, beside transformers' own `eval_steps`, `eval_delay` and `eval_on_start`.
 
     With `eval_file`, these follow: `eval_strategy: steps`, and `eval_steps` as `save_steps` unless given.
@@ -73,7 +83,7 @@ class EvaluationArguments(HeldOutArguments):
 
 
 @dataclass
-class ExampleArguments:
+class ExampleArguments(CheckpointArguments):
     """Batch sizes of what learns from examples: they follow from `examples_per_step` and the number of processes."""
 
     examples_per_step: int = key(32, "Examples of an optimizer step, over all processes.")
@@ -87,7 +97,7 @@ class ExampleArguments:
 
 
 @dataclass
-class GRPOArguments:
+class GRPOArguments(CheckpointArguments):
     """GRPO: batch sizes follow from `prompts_per_step` and the number of processes.
 
     A group's rows must stay together, and a step has the same prompts on 1, 2, 4 or 8 devices.

@@ -16,47 +16,30 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from r1_aqa_repro.common.errors import Refused, disk_full, is_full_disk
+from r1_aqa_repro.common.errors import disk_full, is_full_disk
 from r1_aqa_repro.model.loading import load_model
+from r1_aqa_repro.run.training_state import STAGING, TRAINING_STATE, delete_training_state
 
-STAGING = ".partial"  # folder inside the run folder where a checkpoint is written before it gets its name
 FINAL = "final"
-# what a checkpoint holds beside the model
-_TRAINING_STATE = (
-    "optimizer*",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*",
-    "trainer_state.json",
-    "global_step*",
-    "latest",
-    "zero_to_fp32.py",
-)
+
+
+def checkpoints(run_folder: str | os.PathLike[str]) -> list[Path]:
+    """The complete checkpoints of a run, in the order of their steps. Half-written ones never carry the name."""
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = [(int(match[1]), path) for path in Path(run_folder).glob("*") if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def last_checkpoint(run_folder: str | os.PathLike[str]) -> Path | None:
-    """The complete checkpoint with the highest step, or None. Half-written ones never carry the name."""
-    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-    found = [(int(match[1]), path) for path in Path(run_folder).glob("*") if (match := pattern.fullmatch(path.name))]
-    return max(found)[1] if found else None
-
-
-def check_resumable(checkpoint: Path) -> None:
-    """Refuse a checkpoint that holds weights alone: training would go on with a new optimizer and schedule.
-
-    Raises:
-        Refused: there is no optimizer state in it.
-    """
-    if not (checkpoint / "optimizer.pt").is_file() and not any(checkpoint.glob("global_step*")):
-        what = "the checkpoint has no optimizer state: going on from it would not be the same run"
-        raise Refused.because(str(checkpoint), what, "Start a new run with it as model_name_or_path.")
+    """The complete checkpoint with the highest step, or None."""
+    return next(reversed(checkpoints(run_folder)), None)
 
 
 def finish_from(checkpoint: Path, final: Path) -> None:
     """Make the final folder of a run that was stopped between its last checkpoint and its end: the model's files."""
     staged = final.parent / STAGING / final.name
     shutil.rmtree(staged.parent, ignore_errors=True)
-    shutil.copytree(checkpoint, staged, ignore=shutil.ignore_patterns(*_TRAINING_STATE))
+    shutil.copytree(checkpoint, staged, ignore=shutil.ignore_patterns(*TRAINING_STATE))
     os.rename(staged, final)
     staged.parent.rmdir()
 
@@ -116,6 +99,9 @@ class ResumableTrainer(Trainer):
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
+            if getattr(self.args, "keep_optimizer", "all") == "last":
+                for older in checkpoints(self.args.output_dir)[:-1]:
+                    delete_training_state(older)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sysconfig
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 
 import torch
 from peft import inject_adapter_in_model
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import ModelConfig, get_peft_config
 
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem, Refused, existing_folder
 from r1_aqa_repro.run.arguments import BEST_METRIC
+from r1_aqa_repro.run.checkpoints import checkpoints
 from r1_aqa_repro.run.config import SharedPrefixGRPOConfig
+from r1_aqa_repro.run.training_state import has_training_state
 
 # settings of the libraries that these entry points do not act on, and the value that leaves them out
 _UNSUPPORTED = {
@@ -56,6 +62,9 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
         what = f"one process sees {training.n_gpu} GPUs and would split every batch over them"
         remedy = "Start one process a GPU (NPROC, torchrun), or make one visible with CUDA_VISIBLE_DEVICES."
         problems.append(Problem("devices", what, remedy))
+    if training.deepspeed and training.load_best_model_at_end and getattr(training, "keep_optimizer", "all") == "last":
+        what = "last beside load_best_model_at_end: DeepSpeed loads a checkpoint with its optimizer state only"
+        problems.append(Problem("keep_optimizer", what, "Use all, or leave load_best_model_at_end out."))
     if model.dtype in ("auto", "bfloat16", "float16") and not training.deepspeed and not model.use_peft:
         what = f"{model.dtype} weights do not move at small learning rates: the update is below their resolution"
         remedy = "Use dtype: float32 with bf16: true (mixed precision with float32 master weights)."
@@ -129,32 +138,88 @@ def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Pro
     return problems
 
 
-def check_disk(training: TrainingArguments, parameters: int, examples: int) -> list[Problem]:
-    """A problem without room for the checkpoints that a run has yet to write, one being written and the final model.
+def check_tools(training: TrainingArguments) -> list[Problem]:
+    """A problem for each program or package that a run would miss after its model was loaded."""
+    problems = []
+    known = get_available_reporting_integrations()
+    for name in training.report_to:
+        if name in INTEGRATION_TO_CALLBACK and name not in known:
+            what = f"{name} is not installed"
+            problems.append(Problem("report_to", what, f"Install it (pip install {name}), or report_to: tensorboard."))
+    why = []
+    if training.device.type == "cuda":
+        why.append("Triton compiles kernels with it")
+        if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang")))):
+            problems.append(Problem("C compiler", f"there is none, and {why[0]}", "Install gcc, or set CC to one."))
+    if training.deepspeed and (training.device.type == "cpu" or offloads_optimizer(training)):
+        why.append("DeepSpeed compiles its CPU operators with it")
+        for name, program, remedy in (
+            ("C++ compiler", os.environ.get("CXX", "c++"), "Install g++, or set CXX to one."),
+            ("ninja", "ninja", "Install it (pip install ninja) and put its folder, .venv/bin, on the PATH."),
+        ):
+            if shutil.which(program) is None:
+                problems.append(Problem(name, f"there is no {program} on the PATH, and {why[-1]}", remedy))
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if why and not header.is_file():
+        remedy = "Install the headers of this Python (Debian and Ubuntu: apt install python3-dev)."
+        problems.append(Problem(str(header), f"it is not there, and {why[0]}", remedy))
+    return problems
 
-    A checkpoint holds so many `parameters`, and the run learns from so many `examples`.
+
+def offloads_optimizer(training: TrainingArguments) -> bool:
+    """Whether DeepSpeed keeps the optimizer outside the GPU: in memory, or on a disk."""
+    if not training.deepspeed:
+        return False
+    return training.hf_deepspeed_config.get_value("zero_optimization.offload_optimizer.device") not in (None, "none")
+
+
+def check_disk(training: TrainingArguments, parameters: int, examples: int, cache: int = 0) -> list[Problem]:
+    """A problem without room for what a run has yet to write: checkpoints, the final model, a `cache` of so many bytes.
+
+    A checkpoint holds so many `parameters`, and the run learns from so many `examples`. Counted is the moment at which
+    most is there: a checkpoint has been written, and what goes for it is not deleted yet.
     """
     folder = Path(str(training.output_dir))
     at_once = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     at_once *= getattr(training, "num_mini_batches", 1)  # of PPO
     rows = examples * getattr(training, "num_generations", 1) * getattr(training, "num_iterations", 1)
     steps = training.max_steps if training.max_steps > 0 else training.num_train_epochs * rows / at_once
-    planned = 0 if training.save_strategy == "no" else int(steps // max(1, training.save_steps)) + 1
+    kept = 0 if training.save_strategy == "no" else ceil(steps / max(1, training.save_steps))
     best = int(getattr(training, "eval_file", None) is not None)  # kept beside the last ones
-    kept = min(planned, training.save_total_limit + best if training.save_total_limit else planned)
-    to_write = max(0, kept - len(list(folder.glob("checkpoint-*"))))
-    state = 0 if training.save_only_model else 10 if training.deepspeed else 8  # bytes of optimizer state a parameter
-    needed = parameters * ((4 + state) * (to_write + 1) + 4)
-    return check_free_space(folder, needed, f"{to_write} more checkpoints, one being written and the final model")
+    if training.save_total_limit:
+        kept = min(kept, training.save_total_limit + best + 1)
+    weights, state = bytes_a_parameter(training)
+    with_state = min(kept, 2) if getattr(training, "keep_optimizer", "all") == "last" else kept
+    there = checkpoints(folder)
+    to_write = max(0, kept - len(there))
+    states = 0 if training.save_only_model else max(0, with_state - sum(map(has_training_state, there)))
+    needed = parameters * (weights * (to_write + 1) + state * states) + cache
+    what = f"{to_write} more checkpoints ({states} with optimizer) and the final model"
+    return check_free_space(folder, needed, what, "set keep_optimizer: last or save_total_limit, ")
 
 
-def check_free_space(folder: Path, needed: int, purpose: str) -> list[Problem]:
-    """A problem if the disk of `folder`, which need not exist yet, has less than `needed` bytes free."""
+def bytes_a_parameter(training: TrainingArguments) -> tuple[int, int]:
+    """What a checkpoint takes for a parameter: of the model, and of what a run is resumed from.
+
+    Adam keeps two moments in float32. DeepSpeed saves the model in the type that it computes in, and beside the moments
+    its float32 master weights; ZeRO-2 saves the model there once more.
+    """
+    if not training.deepspeed:
+        return 4, 8
+    weights = training.hf_deepspeed_config.dtype().itemsize
+    return weights, 12 if training.hf_deepspeed_config.is_zero3() else 12 + weights
+
+
+def check_free_space(folder: Path, needed: int, purpose: str, smaller: str = "") -> list[Problem]:
+    """A problem if the disk of `folder`, which need not exist yet, has less than `needed` bytes free.
+
+    `smaller` says what else makes it fit, with a comma after it.
+    """
     free = shutil.disk_usage(existing_folder(folder)).free
     if needed <= free:
         return []
     what = f"{purpose} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-    return [Problem(str(folder), what, "Free some space, set save_total_limit, or choose another output_dir.")]
+    return [Problem(str(folder), what, f"Free some space, {smaller}or choose another output_dir.")]
 
 
 def count_parameters(training: TrainingArguments, model: ModelConfig, build: Callable[[], PreTrainedModel]) -> int:

@@ -30,8 +30,9 @@ from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.model.encoded_audio import ENCODED
-from r1_aqa_repro.run.checkpoints import FINAL, STAGING, last_checkpoint
+from r1_aqa_repro.run.checkpoints import FINAL, last_checkpoint
 from r1_aqa_repro.run.evaluating import EVALUATIONS
+from r1_aqa_repro.run.training_state import STAGING
 
 CONFIG, RUN = "config.resolved.yaml", "run.json"
 EXAMPLES = "examples"  # folder inside the run folder: the data as a library's trainer takes it
@@ -43,8 +44,9 @@ _FREE = (
     "overwrite", "output_dir", "logging_dir", "report_to", "run_name",
     "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_prefetch_factor", "dataloader_persistent_workers", "save_total_limit", "save_steps", "save_strategy",
-    "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "resume_from_checkpoint",
-    "log_completions", "num_completions_to_print", "ddp_timeout", "project", "trackio_space_id",
+    "keep_optimizer", "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo",
+    "resume_from_checkpoint", "log_completions", "num_completions_to_print", "ddp_timeout", "project",
+    "trackio_space_id",
 )  # fmt: skip
 
 _OTHER_DIGEST = " (or the run was made when the digest of a model covered other files)"

@@ -15,13 +15,15 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2AudioForConditionalGeneration,
     Qwen2ForCausalLM,
+    TrainingArguments,
 )
 from trl import ModelConfig
 
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
-from r1_aqa_repro.data.audio import check_audio
+from r1_aqa_repro.data.audio import check_audio, duration
 from r1_aqa_repro.data.conversations import Read, TextPrompt, read_prompts
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
+from r1_aqa_repro.model.encoded_audio import encoded_bytes
 from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.inputs import minimum_seconds, token_ids
 from r1_aqa_repro.model.loading import check_model_folder, check_pair, load_processor
@@ -69,6 +71,12 @@ class Kind(ABC, Generic[Record]):
     def source(self, record: Record) -> tuple[str, str]:
         """What training and held-out records must not share, and what to call it."""
 
+    def cache_bytes(
+        self, records: Sequence[Record], training: TrainingArguments, model: ModelConfig, config: PreTrainedConfig
+    ) -> int:
+        """What a run keeps of these records on the disk, beside its checkpoints."""
+        return 0
+
     def check_held_out(self, records: Sequence[Record], held_out: Sequence[Record], file: str) -> list[Problem]:
         """A problem for each held-out record whose clip or prompt is trained on."""
         trained_on = {self.source(record)[0]: record.id for record in records} if held_out else {}
@@ -109,6 +117,21 @@ class AudioQuestions(Kind[AudioQuestion]):
             if verdict is not None
         ]
         return [question for question, verdict in zip(answered, verdicts, strict=True) if verdict is None], problems
+
+    def cache_bytes(
+        self,
+        records: Sequence[AudioQuestion],
+        training: TrainingArguments,
+        model: ModelConfig,
+        config: PreTrainedConfig,
+    ) -> int:
+        """Of `EncodedAudio`, which GRPO fills where the audio encoder is not trained."""
+        trains_encoder = getattr(training, "trained_parts", "all") == "all" and not model.use_peft
+        if getattr(training, "sharing", "off") == "off" or trains_encoder:
+            return 0
+        with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 4)) as pool:
+            seconds = pool.map(duration, {question.audio_path for question in records})
+            return encoded_bytes(seconds, config.audio_config, training.bf16)
 
     def source(self, record: AudioQuestion) -> tuple[str, str]:
         return os.path.realpath(record.audio_path), f"clip {record.audio_path}"

@@ -15,19 +15,20 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import end_distributed, is_main_process, start_distributed
-from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED, Failed
 from r1_aqa_repro.common.stopwatch import Stages
 from r1_aqa_repro.run.callbacks import ProgressBar, ProgressLines, StopAtLoss, StopOnSignal
 from r1_aqa_repro.run.checkpoints import (
     FINAL,
     ResumableTrainer,
-    check_resumable,
     finish_from,
     last_checkpoint,
     told_of_full_disk,
 )
+from r1_aqa_repro.run.checks import offloads_optimizer
 from r1_aqa_repro.run.folder import RUN
 from r1_aqa_repro.run.model_card import write_card
+from r1_aqa_repro.run.training_state import check_resumable
 
 
 def run_training(build_trainer: Callable[[], ResumableTrainer], training: TrainingArguments, stage: str) -> int:
@@ -37,7 +38,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
 
     Raises:
         Refused: the last checkpoint cannot be resumed from.
-        Failed: the disk is full.
+        Failed: the disk is full, or DeepSpeed's CPU Adam does not compile.
     """
     folder = Path(str(training.output_dir))
     if (folder / FINAL).is_dir():
@@ -56,6 +57,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
             return EXIT_DONE
         check_resumable(checkpoint)
     start_distributed(training)
+    compile_cpu_adam(training)
     set_seed(training.seed)  # weights of an adapter or a new head are drawn before any trainer seeds
     trainer = build_trainer()
     trainer.write_card = partial(write_card, folder)
@@ -75,6 +77,23 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
         say(f"interrupted: saved {last_checkpoint(folder)}; the same command goes on from it")
         return EXIT_INTERRUPTED
     return EXIT_DONE
+
+
+def compile_cpu_adam(training: TrainingArguments) -> None:
+    """Compile what DeepSpeed updates offloaded weights with, once a machine, while no model waits for it.
+
+    Raises:
+        Failed: it does not compile.
+    """
+    if not offloads_optimizer(training):
+        return
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    with training.main_process_first():
+        try:
+            CPUAdamBuilder().load(verbose=False)
+        except Exception as error:
+            raise Failed(f"DeepSpeed's CPU Adam does not compile: {error}") from error
 
 
 def is_last(checkpoint: Path, training: TrainingArguments) -> bool:

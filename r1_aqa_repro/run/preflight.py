@@ -11,11 +11,12 @@ from trl import ModelConfig
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import end_distributed, is_main_process
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.files import size_of, write_json
+from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.run.arguments import EvaluationArguments, RunArguments
 from r1_aqa_repro.run.checkpoints import FINAL
-from r1_aqa_repro.run.checks import check_disk, check_evaluation, check_settings, count_parameters
+from r1_aqa_repro.run.checks import check_disk, check_evaluation, check_settings, check_tools, count_parameters
 from r1_aqa_repro.run.folder import check_run_folder, data_hashes, resolved_config, start_run
 from r1_aqa_repro.run.kinds import Kind, Record
 
@@ -34,6 +35,7 @@ def prepare(
         Refused: with everything that is wrong, on any process. Nothing has been written then.
     """
     problems = extra + check_settings(training, model) + check_evaluation(training)
+    problems += check_tools(training)
     parameters = None
     with collecting(problems):
         config_of_model = kind.check_model(model)
@@ -67,7 +69,9 @@ def prepare(
         problems += check_run_folder(folder, config, hashes)
     if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):
         # an adapter is a few per cent of its base at most
-        problems += check_disk(training, parameters // 50 if model.use_peft else parameters, len(records))
+        written = parameters // 50 if model.use_peft else parameters
+        cache = kind.cache_bytes(records, training, model, config_of_model)
+        problems += check_disk(training, written, len(records), max(0, cache - size_of(folder / ENCODED)))
     problems = _of_all_processes(problems, [record.id for record in records + held_out])
     if problems:
         end_distributed()

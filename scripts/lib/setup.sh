@@ -12,6 +12,9 @@ PYTHON="$VENV/bin/python"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # The tokenizers' own threads don't survive the fork of a data loader; without this each run warns about it.
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+# Completions of other lengths at every step leave holes in the GPU's memory that no tensor fits into; with this, PyTorch
+# moves the boundaries of what it holds instead.
+export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF-expandable_segments:True}"
 # Nothing is reported to anybody (TRL follows this setting too).
 export HF_HUB_DISABLE_TELEMETRY=1
 
@@ -182,6 +185,7 @@ logged() { # logged WHAT COMMAND...: one line with the time taken; on failure th
 launch_training() { # launch_training MODULE args...
     local module="$1" gpus processes nodes="${NNODES:-1}" launcher
     shift
+    export PATH="$VENV/bin:$PATH" # DeepSpeed looks for ninja there
     gpus="$(count_gpus)"
     if [ "$gpus" -gt 0 ] && compgen -G "$VENV/lib/python3*/site-packages/torch-*+cpu.dist-info" >/dev/null; then
         refuse "this machine has a GPU, but .venv holds the CPU build of PyTorch (made on a machine without one?). Remove \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from transformers import AutoProcessor, GenerationConfig, Qwen2AudioForCondition
 from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.run.callbacks import StopOnSignal
-from r1_aqa_repro.run.checkpoints import STAGING, ResumableTrainer, last_checkpoint
+from r1_aqa_repro.run.checkpoints import ResumableTrainer, last_checkpoint
 from r1_aqa_repro.run.config import AudioSFTConfig
+from r1_aqa_repro.run.training_state import STAGING
 from r1_aqa_repro.sft.trainer import AudioSFTTrainer
 from tests.run.conftest import AUDIO, TEXT, VARIANTS, Killed, Start, kill_at
 
@@ -134,6 +136,40 @@ def test_a_checkpoint_without_optimizer_is_refused(
     (run / "checkpoint-6" / "optimizer.pt").unlink()
     assert start("audio sft", run) == 2
     assert "checkpoint-6: the checkpoint has no optimizer state" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_only_the_newest_checkpoint_keeps_the_optimizer_if_asked(
+    killed: bool, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A kill while the older ones lose theirs leaves none that looks whole and is not."""
+    more = ["--max_steps", "6", "--save_total_limit", "9", "--keep_optimizer", "last"]
+    rename_really = os.rename
+
+    def rename(path: Path, to: Path) -> None:
+        if path.name == "scheduler.pt":  # which goes after the optimizer
+            raise Killed
+        rename_really(path, to)
+
+    if killed:
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr("os.rename", rename)
+            start("audio sft", tmp_path, *more)
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+        assert not (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
+        assert (tmp_path / "checkpoint-2" / "scheduler.pt").exists()
+    assert start("audio sft", tmp_path, *more) == 0
+    state = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    names = {step: {path.name for path in (tmp_path / f"checkpoint-{step}").iterdir()} for step in (2, 4, 6)}
+    assert state <= names[6] and names[2] == names[4] == names[6] - state
+    assert "trainer_state.json" in names[2] and not (tmp_path / STAGING).exists()
+    loading.load(tmp_path / "checkpoint-2")
+
+    for folder in ("final", "checkpoint-6"):
+        (tmp_path / folder).rename(tmp_path / f"{folder} set aside")
+    assert start("audio sft", tmp_path, *more) == 2
+    assert "checkpoint-4: the checkpoint has no optimizer state" in (said := capfd.readouterr().err)
+    assert "keep_optimizer: last" in said
 
 
 def test_best_model_is_loaded_strictly(start: Start, manifest: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -6,19 +6,30 @@ import json
 import os
 import shlex
 import shutil
+import sysconfig
 from collections import namedtuple
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from peft import LoraConfig, get_peft_model
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from r1_aqa_repro import train_dpo, train_grpo
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.questions import read_questions
+from r1_aqa_repro.model.encoded_audio import encoded_bytes
 from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
+from r1_aqa_repro.planning.geometries import qwen2_audio_7b_config
+from r1_aqa_repro.run import checks
+from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, parse_config
+from r1_aqa_repro.run.kinds import AudioQuestions
+from r1_aqa_repro.run.preflight import prepare
 from tests.conftest import make_questions
 from tests.files import contents, read_lines, write_lines
 from tests.model.damages import Change, cut_off, edit, remove
@@ -370,9 +381,133 @@ def test_a_full_disk_is_refused(name: str, refusal: Refusal, tmp_path: Path, mon
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     [line] = refusal(name, "--max_steps", "2")
-    assert f"{tmp_path / 'run'}: 2 more checkpoints, one being written and the final model need" in line
+    assert f"{tmp_path / 'run'}: 1 more checkpoints (1 with optimizer) and the final model need" in line
     assert "0.0 GB are free" in line
     assert asked == [tmp_path]  # the nearest folder that is there
+
+
+@pytest.mark.parametrize(
+    ("more", "gigabytes"),
+    [
+        ([], 386.3),  # 10 checkpoints and the final model of 2 bytes a parameter, the optimizer of two of 12
+        (["--save_only_model", "true"], 184.7),
+        (["--keep_optimizer", "all"], 1192.4),
+        (["--save_total_limit", "1"], 251.9),  # two are there until the older one is deleted
+        (["--deepspeed", "configs/deepspeed/zero2.json"], 419.9),  # 2 bytes more of the two
+    ],
+)
+def test_what_7b_needs_of_a_disk(
+    more: list[str], gigabytes: float, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R1-AQA's own run with Qwen2-Audio-7B's sizes; it starts on a machine with 450 GB free."""
+    where = ["--train_file", str(manifest), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    paper = ["--config", "configs/grpo_qwen2_audio_7b.yaml", *where, *more]
+    monkeypatch.setattr(AudioQuestions, "check_model", lambda *_: qwen2_audio_7b_config())
+    monkeypatch.setattr(checks, "check_tools", lambda *_: [])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**13, 0, 450 * 10**9))
+
+    def start_with() -> None:
+        prepare(*parse_config(AudioGRPOConfig, paper), AudioQuestions(), [])
+
+    if gigabytes < 450:
+        start_with()
+        assert (tmp_path / "run" / "run.json").is_file()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**13, 0, 0))
+    with pytest.raises(Refused) as refused:
+        start_with()
+    assert f" need {gigabytes:.1f} GB, 0.0 GB are free" in str(refused.value)
+    assert "keep_optimizer: last" in str(refused.value)
+
+
+def test_encoded_clips_are_counted_where_grpo_keeps_them(manifest: Path, tmp_path: Path) -> None:
+    """Of 24 clips a window of 30 s takes 750 tokens of 1,280 values."""
+    records, config = read_questions(manifest).records, qwen2_audio_7b_config()
+    where = ["--config", "configs/grpo_embedded.yaml", "--use_cpu", "true", "--output_dir", str(tmp_path)]
+    seconds = sum(ceil(25 * soundfile.info(str(record.audio_path)).duration) for record in records)
+
+    def counted(*more: str) -> int:
+        _, training, model = parse_config(AudioGRPOConfig, [*where, *more])
+        return AudioQuestions().cache_bytes(records * 2, training, model, config)
+
+    assert counted() == counted("--trained_parts", "no_encoder", "--sharing", "off") == 0
+    assert counted("--trained_parts", "no_encoder") == counted("--use_peft", "true") == seconds * 1280 * 4
+    assert encoded_bytes([30.0, 60.0], config.audio_config, bf16=True) == 2 * 750 * 1280 * 2
+
+
+class Tools:
+    """Programs on the PATH, and headers of Python; `problems` of a run on such a machine."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.folder, self.patch = folder, monkeypatch
+        monkeypatch.setenv("PATH", str(folder))
+        for variable in ("CC", "CXX"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder / name))
+        (folder / "include").mkdir()
+        self.there("gcc", "c++", "ninja", "include/Python.h")
+
+    def there(self, *names: str) -> None:
+        for name in names:
+            (self.folder / name).touch(mode=0o755)
+
+    def problems(self, device: str, deepspeed: str | None, report_to: str = "tensorboard") -> list[str]:
+        training = AudioSFTConfig(
+            output_dir=str(self.folder / "run"),
+            use_cpu=True,
+            report_to=report_to,
+            deepspeed=deepspeed and f"configs/deepspeed/{deepspeed}.json",
+        )
+        unset_hf_deepspeed_config()
+        with self.patch.context() as patched:
+            patched.setattr(AudioSFTConfig, "device", torch.device(device))
+            return [str(problem) for problem in checks.check_tools(training)]
+
+
+@pytest.mark.parametrize(
+    ("device", "deepspeed", "absent", "named"),
+    [
+        ("cuda", None, "gcc", "C compiler: there is none, and Triton compiles"),
+        ("cuda", None, "include/Python.h", "Python.h: it is not there, and Triton compiles"),
+        ("cuda", "zero3", "gcc", "C compiler: there is none"),
+        ("cuda", "zero3_offload", "c++", "C++ compiler: there is no c++ on the PATH, and DeepSpeed"),
+        ("cuda", "zero3_offload", "ninja", "ninja: there is no ninja on the PATH, and DeepSpeed"),
+        ("cpu", "zero2", "c++", "C++ compiler: there is no c++"),
+        ("cuda", "zero3", "c++", None),
+        ("cuda", "zero3", "ninja", None),
+        ("cpu", None, "gcc", None),
+        ("cpu", None, "include/Python.h", None),
+    ],
+)
+def test_tools_that_a_run_would_miss_later_are_named(
+    device: str, deepspeed: str | None, absent: str, named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = Tools(tmp_path, monkeypatch)
+    assert tools.problems(device, deepspeed) == []
+    (tmp_path / absent).unlink()
+    found = tools.problems(device, deepspeed)
+    assert [named in line for line in found if named] == ([True] if named else [])
+    assert len(found) == (named is not None)
+
+
+def test_a_c_compiler_may_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = Tools(tmp_path, monkeypatch)
+    (tmp_path / "gcc").unlink()
+    tools.there("clang")
+    assert tools.problems("cuda", None) == []
+    monkeypatch.setenv("CC", "mine")
+    (tmp_path / "clang").unlink()
+    assert len(tools.problems("cuda", None)) == 1
+    tools.there("mine")
+    assert tools.problems("cuda", None) == []
+
+
+def test_figures_go_where_a_package_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = Tools(tmp_path, monkeypatch)
+    monkeypatch.setattr(checks, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    [line] = tools.problems("cpu", None, "wandb")
+    assert line.startswith("report_to: wandb is not installed. Install it (pip install wandb), or ")
+    monkeypatch.setattr(checks, "get_available_reporting_integrations", lambda: ["tensorboard", "wandb"])
+    assert tools.problems("cpu", None, "wandb") == tools.problems("cpu", None, "none") == []
 
 
 class TestFolderOfAnotherRun:

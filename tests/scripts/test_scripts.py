@@ -32,3 +32,15 @@ def test_a_run_is_the_embedded_one_unless_it_names_data_model_or_config(argument
 )
 def test_the_value_of_an_option(arguments: list[str], value: str) -> None:
     assert in_bash("option_value train_file", *arguments).stdout == f"{value}\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "seen"), [(None, "expandable_segments:True"), ("", ""), ("backend:native", "backend:native")]
+)
+def test_the_memory_of_a_gpu_grows_in_segments_unless_the_user_says_otherwise(
+    own: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    if own is not None:
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", own)
+    assert in_bash("printenv PYTORCH_CUDA_ALLOC_CONF;").stdout == f"{seen}\n"

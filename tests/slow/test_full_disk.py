@@ -18,7 +18,8 @@ from peft import LoraConfig, get_peft_model
 from r1_aqa_repro import merge_adapter, train_grpo
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.run.callbacks import StopOnSignal
-from r1_aqa_repro.run.checkpoints import STAGING, last_checkpoint, told_of_full_disk
+from r1_aqa_repro.run.checkpoints import last_checkpoint, told_of_full_disk
+from r1_aqa_repro.run.training_state import STAGING
 from tests.conftest import ROOT
 from tests.run.conftest import GRPO
 from tests.text_world import COMMON

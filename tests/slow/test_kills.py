@@ -25,7 +25,8 @@ from r1_aqa_repro import train_grpo
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.run import loop
 from r1_aqa_repro.run.callbacks import StopOnSignal
-from r1_aqa_repro.run.checkpoints import STAGING, ResumableTrainer
+from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.training_state import STAGING
 from scripts import embedded_run
 from tests.conftest import ROOT
 from tests.run.conftest import GRPO
