@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from r1_aqa_repro.run import callbacks
-from r1_aqa_repro.run.callbacks import ProgressLines
+from r1_aqa_repro.run.callbacks import ProgressLines, figures_of
 
 
 def test_a_line_comes_every_half_minute_and_at_the_end_with_the_latest_figures(
@@ -30,3 +30,11 @@ def test_a_line_comes_every_half_minute_and_at_the_end_with_the_latest_figures(
         "step 106 of 200 (53%), loss 0.500, reward 1.050; 10 s a step, 0:15:40 left",
         "step 108 of 200 (54%), loss 0.500, reward 1.080; 10 s a step, 0:15:20 left",
     ]
+
+
+@pytest.mark.parametrize("names", [("accuracy_reward", "format_reward"), ("r1_aqa_accuracy", "r1_aqa_format")])
+def test_accuracy_and_format_are_shown_by_whichever_rule(names: tuple[str, str]) -> None:
+    logged = {f"rewards/{name}/mean": value for name, value in zip(names, (0.25, 1.0), strict=True)}
+    assert figures_of(logged) == {"accuracy": "0.250", "format": "1.000"}
+    watched = {"rewards/lenient_accuracy/mean": 0.75} | logged  # the rule that the benchmark shares comes first
+    assert figures_of(watched)["accuracy"] == "0.250"

@@ -120,7 +120,7 @@ def test_the_keys_that_are_named_exist() -> None:
         "entropy collapse": ["learning_rate", "beta", "entropy_coef"],
         "clipped lengths": ["max_completion_length", "mask_truncated_completions"],
         "reward without held-out accuracy": ["beta", "max_steps"],
-        "sampling and scoring disagree": ["sharing"],
+        "sampling and scoring disagree": ["cuda_graphs", "sharing"],
         "format without accuracy": ["reward_weights"],
         "drift to letters": ["r1_aqa_accuracy"],
     }
