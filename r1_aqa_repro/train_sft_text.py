@@ -14,10 +14,13 @@ from r1_aqa_repro.run.arguments import RunArguments, TextExampleArguments
 # without the imports below, which take seconds
 show_help_if_asked(__name__, __doc__, "trl.SFTConfig", RunArguments, TextExampleArguments, RopeArguments)
 
+from typing import Any
+
 from trl import SFTTrainer
 
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.data.conversations import read_sft
+from r1_aqa_repro.model.loading import widen_adapter
 from r1_aqa_repro.model.text_loading import load_configured_policy
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import TextSFTConfig, parse_text_config
@@ -29,6 +32,10 @@ from r1_aqa_repro.run.preflight import prepare
 
 class TextSFTTrainer(ResumableTrainer, SFTTrainer):
     """TRL's SFTTrainer, whose interrupted runs continue exactly."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        widen_adapter(self.model)
 
 
 @command

@@ -33,13 +33,14 @@ from r1_aqa_repro.grpo.selection import EpochRepeatSampler, better_completions, 
 from r1_aqa_repro.model.encoded_audio import ENCODED, EncodedAudio
 from r1_aqa_repro.model.generation import complete
 from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, load_clip, process, text_inputs
-from r1_aqa_repro.model.loading import base_of, prepare_for_sharing
+from r1_aqa_repro.model.loading import base_of, prepare_for_sharing, widen_adapter
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction, completion_text
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.completion_table import CompletionTable
 from r1_aqa_repro.run.config import AudioGRPOConfig, SharedPrefixGRPOConfig
 from r1_aqa_repro.run.evaluating import EvaluatingTrainer
+from r1_aqa_repro.run.part_rates import PartRatesTrainer
 
 
 class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
@@ -90,6 +91,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         for wrapped in (self.model, self.ref_model):  # TRL loads the reference itself
             if wrapped is not None:
                 self._prepare_model(base_of(self.accelerator.unwrap_model(wrapped)))
+        widen_adapter(self.accelerator.unwrap_model(self.model))
         self.add_callback(StepMonitor(self.clock, self.record, self._add_figures))
 
     def _columns(self, question: Any) -> dict[str, Any]:
@@ -308,7 +310,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             self._at_work.pop()
 
 
-class AudioGRPOTrainer(SharedPrefixGRPOTrainer):
+class AudioGRPOTrainer(PartRatesTrainer, SharedPrefixGRPOTrainer):
     """GRPO for multiple-choice questions about audio clips.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -20,7 +21,7 @@ from transformers import (
     Qwen2AudioForConditionalGeneration,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from trl import ModelConfig
+from trl import ModelConfig, get_quantization_config
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.model.audio_encoder import make_trimmable
@@ -112,10 +113,11 @@ def load_model(
     name_or_path: str | os.PathLike[str],
     dtype: str | torch.dtype = "float32",
     base: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """Load a Qwen2AudioForConditionalGeneration (a folder holding a LoRA adapter: its base, with the adapter).
 
-    `base` stands in for the base model that an adapter's configuration names.
+    `base` stands in for the base model that an adapter's configuration names; `options` are `from_pretrained`'s.
 
     Raises:
         Refused: see `check_model_folder` and `load_complete`; a head tied to the embeddings.
@@ -124,7 +126,7 @@ def load_model(
     if named_base is not None:
         return load_adapter(load_model(base or named_base, dtype), Path(name_or_path))
     check_model_folder(name_or_path)
-    model = load_complete(Qwen2AudioForConditionalGeneration, name_or_path, dtype)
+    model = load_complete(Qwen2AudioForConditionalGeneration, name_or_path, dtype, **options)
     check_head(model, str(name_or_path))
     # sinusoids that Qwen2-Audio keeps frozen; transformers 5.23 forgets that when it loads a checkpoint
     model.model.audio_tower.embed_positions.requires_grad_(False)
@@ -159,6 +161,11 @@ def load_complete(
                 f"the weights have {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}",
                 "transformers would fill them at random or drop them: use a complete checkpoint of this kind of model.",
             )
+    for module in model.modules():
+        if hasattr(
+            module, "support_avx512bf16_for_cpu"
+        ):  # bitsandbytes on a CPU repacks weights in 4 bits when a model
+            module.support_avx512bf16_for_cpu = False  # answers, and training them goes wrong from there on
     return model
 
 
@@ -251,18 +258,41 @@ def check_pair(config: PreTrainedConfig, processor: ProcessorMixin | PreTrainedT
 
 
 def load(
-    name_or_path: str | os.PathLike[str], dtype: str | torch.dtype = "float32"
+    name_or_path: str | os.PathLike[str], dtype: str | torch.dtype = "float32", **options: Any
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Model and processor of one checkpoint, checked against each other."""
+    """Model and processor of one checkpoint, checked against each other; `options` are `from_pretrained`'s."""
     processor = load_processor(name_or_path)
-    model = load_model(name_or_path, dtype)
+    model = load_model(name_or_path, dtype, **options)
     check_pair(model.config, processor, str(name_or_path))
     return model, processor
 
 
 def load_configured(config: ModelConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
     """`load` for the model that a training configuration names."""
-    return load(str(config.model_name_or_path), config.dtype or "float32")
+    return load(str(config.model_name_or_path), config.dtype or "float32", **in_4_bits(config))
+
+
+def in_4_bits(config: ModelConfig) -> dict[str, Any]:
+    """`from_pretrained`'s options for the layers of the language model in 4 bits (QLoRA, arXiv 2305.14314); none unless
+    `load_in_4bit`.
+
+    Embeddings and head stay as `dtype` has them, as in the paper, and so do audio encoder and projector: clips are
+    heard as the base model hears them, for 1 GB more.
+    """
+    quantization = get_quantization_config(config)
+    if quantization is None:
+        return {}
+    quantization.llm_int8_skip_modules = ["lm_head", "model.audio_tower", "model.multi_modal_projector"]
+    return {"quantization_config": quantization, "device_map": {"": PartialState().device}}
+
+
+def widen_adapter(model: torch.nn.Module) -> None:
+    """The adapter of a base in 4 bits in float32, as PEFT has every other: TRL casts it to bfloat16, where the steps of
+    a small learning rate are below the resolution."""
+    if getattr(base_of(model), "is_loaded_in_4bit", False):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
 
 def tokenizer_of(processor: ProcessorMixin | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

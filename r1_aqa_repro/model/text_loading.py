@@ -29,6 +29,7 @@ from r1_aqa_repro.model.loading import (
     TEXT_MODEL_TYPE,
     check_model_folder,
     check_pair,
+    in_4_bits,
     load_adapter,
     load_complete,
     read_or_refuse,
@@ -67,8 +68,11 @@ def load_policy(
     name_or_path: str | os.PathLike[str],
     dtype: str | torch.dtype = "float32",
     rope_parameters: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """Load a Qwen2ForCausalLM (a folder holding a LoRA adapter: its base, with the adapter).
+
+    `options` are `from_pretrained`'s.
 
     Raises:
         Refused: see `checked_config` and `load_complete`.
@@ -77,7 +81,7 @@ def load_policy(
     if base is not None:
         return load_adapter(load_policy(base, dtype, rope_parameters), Path(name_or_path))
     config = checked_config(name_or_path, rope_parameters)
-    model = load_complete(Qwen2ForCausalLM, name_or_path, dtype, config=config)
+    model = load_complete(Qwen2ForCausalLM, name_or_path, dtype, config=config, **options)
     share_prefixes(model)
     return model
 
@@ -154,7 +158,8 @@ def checked_config(
 def load_configured_policy(config: TextModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Policy and tokenizer that a training configuration names."""
     name = str(config.model_name_or_path)
-    return load_policy(name, config.dtype or "float32", config.rope), load_tokenizer(name)
+    policy = load_policy(name, config.dtype or "float32", config.rope, **in_4_bits(config))
+    return policy, load_tokenizer(name)
 
 
 def load_configured_reward_model(config: TextModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

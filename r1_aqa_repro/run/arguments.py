@@ -83,6 +83,19 @@ class EvaluationArguments(HeldOutArguments):
 
 
 @dataclass
+class PartArguments:
+    """Learning rates of a Qwen2-Audio's parts; what is in none of them has `learning_rate`.
+
+    All follow the same schedule. With LoRA they are those of the adapter's matrices inside the part.
+    """
+
+    encoder_learning_rate: float | None = key(None, "Of the audio encoder; learning_rate unless given.")
+    projector_learning_rate: float | None = key(
+        None, "Of the layer between encoder and language model; learning_rate unless given."
+    )
+
+
+@dataclass
 class ExampleArguments(CheckpointArguments):
     """Batch sizes of what learns from examples: they follow from `examples_per_step` and the number of processes."""
 
@@ -128,7 +141,7 @@ class GRPOArguments(CheckpointArguments):
 
 
 @dataclass
-class AudioGRPOArguments(EvaluationArguments, GRPOArguments):
+class AudioGRPOArguments(PartArguments, EvaluationArguments, GRPOArguments):
     """GRPO on audio questions, with the evaluation while training."""
 
     trained_parts: str = key(
@@ -139,7 +152,7 @@ class AudioGRPOArguments(EvaluationArguments, GRPOArguments):
 
 
 @dataclass
-class AudioSFTArguments(EvaluationArguments, ExampleArguments):
+class AudioSFTArguments(PartArguments, EvaluationArguments, ExampleArguments):
     """Supervised fine-tuning on audio questions, with the evaluation while training."""
 
     stop_at_loss: float | None = key(None, "End once the mean loss of the last 20 logged steps is at most this.")

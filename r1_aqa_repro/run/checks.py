@@ -14,20 +14,22 @@ from peft import inject_adapter_in_model
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, get_peft_config
 
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem, Refused, existing_folder
+from r1_aqa_repro.model.loading import freeze
 from r1_aqa_repro.run.arguments import BEST_METRIC
 from r1_aqa_repro.run.checkpoints import checkpoints
-from r1_aqa_repro.run.config import SharedPrefixGRPOConfig
+from r1_aqa_repro.run.config import AudioSFTConfig, SharedPrefixGRPOConfig, TextSFTConfig
+from r1_aqa_repro.run.part_rates import check_part_rates
 from r1_aqa_repro.run.training_state import has_training_state
 
 # settings of the libraries that these entry points do not act on, and the value that leaves them out
 _UNSUPPORTED = {
     "model_revision": "main",
     "trust_remote_code": False,
-    "load_in_4bit": False,
     "load_in_8bit": False,
     "resume_from_checkpoint": None,
     "label_smoothing_factor": 0.0,
@@ -69,6 +71,8 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
         what = f"{model.dtype} weights do not move at small learning rates: the update is below their resolution"
         remedy = "Use dtype: float32 with bf16: true (mixed precision with float32 master weights)."
         problems.append(Problem("dtype", what, remedy))
+    if model.load_in_4bit:
+        problems += _check_quantised(training, model)
     if model.attn_implementation not in (None, "sdpa"):
         what = f"{model.attn_implementation} does not take the shared-prefix mask for what it is"
         problems.append(Problem("attn_implementation", what, "Use sdpa."))
@@ -76,6 +80,26 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
         what = "an adapter does not keep them: whoever loads it would get the base as it was"
         remedy = "Write them into the base's config.json, or leave use_peft out."
         problems.append(Problem("rope_parameters", what, remedy))
+    return problems
+
+
+def _check_quantised(training: TrainingArguments, model: ModelConfig) -> list[Problem]:
+    """A problem for each thing that keeps an adapter from being trained on a base in 4 bits."""
+    key, problems = "load_in_4bit", []
+    if not isinstance(training, SharedPrefixGRPOConfig | AudioSFTConfig | TextSFTConfig):
+        problems.append(Problem(key, "it is for GRPO and SFT", "Leave it out."))
+    if not model.use_peft:
+        what = "weights in 4 bits cannot be trained, only an adapter beside them"
+        problems.append(Problem(key, what, "Give use_peft: true and lora_target_modules."))
+    if training.deepspeed:
+        what = "DeepSpeed does not split weights in 4 bits"
+        problems.append(Problem("deepspeed", what, "Leave it out: each process holds the base, which is small now."))
+    if training.bf16 and model.dtype != "bfloat16":
+        what = f"{model.dtype}, in which a base in 4 bits would be computed in spite of bf16"
+        problems.append(Problem("dtype", what, "Use dtype: bfloat16."))
+    if not is_bitsandbytes_available():
+        what = "bitsandbytes, which holds the weights, is not installed or too old"
+        problems.append(Problem(key, what, "Install it: pip install -e '.[qlora]'."))
     return problems
 
 
@@ -226,7 +250,8 @@ def count_parameters(training: TrainingArguments, model: ModelConfig, build: Cal
     """Parameters of the model that `build` makes, without memory for them.
 
     Raises:
-        Refused: with `use_peft`, PEFT does not take its settings, such as names of modules that are not there.
+        Refused: with `use_peft`, PEFT does not take its settings, such as names of modules that are not there; a
+            learning rate of a part of which nothing is trained.
     """
     if training.deepspeed:  # ZeRO-3 would shard even this model, before there are processes to shard it over
         unset_hf_deepspeed_config()
@@ -236,6 +261,9 @@ def count_parameters(training: TrainingArguments, model: ModelConfig, build: Cal
             parameters = built.num_parameters()
             if model.use_peft:
                 _try_adapter(built, model)
+            freeze(built, getattr(training, "trained_parts", "all"))
+            if problems := check_part_rates(training, built):
+                raise Refused(problems)
     finally:
         if training.deepspeed:
             set_hf_deepspeed_config(training.hf_deepspeed_config)

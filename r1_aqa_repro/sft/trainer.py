@@ -17,6 +17,7 @@ from r1_aqa_repro.run.callbacks import StopAtLoss
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import AudioSFTConfig
 from r1_aqa_repro.run.evaluating import EvaluatingTrainer
+from r1_aqa_repro.run.part_rates import PartRatesTrainer
 
 
 class SFTCollator:
@@ -40,7 +41,7 @@ class SFTCollator:
         }
 
 
-class AudioSFTTrainer(EvaluatingTrainer, ResumableTrainer, Trainer):
+class AudioSFTTrainer(PartRatesTrainer, EvaluatingTrainer, ResumableTrainer, Trainer):
     """Trainer whose loss is the mean cross-entropy over all labelled tokens of the optimizer step."""
 
     def __init__(

@@ -11,8 +11,15 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers.utils import is_bitsandbytes_available
+from trl import ModelConfig
 
 from r1_aqa_repro import train_grpo, train_sft
+from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.inputs import question_inputs
+from tests.text_world import LORA as TEXT_LORA
+from tests.text_world import Build
 
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
@@ -28,6 +35,10 @@ GRPO = [
 ]  # fmt: skip
 SFT = [*COMMON, "--examples_per_step", "4"]
 ENTRIES = {"grpo": (train_grpo, GRPO), "sft": (train_sft, SFT)}
+IN_4_BITS = ["--load_in_4bit", "true"]
+needs_bitsandbytes = pytest.mark.skipif(
+    not is_bitsandbytes_available(), reason="bitsandbytes is not installed: pip install -e '.[qlora]'"
+)
 
 
 def test_the_reference_takes_no_second_model(make_trainer: Any) -> None:
@@ -64,12 +75,13 @@ def test_kl_is_that_to_a_copy_of_the_base(make_trainer: Any) -> None:
     assert logged == pytest.approx(kls, rel=1e-4, abs=3e-7)
 
 
+@pytest.mark.parametrize("bits", [[], pytest.param(IN_4_BITS, marks=needs_bitsandbytes)], ids=["lora", "qlora"])
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_checkpoints_hold_the_adapter_alone_and_resume_to_the_same_bytes(
-    kind: str, manifest: Path, model_folder: Path, tmp_path: Path
+    kind: str, bits: list[str], manifest: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     entry, settings = ENTRIES[kind]
-    argv = [*settings, "--train_file", str(manifest), "--model_name_or_path", str(model_folder)]
+    argv = [*settings, *bits, "--train_file", str(manifest), "--model_name_or_path", str(model_folder)]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert entry.main([*argv, "--output_dir", str(whole)]) == 0
 
@@ -92,9 +104,12 @@ def test_checkpoints_hold_the_adapter_alone_and_resume_to_the_same_bytes(
     assert not any(torch.equal(final[name], adapter[name]) for name in adapter)  # it went on training
 
 
-def test_a_bfloat16_base_keeps_its_adapter_in_float32(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [[], pytest.param(IN_4_BITS, marks=needs_bitsandbytes)], ids=["lora", "qlora"])
+def test_a_bfloat16_base_keeps_its_adapter_in_float32(
+    bits: list[str], manifest: Path, model_folder: Path, tmp_path: Path
+) -> None:
     """As configs/grpo_lora_qwen2_audio_7b.yaml has it: at 1e-5 a step is below the resolution of bfloat16."""
-    argv = [*GRPO, "--train_file", str(manifest), "--model_name_or_path", str(model_folder)]
+    argv = [*GRPO, *bits, "--train_file", str(manifest), "--model_name_or_path", str(model_folder)]
     argv += ["--output_dir", str(tmp_path / "run"), "--dtype", "bfloat16", "--learning_rate", "1e-5"]
     assert train_grpo.main(argv) == 0
     first, last = (
@@ -102,3 +117,44 @@ def test_a_bfloat16_base_keeps_its_adapter_in_float32(manifest: Path, model_fold
     )
     assert {value.dtype for value in last.values()} == {torch.float32}
     assert not any(torch.equal(last[name], first[name]) for name in last)
+
+
+@needs_bitsandbytes
+def test_a_base_in_4_bits_computes_with_the_rounded_weights_of_the_language_model_alone(
+    model_folder: Path, questions: list[AudioQuestion]
+) -> None:
+    """The same logits as a plain model with exactly those weights rounded, encoder, projector and head untouched."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    config = ModelConfig(model_name_or_path=str(model_folder), load_in_4bit=True)
+    (quantised, processor), plain = loading.load_configured(config), loading.load_model(model_folder)
+    rounded = {name: module for name, module in quantised.named_modules() if isinstance(module, Linear4bit)}
+    assert len(rounded) == 7 * plain.config.text_config.num_hidden_layers
+    assert all(name.startswith("model.language_model.layers.") for name in rounded)
+    quantised.eval()
+    inputs = question_inputs(processor, questions[:1], "answer")
+    batch = {"input_ids": torch.tensor(inputs.prompt_ids), **inputs.audio("cpu")}
+    with torch.no_grad():
+        before = plain(**batch).logits
+        for name, module in rounded.items():
+            plain.get_submodule(name).weight.copy_(dequantize_4bit(module.weight.data, module.weight.quant_state))
+        after, found = plain(**batch).logits, quantised(**batch).logits
+    torch.testing.assert_close(found, after, atol=1e-4, rtol=0)
+    assert (after - before).abs().max() > 100 * 1e-4  # rounding is not nothing
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("name", ["sft", "grpo"])
+def test_an_adapter_of_a_text_model_in_4_bits_learns_in_float32(name: str, build: Build) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    trainer = build(name, *TEXT_LORA, *IN_4_BITS)
+    model = trainer.model
+    rounded = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    before = [module.weight.data.clone() for module in rounded]
+    trainer.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(rounded) == 7 * model.config.num_hidden_layers and len(trained) == 2 * len(rounded)
+    assert all(parameter.dtype == torch.float32 and parameter.any() for parameter in trained)  # B began as zero
+    assert all(module.weight.data.equal(old) for module, old in zip(rounded, before, strict=True))

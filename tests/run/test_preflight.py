@@ -244,7 +244,18 @@ REFUSED = [
     (ALL, "--train_file absent.jsonl", "absent.jsonl: there is no such file"),
     (ALL, "--model_name_or_path /absent", "/absent: no model can be read there"),
     (ALL, "--dtype bfloat16", "dtype: bfloat16 weights do not move at small learning rates"),
-    (ALL, "--load_in_4bit true", "load_in_4bit: True is not supported here"),
+    (ALL, "--load_in_8bit true", "load_in_8bit: True is not supported here"),
+    (list(AUDIO), "--encoder_learning_rate 0", "encoder_learning_rate: 0 trains nothing"),
+    (
+        ["audio grpo"],
+        "--trained_parts no_encoder --encoder_learning_rate 1e-6",
+        "encoder_learning_rate: nothing of the encoder is trained: the rate acts on nothing",
+    ),
+    (
+        list(AUDIO),
+        f"{shlex.join(LORA)} --projector_learning_rate 1e-6",
+        "projector_learning_rate: nothing of the projector is trained",
+    ),
     (ALL, "--attn_implementation flash_attention_2", "flash_attention_2 does not take the shared-prefix mask"),
     (ALL, "--eval_strategy epoch", "eval_strategy: there is nothing to evaluate on"),
     (ALL, "--eval_on_start true", "eval_on_start: there is nothing to evaluate on"),
@@ -282,6 +293,16 @@ REFUSED = [
 def test_a_setting_that_cannot_be_carried_out(name: str, settings: str, said: str, refusal: Refusal) -> None:
     [line] = refusal(name, *shlex.split(settings))
     assert said in line
+
+
+@pytest.mark.parametrize("name", ["audio sft", "grpo", "dpo"])
+def test_what_a_base_in_4_bits_needs(name: str, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "is_bitsandbytes_available", lambda: False)
+    lines = refusal(name, "--load_in_4bit", "true", "--bf16", "true")
+    expected = ["load_in_4bit: weights in 4 bits cannot be trained", "dtype: float32, in which a base in 4 bits"]
+    expected += ["load_in_4bit: bitsandbytes, which holds the weights, is not installed"]
+    expected += ["load_in_4bit: it is for GRPO and SFT"] if name == "dpo" else []
+    assert len(lines) == len(expected) and all(sum(part in line for line in lines) == 1 for part in expected)
 
 
 def test_a_model_and_a_file_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
