@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftConfig
 from trl import get_peft_config
 
 from r1_aqa_repro.planning.estimate import ENGINES, Job, Strategy, as_json, strategies
-from r1_aqa_repro.planning.job import make_job, model_config, read_training
+from r1_aqa_repro.planning.job import make_job, read_training
+from r1_aqa_repro.planning.seconds import Machine, Range, measured, step_seconds, total
 
 # what LoRA adapts if a configuration says nothing: the language model's linear layers, as configs/sft_lora_*.yaml
-_LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_LORA_TARGETS = r"(.*language_model|model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 # what to prefer if it fits: ZeRO-2 communicates as little as DDP, ZeRO-3 half as much again (arXiv 1910.02054,
 # section 7), offloading moves every weight over PCIe as well, and LoRA trains something else
 _PREFERENCE = ("zero2", "zero3", "zero3_offload", "ddp")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """gpus: processes. gpu_bytes: of each. flops_per_second, bytes_per_second: as they are reached."""
-
-    gpus: int
-    gpu_bytes: float
-    flops_per_second: float
-    bytes_per_second: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +29,7 @@ class Plan:
     source: where the model's sizes are from.
     chosen: the strategy to use, None if none fits.
     advice: what to set for it, or what would fit.
+    measured: the constants of the machine that were measured, in words.
     """
 
     source: str
@@ -44,10 +38,11 @@ class Plan:
     found: list[Strategy]
     chosen: Strategy | None
     advice: str
+    measured: list[str]
 
-    def seconds(self, strategy: Strategy) -> dict[str, float]:
-        """Of a step, by part."""
-        return strategy.work.seconds(self.machine.flops_per_second, self.machine.bytes_per_second)
+    def seconds(self, strategy: Strategy) -> dict[str, Range]:
+        """Of a step, by part, at least and at most."""
+        return step_seconds(strategy, self.job, self.machine)
 
     def report(self) -> dict[str, Any]:
         """The plan as JSON."""
@@ -63,9 +58,11 @@ class Plan:
                 "encoder_frames": job.frames,
             },
             "strategies": [
-                as_json(strategy, job, self.machine.gpu_bytes) | {"seconds": self.seconds(strategy)}
+                as_json(strategy, job, self.machine.gpu_bytes)
+                | {"seconds": self.seconds(strategy), "seconds_a_step": total(self.seconds(strategy))}
                 for strategy in self.found
             ],
+            "measured": self.measured,
             "recommended": self.chosen.name(job.num_processes) if self.chosen else None,
             "advice": self.advice,
         }
@@ -75,24 +72,26 @@ def make_plan(
     config: str,
     overrides: Sequence[str],
     machine: Machine,
-    prompt_tokens: int,
-    clip_seconds: float,
+    prompt_tokens: int | None,
+    clip_seconds: float | None,
     completion_tokens: int | None,
+    measurements: Path | None = None,
 ) -> Plan:
-    """Plan the run of a configuration file with further keys (`--key`, `value`, ...).
+    """Plan the run of a configuration file with further keys (`--key`, `value`, ...) on a machine, some of whose
+    constants `measurements` holds.
 
     Raises:
-        Refused: see `read_training`, `model_config` and `make_job`.
+        Refused: see `read_training`, `make_job` and `measured`.
     """
-    training, model = read_training(config, overrides)
-    sizes, source = model_config(str(model.model_name_or_path))
+    training, model, sizes, source = read_training(config, overrides)
     job = make_job(training, model, sizes, machine.gpus, prompt_tokens, clip_seconds, completion_tokens)
+    machine, known = (machine, []) if measurements is None else measured(measurements, machine, job)
     peft_config = get_peft_config(model)
     adapters = [peft_config] if peft_config else [None, LoraConfig(target_modules=_LORA_TARGETS)]
     found = strategies(job, adapters)
     chosen = choose(found, machine)
     advice = recommend(chosen, job) if chosen else what_would_fit(job, adapters, machine)
-    return Plan(source, job, machine, found, chosen, advice)
+    return Plan(source, job, machine, found, chosen, advice, known)
 
 
 def choose(found: Sequence[Strategy], machine: Machine) -> Strategy | None:
@@ -106,6 +105,7 @@ def recommend(chosen: Strategy, job: Job) -> str:
     """What to set for it, in one sentence."""
     setting = "no deepspeed key" if chosen.engine == "ddp" else f"deepspeed: configs/deepspeed/{chosen.engine}.json"
     lora = " and use_peft: true" if chosen.lora else ""
+    lora += " and load_in_4bit: true" if chosen.quantised else ""
     return (
         f"Use {chosen.name(job.num_processes)} ({setting}{lora}): {gigabytes(chosen.memory.peak)} GB a GPU at the peak."
     )
@@ -114,8 +114,8 @@ def recommend(chosen: Strategy, job: Job) -> str:
 def what_would_fit(job: Job, adapters: Sequence[PeftConfig | None], machine: Machine) -> str:
     """The first changes, each alone, then together, under which a strategy fits."""
     changes: dict[str, Job] = {}
-    total = job.prompts * job.accumulation
-    one_prompt = replace(job, prompts=1, completions=job.completions // job.prompts, accumulation=total)
+    rounds = job.prompts * job.accumulation
+    one_prompt = replace(job, prompts=1, completions=job.completions // job.prompts, accumulation=rounds)
     key = "max_prompts_per_device" if job.task == "grpo" else "max_examples_per_device"
     if job.prompts > 1:
         changes[f"{key}: 1"] = one_prompt
@@ -123,6 +123,10 @@ def what_would_fit(job: Job, adapters: Sequence[PeftConfig | None], machine: Mac
         changes["activation_checkpointing: true"] = replace(job, checkpointing=True)
         if job.prompts > 1:
             changes[f"{key}: 1 and activation_checkpointing: true"] = replace(one_prompt, checkpointing=True)
+    if not job.quantised:
+        changes["load_in_4bit: true"] = replace(job, quantised=True, dtype=torch.bfloat16)
+        if job.prompts > 1:
+            changes[f"load_in_4bit: true and {key}: 1"] = replace(one_prompt, quantised=True, dtype=torch.bfloat16)
     for factor in (2, 4, 8):
         changes[f"{factor * machine.gpus} GPUs"] = replace(job, num_processes=factor * machine.gpus)
     would = []

@@ -24,9 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AttentionInterface,
     DynamicCache,
+    PreTrainedConfig,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
+    Qwen2ForCausalLM,
 )
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1_aqa_repro.model.audio_encoder import make_trimmable
@@ -58,17 +61,18 @@ class Shapes:
 
 
 def build_model(
-    config: Qwen2AudioConfig,
+    config: PreTrainedConfig,
     dtype: torch.dtype,
     peft_config: PeftConfig | None = None,
     checkpointing: bool = False,
 ) -> nn.Module:
     """The model as the trainers set it up, in training mode, on the meta device."""
     with torch.device("meta"):
-        model: Any = Qwen2AudioForConditionalGeneration._from_config(
-            deepcopy(config), dtype=dtype, attn_implementation="sdpa"
-        )
-        make_trimmable(model)
+        hears = isinstance(config, Qwen2AudioConfig)
+        model_class = Qwen2AudioForConditionalGeneration if hears else Qwen2ForCausalLM
+        model: Any = model_class._from_config(deepcopy(config), dtype=dtype, attn_implementation="sdpa")
+        if hears:
+            make_trimmable(model)
         if peft_config is not None:
             model = get_peft_model(model, peft_config).to(dtype)  # adapters too, as DeepSpeed casts them
     if checkpointing:
@@ -78,23 +82,31 @@ def build_model(
     return model.train()
 
 
+def language_model(model: nn.Module) -> nn.Module:
+    """The layers that text goes through, without a head: of a Qwen2-Audio a part of it."""
+    inner = base_of(model).model
+    return getattr(inner, "language_model", inner)
+
+
 def backbone(model: nn.Module, shapes: Shapes, cache: DynamicCache | None = None) -> torch.Tensor:
-    """Hidden states [rows, row_tokens, hidden] of prompts with clips, under a 4-D mask as the shared prefix has it."""
+    """Hidden states [rows, row_tokens, hidden] of prompts with their clips, if they have any, under a 4-D mask as the
+    shared prefix has it."""
     base = base_of(model)
     device = base.device
     frames_after_convolutions = shapes.frames // 2
     with torch.device(device):
-        encoded = base.model.audio_tower(
-            torch.empty(shapes.clips, base.config.audio_config.num_mel_bins, shapes.frames),
-            attention_mask=torch.empty(
-                shapes.clips, 1, frames_after_convolutions, frames_after_convolutions, dtype=torch.bool
-            ),
-        ).last_hidden_state
-        features = base.model.multi_modal_projector(encoded)[:, : shapes.audio_tokens]
         embeddings = base.get_input_embeddings()(torch.empty(shapes.rows, shapes.row_tokens, dtype=torch.long))
-        # the same copy as `masked_scatter`, whose mask would need numbers
-        embeddings = torch.cat([features.to(embeddings.dtype), embeddings[:, shapes.audio_tokens :]], dim=1)
-        return base.model.language_model(
+        if shapes.clips:
+            encoded = base.model.audio_tower(
+                torch.empty(shapes.clips, base.config.audio_config.num_mel_bins, shapes.frames),
+                attention_mask=torch.empty(
+                    shapes.clips, 1, frames_after_convolutions, frames_after_convolutions, dtype=torch.bool
+                ),
+            ).last_hidden_state
+            features = base.model.multi_modal_projector(encoded)[:, : shapes.audio_tokens]
+            # the same copy as `masked_scatter`, whose mask would need numbers
+            embeddings = torch.cat([features.to(embeddings.dtype), embeddings[:, shapes.audio_tokens :]], dim=1)
+        return language_model(model)(
             inputs_embeds=embeddings,
             attention_mask=torch.empty(shapes.rows, 1, shapes.row_tokens, shapes.row_tokens, dtype=torch.bool),
             position_ids=torch.empty(shapes.rows, shapes.row_tokens, dtype=torch.long),
@@ -125,7 +137,7 @@ def decode_flops(model: nn.Module, rows: int, prompt_tokens: int, completion_tok
         for layer in range(text.num_hidden_layers):
             past = torch.empty(rows, text.num_key_value_heads, cached, head_dim, device="meta", dtype=base.dtype)
             cache.update(past, past, layer)
-        hidden = base.model.language_model(
+        hidden = language_model(model)(
             inputs_embeds=torch.empty(rows, 1, text.hidden_size, device="meta", dtype=base.dtype),
             attention_mask=torch.empty(rows, 1, 1, cached + 1, device="meta", dtype=torch.bool),
             position_ids=torch.empty(rows, 1, device="meta", dtype=torch.long),
@@ -150,7 +162,7 @@ def count_flops(work: Callable[[], Any], grad: bool = False) -> int:
 
 
 def loss_bytes(
-    config: Qwen2AudioConfig,
+    config: PreTrainedConfig,
     shapes: Shapes,
     dtype: torch.dtype,
     peft_config: PeftConfig | None = None,
@@ -240,6 +252,8 @@ def _memory_efficient_attention(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """What `scaled_dot_product_attention` does on a GPU with a boolean mask [U, 1, T, T]."""
+    groups = query.size(1) // key.size(1)  # each head of the keys serves several of the queries, and is copied for them
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     bias = torch.empty_like(attention_mask, dtype=query.dtype).expand(-1, query.size(1), -1, -1)
     output, *_rest = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, bias, torch.is_grad_enabled(), 0.0, False, scale=scaling

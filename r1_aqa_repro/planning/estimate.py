@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import Qwen2AudioConfig
+from transformers import PreTrainedConfig
 
 from r1_aqa_repro.model.loading import base_of
 from r1_aqa_repro.planning.counting import (
@@ -27,6 +27,7 @@ from r1_aqa_repro.planning.counting import (
     count_flops,
     cross_entropy,
     decode_flops,
+    language_model,
     loss_bytes,
 )
 
@@ -36,6 +37,11 @@ RESERVED = 0.1  # of a GPU: CUDA context, NCCL, fragmentation of the allocator
 _LIVE_PARAMETERS = 1_000_000_000  # ZeRO-3's defaults: stage3_max_live_parameters, and
 _SUB_GROUP = 1_000_000_000  # sub_group_size, the parameters whose optimizer step is taken at once
 _CACHE_BLOCK = 64  # tokens by which the generation's cache grows
+_BITS = (4 + 32 / 64, 4 + 8 / 64 + 32 / (64 * 256))  # of a weight in NF4 with its scales; those in 8 bits (nested)
+# kernels a decoded token takes, for each layer and beside the layers: counted as tests/model/test_generation.py does,
+# which gives 1,321 shared and 1,436 plain at 32 layers; an adapter adds two products, a scaling and a sum
+KERNELS = {True: (40, 41), False: (43, 60)}
+_ADAPTER_KERNELS = 4
 _VOCABULARY_TILE, _TOKEN_TILE = 32_768, 4096  # of TRL's fused head: logits that exist at once
 
 
@@ -43,16 +49,20 @@ _VOCABULARY_TILE, _TOKEN_TILE = 32_768, 4096  # of TRL's fused head: logits that
 class Job:
     """What a training configuration asks of every process.
 
-    prompts, completions: at once (SFT: both are the examples). accumulation: how often in a step.
+    task: grpo, or sft for all that learns from given answers.
+    prompts, completions: at once (SFT: both are the examples; DPO: pairs and their answers). accumulation: how often in
+    a step.
     prompt_tokens: with the clip's `audio_tokens`. completion_tokens: of every completion (SFT: of the target).
-    frames: log-mel frames encoded, trimmed or the whole window.
+    frames: log-mel frames encoded, trimmed or the whole window; 0 of text.
     shared: one packed row a prompt; otherwise a row a completion, with a clip of its own.
     reference: the starting model's log-probabilities are needed: of a second model, or with the adapter switched off.
     optimizer_copy: the optimizer's step makes another copy of its parameters (AdamW without `fused`).
+    reward_models: that score completions, each taken to be as large as the policy.
+    quantised: the base is held in 4 bits; nested: with their scales in 8.
     """
 
     task: Literal["grpo", "sft"]
-    model: Qwen2AudioConfig
+    model: PreTrainedConfig
     num_processes: int
     prompts: int
     completions: int
@@ -68,6 +78,9 @@ class Job:
     checkpointing: bool
     gather_for_generation: bool
     optimizer_copy: bool
+    reward_models: int = 0
+    quantised: bool = False
+    nested: bool = False
 
     @property
     def loss_shapes(self) -> Shapes:
@@ -77,14 +90,17 @@ class Job:
             prefix, rows = self.prompt_tokens - 1, self.prompts
         else:
             segments, prefix, rows = self.completion_tokens, self.prompt_tokens, self.completions
-        return Shapes(rows, rows, self.frames, self.audio_tokens, prefix, prefix + segments)
+        return self._shapes(rows, prefix, prefix + segments)
 
     @property
     def prefill_shapes(self) -> Shapes:
         """The forward over the prompts before anything is generated."""
         rows = self.prompts if self.shared else self.completions
         length = self.prompt_tokens - 1
-        return Shapes(rows, rows, self.frames, self.audio_tokens, length, length)
+        return self._shapes(rows, length, length)
+
+    def _shapes(self, rows: int, prefix: int, row_tokens: int) -> Shapes:
+        return Shapes(rows, rows if self.frames else 0, self.frames, self.audio_tokens, prefix, row_tokens)
 
     @property
     def scored(self) -> int:
@@ -98,6 +114,8 @@ class Parameters:
     """total, trainable: of the model with its adapters, if it has any. largest: of the largest weight.
 
     head: of lm_head; head_trainable: whether it is trained. adapters: whether only LoRA's matrices are.
+    layers: of the matrices of the language model's layers, which QLoRA holds in 4 bits; largest_layer: of the largest.
+    adapted: how many of them have an adapter.
     """
 
     total: int
@@ -106,13 +124,28 @@ class Parameters:
     head: int
     head_trainable: bool
     adapters: bool = False
+    layers: int = 0
+    largest_layer: int = 0
+    adapted: int = 0
 
     @classmethod
     def of(cls, model: nn.Module) -> Parameters:
         head = base_of(model).get_output_embeddings().weight
         sizes = [parameter.numel() for parameter in model.parameters()]
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return cls(sum(sizes), trainable, max(sizes), head.numel(), head.requires_grad, isinstance(model, PeftModel))
+        inner = [each for name, each in language_model(model).named_modules() if "lora_" not in name]
+        layers = [each.weight.numel() for each in inner if isinstance(each, nn.Linear)]
+        return cls(
+            sum(sizes),
+            trainable,
+            max(sizes),
+            head.numel(),
+            head.requires_grad,
+            isinstance(model, PeftModel),
+            sum(layers),
+            max(layers),
+            sum(hasattr(each, "lora_A") for each in inner),
+        )
 
 
 @dataclass(frozen=True)
@@ -158,17 +191,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Work:
-    """Of one optimizer step of one process, FLOPs by part, and the bytes that decoding reads."""
+    """Of one optimizer step of one process: FLOPs by part, the bytes that decoding moves, the kernels it launches."""
 
     flops: dict[str, int]
-    decode_bytes: int
-
-    def seconds(self, flops_per_second: float, bytes_per_second: float) -> dict[str, float]:
-        """By part. Decoding waits for memory: every token reads all weights and the cache (arXiv 2211.05102, 2.1)."""
-        by_part = {part: count / flops_per_second for part, count in self.flops.items()}
-        if "decoding" in by_part:
-            by_part["decoding"] = max(by_part["decoding"], self.decode_bytes / bytes_per_second)
-        return by_part
+    decode_bytes: int = 0
+    decode_kernels: int = 0
 
 
 @dataclass(frozen=True)
@@ -180,6 +207,7 @@ class Strategy:
     parameters: Parameters
     memory: Memory
     work: Work
+    quantised: bool = False
 
     def fits(self, gpu_bytes: float) -> bool:
         return self.memory.peak <= (1 - RESERVED) * gpu_bytes
@@ -191,11 +219,15 @@ class Strategy:
             "zero3": "ZeRO-3",
             "zero3_offload": "ZeRO-3, offload",
         }
-        return ("LoRA, " if self.lora else "") + names[self.engine]
+        adapters = "QLoRA, " if self.quantised else "LoRA, " if self.lora else ""
+        return adapters + names[self.engine]
 
 
 def strategies(job: Job, adapters: Sequence[PeftConfig | None], engines: Sequence[Engine] = ENGINES) -> list[Strategy]:
-    """Every engine for each kind of adapter (None: the whole model is trained)."""
+    """Every engine for each kind of adapter (None: the whole model is trained). A base in 4 bits has adapters, and no
+    DeepSpeed."""
+    if job.quantised:
+        adapters, engines = [each for each in adapters if each], ["ddp"]
     return [strategy for peft_config in adapters for strategy in _with_engines(job, peft_config, engines)]
 
 
@@ -211,7 +243,7 @@ def _with_engines(job: Job, peft_config: PeftConfig | None, engines: Sequence[En
         if how not in measured:
             measured[how] = measure_loss(job, parameters, peft_config, *how)
         memory = memory_of(job, engine, parameters, *measured[how])
-        found.append(Strategy(engine, peft_config is not None, parameters, memory, work))
+        found.append(Strategy(engine, peft_config is not None, parameters, memory, work, job.quantised))
     return found
 
 
@@ -235,7 +267,7 @@ def fused_head_bytes(job: Job, parameters: Parameters, dtype: torch.dtype, compu
         dtype: of weights and hidden states.
         computed: of the logits.
     """
-    hidden = job.model.text_config.hidden_size
+    hidden = job.model.get_text_config().hidden_size
     tile = min(job.scored, _TOKEN_TILE) * _VOCABULARY_TILE * computed.itemsize
     states = job.scored * hidden * dtype.itemsize  # the scored positions, picked out
     gradient_of = job.scored * hidden + (parameters.head if parameters.head_trainable else 0)
@@ -247,7 +279,9 @@ def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int
     """Bytes by part.
 
     - ddp, one process: weights as `dtype` has them (an adapter in float32), float32 gradients, which DDP copies into
-      its buckets, and two float32 moments. With bf16 autocast keeps a bfloat16 copy of what is trained.
+      its buckets, and two float32 moments. With bf16 autocast keeps a bfloat16 copy of what is trained. QLoRA holds
+      the matrices of the language model's layers in 4 bits, with a float32 scale to 64 of them (arXiv 2305.14314), and
+      computes with a copy of one at a time.
     - zero2: DeepSpeed holds the whole model as it computes (2 bytes with bf16, even if `dtype` is float32); this
       process's share of the gradients in the same type and 12 bytes for the optimizer. The reference is not sharded.
     - zero3: all of that is sharded, the reference too. While generating, the whole model is gathered
@@ -259,19 +293,22 @@ def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int
     """
     total, trained, size = parameters.total, parameters.trainable, 2 if job.bf16 else 4
     shards = job.num_processes
-    second_model = job.reference and not parameters.adapters
+    others = job.reward_models + (job.reference and not parameters.adapters)  # frozen models beside the policy
     optimizer_copy = 4 if job.optimizer_copy else 0
-    buckets = 2 * size * job.model.text_config.hidden_size**2  # reduce_bucket_size: auto, and one being reduced
+    buckets = 2 * size * job.model.get_text_config().hidden_size ** 2  # reduce_bucket_size: auto, and one being reduced
     common: dict[str, int] = {"activations": activations, "logits": logits}
     if job.task == "grpo":
         common |= {"kv_cache": kv_cache_bytes(job), "sampling": sampling_bytes(job)}
     if engine == "ddp":
         weights = (total - trained) * job.dtype.itemsize + trained * (4 if parameters.adapters else job.dtype.itemsize)
+        if job.quantised:
+            weights -= parameters.layers * job.dtype.itemsize - math.ceil(parameters.layers * _BITS[job.nested] / 8)
+            common["activations"] += parameters.largest_layer * job.dtype.itemsize
         return Memory(
             weights=weights,
             gradients=4 * trained * (2 if shards > 1 else 1),
             optimizer=8 * trained,
-            reference=total * job.dtype.itemsize if second_model else 0,
+            reference=total * job.dtype.itemsize * others,
             gathered_to_generate=2 * trained if job.bf16 and job.task == "grpo" and job.dtype == torch.float32 else 0,
             step=optimizer_copy * trained,
             **common,
@@ -281,7 +318,7 @@ def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int
             weights=size * total,
             gradients=_share(size * trained, shards) + buckets,
             optimizer=_share(12 * trained, shards),
-            reference=size * total if second_model else 0,
+            reference=size * total * others,
             step=_share((4 + size + optimizer_copy) * trained, shards),
             **common,
         )
@@ -294,13 +331,13 @@ def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int
             weights=_share(size * total, shards),
             gradients=_share(size * trained, shards) + buckets,
             optimizer=_share(12 * trained, shards),
-            reference=_share(size * total, shards) if second_model else 0,
+            reference=_share(size * total * others, shards),
             step=min(_share(trained, shards), _SUB_GROUP) * (4 + optimizer_copy),
             **common,
         )
     return Memory(
         gradients=buckets,
-        host=size * total * (2 if second_model else 1) + (12 + 4 + size) * trained,
+        host=size * total * (1 + others) + (12 + 4 + size) * trained,
         **common,
     )
 
@@ -311,7 +348,7 @@ def _share(amount: int, shards: int) -> int:
 
 def kv_cache_bytes(job: Job) -> int:
     """Keys and values: of shared prompts once, and of every completion's own tokens, in blocks."""
-    text = job.model.text_config
+    text = job.model.get_text_config()
     head_dim = text.hidden_size // text.num_attention_heads
     a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * (2 if job.bf16 else 4)
     prompts = job.prompts if job.shared else job.completions
@@ -321,11 +358,11 @@ def kv_cache_bytes(job: Job) -> int:
 
 def sampling_bytes(job: Job) -> int:
     """Logits of the next token of every completion: as computed, in float32, filtered, sorted and as probabilities."""
-    return job.completions * job.model.text_config.vocab_size * ((2 if job.bf16 else 4) + 4 * 4)
+    return job.completions * job.model.get_text_config().vocab_size * ((2 if job.bf16 else 4) + 4 * 4)
 
 
 def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, parameters: Parameters) -> Work:
-    """FLOPs of an optimizer step by part, and the bytes read from memory while decoding.
+    """FLOPs of an optimizer step by part, and what decoding moves in memory and launches.
 
     The head of a backward: TRL's recomputes the logits, then takes their gradients (SFT's only the latter).
     """
@@ -334,19 +371,26 @@ def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, param
     backward = 1 + parameters.head_trainable + (job.task == "grpo")
     policy = count_flops(lambda: backbone(model, shapes).sum().backward(), grad=True)
     flops = {"policy": times * (policy + head * (1 + backward))}
-    if job.task == "sft":
-        return Work(flops, 0)
     model.eval()  # with checkpointing, transformers keeps no cache in training mode
+    if job.reference:
+        reference = base_of(model) if peft_config is None else build_model(job.model, torch.float32)
+        flops = {"reference": times * (count_flops(lambda: backbone(reference, shapes)) + head)} | flops
+    if job.task == "sft":
+        return Work(flops)
     rollout = {
         "prefill": times * count_flops(lambda: backbone(model, job.prefill_shapes)),
         "decoding": times * decode_flops(model, job.completions, job.prompt_tokens, job.completion_tokens),
     }
-    if job.reference:
-        reference = base_of(model) if peft_config is None else build_model(job.model, torch.float32)
-        rollout["reference"] = times * (count_flops(lambda: backbone(reference, shapes)) + head)
-    size = 2 if job.bf16 else 4
-    read = job.completion_tokens * (size * parameters.total + kv_cache_bytes(job))
-    return Work(rollout | flops, times * read)
+    if job.reward_models:
+        rows = replace(job, shared=False).loss_shapes
+        rollout["reward models"] = times * job.reward_models * count_flops(lambda: backbone(model, rows))
+    size, tokens = 2 if job.bf16 else 4, times * job.completion_tokens
+    a_token: float = size * parameters.total + kv_cache_bytes(job)
+    if job.quantised:  # unpacked into memory before each product
+        a_token += parameters.layers * (_BITS[job.nested] / 8 + size)
+    a_layer, beside = KERNELS[job.shared]
+    kernels = a_layer * job.model.get_text_config().num_hidden_layers + beside + _ADAPTER_KERNELS * parameters.adapted
+    return Work(rollout | flops, math.ceil(tokens * a_token), tokens * kernels)
 
 
 def as_json(strategy: Strategy, job: Job, gpu_bytes: float) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""The Qwen2-Audio configurations that the benchmarks and the planner build without a download."""
+"""The configurations of models that the benchmarks and the planner build without a download."""
 
 from __future__ import annotations
 
-from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2Config
+from collections.abc import Callable
+
+from transformers import PreTrainedConfig, Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2Config
 
 QWEN2_AUDIO_7B_INSTRUCT = "Qwen/Qwen2-Audio-7B-Instruct"
 
@@ -57,3 +59,37 @@ def qwen2_audio_7b_config() -> Qwen2AudioConfig:
         ),
         audio_token_index=151_646,
     )
+
+
+def qwen2_7b_config() -> Qwen2Config:
+    """Qwen2-7B-Instruct's sizes, as its public config.json has them."""
+    return Qwen2Config(
+        vocab_size=152_064,
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    )
+
+
+def qwen2_0_5b_config() -> Qwen2Config:
+    """Qwen2-0.5B-Instruct's sizes, as its public config.json has them."""
+    return Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+
+
+# the models of configs/, by their names
+KNOWN: dict[str, Callable[[], PreTrainedConfig]] = {
+    QWEN2_AUDIO_7B_INSTRUCT: qwen2_audio_7b_config,
+    "Qwen/Qwen2-7B-Instruct": qwen2_7b_config,
+    "Qwen/Qwen2-0.5B-Instruct": qwen2_0_5b_config,
+}

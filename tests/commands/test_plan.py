@@ -100,8 +100,71 @@ def test_a_7b_config_is_planned_without_its_weights(
     assert "8.40 G parameters" in text or "use_peft: true" in config.read_text()
 
 
-@pytest.mark.parametrize("config", ["dpo", "grpo_text", "ppo_text", "reward_model"])
-def test_a_run_on_text_is_refused_as_such(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+TEXT = {
+    "grpo": "prompts_per_step: 8\nmax_prompts_per_device: 2\nnum_generations: 4\nmax_completion_length: 16\nbeta: 0.1\n"
+    "reward_funcs: [reward_model, random]\n",
+    "sft": "examples_per_step: 8\nmax_examples_per_device: 4\n",
+    "dpo": "examples_per_step: 8\nmax_examples_per_device: 2\nbeta: 0.1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sequences", "parts", "frozen"),
+    [
+        ("grpo", 8, ["prefill", "decoding", "reward models", "reference", "policy"], 2),
+        ("sft", 4, ["policy"], 0),
+        ("dpo", 4, ["reference", "policy"], 1),
+    ],
+)
+def test_a_run_on_text_is_planned(
+    name: str, sequences: int, parts: list[str], frozen: int, policy: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "text.yaml"
+    path.write_text(f"model_name_or_path: {policy}\nbf16: true\n{TEXT[name]}")
+    options = ["--config", str(path), "--gpus", "2", "--gpu-memory", "80", "--prompt-tokens", "30"]
+    options += ["--completion-tokens", "16"]
+    code, report, text = plan(capsys, tmp_path / "a.json", *options)
+    assert code == 0, text
+    assert report["step"]["completions_at_once"] == sequences and report["step"]["encoder_frames"] == 0
+    ddp = report["strategies"][0]
+    assert list(ddp["flops"]) == parts
+    assert ddp["memory_bytes"]["reference"] == frozen * 4 * ddp["parameters"]
+    assert (ddp["memory_bytes"]["kv_cache"] > 0) == (name == "grpo")
+    assert "least" in text and ddp["seconds_a_step"][0] <= ddp["seconds_a_step"][1]
+    # layers of two adapted matrices or seven: the same model, no audio
+    assert any(strategy["lora"] and strategy["trainable_parameters"] > 0 for strategy in report["strategies"])
+    assert main([*options, "--clip-seconds", "10"]) == 2
+    assert "reads text alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", ["ppo_text", "reward_model"])
+def test_what_is_not_planned_is_refused_as_such(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = ROOT / "configs" / f"{config}_qwen2_7b.yaml"
     assert main(["--config", str(path), "--gpus", "8", "--gpu-memory", "80"]) == 2
-    assert "Only GRPO and SFT of Qwen2-Audio are planned." in capsys.readouterr().err
+    assert "Only GRPO, SFT and DPO are planned." in capsys.readouterr().err
+
+
+def test_a_base_in_4_bits_is_planned_without_deepspeed(
+    small_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", str(small_config), "--gpus", "1", "--gpu-memory", "24", "--use_peft", "true"]
+    options += ["--lora_target_modules", ".*language_model.*q_proj", "--dtype", "bfloat16"]
+    _, whole, _ = plan(capsys, tmp_path / "a.json", *options)
+    code, report, _ = plan(capsys, tmp_path / "b.json", *options, "--load_in_4bit", "true")
+    assert code == 0 and [strategy["strategy"] for strategy in report["strategies"]] == ["QLoRA, one process"]
+    assert "load_in_4bit: true" in report["advice"]
+    small, large = (plan["strategies"][0]["memory_bytes"]["weights"] for plan in (report, whole))
+    assert small < large
+
+
+def test_measured_constants_are_named_and_used(
+    small_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps({"machine": {"matmul_tflops": 0.5, "copy_tb_per_second": 0.001, "kernel_us": 100.0}}))
+    options = ["--config", str(small_config), "--gpus", "1", "--gpu-memory", "80"]
+    _, assumed, _ = plan(capsys, tmp_path / "a.json", *options)
+    _, report, text = plan(capsys, tmp_path / "b.json", *options, "--measured", str(file))
+    assert "Measured: 0.5 TFLOP/s (a matrix product), 0.001 TB/s, 100 us a kernel" in text
+    low, high = report["strategies"][0]["seconds"]["decoding"]
+    assert low == high > assumed["strategies"][0]["seconds"]["decoding"][1]

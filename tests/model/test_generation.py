@@ -14,6 +14,7 @@ from r1_aqa_repro.model import generation
 from r1_aqa_repro.model.generation import Completions, Loop, complete
 from r1_aqa_repro.model.inputs import PromptInputs
 from r1_aqa_repro.model.shared_attention import Rows, share_prefixes, shared_cache
+from r1_aqa_repro.planning.estimate import KERNELS
 
 PROMPTS = PromptInputs([[5, 6, 7, 8, 9], [10, 11, 12]])
 ROWS = torch.arange(2).repeat_interleave(3)
@@ -186,4 +187,8 @@ def test_a_token_costs_no_more_kernels_than_a_plain_one(layers: None) -> None:
 
     operations, kernels = a_token()
     assert operations <= 2850 and kernels <= 1350
-    assert kernels < a_token(share=False)[1]
+    plain = a_token(share=False)[1]
+    assert kernels < plain
+    for shared, counted in ((True, kernels), (False, plain)):  # what the planner goes by
+        a_layer, beside = KERNELS[shared]
+        assert counted == pytest.approx(32 * a_layer + beside, abs=2)

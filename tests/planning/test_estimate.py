@@ -19,12 +19,17 @@ from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.embedded.tiny_model import Geometry, build_tiny_qwen2_audio
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.model import loading
+from r1_aqa_repro.model import generation, loading
 from r1_aqa_repro.model.inputs import question_inputs
 from r1_aqa_repro.planning import estimate
 from r1_aqa_repro.planning.counting import build_model
 from r1_aqa_repro.planning.estimate import Job, Memory, Parameters, kv_cache_bytes, memory_of, strategies
-from r1_aqa_repro.planning.geometries import mid_config, qwen2_audio_7b_config
+from r1_aqa_repro.planning.geometries import (
+    mid_config,
+    qwen2_0_5b_config,
+    qwen2_7b_config,
+    qwen2_audio_7b_config,
+)
 from r1_aqa_repro.run.config import AudioGRPOConfig
 
 # large enough that the model's tensors, not bookkeeping, fill the memory; small enough for two steps in seconds
@@ -55,7 +60,11 @@ def test_the_geometries_have_the_known_sizes() -> None:
         largest=156_032 * 4096,
         head=156_032 * 4096,
         head_trainable=True,
+        layers=32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008),
+        largest_layer=4096 * 11_008,
     )
+    assert Parameters.of(build_model(qwen2_7b_config(), torch.bfloat16)).total == 7_615_616_512
+    assert Parameters.of(build_model(qwen2_0_5b_config(), torch.bfloat16)).total == 494_032_768
     assert Parameters.of(build_model(mid_config(), torch.float32)).total == 38_069_248
 
 
@@ -186,8 +195,11 @@ def peak_bytes(profile: Any) -> int:
     return peak
 
 
-def test_flops_of_a_real_training_step(measured_folder: Path, questions: list[AudioQuestion], tmp_path: Path) -> None:
+def test_flops_of_a_real_training_step(
+    measured_folder: Path, questions: list[AudioQuestion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two steps of the trainer, rollout, reference, loss and backward, counted as they run."""
+    monkeypatch.setattr(generation, "_KERNELS", [SDPBackend.MATH])  # the counter knows no other on a CPU
     trainer, planned = trainer_and_job(measured_folder, questions, tmp_path)
     (estimated,) = strategies(planned, [None], ["ddp"])
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
