@@ -109,9 +109,9 @@ def print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
     flops = f"{sum(shown.work.flops.values()) / 1e12:.3g} TFLOP"
     console.print(f"  {'all':<18} {flops:>14} {low:10.3g} {high:10.3g} s")
     console.print(
-        "These are estimates: FLOPs are counted, and what is not known of the machine makes the range. Take the sums for "
-        "lower bounds: rewards, audio decoding, Python between the parts and waiting for the slowest process are left "
-        "out. Completions are taken at their longest."
+        "These are estimates: FLOPs are counted, and what is not known of the machine makes the range. Take the sums "
+        "for lower bounds: rewards, audio decoding, Python between the parts and waiting for the slowest process are "
+        "left out. Completions are taken at their longest."
     )
 
 

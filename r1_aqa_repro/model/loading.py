@@ -162,10 +162,9 @@ def load_complete(
                 "transformers would fill them at random or drop them: use a complete checkpoint of this kind of model.",
             )
     for module in model.modules():
-        if hasattr(
-            module, "support_avx512bf16_for_cpu"
-        ):  # bitsandbytes on a CPU repacks weights in 4 bits when a model
-            module.support_avx512bf16_for_cpu = False  # answers, and training them goes wrong from there on
+        # bitsandbytes on a CPU repacks the weights of a model that answers, and its training goes wrong from there on
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -19,7 +19,7 @@ from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.embedded.tiny_model import Geometry, build_tiny_qwen2_audio
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
-from r1_aqa_repro.model import generation, loading
+from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import question_inputs
 from r1_aqa_repro.planning import estimate
 from r1_aqa_repro.planning.counting import build_model
@@ -31,6 +31,7 @@ from r1_aqa_repro.planning.geometries import (
     qwen2_audio_7b_config,
 )
 from r1_aqa_repro.run.config import AudioGRPOConfig
+from scripts.bench_grpo_step import KERNELS
 
 # large enough that the model's tensors, not bookkeeping, fill the memory; small enough for two steps in seconds
 MEASURED = Geometry(
@@ -195,14 +196,11 @@ def peak_bytes(profile: Any) -> int:
     return peak
 
 
-def test_flops_of_a_real_training_step(
-    measured_folder: Path, questions: list[AudioQuestion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flops_of_a_real_training_step(measured_folder: Path, questions: list[AudioQuestion], tmp_path: Path) -> None:
     """Two steps of the trainer, rollout, reference, loss and backward, counted as they run."""
-    monkeypatch.setattr(generation, "_KERNELS", [SDPBackend.MATH])  # the counter knows no other on a CPU
     trainer, planned = trainer_and_job(measured_folder, questions, tmp_path)
     (estimated,) = strategies(planned, [None], ["ddp"])
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter, sdpa_kernel(SDPBackend.MATH):
         trainer.train()
     counted = counter.get_total_flops() / 2
     print(f"FLOPs a step: predicted {sum(estimated.work.flops.values()):.4e}, counted {counted:.4e}")
