@@ -138,7 +138,8 @@ def test_a_base_in_4_bits_computes_with_the_rounded_weights_of_the_language_mode
     with torch.no_grad():
         before = plain(**batch).logits
         for name, module in rounded.items():
-            plain.get_submodule(name).weight.copy_(dequantize_4bit(module.weight.data, module.weight.quant_state))
+            packed: Any = module.weight
+            plain.get_submodule(name).weight.copy_(dequantize_4bit(packed.data, packed.quant_state))
         after, found = plain(**batch).logits, quantised(**batch).logits
     torch.testing.assert_close(found, after, atol=1e-4, rtol=0)
     assert (after - before).abs().max() > 100 * 1e-4  # rounding is not nothing
