@@ -11,6 +11,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from trl import ModelConfig
 
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.model.text_loading import TextModelConfig
 from r1_aqa_repro.ppo.trainer import PPOConfig
 from r1_aqa_repro.run.arguments import DataArguments, RunArguments, batch_plan
@@ -108,6 +109,22 @@ class TestPublishedFiles:
             assert rows * training.num_mini_batches == training.prompts_per_step
         else:
             assert rows == training.examples_per_step
+
+    @pytest.mark.parametrize(
+        ("name", "base", "differing"),
+        [
+            ("grpo_qwen2_audio_7b_beta0001", "grpo_qwen2_audio_7b", {"beta"}),
+            (
+                "grpo_qlora_qwen2_audio_7b",
+                "grpo_lora_qwen2_audio_7b",
+                {"load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "max_prompts_per_device"}
+                | {"activation_checkpointing"},
+            ),
+        ],
+    )
+    def test_a_variant_differs_from_its_base_in_what_it_is_for(self, name: str, base: str, differing: set[str]):
+        own, other = (read_yaml(str(ROOT / "configs" / f"{each}.yaml")) for each in (name, base))
+        assert {key for key in own | other if own.get(key) != other.get(key)} == differing | {"output_dir"}
 
     def test_the_papers_settings(self):
         path = ROOT / "configs" / "grpo_qwen2_audio_7b.yaml"
