@@ -20,15 +20,13 @@ import torch
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
     Qwen2AudioForConditionalGeneration,
     Qwen2ForCausalLM,
 )
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command, failing_plainly
-from r1_aqa_repro.model.files import ADAPTER_CONFIG, adapter_config
+from r1_aqa_repro.model.files import ADAPTER_CONFIG, adapter_config, make_portable, processor_files
 from r1_aqa_repro.model.loading import (
     MODEL_TYPE,
     TEXT_MODEL_TYPE,
@@ -54,39 +52,39 @@ def main(argv: list[str]) -> int:
 
 
 def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str = "float32") -> Path:
-    """Write base + adapter to `out`: model, processor and generation config, whole or not at all. Returns `out`.
+    """Write base + adapter to `out`: model, the base's processor and generation config, whole or not at all.
+
+    Returns `out`.
 
     Raises:
         Refused: `out` exists, the adapter is not a LoRA or does not fit, its base cannot be read, too little space.
         Failed: it could not be written, such as when the disk filled up; nothing is left of `out`.
     """
     base = _check(adapter, out, base, dtype)
-    model, processor = _load(adapter, base)
-    merged = model.merge_and_unload(safe_merge=True).to(DTYPES[dtype])
+    files = processor_files(base)
+    merged = _load(adapter, base).merge_and_unload(safe_merge=True).to(DTYPES[dtype])
     staged = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     with failing_plainly(out, "Nothing of it is left: give the same command again once it can be."):
         try:
             merged.save_pretrained(staged)
-            processor.save_pretrained(staged)
+            make_portable(staged, files)
             os.rename(staged, out)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     return out
 
 
-def _load(adapter: Path, base: str) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]:
-    """The adapter on its base in float32, and the processor or tokenizer: the adapter's, or else the base's."""
-    is_audio = _base_config(base).model_type == MODEL_TYPE
-    file = "processor_config.json" if is_audio else "tokenizer_config.json"
-    source = adapter if (adapter / file).is_file() else base
-    if is_audio:
-        return load_model(adapter, "float32", base=base), load_processor(source)
-    tokenizer = load_tokenizer(source)
+def _load(adapter: Path, base: str) -> PreTrainedModel:
+    """The adapter on its base in float32, the base's processor or tokenizer being sound."""
+    if _base_config(base).model_type == MODEL_TYPE:
+        load_processor(base)
+        return load_model(adapter, "float32", base=base)
+    tokenizer = load_tokenizer(base)
     config = adapter_config(adapter) or {}
     is_reward_model = config["task_type"] == "SEQ_CLS"
     own = load_reward_model(base, tokenizer, new_head=True) if is_reward_model else load_policy(base)
-    return load_adapter(own, adapter), tokenizer
+    return load_adapter(own, adapter)
 
 
 def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> str:

@@ -121,4 +121,5 @@ def build_tiny_qwen2_audio(out: Path, *, texts: Iterable[str], seed: int, geomet
         FileExistsError: `out` exists.
     """
     processor = build_processor(geometry, texts)
-    save_whole(out, build_qwen2_audio(processor, geometry, seed), processor)
+    processor.tokenizer.chat_template = processor.chat_template
+    save_whole(out, build_qwen2_audio(processor, geometry, seed), processor.tokenizer, processor.feature_extractor)

@@ -33,7 +33,7 @@ from r1_aqa_repro.grpo.selection import EpochRepeatSampler, better_completions, 
 from r1_aqa_repro.model.encoded_audio import ENCODED, EncodedAudio
 from r1_aqa_repro.model.generation import complete
 from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, load_clip, process, text_inputs
-from r1_aqa_repro.model.loading import base_of, prepare_for_sharing, widen_adapter
+from r1_aqa_repro.model.loading import base_of, check_reference, prepare_for_sharing, widen_adapter
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction, completion_text
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
@@ -88,9 +88,12 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         for index, (name, function) in enumerate(reward_funcs):
             if isinstance(function, torch.nn.Module):  # TRL calls it by its folder
                 self.reward_func_names[index] = name
-        for wrapped in (self.model, self.ref_model):  # TRL loads the reference itself
-            if wrapped is not None:
-                self._prepare_model(base_of(self.accelerator.unwrap_model(wrapped)))
+        wrapped = [model for model in (self.model, self.ref_model) if model is not None]
+        models = [base_of(self.accelerator.unwrap_model(model)) for model in wrapped]
+        if self.ref_model is not None:  # TRL loads it itself
+            check_reference(*models)
+        for each in models:
+            self._prepare_model(each)
         widen_adapter(self.accelerator.unwrap_model(self.model))
         self.add_callback(StepMonitor(self.clock, self.record, self._add_figures))
 

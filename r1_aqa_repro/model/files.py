@@ -1,4 +1,4 @@
-"""The files of a saved model: which of them its answers depend on, and the one digest of them."""
+"""The files of a saved model: which its answers depend on, their one digest, and what other programs read of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,24 @@ import os
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.hub import cached_file
+
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.common.files import sha256_of, write_json
 
 ADAPTER_CONFIG = "adapter_config.json"
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 # every file that a model's answers depend on; a training checkpoint holds others beside them
 MODEL_FILES = (
     "*.safetensors",
@@ -21,15 +35,7 @@ MODEL_FILES = (
     "config.json",
     ADAPTER_CONFIG,
     "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.*",
+    *PROCESSOR_FILES,
 )
 
 
@@ -63,3 +69,52 @@ def model_digest(name_or_path: str | os.PathLike[str], base: str | os.PathLike[s
     if base is not None:
         digests["base model"] = model_digest(base)
     return hashlib.sha256(json.dumps(digests, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def processor_files(name_or_path: str | os.PathLike[str]) -> dict[str, bytes]:
+    """The `PROCESSOR_FILES` of a folder or hub id, by name.
+
+    Raises:
+        Refused: there are none.
+    """
+    unraised = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    paths = {name: cached_file(str(name_or_path), name, **unraised) for name in PROCESSOR_FILES}
+    files = {name: Path(path).read_bytes() for name, path in paths.items() if path is not None}
+    if not files:
+        what = "no files of a tokenizer or processor can be read there"
+        raise Refused.because(str(name_or_path), what, "Copy those of the base model into the folder.")
+    return files
+
+
+def make_portable(folder: Path, files: dict[str, bytes]) -> None:
+    """Let other programs, and transformers 4 too, read a model or an adapter that transformers 5 has just saved.
+
+    transformers 5 writes processors that 4 cannot read: the folder gets `files`, those of the base model as
+    `processor_files` read them, instead.
+    """
+    for name in PROCESSOR_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    add_older_names(folder)
+
+
+def add_older_names(folder: Path) -> None:
+    """Let `config.json`, if there is one, say everything by the names of transformers 4 too; 5 takes them for the same.
+
+    The positions of a model with YaRN become its trained length: 4.49 computes from that, and Qwen's model cards say
+    it.
+    """
+    if not (folder / "config.json").is_file():  # an adapter's
+        return
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config", {})):
+        if "dtype" in part:
+            part["torch_dtype"] = part["dtype"]
+        if rope := dict(part.get("rope_parameters", {})):
+            part["rope_theta"] = rope.pop("rope_theta")
+            if rope["rope_type"] != "default":
+                part["rope_scaling"] = rope
+            if rope["rope_type"] == "yarn":
+                part["max_position_embeddings"] = rope["original_max_position_embeddings"]
+    write_json(folder / "config.json", config)

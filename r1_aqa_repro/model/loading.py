@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
     ProcessorMixin,
     Qwen2AudioForConditionalGeneration,
 )
+from transformers.integrations import deepspeed as integration
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_quantization_config
 
@@ -27,6 +29,7 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.model.audio_encoder import make_trimmable
 from r1_aqa_repro.model.files import adapter_base
 from r1_aqa_repro.model.shared_attention import share_prefixes
+from r1_aqa_repro.model.yarn import declare_reach
 
 MODEL_TYPE, TEXT_MODEL_TYPE = "qwen2_audio", "qwen2"
 EXAMPLES = {MODEL_TYPE: "Qwen/Qwen2-Audio-7B-Instruct", TEXT_MODEL_TYPE: "Qwen/Qwen2-7B-Instruct"}
@@ -65,6 +68,7 @@ def check_model_folder(
         raise Refused.because(where, f"the model is a {config.model_type}, not a {wanted}", remedy)
     if folder.is_dir():
         _check_weight_files(folder, remedy)
+    declare_reach(config.get_text_config())
     return config
 
 
@@ -143,29 +147,66 @@ def load_complete(
     name_or_path: str | os.PathLike[str],
     dtype: str | torch.dtype,
     accepted: Collection[str] = (),
+    config: PreTrainedConfig | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """`from_pretrained`, which by itself fills missing tensors at random and drops those that are too many.
 
     Raises:
-        Refused: there are such tensors, other than those `accepted`.
+        Refused: there are such tensors, other than those `accepted`, or tensors of another shape.
     """
-    model, report = model_class.from_pretrained(
-        name_or_path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
-    )
+    with _whole_models():  # reads no weights, only what they are
+        _, report = model_class.from_pretrained(
+            name_or_path, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, config=config
+        )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(set(map(str, report[what])) - set(accepted))
+        names = {key if isinstance(key, str) else key[0] for key in report[what]}  # with the shapes of a mismatch
+        keys = sorted(names - set(accepted))
         if keys:
             raise Refused.because(
                 str(name_or_path),
                 f"the weights have {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}",
                 "transformers would fill them at random or drop them: use a complete checkpoint of this kind of model.",
             )
+    model = model_class.from_pretrained(name_or_path, dtype=dtype, attn_implementation="sdpa", config=config, **options)
     for module in model.modules():
         # bitsandbytes on a CPU repacks the weights of a model that answers, and its training goes wrong from there on
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+@contextmanager
+def _whole_models() -> Iterator[None]:
+    """Inside, transformers 5.23 builds models as it does without ZeRO-3, where alone it compares all their tensors."""
+    held, integration._hf_deepspeed_config_weak_ref = integration._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = held
+
+
+def check_reference(policy: PreTrainedModel, reference: PreTrainedModel) -> None:
+    """Compare the weights of a reference model that a library has loaded to the policy's before any step, in the
+    reference's precision. With ZeRO-3 all processes have to call it.
+
+    Raises:
+        Refused: they differ: the KL divergence would be to another model than the start.
+    """
+    gathered: Any = nullcontext
+    if is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters
+    own, others = (dict(model.named_parameters()) for model in (policy, reference))
+    differing = sorted(own.keys() ^ others.keys())
+    for name, weights in () if differing else others.items():
+        with gathered(own[name]), gathered(weights):
+            if not torch.equal(own[name].to(weights.device, weights.dtype), weights):
+                differing.append(name)
+    if differing:
+        what = f"the reference model's weights are not the policy's in {len(differing)} tensors, such as {differing[0]}"
+        raise Refused.because(policy.name_or_path, what, "Use a folder whose weights transformers loads completely.")
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:

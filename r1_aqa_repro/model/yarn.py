@@ -34,11 +34,21 @@ def apply_rope_parameters(config: PreTrainedConfig, rope_parameters: Mapping[str
     problems = list(_problems(config, rope_parameters))
     if problems:
         raise Refused(problems)
-    positions = _trained_length(config)
-    wanted = {"rope_theta": config.rope_parameters["rope_theta"], **rope_parameters}
-    if wanted["rope_type"] == "yarn":
-        positions = int(wanted.setdefault(_LENGTH, positions) * wanted["factor"])
-    config.rope_parameters, config.max_position_embeddings = wanted, positions
+    config.max_position_embeddings = _trained_length(config)
+    config.rope_parameters = {"rope_theta": config.rope_parameters["rope_theta"], **rope_parameters}
+    if config.rope_parameters["rope_type"] == "yarn":
+        config.rope_parameters.setdefault(_LENGTH, config.max_position_embeddings)
+    declare_reach(config)
+
+
+def declare_reach(config: PreTrainedConfig) -> None:
+    """Make `max_position_embeddings` of a Qwen2 with YaRN what the model can take, in place.
+
+    Qwen's model cards and our own checkpoints have the trained length there, from which transformers 4.49 computes.
+    """
+    rope = config.rope_parameters
+    if rope["rope_type"] == "yarn":
+        config.max_position_embeddings = int(rope[_LENGTH] * rope["factor"])
 
 
 def _trained_length(config: PreTrainedConfig) -> int:

@@ -29,6 +29,7 @@ from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import disable_dropout_in_model
 
 from r1_aqa_repro.data.conversations import TextPrompt, answer
+from r1_aqa_repro.model.files import make_portable
 from r1_aqa_repro.model.generation import generate, sampling_config
 from r1_aqa_repro.model.inputs import PromptInputs, attention_mask_left, pad_left, pad_right, text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
@@ -372,7 +373,7 @@ class PPOTrainer(ResumableTrainer):
         for name, target in (("policy", folder), ("critic", folder / CRITIC)):
             own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
             getattr(self.model, name).save_pretrained(target, state_dict=own)
-            self.processing_class.save_pretrained(target)
+            make_portable(target, self.processor_files)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -17,7 +17,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from r1_aqa_repro.common.errors import disk_full, is_full_disk
-from r1_aqa_repro.model.loading import load_model
+from r1_aqa_repro.model.files import make_portable, processor_files
+from r1_aqa_repro.model.loading import load_model, tokenizer_of
 from r1_aqa_repro.run.training_state import STAGING, TRAINING_STATE, delete_training_state
 
 FINAL = "final"
@@ -72,12 +73,20 @@ def told_of_full_disk(run_folder: Path) -> Iterator[None]:
 class ResumableTrainer(Trainer):
     """A Trainer (to be mixed in before any subclass of it) whose interrupted runs continue exactly.
 
+    What it saves, other programs can load: see `make_portable`.
+
     Attributes:
         write_card: writes the model card of the model that was just saved in a folder, if it is a run's.
+        processor_files: those that tokenizer or processor were read from, which every saved model gets.
     """
 
     write_card: Callable[[Path, Trainer], None] | None = None
     _staging = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # read now: the folder they lie in may be gone when a model is saved
+        self.processor_files = processor_files(tokenizer_of(self.processing_class).name_or_path)
 
     def _get_output_dir(self, trial: Any) -> str:
         return os.path.join(self.args.output_dir, STAGING) if self._staging else self.args.output_dir
@@ -133,6 +142,11 @@ class ResumableTrainer(Trainer):
             and not self.is_deepspeed_enabled
             and not self.is_fsdp_enabled
         )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            make_portable(Path(output_dir or self.args.output_dir), self.processor_files)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)

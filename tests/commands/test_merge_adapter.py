@@ -21,6 +21,7 @@ from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.embedded.tiny_model import TEST, build_tiny_qwen2_audio
 from r1_aqa_repro.merge_adapter import main, merge_adapter
 from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.files import make_portable, processor_files
 from r1_aqa_repro.model.inputs import token_ids
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
 from r1_aqa_repro.score import pair_scores
@@ -48,9 +49,8 @@ def base(questions: list[AudioQuestion], tmp_path_factory: pytest.TempPathFactor
 def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter as training leaves it, drawn at random; shared, so change a copy only."""
     folder = tmp_path_factory.mktemp("adapter") / "final"
-    model, processor = loading.load(base)
-    adapted(model, folder, TARGETS)
-    processor.save_pretrained(folder)
+    adapted(loading.load_model(base), folder, TARGETS)
+    make_portable(folder, processor_files(base))
     return folder
 
 
@@ -88,6 +88,7 @@ def test_the_merged_model_answers_as_base_and_adapter_do(
     assert main(["--adapter", str(adapter), "--out", str(out)]) == 0
     assert f"wrote {out} (0.2 MB, float32)" in capfd.readouterr().err
     assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()}
+    assert processor_files(out) == processor_files(base)
 
     said = completions(adapter, manifest, tmp_path / "adapter-eval")
     assert completions(out, manifest, tmp_path / "merged-eval") == said
@@ -124,10 +125,8 @@ def test_a_base_that_was_moved_is_given_as_an_option(base: Path, adapter: Path, 
     assert main(argv) == 2
     said = capfd.readouterr().err
     assert "error: /gone/base: " in said and "as --base." in said and not (tmp_path / "merged").exists()
-    (adapter / "processor_config.json").unlink()  # then the base's is taken
     assert main([*argv, "--base", str(base)]) == 0
     assert (tmp_path / "merged" / "model.safetensors").read_bytes() == expected.read_bytes()
-    assert (tmp_path / "merged" / "processor_config.json").is_file()
 
 
 def test_a_text_policy_answers_as_base_and_adapter_do(
@@ -146,7 +145,6 @@ def test_a_reward_model_scores_as_base_and_adapter_do(
 ) -> None:
     """The head too, which the adapter brings along."""
     together = adapted(load_reward_model(policy, tokenizer, new_head=True), tmp_path / "final", TEXT_TARGETS, "SEQ_CLS")
-    tokenizer.save_pretrained(tmp_path / "final")
     assert main(["--adapter", str(tmp_path / "final"), "--out", str(tmp_path / "merged")]) == 0
     merged = load_reward_model(tmp_path / "merged", tokenizer)
     for scores, expected in zip(*(pair_scores(model, tokenizer, pairs) for model in (merged, together)), strict=True):

@@ -35,8 +35,8 @@ def edit(name: str, **values: Any) -> Change:
     return change
 
 
-def remove(name: str) -> Change:
-    return lambda folder: (folder / name).unlink()
+def remove(*names: str) -> Change:
+    return lambda folder: [(folder / name).unlink() for name in names]
 
 
 def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:

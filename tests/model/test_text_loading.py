@@ -32,9 +32,9 @@ def copy(tmp_path: Path) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (remove("chat_template.jinja"), "the tokenizer has no chat template"),
+        (edit("tokenizer_config.json", chat_template=None), "the tokenizer has no chat template"),
         # transformers goes on with one that knows its special tokens alone: every text would be empty
-        (remove("tokenizer.json"), "the tokenizer has no vocabulary"),
+        (remove("tokenizer.json", "vocab.json", "merges.txt"), "the tokenizer has no vocabulary"),
         (cut_off("tokenizer.json"), "no tokenizer can be read there"),
     ],
 )

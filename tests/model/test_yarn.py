@@ -15,7 +15,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
-from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
+from r1_aqa_repro.model.files import add_older_names
+from r1_aqa_repro.model.text_loading import checked_config, load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.model.yarn import apply_rope_parameters
 from r1_aqa_repro.run.config import TextSFTConfig, parse_text_config
 from tests.files import write_lines
@@ -103,14 +104,20 @@ class TestCheckpoint:
         assert all(torch.equal(value, weights[name]) for name, value in state.items())
 
     def test_its_config_is_as_inference_engines_read_it(self, folder, tmp_path):
+        """Of either generation: transformers 4.49 takes `max_position_embeddings` for the trained length."""
         load_policy(folder, rope_parameters=YARN).save_pretrained(tmp_path)
+        add_older_names(tmp_path)
         content, before = (
             json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (tmp_path, folder)
         )
-        theta = before["rope_parameters"]["rope_theta"]
-        assert content["rope_parameters"] == YARN | {LENGTH: TRAINED, "rope_theta": theta}
-        assert content["max_position_embeddings"] == 2 * TRAINED
-        assert not {"rope_scaling", "rope_theta"} & set(content)
+        theta = content["rope_theta"]
+        assert theta == before["rope_theta"] == before["rope_parameters"]["rope_theta"]
+        assert content["rope_scaling"] == YARN | {LENGTH: TRAINED}
+        assert content["rope_parameters"] == content["rope_scaling"] | {"rope_theta": theta}
+        assert content["max_position_embeddings"] == TRAINED
+        assert checked_config(tmp_path).max_position_embeddings == 2 * TRAINED
+        assert checked_config(tmp_path).rope_parameters == content["rope_parameters"]
+        assert "rope_scaling" not in before
 
     def test_qwens_older_form_means_the_same(self, folder, tmp_path):
         """Qwen2's model cards have people write `rope_scaling` with `type` into config.json."""
@@ -242,9 +249,8 @@ def test_every_entry_point_trains_beyond_the_trained_length(kind, folder, tmp_pa
     for name, value in expected.items():
         # float32 log-probs of the same weights, in batches of other shapes
         assert log[name] == pytest.approx(value, abs=1e-5)
-    config = json.loads((run / "final" / "config.json").read_text(encoding="utf-8"))
-    assert config["rope_parameters"] | YARN == config["rope_parameters"]
-    assert config["max_position_embeddings"] == 2 * TRAINED
     final = run / "final"
+    assert checked_config(final).rope_parameters == checked_config(folder).rope_parameters | YARN | {LENGTH: TRAINED}
+    assert checked_config(final).max_position_embeddings == 2 * TRAINED
     model = load_reward_model(final, load_tokenizer(final)) if kind == "reward_model" else load_policy(final)
     assert logits(model, 2 * TRAINED).isfinite().all()

@@ -352,7 +352,7 @@ def test_everything_wrong_with_a_text_run_is_said_at_once(
         (edit("config.json", model_type="qwen2"), "the model is a qwen2, not a qwen2_audio"),
         (edit("config.json", audio_token_id=5), "the processor does not fit the model: audio token "),
         (cut_off("model.safetensors", -1), "damaged or cut off"),
-        (remove("processor_config.json"), "no processor can be read there"),
+        (remove("preprocessor_config.json"), "no processor can be read there"),
     ],
 )
 def test_a_folder_that_is_no_sound_qwen2_audio(
