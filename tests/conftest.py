@@ -22,7 +22,7 @@ from r1_aqa_repro.model.loading import load_processor
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_MMAU = ROOT.parent / "shared" / "data" / "mmau"
 
-pytest_plugins = ["tests.text_world"]
+pytest_plugins = ["tests.generations", "tests.text_world"]
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

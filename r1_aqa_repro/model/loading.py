@@ -14,12 +14,12 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
-    AutoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
 )
 from transformers.integrations import deepspeed as integration
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -33,7 +33,6 @@ from r1_aqa_repro.model.yarn import declare_reach
 
 MODEL_TYPE, TEXT_MODEL_TYPE = "qwen2_audio", "qwen2"
 EXAMPLES = {MODEL_TYPE: "Qwen/Qwen2-Audio-7B-Instruct", TEXT_MODEL_TYPE: "Qwen/Qwen2-7B-Instruct"}
-_COPY_PROCESSOR = "Copy the processor of the base model into the folder."
 
 
 def read_or_refuse(read: Callable[[], Any], what: str, where: str, remedy: str) -> Any:
@@ -97,14 +96,13 @@ def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
     `AutoProcessor.from_pretrained(..., padding_side="left")`, TRL's own default, would also pad the *audio* on the
     left, so that the model hears leading silence; hence the tokenizer's side is set here and nowhere else.
 
+    `AutoProcessor` would want a `config.json` beside it, which an adapter's folder has not.
+
     Raises:
-        Refused: not a Qwen2-Audio processor, or one whose audio padding is not on the right.
+        Refused: no processor can be read, or its audio padding is not on the right.
     """
-    where = str(name_or_path)
-    processor = read_or_refuse(lambda: AutoProcessor.from_pretrained(where), "processor", where, _COPY_PROCESSOR)
-    if not hasattr(processor, "audio_token") or not hasattr(processor, "feature_extractor"):
-        what = f"the processor is a {type(processor).__name__}, not a Qwen2AudioProcessor"
-        raise Refused.because(where, what, _COPY_PROCESSOR)
+    where, read = str(name_or_path), Qwen2AudioProcessor.from_pretrained
+    processor = read_or_refuse(lambda: read(where), "processor", where, "Copy the base model's into the folder.")
     if processor.feature_extractor.padding_side != "right":
         what = "the feature extractor pads on the left: the model would hear leading silence"
         remedy = 'Set "padding_side": "right" for the feature extractor in the processor files.'

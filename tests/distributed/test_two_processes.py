@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -95,6 +96,11 @@ def test_a_checkpoint_is_evaluated_and_has_the_published_tensor_names(trained: J
     assert json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))["n"] == 4
     published = load_file(trained.model / "model.safetensors").keys()  # other programs know no others
     assert load_file(trained.run / "checkpoint-2" / "model.safetensors").keys() == published
+
+
+@pytest.mark.parametrize("trained", ["zero3"], indirect=True)
+def test_transformers_4_reads_a_checkpoint(trained: Job, check_older: Callable[..., None]) -> None:
+    check_older(trained.run / "checkpoint-2", trained.run / "final")
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(trained: Job, tmp_path: Path) -> None:

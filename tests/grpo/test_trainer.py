@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, create_model_from_path
 
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo import trainer as module
@@ -24,6 +25,20 @@ def test_trl_suppresses_the_sampled_audio_token(make_trainer: Any) -> None:
     trainer = make_trainer()
     assert trainer.generation_config.suppress_tokens == [trainer.model.config.audio_token_id]
     assert not hasattr(trainer.model.config, "image_token_id")
+
+
+def test_a_reference_with_other_weights_than_the_policys_is_refused(make_trainer: Any, monkeypatch: Any) -> None:
+    """TRL loads it by itself, and would train with what transformers then fills at random."""
+
+    def loaded(*args: Any, **kwargs: Any) -> torch.nn.Module:
+        model = create_model_from_path(*args, **kwargs)
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] += 0.01
+        return model
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.create_model_from_path", loaded)
+    with pytest.raises(Refused, match=r"not the policy's in 1 tensors, such as lm_head\.weight\. "):
+        make_trainer(beta=0.04)
 
 
 def test_training_changes_every_parameter_and_logs_the_rewards(make_trainer: Any) -> None:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     set_seed,
@@ -24,6 +23,7 @@ from transformers import (
 from r1_aqa_repro import train_ppo_text
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
+from r1_aqa_repro.model.files import processor_files
 from r1_aqa_repro.model.inputs import text_inputs, token_ids
 from r1_aqa_repro.model.text_loading import TextModelConfig, load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.ppo.objectives import generalized_advantages
@@ -378,9 +378,7 @@ def test_checkpoints_load_as_users_do(text_set: Path, policy: Path, tmp_path: Pa
         critic, report = AutoModelForSequenceClassification.from_pretrained(folder / CRITIC, output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"]
         assert critic.config.num_labels == 1 and critic.score.weight.any()
-        assert (
-            AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(policy).chat_template
-        )
+        assert processor_files(folder) == processor_files(folder / CRITIC) == processor_files(policy)
         assert actor.generation_config.eos_token_id == GenerationConfig.from_pretrained(policy).eos_token_id
     saved = load_file(run / "final" / "model.safetensors")
     assert saved.keys() == start.keys() and not any(saved[name].equal(start[name]) for name in start)

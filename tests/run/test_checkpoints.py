@@ -14,6 +14,7 @@ from transformers import AutoProcessor, GenerationConfig, Qwen2AudioForCondition
 
 from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.model import loading
+from r1_aqa_repro.model.files import processor_files
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from r1_aqa_repro.run.checkpoints import ResumableTrainer, last_checkpoint
 from r1_aqa_repro.run.config import AudioSFTConfig
@@ -193,11 +194,13 @@ def test_last_checkpoint_takes_the_highest_number(tmp_path: Path) -> None:
 def test_checkpoints_load_as_users_do_and_a_finished_run_is_left_alone(
     start: Start, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """They hold processor and generation config."""
+    """They hold the base model's processor files and generation config; transformers 4 loads them too, as
+    tests/slow/test_older_transformers.py shows."""
     assert start("audio grpo", tmp_path, "--max_steps", "2") == 0
     for folder in (tmp_path / "checkpoint-2", tmp_path / "final"):
         Qwen2AudioForConditionalGeneration.from_pretrained(folder)
         assert AutoProcessor.from_pretrained(folder).feature_extractor.padding_side == "right"
+        assert processor_files(folder) == processor_files(model_folder)
         saved, original = (GenerationConfig.from_pretrained(path) for path in (folder, model_folder))
         assert (saved.do_sample, saved.eos_token_id) == (original.do_sample, original.eos_token_id)
         assert saved.suppress_tokens is None  # training's sampling settings stay out of the checkpoint
