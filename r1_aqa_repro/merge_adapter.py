@@ -61,8 +61,8 @@ def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str 
         Failed: it could not be written, such as when the disk filled up; nothing is left of `out`.
     """
     base = _check(adapter, out, base, dtype)
-    files = processor_files(base)
     merged = _load(adapter, base).merge_and_unload(safe_merge=True).to(DTYPES[dtype])
+    files = processor_files(base)
     staged = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     with failing_plainly(out, "Nothing of it is left: give the same command again once it can be."):

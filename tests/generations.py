@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def answer(folder: Path) -> Answer:
     model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     assert model.dtype == torch.float32
-    content = "Name 3 fruits."
+    content: Any = "Name 3 fruits."
     if name == "Qwen2AudioForConditionalGeneration":
         processor = transformers.AutoProcessor.from_pretrained(folder)
         content = [{"type": "audio", "audio": "clip.wav"}, {"type": "text", "text": content}]
@@ -49,7 +50,7 @@ def check_older(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]
     venv = tmp_path_factory.mktemp("older") / "venv"
     python = venv / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", *OLDER]
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", *OLDER]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"transformers 4.49 cannot be installed here: {done.stderr.strip().splitlines()[-1]}")

@@ -72,13 +72,14 @@ def model_digest(name_or_path: str | os.PathLike[str], base: str | os.PathLike[s
 
 
 def processor_files(name_or_path: str | os.PathLike[str]) -> dict[str, bytes]:
-    """The `PROCESSOR_FILES` of a folder or hub id, by name.
+    """The `PROCESSOR_FILES` of a folder, or of a hub id whose processor or tokenizer has been loaded, by name.
 
     Raises:
         Refused: there are none.
     """
-    unraised = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-    paths = {name: cached_file(str(name_or_path), name, **unraised) for name in PROCESSOR_FILES}
+    # loading has put every file there is into the cache; to ask the hub again would need a network
+    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    paths = {name: cached_file(str(name_or_path), name, **options) for name in PROCESSOR_FILES}
     files = {name: Path(path).read_bytes() for name, path in paths.items() if path is not None}
     if not files:
         what = "no files of a tokenizer or processor can be read there"

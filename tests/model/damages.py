@@ -36,7 +36,11 @@ def edit(name: str, **values: Any) -> Change:
 
 
 def remove(*names: str) -> Change:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return change
 
 
 def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:

@@ -1,11 +1,12 @@
 """The digest of a model: it changes with every file that answers depend on, and with no other."""
 
 import json
+import shutil
 
 import pytest
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.model.files import adapter_base, model_digest
+from r1_aqa_repro.model.files import adapter_base, model_digest, processor_files
 
 OF_THE_MODEL = (
     "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "processor_config.json",
@@ -46,3 +47,17 @@ def test_digest_of_a_hub_id_is_the_id_and_an_empty_folder_has_none(tmp_path):
     assert model_digest("someone/a-model") == "someone/a-model"
     with pytest.raises(Refused, match="no weights"):
         model_digest(tmp_path)
+
+
+def test_processor_files_of_a_hub_id_are_those_in_the_cache(model_folder, tmp_path, monkeypatch):
+    repository, revision = tmp_path / "models--someone--a-model", "0" * 40
+    shutil.copytree(model_folder, repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    files = processor_files("someone/a-model")
+    assert files == processor_files(model_folder)
+    assert files["tokenizer.json"] == (model_folder / "tokenizer.json").read_bytes()
+    assert "preprocessor_config.json" in files and "model.safetensors" not in files
+    with pytest.raises(Refused, match="no files of a tokenizer or processor"):
+        processor_files("someone/another")
