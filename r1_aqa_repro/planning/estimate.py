@@ -59,6 +59,7 @@ class Job:
     optimizer_copy: the optimizer's step makes another copy of its parameters (AdamW without `fused`).
     reward_models: that score completions, each taken to be as large as the policy.
     quantised: the base is held in 4 bits; nested: with their scales in 8.
+    cuda_graphs: decoding replays its kernels instead of launching them.
     """
 
     task: Literal["grpo", "sft"]
@@ -81,6 +82,7 @@ class Job:
     reward_models: int = 0
     quantised: bool = False
     nested: bool = False
+    cuda_graphs: bool = False
 
     @property
     def loss_shapes(self) -> Shapes:
@@ -390,7 +392,7 @@ def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, param
         a_token += parameters.layers * (_BITS[job.nested] / 8 + size)
     a_layer, beside = KERNELS[job.shared]
     kernels = a_layer * job.model.get_text_config().num_hidden_layers + beside + _ADAPTER_KERNELS * parameters.adapted
-    return Work(rollout | flops, math.ceil(tokens * a_token), tokens * kernels)
+    return Work(rollout | flops, math.ceil(tokens * a_token), 0 if job.cuda_graphs else tokens * kernels)
 
 
 def as_json(strategy: Strategy, job: Job, gpu_bytes: float) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def make_job(
             "shared": training.sharing == "auto",
             "reference": training.beta != 0,
             "gather_for_generation": training.ds3_gather_for_generation,
+            "cuda_graphs": training.cuda_graphs and training.sharing == "auto",
             "reward_models": 0 if hears else list(training.reward_funcs or ()).count("reward_model"),
         }
         generations, longest, trimmed = training.num_generations, training.max_completion_length, of_task["shared"]

@@ -131,7 +131,9 @@ def measured(file: Path, machine: Machine, job: Job) -> tuple[Machine, list[str]
         raise Refused.because(str(file), f"it cannot be read ({error})", _MEASURE_AGAIN) from error
     basis, words = parts.get("machine", {}), []
     mode = "shared" if job.shared else "plain"
-    step, token = (_nearest(parts.get(part, {}), mode, job.completion_tokens) for part in ("full_step", "decoding"))
+    step = _nearest(parts.get("full_step", {}), mode, job.completion_tokens)
+    way = "cuda_graphs" if job.cuda_graphs else mode
+    token = _nearest(parts.get("decoding", {}), way, job.completion_tokens)
     same_sizes = job.model.to_diff_dict() == qwen2_audio_7b_config().to_diff_dict()
     if tflops := step.get("tflops", basis.get("matmul_tflops")):
         machine = replace(machine, flops_per_second=tflops * 1e12)

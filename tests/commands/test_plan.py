@@ -168,3 +168,6 @@ def test_measured_constants_are_named_and_used(
     assert "Measured: 0.5 TFLOP/s (a matrix product), 0.001 TB/s, 100 us a kernel" in text
     low, high = report["strategies"][0]["seconds"]["decoding"]
     assert low == high > assumed["strategies"][0]["seconds"]["decoding"][1]
+    _, replayed, _ = plan(capsys, tmp_path / "c.json", *options, "--cuda_graphs", "true")
+    low, high = replayed["strategies"][0]["seconds"]["decoding"]
+    assert low == high < assumed["strategies"][0]["seconds"]["decoding"][0]  # no launches to wait for

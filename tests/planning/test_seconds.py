@@ -99,7 +99,8 @@ def gpu_check(tmp_path: Path) -> Any:
             "decoding": {
                 "shared_operations": {"operations_a_token": 2835.0, "kernels_a_token": 1321.0},
                 "shared_32": {"ms_a_token": 9.0}, "shared_128": {"ms_a_token": 10.0},
-                "shared_256": {"ms_a_token": 12.0}, "plain_32": {"ms_a_token": 30.0}, "seconds": 60.0,
+                "shared_256": {"ms_a_token": 12.0}, "cuda_graphs_256": {"ms_a_token": 6.0},
+                "plain_32": {"ms_a_token": 30.0}, "seconds": 60.0,
             },
             "full_step": {"shared_256": {"tflops": 420.0, "mfu": 0.6}, "plain_32": {"tflops": 500.0, "mfu": 0.7}},
         }  # fmt: skip
@@ -118,6 +119,7 @@ def test_the_constants_of_a_measured_gpu_take_the_place_of_the_assumed(gpu_check
     assert len(words) == 4
     work = Work({"decoding": 10**9, "policy": 0}, 10**15, 10**9)
     assert seconds("ddp", work, job(completion_tokens=200, accumulation=3), machine)["decoding"] == (7.2, 7.2)
+    assert measured(gpu_check(), MACHINE, job(cuda_graphs=True))[0].token == 0.006
     plain, _ = measured(gpu_check(), MACHINE, job(shared=False))
     assert (plain.flops_per_second, plain.token) == (500e12, 0.03)
 
