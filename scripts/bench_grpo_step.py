@@ -35,10 +35,18 @@ from peft import LoraConfig
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from transformers import Qwen2AudioConfig, Qwen2AudioProcessor, TrainerCallback, TrainerState
+from transformers import (
+    ProcessorMixin,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    TrainerCallback,
+    TrainerState,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from r1_aqa_repro.common.console import Options, positive, say
+from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.common.memory import peak_memory, reset_peak_memory
@@ -86,6 +94,7 @@ class Setup:
     lora: bool = False
 
 
+CONFIGS = {"mid": mid_config, "7b": qwen2_audio_7b_config}
 SETUPS = {
     "tiny": Setup("tiny", prompts=16, completion_tokens=12),
     "mid": Setup("mid", prompts=2, completion_tokens=16),
@@ -260,7 +269,7 @@ def prepare(setup: Setup, folder: Path) -> list[AudioQuestion]:
         questions, texts = _embedded_questions(folder, setup.prompts)
         tiny_model.build_tiny_qwen2_audio(model_folder, texts=texts, seed=0, geometry=tiny_model.TINY)
     else:
-        config = mid_config() if setup.geometry == "mid" else qwen2_audio_7b_config()
+        config = CONFIGS[setup.geometry]()
         # the chat template's words too: without them the bare prompt alone would be too long
         text = prompt_text(_filled_question(Path("clip.wav"), 10), PROMPT_STYLE) + " You are a helpful assistant"
         geometry = tiny_model.Geometry(num_mel_bins=128, hop_length=160, window_seconds=30)
@@ -304,42 +313,55 @@ def _filled_question(clip: Path, filler: int) -> AudioQuestion:
     return AudioQuestion(clip.stem, clip, text, ("a dog", "rain", "an engine", "a bell"), "rain")
 
 
-def build_trainer(setup: Setup, folder: Path, max_steps: int) -> AudioGRPOTrainer:
-    """The real trainer on what `prepare` wrote, with completions of a forced length."""
-    model_folder = folder / "model"
+def training_settings(setup: Setup, folder: Path, max_steps: int, **changes: Any) -> AudioGRPOConfig:
+    """Of a training on what `prepare` wrote, with completions of a forced length."""
+    text = Qwen2AudioConfig.from_pretrained(folder / "model").get_text_config()
+    settings: dict[str, Any] = {
+        "output_dir": str(folder / "run"),
+        "prompts_per_step": setup.prompts,
+        "max_prompts_per_device": 16 if setup.geometry == "tiny" else 2,
+        "num_generations": NUM_GENERATIONS,
+        "max_completion_length": setup.completion_tokens,
+        "generation_kwargs": {"eos_token_id": text.vocab_size},  # which no completion reaches
+        "reward_funcs": ["accuracy", "format", "random"],  # random: there is something to learn, as in training
+        "loss_type": "grpo",
+        "beta": 0.04,
+        "learning_rate": 1e-6,
+        "max_steps": max_steps,
+        "optim": "adamw_torch",
+        "bf16": setup.lora,
+        "use_cpu": setup.device == "cpu",
+        "activation_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+    return AudioGRPOConfig(**settings | changes)
+
+
+def build_trainer(setup: Setup, folder: Path, max_steps: int, **changes: Any) -> AudioGRPOTrainer:
+    """The real trainer with these settings, some of them changed."""
+    training = training_settings(setup, folder, max_steps, **changes)  # first: under ZeRO-3 the weights come in shards
+    start_distributed(training)
     questions = read_questions(folder / "manifest.jsonl").records
     if setup.lora:
-        config, processor = Qwen2AudioConfig.from_pretrained(model_folder), loading.load_processor(model_folder)
-        model = tiny_model.with_random_weights(config, processor, seed=0, dtype=torch.bfloat16, device=setup.device)
+        model, processor = random_model(setup, folder)
     else:
-        model, processor = loading.load(model_folder)
-    training = AudioGRPOConfig(
-        output_dir=str(folder / "run"),
-        prompts_per_step=setup.prompts,
-        max_prompts_per_device=16 if setup.geometry == "tiny" else 2,
-        num_generations=NUM_GENERATIONS,
-        max_completion_length=setup.completion_tokens,
-        generation_kwargs={"eos_token_id": model.config.get_text_config().vocab_size},  # which no completion reaches
-        reward_funcs=["accuracy", "format", "random"],  # random: there is something to learn, as in training
-        loss_type="grpo",
-        beta=0.04,
-        learning_rate=1e-6,
-        max_steps=max_steps,
-        optim="adamw_torch",
-        bf16=setup.lora,
-        use_cpu=setup.device == "cpu",
-        activation_checkpointing=False,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=0,
-    )
+        model, processor = loading.load(folder / "model")
     peft_config = adapters() if setup.lora else None
     trainer = AudioGRPOTrainer(model, training, questions, processor, PROMPT_STYLE, peft_config=peft_config)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def random_model(setup: Setup, folder: Path) -> tuple[Qwen2AudioForConditionalGeneration, ProcessorMixin]:
+    """Model and processor of what `prepare` wrote, bfloat16 weights drawn on the device."""
+    config, processor = Qwen2AudioConfig.from_pretrained(folder / "model"), loading.load_processor(folder / "model")
+    model = tiny_model.with_random_weights(config, processor, seed=0, dtype=torch.bfloat16, device=setup.device)
+    return model, processor
 
 
 def adapters() -> LoraConfig:

@@ -7,6 +7,7 @@ would compute and what its autograd would keep, not a rule of thumb.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
@@ -226,6 +227,38 @@ class LiveBytes(TorchDispatchMode):
 
     def _remove(self, size: int) -> None:
         self.now -= size
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is dispatched inside this context.
+
+    all: operations. kernels: those of them that make or change numbers. attention: calls of each kind of attention, by
+    PyTorch's name of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = self.kernels = 0
+        self.attention: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, returns = function._schema.name, function._schema.returns
+        views = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
+        self.all += 1
+        self.kernels += not views and not any(free in name for free in ("empty", "detach", "_unsafe_view"))
+        if "attention" in name:
+            self.attention[name.removeprefix("aten::")] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operations_a_token(decode: Callable[[int], Any]) -> tuple[float, float]:
+    """Operations and kernels that one more token takes in `decode(tokens)`; what all lengths need does not count."""
+    counted = []
+    for tokens in (3, 5):
+        with Operations() as operations:
+            decode(tokens)
+        counted.append(operations)
+    return (counted[1].all - counted[0].all) / 2, (counted[1].kernels - counted[0].kernels) / 2
 
 
 def _name_cpu(model: nn.Module) -> None:

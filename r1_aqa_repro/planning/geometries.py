@@ -40,15 +40,18 @@ def mid_config() -> Qwen2AudioConfig:
     )
 
 
-def qwen2_audio_7b_config() -> Qwen2AudioConfig:
-    """Qwen2-Audio-7B-Instruct's own sizes, as its public config.json and transformers' defaults give them."""
+def qwen2_audio_7b_config(layers: int = 32) -> Qwen2AudioConfig:
+    """Qwen2-Audio-7B-Instruct's own sizes, as its public config.json and transformers' defaults give them.
+
+    With fewer `layers`, of encoder and language model, only the widths are its own.
+    """
     return Qwen2AudioConfig(
-        audio_config=Qwen2AudioEncoderConfig(),
+        audio_config=Qwen2AudioEncoderConfig(encoder_layers=layers),
         text_config=Qwen2Config(
             vocab_size=156_032,
             hidden_size=4096,
             intermediate_size=11_008,
-            num_hidden_layers=32,
+            num_hidden_layers=layers,
             num_attention_heads=32,
             num_key_value_heads=32,
             max_position_embeddings=8192,

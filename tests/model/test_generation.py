@@ -14,6 +14,7 @@ from r1_aqa_repro.model import generation
 from r1_aqa_repro.model.generation import Completions, Loop, complete
 from r1_aqa_repro.model.inputs import PromptInputs
 from r1_aqa_repro.model.shared_attention import Rows, share_prefixes, shared_cache
+from r1_aqa_repro.planning.counting import operations_a_token
 from r1_aqa_repro.planning.estimate import KERNELS
 
 PROMPTS = PromptInputs([[5, 6, 7, 8, 9], [10, 11, 12]])
@@ -155,19 +156,6 @@ def test_a_recorded_step_replayed_gives_the_same_tokens(
     assert len(recordings) == -(-max(map(len, expected.token_ids)) // 8) > 1
 
 
-class Counter(TorchDispatchMode):
-    """Counts operations, and of them the kernels: what makes or changes numbers."""
-
-    operations = kernels = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, returns = func._schema.name, func._schema.returns
-        views = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
-        self.operations += 1
-        self.kernels += not views and not any(free in name for free in ("empty", "detach", "_unsafe_view"))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("layers", ["interleaved"], indirect=True)
 def test_a_token_costs_no_more_kernels_than_a_plain_one(layers: None) -> None:
     """The head shapes and layers of Qwen2-Audio-7B, two prompts, 16 rows; widths that cost no time do not count."""
@@ -177,13 +165,10 @@ def test_a_token_costs_no_more_kernels_than_a_plain_one(layers: None) -> None:
     ).bfloat16()  # fmt: skip
 
     def a_token(**options: Any) -> tuple[float, float]:
-        counted = []
-        for new in (3, 5):  # the difference leaves out the prefill
-            with Counter() as counter:
-                rows = torch.arange(2).repeat_interleave(8)
-                complete(model, PROMPTS, rows, decoding(new, **SAMPLED, eos_token_id=99), **options)
-            counted.append((counter.operations, counter.kernels))
-        return (counted[1][0] - counted[0][0]) / 2, (counted[1][1] - counted[0][1]) / 2
+        rows = torch.arange(2).repeat_interleave(8)
+        return operations_a_token(
+            lambda new: complete(model, PROMPTS, rows, decoding(new, **SAMPLED, eos_token_id=99), **options)
+        )
 
     operations, kernels = a_token()
     assert operations <= 2850 and kernels <= 1350
