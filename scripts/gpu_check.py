@@ -83,7 +83,7 @@ def measure(geometry: str, part: str, file: Path) -> None:
 
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for figures in getattr(gpu_parts, part)(gpu_parts.setup_of(geometry), Path(folder)):
+            for figures in getattr(gpu_parts, part)(gpu_parts.sizes_of(geometry), Path(folder)):
                 note(file, part, figures)
     except BaseException as error:
         note(file, part, {"error": f"{type(error).__name__}: {error}"})

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -33,7 +33,7 @@ from r1_aqa_repro.grpo.rollout import Rollout
 from r1_aqa_repro.grpo.scoring import score_plain, score_shared
 from r1_aqa_repro.model import generation
 from r1_aqa_repro.model.audio_encoder import TrimmableAudioEncoder
-from r1_aqa_repro.model.generation import Completions, complete, greedy_config, sampling_config
+from r1_aqa_repro.model.generation import Completions, complete, device_and_dtype, greedy_config, sampling_config
 from r1_aqa_repro.model.inputs import ModelInputs, attention_mask_left, num_audio_tokens, pad_left, question_inputs
 from r1_aqa_repro.model.loading import load_processor, prepare_for_sharing
 from r1_aqa_repro.planning.counting import Operations, operations_a_token
@@ -46,56 +46,65 @@ from scripts.bench_grpo_step import NUM_GENERATIONS, PLAIN, PROMPT_STYLE, SHARED
 from scripts.workshop import ROOT
 
 Figures = dict[str, Any]
+ANSWER_TOKENS = 24  # of `evaluation`
+STEPS = 2  # timed ones of each length
 Gradients = Mapping[str, torch.Tensor]
 
 
-EXACT = (24, 128)  # tokens of completions of `exactness`
-TOKENS = (32, 128, 256)  # of `decoding` and the steps
-BATCHES, ANSWER_TOKENS = (32, 64), 24  # of `evaluation`
-STEPS = 2  # timed ones of each length
-MATRIX = {"tiny": 1024, "7b": 8192}  # rows and columns of the product
+class Sizes(NamedTuple):
+    """What is measured.
+
+    setup: of the benchmark of a step. exact: tokens of completions in `exactness`. tokens: in `decoding` and the steps.
+    questions: at once in `evaluation`. matrix: rows and columns of the product.
+    """
+
+    setup: Setup
+    exact: tuple[int, ...]
+    tokens: tuple[int, ...]
+    questions: tuple[int, ...]
+    matrix: int
 
 
-def setup_of(geometry: str) -> Setup:
-    """What is measured: 2 prompts, on the GPU if there is one."""
-    return Setup(geometry, 2, 8, device="cuda" if torch.cuda.is_available() else "cpu", lora=True)
+def sizes_of(geometry: str) -> Sizes:
+    """Those of `tiny` or `7b`, on the GPU if there is one."""
+    setup = Setup(geometry, prompts=2, completion_tokens=8, device=device_and_dtype()[0], lora=True)
+    if geometry == "tiny":
+        return Sizes(setup, exact=(8, 24), tokens=(8, 16, 32), questions=(4, 8), matrix=1024)
+    return Sizes(setup, exact=(24, 128), tokens=(32, 128, 256), questions=(32, 64), matrix=8192)
 
 
 # --- The machine
 
 
-def machine(setup: Setup, folder: Path) -> Iterator[Figures]:
+def machine(sizes: Sizes, folder: Path) -> Iterator[Figures]:
     """What it is; what a large matrix product, a copy and the launch of a kernel reach."""
-    device = setup.device
-    yield provenance() | {"geometry": setup.geometry, "device": device, "cuda": torch.version.cuda}
-    yield {"matmul_tflops": matmul_tflops(setup)}
-    block, one = (
-        torch.empty(8, MATRIX[setup.geometry], MATRIX[setup.geometry], device=device),
-        torch.zeros(1, device=device),
-    )
+    device, size = sizes.setup.device, sizes.matrix
+    yield provenance() | {"geometry": sizes.setup.geometry, "device": device, "cuda": torch.version.cuda}
+    yield {"matmul_tflops": matmul_tflops(sizes)}
+    block, one = torch.empty(8, size, size, device=device), torch.zeros(1, device=device)
     yield {"copy_tb_per_second": 2 * block.nbytes / timed(block.clone, 10) / 1e12}
     yield {"kernel_us": 1e6 * timed(lambda: one.add_(1), 2000)}
 
 
-def matmul_tflops(setup: Setup) -> float:
+def matmul_tflops(sizes: Sizes) -> float:
     """TFLOP/s of a large bfloat16 matrix product."""
-    size = MATRIX[setup.geometry]
-    square = torch.randn(size, size, dtype=torch.bfloat16, device=setup.device)
+    size = sizes.matrix
+    square = torch.randn(size, size, dtype=torch.bfloat16, device=sizes.setup.device)
     return 2 * size**3 / timed(lambda: square @ square, 10) / 1e12
 
 
 # --- (a) Exactness
 
 
-def exactness(setup: Setup, folder: Path) -> Iterator[Figures]:
+def exactness(sizes: Sizes, folder: Path) -> Iterator[Figures]:
     """Sharing against the plain way in bfloat16, and both against float32; TRL's head; which attention ran."""
-    made = Made.of(setup, folder)
+    made = Made.of(sizes.setup, folder)
     model = made.model
     model.activation_checkpointing_enable()  # three times the weights are held already
     del made.inputs.prompt_ids[0][:5]  # prompts of two lengths: one of them is padded
     yield {"head": head_error(model)}
     found: dict[int, tuple[Figures, Sampled, dict[str, torch.Tensor]]] = {}
-    for tokens in EXACT:
+    for tokens in sizes.exact:
         with Operations() as sampling:
             sampled = made.sampled(tokens)
         attention, log_probs, gradients = {"sampling": dict(sampling.attention)}, {}, {}
@@ -158,9 +167,9 @@ def cosine(one: Gradients, other: Gradients) -> float:
 # --- (b) Decoding
 
 
-def decoding(setup: Setup, folder: Path) -> Iterator[Figures]:
+def decoding(sizes: Sizes, folder: Path) -> Iterator[Figures]:
     """Milliseconds and kernels a token; with CUDA graphs also whether the tokens are those of the steps launched."""
-    made, on_gpu = Made.of(setup, folder), setup.device == "cuda"
+    made, on_gpu = Made.of(sizes.setup, folder), sizes.setup.device == "cuda"
     graphs = {"cuda_graphs": {"cuda_graphs": True}} if on_gpu else {}
     for way, options in {SHARED: {}, PLAIN: {"share": False}, **graphs}.items():
         decode: Callable[[int], Completions] = partial(made.complete, **options)
@@ -168,26 +177,26 @@ def decoding(setup: Setup, folder: Path) -> Iterator[Figures]:
         if way not in graphs:  # a replayed step dispatches nothing
             yield {f"{way}_operations": dict(zip(("all", "kernels"), operations_a_token(decode), strict=True))}
         first = timed(partial(decode, 1), 2)
-        for tokens in TOKENS:
+        for tokens in sizes.tokens:
             further = timed(partial(decode, tokens)) - first
             yield {f"{way}_{tokens}": {"ms_a_token": 1000 * further / (tokens - 1), "first_token_ms": 1000 * first}}
     if on_gpu:
-        replayed = made.complete(TOKENS[1], cuda_graphs=True)
+        replayed = made.complete(sizes.tokens[1], cuda_graphs=True)
         with mock.patch.object(generation, "_recorded", lambda step: step):
-            launched = made.complete(TOKENS[1], cuda_graphs=True)
+            launched = made.complete(sizes.tokens[1], cuda_graphs=True)
         yield {"cuda_graphs_same_tokens": replayed.token_ids == launched.token_ids}
 
 
 # --- (c) Steps
 
 
-def lora_step(setup: Setup, folder: Path) -> Iterator[Figures]:
+def lora_step(sizes: Sizes, folder: Path) -> Iterator[Figures]:
     """An optimizer step of the real trainer with adapters, see bench_grpo_step.py, beside the planner's memory."""
-    reached = matmul_tflops(setup)
-    for tokens in TOKENS:
-        setup, place = replace(setup, completion_tokens=tokens), folder / str(tokens)
+    reached = matmul_tflops(sizes)
+    for tokens in sizes.tokens:
+        setup, place = replace(sizes.setup, completion_tokens=tokens), folder / str(tokens)
         place.mkdir()
-        modes = [SHARED, PLAIN] if tokens == TOKENS[0] else [SHARED]
+        modes = [SHARED, PLAIN] if tokens == sizes.tokens[0] else [SHARED]
         results = bench.measure(setup, modes, place, STEPS)
         for mode in modes:
             tflops = results[mode]["gflop_per_step"] / results[mode]["seconds_per_step"] / 1000
@@ -196,21 +205,21 @@ def lora_step(setup: Setup, folder: Path) -> Iterator[Figures]:
         free()
 
 
-def full_step(setup: Setup, folder: Path) -> Iterator[Figures]:
+def full_step(sizes: Sizes, folder: Path) -> Iterator[Figures]:
     """Forward and backward of all parameters in bfloat16, without an optimizer, beside the planner's memory."""
-    made, reached = Made.of(setup, folder), matmul_tflops(setup)
-    for mode, tokens in [*((SHARED, tokens) for tokens in TOKENS), (PLAIN, TOKENS[0])]:
+    made, reached = Made.of(sizes.setup, folder), matmul_tflops(sizes)
+    for mode, tokens in [*((SHARED, tokens) for tokens in sizes.tokens), (PLAIN, sizes.tokens[0])]:
         sampled = made.sampled(tokens)
         for _ in range(2):  # the first warms up
             made.model.zero_grad(set_to_none=True)
             free()
-            reset_peak_memory(setup.device)
+            reset_peak_memory(sizes.setup.device)
             began = seconds()
             loss = policy_loss(sampled.score(made.model, mode))
             forward = seconds() - began
             loss.backward()
-            taken, peak = seconds() - began, peak_memory(setup.device)
-        plan = planned_step(replace(setup, completion_tokens=tokens, lora=False), folder, mode)
+            taken, peak = seconds() - began, peak_memory(sizes.setup.device)
+        plan = planned_step(replace(sizes.setup, completion_tokens=tokens, lora=False), folder, mode)
         planned = 2 * 2 * plan.parameters.total + plan.memory.activations + plan.memory.logits  # weights and gradients
         parts = {"forward_s": forward, "backward_s": taken - forward} | use(
             plan.work.flops["policy"] / taken / 1e12, reached
@@ -237,11 +246,11 @@ def planned_step(setup: Setup, folder: Path, mode: str) -> Strategy:
 # --- (d) The encoder, (e) evaluation
 
 
-def encoder(setup: Setup, folder: Path) -> Iterator[Figures]:
+def encoder(sizes: Sizes, folder: Path) -> Iterator[Figures]:
     """Of 16 clips, trimmed and in their whole window."""
-    bench.prepare(setup, folder)
+    bench.prepare(sizes.setup, folder)
     inputs, _ = inputs_of(folder)
-    config, device = Qwen2AudioConfig.from_pretrained(folder / "model").audio_config, setup.device
+    config, device = Qwen2AudioConfig.from_pretrained(folder / "model").audio_config, sizes.setup.device
     with torch.device(device):
         tower = TrimmableAudioEncoder._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
     found = {}
@@ -255,24 +264,24 @@ def encoder(setup: Setup, folder: Path) -> Iterator[Figures]:
     yield {"difference": apart(found["trimmed"], found["whole"])}
 
 
-def evaluation(setup: Setup, folder: Path) -> Iterator[Figures]:
+def evaluation(sizes: Sizes, folder: Path) -> Iterator[Figures]:
     """Questions a second of the harness, clips and features included, greedy completions of a forced length."""
-    made = Made.of(replace(setup, prompts=max(BATCHES)), folder)
+    made = Made.of(replace(sizes.setup, prompts=max(sizes.questions)), folder)
     config = greedy_config(made.model, made.processor, ANSWER_TOKENS)
-    config.eos_token_id = made.model.vocab_size  # which no completion reaches
+    config.eos_token_id = made.model.config.text_config.vocab_size  # which no completion reaches
     harness = Generator(made.model, made.processor, config, PROMPT_STYLE)
-    for batch in (2, *BATCHES):  # the first warms up
+    for batch in (2, *sizes.questions):  # the first warms up
         taken = timed(partial(harness.answer, prompts_of(made.questions[:batch]), say))
-        if batch in BATCHES:
+        if batch in sizes.questions:
             yield {f"batch_{batch}": {"questions_per_second": batch / taken, "completion_tokens": ANSWER_TOKENS}}
 
 
 # --- (f) ZeRO
 
 
-def zero3(setup: Setup, folder: Path, engine: str = "zero3") -> Iterator[Figures]:
+def zero3(sizes: Sizes, folder: Path, engine: str = "zero3") -> Iterator[Figures]:
     """Two steps under ZeRO-3 at world size 1, and without it."""
-    setup = replace(setup, lora=False)  # float32
+    setup = replace(sizes.setup, lora=False)  # float32
     with mock.patch.dict(bench.CONFIGS, {"7b": few_layers}):
         bench.prepare(setup, folder)
     alone = engine_steps(setup, folder, None)
@@ -288,9 +297,9 @@ def zero3(setup: Setup, folder: Path, engine: str = "zero3") -> Iterator[Figures
         yield {f"{name}_difference": distance}
 
 
-def offload(setup: Setup, folder: Path) -> Iterator[Figures]:
+def offload(sizes: Sizes, folder: Path) -> Iterator[Figures]:
     """The same with weights and optimizer in the CPU's memory."""
-    return zero3(setup, folder, "zero3_offload")
+    return zero3(sizes, folder, "zero3_offload")
 
 
 def few_layers() -> Qwen2AudioConfig:
@@ -341,7 +350,7 @@ class Made:
     def complete(self, tokens: int, **options: Any) -> Completions:
         """So many tokens for every row, from one seed."""
         config = sampling_config(self.model, self.processor, tokens)
-        config.eos_token_id = self.model.vocab_size  # which no completion reaches
+        config.eos_token_id = self.model.config.text_config.vocab_size  # which no completion reaches
         torch.manual_seed(0)
         return complete(self.model.eval(), self.inputs, rows_of(self.inputs), config, **options)
 
