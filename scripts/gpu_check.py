@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project a
 import torch
 
 from r1_aqa_repro.common.console import Options, say
-from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, Refused, command
 from r1_aqa_repro.common.files import write_json
 
 # seconds that each part may take, ten minutes together
 LIMITS = {
-    "machine": 20, "exactness": 80, "decoding": 85, "lora_step": 165, "full_step": 70, "encoder": 25, "evaluation": 45,
-    "zero3": 40, "offload": 70,
+    "machine": 20, "exactness": 80, "decoding": 85, "lora_step": 155, "full_step": 70, "encoder": 25, "evaluation": 45,
+    "zero3": 50, "offload": 70,
 }  # fmt: skip
 
 
@@ -63,17 +64,13 @@ def main(argv: list[str]) -> int:
         measure(arguments.geometry, arguments.part, arguments.json)
         return EXIT_DONE
     write_json(arguments.json, {})
+    failed = []
     for part, limit in LIMITS.items():
-        began = time.monotonic()
-        error = run(part, arguments.geometry, arguments.json, limit)
-        note(arguments.json, part, {"seconds": round(time.monotonic() - began, 1)} | error)
-    failed = [
-        part for part, figures in json.loads(arguments.json.read_text(encoding="utf-8")).items() if "error" in figures
-    ]
-    say(
-        f"{arguments.json}: {len(LIMITS) - len(failed)} of {len(LIMITS)} parts"
-        + f"; failed: {', '.join(failed)}" * bool(failed)
-    )
+        figures = run(part, arguments.geometry, arguments.json, limit)
+        say(f"{part}: {figures.get('error', 'done')} ({figures['seconds']} s)")
+        failed += [part] if "error" in figures else []
+    told = f"; failed: {', '.join(failed)}" if failed else ""
+    say(f"{arguments.json}: {len(LIMITS) - len(failed)} of {len(LIMITS)} parts{told}")
     return EXIT_LOSSES if failed else EXIT_DONE
 
 
@@ -81,35 +78,44 @@ def measure(geometry: str, part: str, file: Path) -> None:
     """Measure a part here; what ends it too early is noted with its figures."""
     from scripts import gpu_parts  # seconds
 
+    figures: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for figures in getattr(gpu_parts, part)(gpu_parts.sizes_of(geometry), Path(folder)):
-                note(file, part, figures)
+            for further in getattr(gpu_parts, part)(gpu_parts.sizes_of(geometry), Path(folder)):
+                figures |= further
+                write_json(file, read(file) | {part: figures})
     except BaseException as error:
-        note(file, part, {"error": f"{type(error).__name__}: {error}"})
+        write_json(file, read(file) | {part: figures | {"error": f"{type(error).__name__}: {error}"}})
         raise
 
 
-def run(part: str, geometry: str, file: Path, limit: float) -> dict[str, str]:
-    """Measure a part in a process that is ended, with all that it has started, at the limit. Returns its `error`."""
+def run(part: str, geometry: str, file: Path, limit: float) -> dict[str, Any]:
+    """Measure a part in a process that is ended, with all that it has started, at the limit. Returns its figures."""
     line = [sys.executable, __file__, "--geometry", geometry, "--json", str(file), "--part", part]
+    began = time.monotonic()
+    ended: dict[str, str] = {}  # by itself, without a word
+    late: dict[str, str] = {}
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         try:
-            code = process.wait(limit)
+            if code := process.wait(limit):
+                ended = {"error": f"ended with exit code {code}"}
         except subprocess.TimeoutExpired:
-            return {"error": f"not done within {limit} s"}
+            os.killpg(process.pid, signal.SIGTERM)  # killed, it would leave the lock of what it compiles to all others
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            late = {"error": f"not done within {limit} s"}
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    noted = json.loads(file.read_text(encoding="utf-8")).get(part, {})
-    return {"error": f"ended with exit code {code}"} if code and "error" not in noted else {}
+    figures = ended | read(file).get(part, {}) | late | {"seconds": round(time.monotonic() - began, 1)}
+    write_json(file, read(file) | {part: figures})
+    return figures
 
 
-def note(file: Path, part: str, figures: dict[str, Any]) -> None:
-    """Add figures of a part to the JSON."""
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    write_json(file, known | {part: known.get(part, {}) | figures})
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_FAILED))  # with everything undone on the way
     main()
