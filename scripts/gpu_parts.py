@@ -316,9 +316,9 @@ def engine_steps(setup: Setup, folder: Path, deepspeed: str | None) -> dict[str,
     sample = trainer._generate_single_turn
 
     def fixed(*args: Any, **kwargs: Any) -> Any:
-        sampled, *rest = sample(*args, **kwargs)
+        sampled, _ = sample(*args, **kwargs)
         random.seed(trainer.state.global_step)  # of the reward too
-        return [[random.randrange(200) for _ in ids] for ids in sampled], *rest  # bytes, no special tokens
+        return [[random.randrange(200) for _ in ids] for ids in sampled], None  # bytes, no special tokens
 
     trainer._generate_single_turn = fixed  # type: ignore[method-assign]
     trainer.train()
