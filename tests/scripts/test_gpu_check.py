@@ -85,7 +85,8 @@ def test_decoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["lora_step", "full_step"])
-def test_steps_beside_the_planners_figures(part: str, tmp_path: Path) -> None:
+def test_steps_beside_the_planners_figures(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_parts, "STEPS", 1)
     figures = measured(part, tmp_path)
     assert set(figures) == {"shared_8", "shared_16", "shared_32", "plain_8"}
     planned = [figures[f"shared_{tokens}"]["planned_peak_mb"] for tokens in (8, 16, 32)]
