@@ -20,12 +20,15 @@ from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED,
 # Seconds from a signal to SIGKILL. A large checkpoint takes minutes to write; torchrun's own default is 30. Where a
 # process fails, torchrun gives the others 30 s regardless of this.
 SHUTDOWN_TIMEOUT = 1800
+# what is passed on to the processes: torchrun's own, and SIGUSR1, which schedulers send before they end a job
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
 def main(argv: list[str]) -> int:
     """Run torchrun in this process. Returns the exit code."""
+    own = ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT), "--signals-to-handle", SIGNALS]
     try:
-        run(parse_args(["--shutdown-timeout", str(SHUTDOWN_TIMEOUT), *argv]))
+        run(parse_args([*own, *argv]))
     except ChildFailedError as error:
         # if one process ends in order, all do, and the main one has said why; another may still be aborted at its
         # exit, by the connection that its peer closed

@@ -48,6 +48,9 @@ class CheckpointArguments:
     keep_optimizer: str = key(
         "all", "all, or last: only the newest checkpoint keeps what a run is resumed from.", KEPT_OPTIMIZERS
     )
+    save_on_signal: float | None = key(
+        None, "Seconds that SIGTERM or SIGUSR1 leaves: the model alone is saved if a checkpoint does not fit."
+    )
 
 
 @dataclass

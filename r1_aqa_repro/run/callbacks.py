@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -105,33 +106,51 @@ class StopAtLoss(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM ends training after the step in progress, with a checkpoint; a second signal ends it at once.
+    """Ctrl-C, SIGTERM or SIGUSR1 ends training after the step in progress, and saves; a second one ends it at once.
 
     With several processes, one process's signal stops all of them after the same step. torchrun also sends SIGTERM
     if another process failed: no checkpoint is written then, since the next collective fails or torchrun's SIGKILL
     comes 30 s later.
+
+    Args:
+        seconds: from the signal to the end of the process. A checkpoint that would not fit, by what the last one took,
+            is not begun, nor one before the first has been measured: the model alone is saved. None: time is no matter.
+        trainer: what saves it, a `ResumableTrainer`.
+
+    Attributes:
+        saved_weights: the folder of the model alone.
     """
 
     # Seconds in which signals count as one: some schedulers signal every process of a job, and then torchrun passes
     # on its own.
     ONE_SIGNAL = 1.0
 
-    def __init__(self) -> None:
+    NOTHING, CHECKPOINT, WEIGHTS = range(3)  # what processes want; the highest counts
+    MARGIN = 1.2  # how much longer than the last one a checkpoint may take
+
+    def __init__(self, seconds: float | None = None, trainer: Any = None) -> None:
+        self.seconds, self.trainer = seconds, trainer
         self.stopped = False
+        self.saved_weights: Path | None = None
         self._signalled_at: float | None = None
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._stop)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         # in the middle of a rollout's updates a resumed run could not go on
         is_between_rollouts = state.global_step % getattr(args, "num_iterations", 1) == 0
-        if self._any_process_stopped(args.device) and is_between_rollouts:
-            self.stopped = True
-            control.should_save = True
-            control.should_training_stop = True
+        wanted = self._wanted_by_any_process(args.device, control.should_evaluate)
+        if wanted == self.NOTHING or not is_between_rollouts:
+            return
+        self.stopped = True
+        control.should_training_stop = True
+        control.should_save = wanted == self.CHECKPOINT
+        if wanted == self.WEIGHTS:
+            control.should_evaluate = False
+            self.saved_weights = self.trainer.save_weights()
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         for number, handler in self._previous.items():
@@ -141,15 +160,25 @@ class StopOnSignal(TrainerCallback):
         if self._signalled_at is None:
             self.stopped, self._signalled_at = True, time.monotonic()
             if is_main_process():
-                print("\nstopping after this step; a checkpoint is being saved (once more: stop at once)", flush=True)
+                print("\nstopping after this step, once it is saved (once more: stop at once)", flush=True)
         elif time.monotonic() - self._signalled_at > self.ONE_SIGNAL:
             for each, handler in self._previous.items():
                 signal.signal(each, handler)
             signal.raise_signal(number)
 
-    def _any_process_stopped(self, device: torch.device) -> bool:
+    def _wanted_by_any_process(self, device: torch.device, evaluates_first: bool) -> int:
+        wanted = self.NOTHING
+        if self.stopped:
+            wanted = self.CHECKPOINT if self._fits() and not (self.seconds and evaluates_first) else self.WEIGHTS
         if not torch.distributed.is_initialized():
-            return self.stopped
-        flag = torch.tensor(float(self.stopped), device=device)
+            return wanted
+        flag = torch.tensor(wanted, device=device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        return int(flag.item())
+
+    def _fits(self) -> bool:
+        if self.seconds is None or self._signalled_at is None:
+            return True
+        takes = self.trainer.seconds_to_save
+        left = self.seconds - (time.monotonic() - self._signalled_at)
+        return takes is not None and takes * self.MARGIN < left

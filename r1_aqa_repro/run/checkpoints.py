@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from r1_aqa_repro.common.errors import disk_full, is_full_disk
 from r1_aqa_repro.model.files import make_portable, processor_files
 from r1_aqa_repro.model.loading import load_model, tokenizer_of
-from r1_aqa_repro.run.training_state import STAGING, TRAINING_STATE, delete_training_state
+from r1_aqa_repro.run.callbacks import StopAtLoss
+from r1_aqa_repro.run.training_state import (
+    LATEST_UNIVERSAL,
+    STAGING,
+    TRAINING_STATE,
+    UNIVERSAL,
+    delete_training_state,
+    num_processes_of,
+)
 
 FINAL = "final"
+WEIGHTS = "weights"  # with the step after it: a model saved where no more fitted the time
 
 
 def checkpoints(run_folder: str | os.PathLike[str]) -> list[Path]:
@@ -34,6 +46,14 @@ def checkpoints(run_folder: str | os.PathLike[str]) -> list[Path]:
 def last_checkpoint(run_folder: str | os.PathLike[str]) -> Path | None:
     """The complete checkpoint with the highest step, or None."""
     return next(reversed(checkpoints(run_folder)), None)
+
+
+def is_last(checkpoint: Path, training: TrainingArguments) -> bool:
+    """Whether the run had reached its end when this checkpoint was written."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    threshold = getattr(training, "stop_at_loss", None)
+    at_loss = threshold is not None and StopAtLoss(threshold).reached(state["log_history"])
+    return state["global_step"] >= state["max_steps"] or at_loss
 
 
 def finish_from(checkpoint: Path, final: Path) -> None:
@@ -78,9 +98,11 @@ class ResumableTrainer(Trainer):
     Attributes:
         write_card: writes the model card of the model that was just saved in a folder, if it is a run's.
         processor_files: those that tokenizer or processor were read from, which every saved model gets.
+        seconds_to_save: what the last checkpoint of this process took; None before there is one.
     """
 
     write_card: Callable[[Path, Trainer], None] | None = None
+    seconds_to_save: float | None = None
     _staging = False
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -93,6 +115,7 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write the checkpoint under another name, then rename it: a kill in between leaves the one before."""
+        began = time.monotonic()
         with self._staged(f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}") as staged:
             self._staging = True
             try:
@@ -111,7 +134,38 @@ class ResumableTrainer(Trainer):
             if getattr(self.args, "keep_optimizer", "all") == "last":
                 for older in checkpoints(self.args.output_dir)[:-1]:
                     delete_training_state(older)
+            for overtaken in Path(self.args.output_dir).glob(f"{WEIGHTS}-*"):
+                shutil.rmtree(overtaken, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+        self.seconds_to_save = time.monotonic() - began
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer, after which what DeepSpeed saved offloaded can go on without, and the other way round.
+
+        PyTorch's AdamW counts steps in a tensor, DeepSpeed's for the CPU in a number, and their settings have other
+        names. What was converted for another number of processes is deleted.
+        """
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.is_deepspeed_enabled:
+            return
+        optimizer = self.model_wrapped.basic_optimizer
+        for group in optimizer.param_groups:
+            group.update({key: value for key, value in optimizer.defaults.items() if key not in group})
+        as_counted = int if type(optimizer).__name__ == "DeepSpeedCPUAdam" else torch.tensor
+        for state in optimizer.state.values():
+            if "step" in state:
+                state["step"] = as_counted(float(state["step"]))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (Path(checkpoint) / LATEST_UNIVERSAL).unlink(missing_ok=True)
+            shutil.rmtree(Path(checkpoint) / UNIVERSAL, ignore_errors=True)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Each process's random numbers; drawn anew, of seed and step, where another number of processes saved them."""
+        if checkpoint is not None and num_processes_of(Path(checkpoint)) != self.args.world_size:
+            set_seed(self.args.seed + self.state.global_step, device_specific=True)
+        else:
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load a full Qwen2-Audio checkpoint through `from_pretrained`, strictly.
@@ -161,6 +215,12 @@ class ResumableTrainer(Trainer):
         with self._staged(FINAL) as staged:
             self.save_model(str(staged))
         return Path(self.args.output_dir) / FINAL
+
+    def save_weights(self) -> Path:
+        """Write the model alone to `<output_dir>/weights-N`: evaluation reads it, no run is resumed from it."""
+        with self._staged(f"{WEIGHTS}-{self.state.global_step}") as staged:
+            self.save_model(str(staged))
+        return Path(self.args.output_dir) / staged.name
 
     @contextmanager
     def _staged(self, name: str) -> Iterator[Path]:

@@ -25,12 +25,13 @@ from transformers import TrainingArguments
 from trl import ModelConfig, get_peft_config
 
 from r1_aqa_repro.common.claim import differences
+from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.model.encoded_audio import ENCODED
-from r1_aqa_repro.run.checkpoints import FINAL, last_checkpoint
+from r1_aqa_repro.run.checkpoints import FINAL, WEIGHTS, last_checkpoint
 from r1_aqa_repro.run.evaluating import EVALUATIONS
 from r1_aqa_repro.run.training_state import STAGING
 
@@ -44,9 +45,20 @@ _FREE = (
     "overwrite", "output_dir", "logging_dir", "report_to", "run_name",
     "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_prefetch_factor", "dataloader_persistent_workers", "save_total_limit", "save_steps", "save_strategy",
-    "keep_optimizer", "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo",
+    "keep_optimizer", "save_on_signal", "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo",
     "resume_from_checkpoint", "log_completions", "num_completions_to_print", "ddp_timeout", "project",
     "trackio_space_id",
+)  # fmt: skip
+
+# settings that change memory and the order of sums, not the mathematics: a resumed run may differ in them, and is told.
+# Those below follow from them and from the number of processes
+_FOR_MEMORY = (
+    "activation_checkpointing", "max_prompts_per_device", "max_examples_per_device", "local_rollout_forward_batch_size",
+    "deepspeed",
+)  # fmt: skip
+_DERIVED = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
 )  # fmt: skip
 
 _OTHER_DIGEST = " (or the run was made when the digest of a model covered other files)"
@@ -68,18 +80,11 @@ def check_run_folder(
             return [Problem(str(folder), f"holds checkpoints but no {CONFIG}: it is no run of this project", remedy)]
         return []
     record = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
-    processes = record.get("processes", num_processes())
-    if processes != num_processes():  # batch sizes follow from it, and would be named instead
-        what = (
-            f"was started with {processes} processes, not {num_processes()}: the optimizer state of each and its "
-            "random numbers belong to that number"
-        )
-        remedy = "Start that number (NPROC, NNODES), or a new run with its last checkpoint as model_name_or_path."
-        return [Problem(str(folder), what, remedy)]
     there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     differing = []
+    may_differ = _FREE + _FOR_MEMORY + _DERIVED
     for part, values in config.items():  # a key that is no longer known does not count
-        differing += differences({key: there.get(part, {}).get(key) for key in values}, values, _FREE)
+        differing += differences({key: there.get(part, {}).get(key) for key in values}, values, may_differ)
     differing += [
         f"the content of {path} has changed" + (_OTHER_DIGEST if kind == "models" else "")
         for kind, digests in hashes.items()
@@ -107,7 +112,8 @@ def start_run(
         for name in (CONFIG, RUN, "skipped_records.json"):
             (folder / name).unlink(missing_ok=True)
         made = (FINAL, STAGING, EVALUATIONS, ENCODED, EXAMPLES)
-        for path in [*folder.glob("checkpoint-*"), *(folder / name for name in made)]:
+        written = (path for name in ("checkpoint", WEIGHTS) for path in folder.glob(f"{name}-*"))
+        for path in [*written, *(folder / name for name in made)]:
             shutil.rmtree(path, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RUN).is_file():
@@ -121,7 +127,32 @@ def start_run(
             "seconds": {},
         }
         write_json(folder / RUN, record)
+    else:
+        _note_changes(folder, config)
     write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=True, allow_unicode=True))
+
+
+def _note_changes(folder: Path, config: Mapping[str, Mapping[str, Any]]) -> None:
+    """Tell of what a resumed run does otherwise than before, and keep it in run.json."""
+    last, record = last_checkpoint(folder), json.loads((folder / RUN).read_text(encoding="utf-8"))
+    if last is None or (folder / FINAL).is_dir():
+        return
+    there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    changes = []
+    for part, values in config.items():
+        before, now = ({key: each.get(key) for key in _FOR_MEMORY if key in each} for each in (there[part], values))
+        changes += differences(before, now)
+    changes += differences({"processes": record["processes"]}, {"processes": num_processes()})
+    if not changes:
+        return
+    say(
+        f"warning: {', '.join(changes)}. The run goes on from the same weights and optimizer state, but sums are taken "
+        "in another order: the last bits may differ from those of the run as it began"
+    )
+    if record["processes"] != num_processes():
+        say("warning: random numbers belong to a process: those to come are drawn anew, of seed and step")
+    change = {"after": last.name, "changes": changes}
+    update_run(folder, processes=num_processes(), resumed=[*record.get("resumed", []), change])
 
 
 def trl_arguments(

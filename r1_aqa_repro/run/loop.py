@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -17,27 +16,29 @@ from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import end_distributed, is_main_process, start_distributed
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED, Failed
 from r1_aqa_repro.common.stopwatch import Stages
-from r1_aqa_repro.run.callbacks import ProgressBar, ProgressLines, StopAtLoss, StopOnSignal
+from r1_aqa_repro.run.callbacks import ProgressBar, ProgressLines, StopOnSignal
 from r1_aqa_repro.run.checkpoints import (
     FINAL,
     ResumableTrainer,
     finish_from,
+    is_last,
     last_checkpoint,
     told_of_full_disk,
 )
 from r1_aqa_repro.run.checks import offloads_optimizer
 from r1_aqa_repro.run.folder import RUN
 from r1_aqa_repro.run.model_card import write_card
-from r1_aqa_repro.run.training_state import check_resumable
+from r1_aqa_repro.run.universal import fit_to_processes
 
 
 def run_training(build_trainer: Callable[[], ResumableTrainer], training: TrainingArguments, stage: str) -> int:
     """Train from the last complete checkpoint of the run, or from the start; return the exit code.
 
-    A finished run is left alone. On Ctrl-C or SIGTERM a checkpoint is saved and the code is 130.
+    A finished run is left alone. On Ctrl-C, SIGTERM or SIGUSR1 a checkpoint is saved, or with `save_on_signal` what
+    fits the time, and the code is 130.
 
     Raises:
-        Refused: the last checkpoint cannot be resumed from.
+        Refused: the disk has no room for the last checkpoint, converted for another number of processes.
         Failed: the disk is full, or DeepSpeed's CPU Adam does not compile.
     """
     folder = Path(str(training.output_dir))
@@ -55,13 +56,15 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
                     finish_from(checkpoint, folder / FINAL)
             end_distributed()
             return EXIT_DONE
-        check_resumable(checkpoint)
     start_distributed(training)
     compile_cpu_adam(training)
+    if checkpoint is not None:
+        fit_to_processes(checkpoint, training)
     set_seed(training.seed)  # weights of an adapter or a new head are drawn before any trainer seeds
     trainer = build_trainer()
     trainer.write_card = partial(write_card, folder)
-    stop, progress = StopOnSignal(), ProgressBar() if sys.stderr.isatty() else ProgressLines()
+    stop = StopOnSignal(getattr(training, "save_on_signal", None), trainer)
+    progress = ProgressBar() if sys.stderr.isatty() else ProgressLines()
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
@@ -74,7 +77,10 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
             trainer.save_final()
     end_distributed()
     if stop.stopped:
-        say(f"interrupted: saved {last_checkpoint(folder)}; the same command goes on from it")
+        last = last_checkpoint(folder)
+        goes_on = "begins anew" if last is None else f"goes on from {last}"
+        alone = f"the model alone in {stop.saved_weights}, as no more would have fitted the time"
+        say(f"interrupted: saved {alone if stop.saved_weights else last}; the same command {goes_on}")
         return EXIT_INTERRUPTED
     return EXIT_DONE
 
@@ -94,11 +100,3 @@ def compile_cpu_adam(training: TrainingArguments) -> None:
             CPUAdamBuilder().load(verbose=False)
         except Exception as error:
             raise Failed(f"DeepSpeed's CPU Adam does not compile: {error}") from error
-
-
-def is_last(checkpoint: Path, training: TrainingArguments) -> bool:
-    """Whether the run had reached its end when this checkpoint was written."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    threshold = getattr(training, "stop_at_loss", None)
-    at_loss = threshold is not None and StopAtLoss(threshold).reached(state["log_history"])
-    return state["global_step"] >= state["max_steps"] or at_loss

@@ -15,10 +15,11 @@ from r1_aqa_repro.common.files import size_of, write_json
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.run.arguments import EvaluationArguments, RunArguments
-from r1_aqa_repro.run.checkpoints import FINAL
+from r1_aqa_repro.run.checkpoints import FINAL, is_last, last_checkpoint
 from r1_aqa_repro.run.checks import check_disk, check_evaluation, check_settings, check_tools, count_parameters
 from r1_aqa_repro.run.folder import check_run_folder, data_hashes, resolved_config, start_run
 from r1_aqa_repro.run.kinds import Kind, Record
+from r1_aqa_repro.run.training_state import check_resumable
 
 
 def prepare(
@@ -67,6 +68,10 @@ def prepare(
             hashes["models"] = _model_digests(training, model)
     if not data.overwrite:
         problems += check_run_folder(folder, config, hashes)
+        last = None if (folder / FINAL).is_dir() else last_checkpoint(folder)
+        if last is not None and not is_last(last, training):
+            with collecting(problems):
+                check_resumable(last, training)
     if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):
         # an adapter is a few per cent of its base at most
         written = parameters // 50 if model.use_peft else parameters

@@ -6,12 +6,16 @@ import os
 import shutil
 from pathlib import Path
 
+from transformers import TrainingArguments
+
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.run.part_rates import part_rates
 
 STAGING = ".partial"  # folder inside the run folder where a checkpoint is written before it gets its name
+UNIVERSAL, LATEST_UNIVERSAL = "universal", "latest_universal"  # in a checkpoint: see `universal`
 # files and folders of a checkpoint that nobody needs who has its model; the first two decide whether it can be resumed
 OPTIMIZER = ("optimizer*", "global_step*")
-_REST = ("scheduler.pt", "scaler.pt", "rng_state*", "latest*", "zero_to_*.py")
+_REST = ("scheduler.pt", "scaler.pt", "rng_state*", "latest*", UNIVERSAL, "zero_to_*.py")
 TRAINING_STATE = (*OPTIMIZER, *_REST, "trainer_state.json")
 
 
@@ -20,18 +24,49 @@ def has_training_state(checkpoint: Path) -> bool:
     return any(path for pattern in OPTIMIZER for path in checkpoint.glob(pattern))
 
 
-def check_resumable(checkpoint: Path) -> None:
-    """Refuse a checkpoint that holds weights alone: training would go on with a new optimizer and schedule.
+def num_processes_of(checkpoint: Path) -> int:
+    """Processes of the run that saved it: each has saved its random numbers."""
+    return len(list(checkpoint.glob("rng_state*")))
+
+
+def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
+    """Refuse a checkpoint that holds weights alone, with which training would go on with a new optimizer and schedule,
+    and one whose optimizer state this run's DeepSpeed cannot read.
 
     Raises:
-        Refused: there is no optimizer state in it.
+        Refused: there is no optimizer state in it, or that of another ZeRO stage, or of another number of
+            processes that cannot be converted.
     """
+    remedy = "start a new run with it as model_name_or_path."
     if not has_training_state(checkpoint):
         what = (
             "the checkpoint has no optimizer state (saved with save_only_model; or a newer one was complete, with "
             "keep_optimizer: last): going on from it would not be the same run"
         )
-        raise Refused.because(str(checkpoint), what, "Start a new run with it as model_name_or_path.")
+        raise Refused.because(str(checkpoint), what, remedy.capitalize())
+    saved, wanted = _stage_of(checkpoint), 0
+    if training.deepspeed:
+        wanted = training.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
+        wanted = 2 if wanted == 1 else wanted  # the same files
+    if saved != wanted:
+        names = {0: "without ZeRO", 2: "with ZeRO-1 or 2", 3: "with ZeRO-3"}
+        what = f"the optimizer state was saved {names[saved]} and cannot be read {names[wanted]}"
+        raise Refused.because(str(checkpoint), what, f"Resume {names[saved]} (offloading may differ), or {remedy}")
+    processes = num_processes_of(checkpoint)
+    several = training.weight_decay or part_rates(training) or getattr(training, "critic_learning_rate", None)
+    if wanted == 3 and processes != training.world_size and several:
+        what = (
+            f"it was saved by {processes} processes, not {training.world_size}, and DeepSpeed's universal checkpoint "
+            "of ZeRO-3 has one learning rate and one weight decay for all weights, this run has several"
+        )
+        raise Refused.because(str(checkpoint), what, f"Resume with {processes} processes, or {remedy}")
+
+
+def _stage_of(checkpoint: Path) -> int:
+    """Of ZeRO, by what it has written; 2 stands for 1 too, 0 for none."""
+    if any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt")):
+        return 3
+    return 2 if any(checkpoint.glob("global_step*")) else 0
 
 
 def delete_training_state(checkpoint: Path) -> None:

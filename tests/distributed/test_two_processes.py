@@ -116,15 +116,6 @@ def test_a_resumed_run_ends_with_the_same_bytes(trained: Job, tmp_path: Path) ->
     assert all(value.equal(resumed[name]) for name, value in whole.items())
 
 
-def test_a_run_is_not_resumed_with_another_number_of_processes(trained: Job, tmp_path: Path) -> None:
-    job = interrupted_after_two_steps(trained, tmp_path)
-    before = sorted(path.name for path in job.run.rglob("*"))
-    refused = job.train(*FREELY, processes=1)
-    assert refused.returncode == 2, refused.stderr[-3000:]
-    assert "was started with 2 processes, not 1" in refused.stderr
-    assert sorted(path.name for path in job.run.rglob("*")) == before
-
-
 def interrupted_after_two_steps(trained: Job, folder: Path) -> Job:
     """A copy of the run as a kill in its third step leaves it."""
     job = Job(folder, trained.manifest, trained.model, trained.strategy)
@@ -132,8 +123,11 @@ def interrupted_after_two_steps(trained: Job, folder: Path) -> Job:
     return job
 
 
-def test_a_signal_to_every_process_saves_one_checkpoint(manifest: Path, model_folder: Path, tmp_path: Path) -> None:
-    """Some schedulers signal all processes of a job, to which torchrun then passes on its own signal."""
+@pytest.mark.parametrize(("number", "everybody"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])
+def test_a_signal_saves_one_checkpoint(
+    number: signal.Signals, everybody: bool, manifest: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """Some schedulers signal all processes of a job, to which torchrun passes on its own; others torchrun alone."""
     job = Job(tmp_path, manifest, model_folder)
     command = job.command("--max_steps", "1000", "--save_steps", "1000")
     with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as launcher:
@@ -141,8 +135,9 @@ def test_a_signal_to_every_process_saves_one_checkpoint(manifest: Path, model_fo
         while not all((job.folder / "records" / f"rank-{rank}.jsonl").is_file() for rank in (0, 1)):
             assert launcher.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        for pid in [launcher.pid, *(worker.pid for worker in psutil.Process(launcher.pid).children())]:
-            os.kill(pid, signal.SIGTERM)
+        workers = psutil.Process(launcher.pid).children() if everybody else []
+        for pid in [launcher.pid, *(worker.pid for worker in workers)]:
+            os.kill(pid, number)
         assert launcher.wait(timeout=120) == 130
     saved = last_checkpoint(job.run)
     assert saved is not None and not (job.run / "final").exists()

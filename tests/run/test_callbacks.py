@@ -1,14 +1,19 @@
-"""What a person sees of a run that does not write to a terminal."""
+"""What a person sees of a run that does not write to a terminal; what a signal leaves of a run."""
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from r1_aqa_repro.model.loading import load
 from r1_aqa_repro.run import callbacks
-from r1_aqa_repro.run.callbacks import ProgressLines, figures_of
+from r1_aqa_repro.run.callbacks import ProgressLines, StopOnSignal, figures_of
+from r1_aqa_repro.run.checkpoints import last_checkpoint
+from tests.run.conftest import Start
 
 
 def test_a_line_comes_every_half_minute_and_at_the_end_with_the_latest_figures(
@@ -38,3 +43,70 @@ def test_accuracy_and_format_are_shown_by_whichever_rule(names: tuple[str, str])
     assert figures_of(logged) == {"accuracy": "0.250", "format": "1.000"}
     watched = {"rewards/lenient_accuracy/mean": 0.75} | logged  # the rule that the benchmark shares comes first
     assert figures_of(watched)["accuracy"] == "0.250"
+
+
+class Sender(StopOnSignal):
+    """A run that is told to end in its third step."""
+
+    number = signal.SIGUSR1
+    took: float | None = 1e-9  # seconds that a checkpoint took
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            self.trainer.seconds_to_save = self.took
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "took", "whole"),
+    [
+        (signal.SIGTERM, None, 1e9, True),  # time is no matter
+        (signal.SIGTERM, 60, 1.0, True),
+        (signal.SIGUSR1, 60, 51.0, False),  # with a margin of a fifth
+        (signal.SIGUSR1, 60, None, False),  # not known
+    ],
+)
+def test_a_signal_saves_what_fits_the_time(
+    number: signal.Signals,
+    seconds: float | None,
+    took: float | None,
+    whole: bool,
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = [] if seconds is None else ["--save_on_signal", str(seconds)]
+    with monkeypatch.context() as patched:
+        patched.setattr(Sender, "number", number)
+        patched.setattr(Sender, "took", took)
+        patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", Sender)
+        assert start("audio sft", tmp_path, *more) == 130
+    said = capsys.readouterr().err
+    weights = tmp_path / "weights-3"
+    if whole:
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3" and not weights.exists()
+        assert (
+            f"interrupted: saved {tmp_path / 'checkpoint-3'}; the same command goes on from {tmp_path / 'checkpoint-3'}"
+            in said
+        )
+    else:
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+        assert f"saved the model alone in {weights}, as no more would have fitted the time" in said
+        assert f"goes on from {tmp_path / 'checkpoint-2'}" in said
+        load(weights)
+        assert not any(weights.glob("optimizer*"))
+    assert start("audio sft", tmp_path, *more) == 0
+    assert (tmp_path / "final").is_dir() and not weights.exists()
+
+
+def test_a_signal_before_the_first_checkpoint_leaves_the_model(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("r1_aqa_repro.run.loop.StopOnSignal", Sender)
+    more = ["--save_steps", "8", "--save_on_signal", "1e-9"]
+    assert start("audio grpo", tmp_path, *more) == 130
+    assert "the same command begins anew" in capsys.readouterr().err
+    assert (tmp_path / "weights-3" / "model.safetensors").is_file() and last_checkpoint(tmp_path) is None
+    assert start("audio grpo", tmp_path, *more, "--overwrite", "true", "--max_steps", "1") == 0
+    assert not (tmp_path / "weights-3").exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor, GenerationConfig, Qwen2AudioForConditionalGeneration
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.files import processor_files
 from r1_aqa_repro.run.callbacks import StopOnSignal
 from r1_aqa_repro.run.checkpoints import ResumableTrainer, last_checkpoint
 from r1_aqa_repro.run.config import AudioSFTConfig
-from r1_aqa_repro.run.training_state import STAGING
+from r1_aqa_repro.run.training_state import STAGING, check_resumable
 from r1_aqa_repro.sft.trainer import AudioSFTTrainer
 from tests.run.conftest import AUDIO, TEXT, VARIANTS, Killed, Start, kill_at
 
@@ -171,6 +175,100 @@ def test_only_the_newest_checkpoint_keeps_the_optimizer_if_asked(
     assert start("audio sft", tmp_path, *more) == 2
     assert "checkpoint-4: the checkpoint has no optimizer state" in (said := capfd.readouterr().err)
     assert "keep_optimizer: last" in said
+
+
+def test_a_run_goes_on_with_less_memory_and_is_told_that_its_bits_may_differ(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer examples at once, and activations computed twice: another order of the same sums."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start("audio sft", whole) == 0
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", kill_at(5))
+        start("audio sft", broken)
+    less = ["--max_examples_per_device", "1", "--activation_checkpointing", "true"]
+    capfd.readouterr()
+    assert start("audio sft", broken, *less) == 0
+    said = capfd.readouterr().err
+    assert "activation_checkpointing was False, now it is True, max_examples_per_device was " in said
+    assert "the last bits may differ" in said and "random numbers" not in said
+    [change] = json.loads((broken / "run.json").read_text(encoding="utf-8"))["resumed"]
+    assert change["after"] == "checkpoint-4" and len(change["changes"]) == 2
+
+    logs = [
+        json.loads((run / "checkpoint-8" / "trainer_state.json").read_text())["log_history"] for run in (whole, broken)
+    ]
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[0][4] != losses[0][5]
+    one, other = (load_file(run / "final" / "model.safetensors") for run in (whole, broken))
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+
+    (broken / "final").rename(broken / "set aside")
+    assert start("audio sft", broken, *less, "--learning_rate", "0.5") == 2
+    assert "is the folder of another run: learning_rate was " in capfd.readouterr().err
+
+
+def test_random_numbers_of_another_number_of_processes_are_drawn_anew_of_seed_and_step(
+    start: Start, tmp_path: Path
+) -> None:
+    """A reward by coin: with its own numbers a run ends with the same bytes; these runs do with one another's."""
+    whole, finals = tmp_path / "whole", []
+    assert start("audio grpo", whole, "--max_steps", "4") == 0
+    for name in ("one", "other"):
+        shutil.copytree(whole, tmp_path / name, ignore=shutil.ignore_patterns("final", "checkpoint-4"))
+        state = tmp_path / name / "checkpoint-2" / "rng_state.pth"
+        for rank in (0, 1):
+            shutil.copy(state, state.with_name(f"rng_state_{rank}.pth"))
+        state.unlink()
+        assert start("audio grpo", tmp_path / name, "--max_steps", "4") == 0
+        finals.append((tmp_path / name / "final" / "model.safetensors").read_bytes())
+    assert finals[0] == finals[1] != (whole / "final" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("files", "deepspeed", "refused"),
+    [
+        (["optimizer.pt"], None, None),
+        (["optimizer.pt"], "zero2", "saved without ZeRO and cannot be read with ZeRO-1 or 2"),
+        (["global_step2/mp_rank_00_model_states.pt"], "zero2", None),
+        (["global_step2/mp_rank_00_model_states.pt"], "zero3", "with ZeRO-1 or 2 and cannot be read with ZeRO-3"),
+        (["global_step2/zero_pp_rank_0_mp_rank_00_model_states.pt"], "zero3_offload", None),
+        (["global_step2/zero_pp_rank_0_mp_rank_00_model_states.pt"], None, "with ZeRO-3 and cannot be read without"),
+    ],
+)
+def test_the_state_of_another_zero_stage_is_refused(
+    files: list[str], deepspeed: str | None, refused: str | None, tmp_path: Path
+) -> None:
+    for file in [*files, "rng_state.pth"]:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    config = deepspeed and f"configs/deepspeed/{deepspeed}.json"
+    args = AudioSFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, deepspeed=config)
+    unset_hf_deepspeed_config()
+    if refused is None:
+        check_resumable(tmp_path, args)
+    else:
+        with pytest.raises(Refused, match=refused):
+            check_resumable(tmp_path, args)
+
+
+@pytest.mark.parametrize(("weight_decay", "processes", "refused"), [(0.1, 2, True), (0.0, 2, False), (0.1, 1, False)])
+def test_groups_of_weights_that_zero3_would_mix_are_not_converted_for_other_processes(
+    weight_decay: float, processes: int, refused: bool, tmp_path: Path
+) -> None:
+    for name in (
+        "global_step2/zero_pp_rank_0_mp_rank_00_model_states.pt",
+        *(f"rng_state_{i}" for i in range(processes)),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    zero3 = "configs/deepspeed/zero3.json"
+    args = AudioSFTConfig(
+        output_dir=str(tmp_path), report_to="none", use_cpu=True, deepspeed=zero3, weight_decay=weight_decay
+    )
+    unset_hf_deepspeed_config()
+    with pytest.raises(Refused, match="saved by 2 processes, not 1") if refused else nullcontext():
+        check_resumable(tmp_path, args)
 
 
 def test_best_model_is_loaded_strictly(start: Start, manifest: Path, model_folder: Path, tmp_path: Path) -> None:
