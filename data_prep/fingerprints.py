@@ -14,7 +14,7 @@ import soundfile
 from tqdm.contrib.concurrent import thread_map
 
 from data_prep.media import MAX_SECONDS, MIN_SECONDS, SILENCE
-from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, check_audio, load_audio
+from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, CutOff, check_audio, load_audio
 from r1_aqa_repro.data.questions import AudioQuestion
 
 YOUTUBE_CLIP = re.compile(r"([A-Za-z0-9_-]{11})_[0-9]+")  # id and start second; the id may hold underscores itself
@@ -56,6 +56,8 @@ def decode_clip(path: Path) -> Decoded:
         problems.append(("too_short", f"{path} lasts {header.duration:.3f} s"))
     try:
         samples = load_audio(path)
+    except CutOff as error:
+        return Decoded((*problems, ("cut_off", str(error))), header.duration)
     except AudioError as error:
         return Decoded((*problems, ("undecodable", str(error))), header.duration)
     if np.abs(samples).max() < SILENCE:

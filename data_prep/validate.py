@@ -36,6 +36,7 @@ RULES = {
     "path_outside": (WARNING, "audio_path leaves the manifest's folder, which can then not be moved alone"),
     "missing": (ERROR, "the clip is not there"),
     "undecodable": (ERROR, "the clip cannot be decoded"),
+    "cut_off": (ERROR, "the clip ends before its header says"),
     "not_16khz_mono": (ERROR, "the clip is not 16 kHz mono"),
     "too_short": (ERROR, "the clip is shorter than 0.1 s"),
     "silent": (ERROR, "the clip holds no sound"),

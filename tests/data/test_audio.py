@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from r1_aqa_repro.data.audio import AudioError, check_audio, load_audio
+from r1_aqa_repro.data.audio import AudioError, CutOff, check_audio, load_audio, measure_audio
+from tests.bad_clips import BAD_CLIPS
 
 SECONDS = 0.6
 
@@ -80,33 +81,71 @@ def test_the_content_counts_not_the_name(tmp_path, name, content):
     assert check_audio(path) is None
 
 
-def one_bad_sample(path, value):
-    samples = np.zeros(16_000, dtype=np.float32)
-    samples[7_000] = value
-    soundfile.write(path, samples, 16_000, subtype="FLOAT")
-
-
 @pytest.mark.parametrize(
     ("make", "reason", "seen_in_header"),
     [
-        (lambda path: None, "no such audio file", True),
-        (lambda path: path.mkdir(), "no such audio file", True),
-        (lambda path: path.write_bytes(bytes(range(256)) * 40), "cannot be decoded", True),
-        (lambda path: path.touch(), "cannot be decoded", True),
-        (lambda path: soundfile.write(path, np.zeros(0), 16_000), "the audio is empty (0 samples)", True),
-        (lambda path: one_bad_sample(path, np.nan), "the audio holds NaN or infinite samples", False),
-        (lambda path: one_bad_sample(path, np.inf), "the audio holds NaN or infinite samples", False),
+        ("deleted", "no such audio file", True),
+        ("folder", "no such audio file", True),
+        ("text", "cannot be decoded", True),
+        ("empty", "cannot be decoded", True),
+        ("header of more samples than memory", "cannot be decoded", False),
+        ("no samples", "the audio is empty (0 samples)", True),
+        ("NaN", "the audio holds NaN or infinite samples", False),
+        ("infinity", "the audio holds NaN or infinite samples", False),
+        ("flac cut off", "cannot be decoded", False),
+        ("wav cut off", "it is cut off: 19,182 of the 32,000 bytes of its header are there", False),
+        ("header of twice the samples", "it is cut off: 32,000 of the 64,000 bytes of its header are there", False),
+        ("aiff cut off", "it is cut off: 19,", False),
+        ("rf64 cut off", "of the 16,000 samples of its header are there", False),
+        ("mp3 cut off", "of the 16,000 samples of its header are there", False),
+        ("ogg cut off in its last page", "it is cut off: the last page of an Ogg stream is not there", False),
+        ("opus cut off", "it is cut off: the last page of an Ogg stream is not there", False),
     ],
-    ids=["absent", "folder", "garbage", "zero bytes", "no samples", "NaN", "infinity"],
 )
 def test_a_bad_file_is_named_with_the_reason(tmp_path, make, reason, seen_in_header):
     path = tmp_path / "clip.wav"
-    make(path)
+    soundfile.write(path, melody(16_000), 16_000)
+    BAD_CLIPS[make](path)
     with pytest.raises(AudioError) as error:
         load_audio(path)
     assert error.value.path == path and str(path) in str(error.value) and reason in error.value.reason
+    assert isinstance(error.value, CutOff) == ("it is cut off" in reason or "of its header are there" in reason)
     found = check_audio(path)
     assert (found is not None and reason in found) if seen_in_header else found is None
+    with pytest.raises(AudioError) as decoding:
+        measure_audio(path, decode=True)
+    assert decoding.value.reason == error.value.reason
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_clip_is_measured_as_it_will_be_heard(tmp_path, kind, rate):
+    path = tmp_path / "clip"
+    soundfile.write(path, melody(rate), rate, format=kind)
+    assert measure_audio(path, decode=True) == measure_audio(path) == len(load_audio(path))
+
+
+def in_a_pipe(wav):
+    """As FFmpeg writes it without knowing the length."""
+    return wav[:4] + b"\xff" * 4 + wav[8:40] + b"\xff" * 4 + wav[44:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_a_pipe,
+        lambda wav: wav + b"LIST" + (4).to_bytes(4, "little") + b"INFO",  # a chunk after the samples
+        lambda wav: wav + bytes(100),
+        lambda wav: wav[:4] + (len(wav) + 4).to_bytes(4, "little") + wav[8:],  # the size of the whole, not of the rest
+    ],
+    ids=["length unknown", "chunk behind", "zeros behind", "size of the whole"],
+)
+def test_a_header_that_is_merely_odd_is_no_loss(tmp_path, change):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, melody(16_000), 16_000)
+    whole = load_audio(path)
+    path.write_bytes(change(path.read_bytes()))
+    assert np.array_equal(load_audio(path), whole)
 
 
 def test_check_of_the_length_reads_seconds_not_samples(tmp_path):

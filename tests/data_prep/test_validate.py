@@ -6,6 +6,7 @@ import soundfile
 
 from data_prep.validate import RULES, main
 from r1_aqa_repro.data.questions import write_manifest
+from tests.bad_clips import BAD_CLIPS
 from tests.conftest import make_questions
 from tests.files import read_json, read_lines, write_lines
 
@@ -68,6 +69,9 @@ def test_what_is_wrong_with_a_line_is_found_by_its_rule(manifest, tmp_path, chan
     [
         (lambda path: path.write_bytes(b"no audio"), ["undecodable"]),
         (lambda path: path.write_bytes(b""), ["undecodable"]),
+        (BAD_CLIPS["wav cut off"], ["cut_off"]),
+        (BAD_CLIPS["ogg cut off in its last page"], ["cut_off"]),
+        (BAD_CLIPS["mp3 cut off"], ["cut_off"]),
         (lambda path: soundfile.write(path, np.zeros((0,)), 16_000), ["undecodable"]),
         (lambda path: soundfile.write(path, 0.1 * np.ones(44_100), 44_100), ["not_16khz_mono"]),
         (lambda path: soundfile.write(path, 0.1 * np.ones((16_000, 2)), 16_000), ["not_16khz_mono"]),

@@ -16,6 +16,7 @@ from eval.settings import EvalSettings
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, questions_digest
 from r1_aqa_repro.data.questions import read_questions
+from tests.bad_clips import BAD_CLIPS
 from tests.conftest import ROOT
 from tests.eval.conftest import (
     before_each_batch,
@@ -159,7 +160,7 @@ def test_a_damaged_evaluation_is_refused(copy, model, data, capsys, file, damage
 def test_unreadable_audio_is_listed_and_counted_wrong(model, manifest, tmp_path, capsys):
     questions = read_lines(manifest)
     (manifest.parent / questions[1]["audio_path"]).unlink()
-    (manifest.parent / questions[2]["audio_path"]).write_bytes(b"no audio")
+    BAD_CLIPS["wav cut off"](manifest.parent / questions[2]["audio_path"])
     ids, out = [questions[1]["id"], questions[2]["id"]], tmp_path / "out"
     assert evaluate(model, manifest, out, "--strict") == 2
     message = capsys.readouterr().err
