@@ -8,13 +8,13 @@ The same command again resumes an interrupted run; `--overwrite` starts anew.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from r1_aqa_repro.common.console import show_help_if_asked
 from r1_aqa_repro.run.arguments import AudioGRPOArguments, DataArguments
 
 # without the imports below, which take seconds
 show_help_if_asked(__name__, __doc__, "trl.GRPOConfig", DataArguments, AudioGRPOArguments)
-
-from pathlib import Path
 
 from trl import get_peft_config
 
@@ -25,6 +25,7 @@ from r1_aqa_repro.model.loading import freeze, load_configured
 from r1_aqa_repro.rewards.registry import check_names
 from r1_aqa_repro.rewards.rules import REWARDS
 from r1_aqa_repro.run.checks import check_grpo
+from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
 from r1_aqa_repro.run.health import Doctor
 from r1_aqa_repro.run.kinds import AudioQuestions
@@ -37,7 +38,8 @@ def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_config(AudioGRPOConfig, argv)
     problems = check_names(training.reward_funcs, training.reward_weights, REWARDS) + check_grpo(training, model_config)
-    questions, _ = prepare(data, training, model_config, AudioQuestions(), problems)
+    clips = Clips(Path(str(training.output_dir)), data.check_audio, data.max_bad_clips, data.overwrite)
+    questions, _ = prepare(data, training, model_config, AudioQuestions(clips), problems)
 
     def build_trainer() -> AudioGRPOTrainer:
         model, processor = load_configured(model_config)
@@ -49,6 +51,7 @@ def main(argv: list[str]) -> int:
             processing_class=processor,
             prompt_style=data.prompt_style,
             audio_channel=data.audio_channel,
+            clips=clips,
             evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
             peft_config=get_peft_config(model_config),
             callbacks=[Doctor(Path(str(training.output_dir)))],

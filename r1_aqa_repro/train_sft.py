@@ -7,6 +7,8 @@ The same command again resumes an interrupted run; `--overwrite` starts anew.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from r1_aqa_repro.common.console import show_help_if_asked
 from r1_aqa_repro.run.arguments import AudioSFTArguments, DataArguments
 
@@ -19,6 +21,7 @@ from trl import get_peft_config
 from eval.during_training import HarnessEvaluator
 from r1_aqa_repro.common.errors import Problem, command
 from r1_aqa_repro.model.loading import load_configured
+from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.run.config import AudioSFTConfig, parse_config
 from r1_aqa_repro.run.kinds import AudioQuestions
 from r1_aqa_repro.run.loop import run_training
@@ -33,7 +36,8 @@ def main(argv: list[str]) -> int:
     problems = []
     if data.prompt_style == "think":
         problems.append(Problem("prompt_style", "think has no thoughts to imitate", "Use direct or answer for SFT."))
-    questions, _ = prepare(data, training, model_config, AudioQuestions(), problems)
+    clips = Clips(Path(str(training.output_dir)), data.check_audio, data.max_bad_clips, data.overwrite)
+    questions, _ = prepare(data, training, model_config, AudioQuestions(clips), problems)
 
     def build_trainer() -> AudioSFTTrainer:
         model, processor = load_configured(model_config)
@@ -45,6 +49,7 @@ def main(argv: list[str]) -> int:
             processing_class=processor,
             prompt_style=data.prompt_style,
             audio_channel=data.audio_channel,
+            clips=clips,
             evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
         )
 

@@ -88,15 +88,6 @@ def check_audio(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> s
     return None
 
 
-def duration(path: str | os.PathLike[str]) -> float:
-    """Seconds of a clip, by its header.
-
-    Raises:
-        AudioError: the file is missing or unreadable.
-    """
-    return float(_read(path, soundfile.info).duration)
-
-
 def _decode(path: str) -> tuple[np.ndarray, int]:
     """float32 [num_samples, num_channels], all that the header says and finite, and their rate in Hz."""
     with soundfile.SoundFile(path) as file:

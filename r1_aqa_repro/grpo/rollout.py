@@ -21,6 +21,7 @@ class Rollout:
     inputs: prompts, and clips if any, of the U questions, computed once each.
     group: int64 [N], the question of each row, in the row order of whoever works on the rollout.
     rows: N rows of the data set (`rows_of`), those of a question one after the other.
+    lost: bool [N], rows of questions that could not be put to the model as they are: nothing is learned from them.
     rewards: [N, R], a column for each reward function. Set once the completions are rewarded, as the next two.
     reward: [N], their weighted sums, as TRL forms them: rows of equal rewards have equal sums, to the bit.
     output: what TRL makes of the completions, by name: token ids, masks, advantages, log-probabilities.
@@ -30,6 +31,7 @@ class Rollout:
     inputs: PromptInputs
     group: torch.Tensor
     rows: list[dict[str, Any]] = field(default_factory=list)
+    lost: torch.Tensor = field(init=False)
     rewards: torch.Tensor = field(init=False)
     reward: torch.Tensor = field(init=False)
     output: dict[str, Any] = field(init=False)

@@ -32,11 +32,12 @@ from r1_aqa_repro.grpo.scoring import score_plain, score_shared
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler, better_completions, draw_further
 from r1_aqa_repro.model.encoded_audio import ENCODED, EncodedAudio
 from r1_aqa_repro.model.generation import complete
-from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, load_clip, process, text_inputs
+from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, process, text_inputs
 from r1_aqa_repro.model.loading import base_of, check_reference, prepare_for_sharing, widen_adapter
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction, completion_text
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.clips import Clips, ClipWatch
 from r1_aqa_repro.run.completion_table import CompletionTable
 from r1_aqa_repro.run.config import AudioGRPOConfig, SharedPrefixGRPOConfig
 from r1_aqa_repro.run.evaluating import EvaluatingTrainer
@@ -105,6 +106,10 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         """What the model is given of U questions, from a row of each."""
         raise NotImplementedError
 
+    def _lost(self, rows: Sequence[dict[str, Any]]) -> list[bool]:
+        """Whether each of U questions, whose inputs have just been made, could not be put to the model as it is."""
+        return [False] * len(rows)
+
     def _noted(self, row: dict[str, Any]) -> dict[str, Any]:
         """What the table of completions shows of a row's question, by column."""
         raise NotImplementedError
@@ -124,7 +129,8 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         rollout = self._roll_out(inputs)
         if self.model.training:
             by_name = zip(self.reward_func_names, rollout.rewards.T, strict=True)
-            figures = {f"rewards/{name}": column for name, column in by_name} | {"reward": rollout.reward}
+            reward = rollout.reward.masked_fill(rollout.lost, torch.nan)
+            figures = {f"rewards/{name}": column for name, column in by_name} | {"reward": reward}
             self.record.add_rewards(figures, [row["task"] for row in rollout.rows])
             if self.args.dynamic_sampling:
                 self._replace_zero_variance_groups(rollout)
@@ -145,8 +151,11 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         with self.clock("audio"):
             inputs = self._inputs_of(rows[::num_generations])
         rollout = Rollout(inputs, group.to(self.accelerator.device), list(rows))
+        rollout.lost = torch.tensor(self._lost(rows[::num_generations]), device=rollout.group.device)[rollout.group]
         with self._working_on(rollout):
             rollout.output = super()._generate_and_score_completions(rows)
+        # no advantage, as TRL gives it to rows without a reward, and no KL; the others' share in the mean stays
+        rollout.output["completion_mask"] = rollout.output["completion_mask"] * ~rollout.lost[:, None]
         return rollout
 
     def _replace_zero_variance_groups(self, rollout: Rollout) -> None:
@@ -183,10 +192,11 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
     ) -> torch.Tensor:
-        """Rewards [N of all processes, R]; the rollout keeps those of this process's rows."""
+        """Rewards [N of all processes, R], NaN for lost questions; the rollout keeps those of this process's rows."""
         with self.clock("reward"):
             rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         rollout = self._at_work[-1]
+        rewards[self.accelerator.gather(rollout.lost.long()).bool()] = torch.nan
         rollout.rewards = rewards[self.accelerator.process_index * len(inputs) :][: len(inputs)].clone()
         rollout.reward = (rollout.rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         return rewards
@@ -322,6 +332,7 @@ class AudioGRPOTrainer(PartRatesTrainer, SharedPrefixGRPOTrainer):
         questions: the training questions.
         processing_class: the model's processor.
         prompt_style, audio_channel: how questions are asked and clips are read.
+        clips: of the run; by default of one whose clips nobody has measured.
         **kwargs: passed on.
     """
 
@@ -333,15 +344,18 @@ class AudioGRPOTrainer(PartRatesTrainer, SharedPrefixGRPOTrainer):
         processing_class: ProcessorMixin,
         prompt_style: str,
         audio_channel: str = "first",
+        clips: Clips | None = None,
         **kwargs: Any,
     ):
         self.prompt_style, self.audio_channel = prompt_style, audio_channel
+        self.clips = clips or Clips(Path(str(args.output_dir)))
         # TRL suppresses `config.image_token_id` in sampling; a sampled audio token breaks the count of features too
         model.config.image_token_id = model.config.audio_token_id
         rewards = [(name, REWARDS[name]) for name in args.reward_funcs]
         super().__init__(model, args, questions, processing_class, rewards, **kwargs)
         del model.config.image_token_id
         encoder = base_of(self.accelerator.unwrap_model(self.model)).model.audio_tower
+        self.add_callback(ClipWatch(self.clips, len(questions)))
         self._encoded: EncodedAudio | None = None
         if self.share and not any(parameter.requires_grad for parameter in encoder.parameters()):
             self._encoded = EncodedAudio(Path(str(args.output_dir)) / ENCODED, encoder, self.accelerator)
@@ -350,11 +364,21 @@ class AudioGRPOTrainer(PartRatesTrainer, SharedPrefixGRPOTrainer):
         return question_columns(question, self.prompt_style)
 
     def _inputs_of(self, rows: Sequence[dict[str, Any]]) -> ModelInputs:
-        questions = [row["question"] for row in rows]
-        clips = [load_clip(question, self.audio_channel, self.processing_class) for question in questions]
-        inputs = process(self.processing_class, [row["prompt"] for row in rows], clips)
-        shared = self._encoded if self.share else None
-        return inputs if shared is None else shared(inputs, questions, self.audio_channel)
+        questions, step = [row["question"] for row in rows], self.state.global_step + 1
+        clips = [self.clips.hear(question, self.audio_channel, self.processing_class, step) for question in questions]
+        inputs = process(self.processing_class, [row["prompt"] for row in rows], [samples for samples, _ in clips])
+        self.clips.are_lost(questions, [reason for _, reason in clips], step)
+        if self._encoded is None or not self.share:
+            return inputs
+        heard = [  # the clip's own name is not for what silence gives
+            question if reason is None else replace(question, audio_path=Path(f"silence-{len(samples)}"))
+            for question, (samples, reason) in zip(questions, clips, strict=True)
+        ]
+        return self._encoded(inputs, heard, self.audio_channel)
+
+    def _lost(self, rows: Sequence[dict[str, Any]]) -> list[bool]:
+        step = self.state.global_step + 1
+        return self.clips.are_lost([row["question"] for row in rows], [None] * len(rows), step)
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]

@@ -16,6 +16,7 @@ from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.rewards.arguments import RewardArguments
 
 TRAINED_PARTS = ("all", "no_encoder", "projector")
+CHECKS = ("decode", "headers")
 ADVANTAGE_FILTERS = ("none", "above_mean", "top_fraction")
 KEPT_OPTIMIZERS = ("all", "last")
 BEST_METRIC = "eval_accuracy"  # decides which checkpoint is the best
@@ -39,6 +40,10 @@ class DataArguments(RunArguments):
 
     prompt_style: str = key("answer", "direct, answer or think.", PROMPT_STYLES)
     audio_channel: str = key("first", "first channel, as R1-AQA, or the mean of all.", CHANNELS)
+    check_audio: str = key("decode", "Before a run, decode every clip to its end once, or read headers alone.", CHECKS)
+    max_bad_clips: int | None = key(
+        None, "More clips that fail in mid-run end it; by default one per cent of those seen, at least 8."
+    )
 
 
 @dataclass

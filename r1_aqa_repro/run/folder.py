@@ -32,6 +32,7 @@ from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.run.checkpoints import FINAL, WEIGHTS, last_checkpoint
+from r1_aqa_repro.run.clips import MEASURED, SKIPPED
 from r1_aqa_repro.run.evaluating import EVALUATIONS
 from r1_aqa_repro.run.training_state import STAGING
 
@@ -47,7 +48,7 @@ _FREE = (
     "dataloader_prefetch_factor", "dataloader_persistent_workers", "save_total_limit", "save_steps", "save_strategy",
     "keep_optimizer", "save_on_signal", "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo",
     "resume_from_checkpoint", "log_completions", "num_completions_to_print", "ddp_timeout", "project",
-    "trackio_space_id",
+    "trackio_space_id", "check_audio", "max_bad_clips",
 )  # fmt: skip
 
 # settings that change memory and the order of sums, not the mathematics: a resumed run may differ in them, and is told.
@@ -109,7 +110,7 @@ def start_run(
     """
     if overwrite:
         # the records first: a kill in between leaves no run that would go on from half a checkpoint
-        for name in (CONFIG, RUN, "skipped_records.json"):
+        for name in (CONFIG, RUN, SKIPPED, MEASURED):
             (folder / name).unlink(missing_ok=True)
         made = (FINAL, STAGING, EVALUATIONS, ENCODED, EXAMPLES)
         written = (path for name in ("checkpoint", WEIGHTS) for path in folder.glob(f"{name}-*"))

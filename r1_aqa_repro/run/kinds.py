@@ -6,7 +6,6 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +19,6 @@ from transformers import (
 from trl import ModelConfig
 
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
-from r1_aqa_repro.data.audio import check_audio, duration
 from r1_aqa_repro.data.conversations import Read, TextPrompt, read_prompts
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
 from r1_aqa_repro.model.encoded_audio import encoded_bytes
@@ -29,6 +27,7 @@ from r1_aqa_repro.model.inputs import minimum_seconds, token_ids
 from r1_aqa_repro.model.loading import check_model_folder, check_pair, load_processor
 from r1_aqa_repro.model.text_loading import checked_config, load_tokenizer
 from r1_aqa_repro.rewards.registry import check_prompts, check_uses, reward_model_positions
+from r1_aqa_repro.run.clips import Clips
 
 Record = TypeVar("Record", bound=AudioQuestion | TextPrompt)
 Messages = Sequence[dict[str, str]]
@@ -67,6 +66,13 @@ class Kind(ABC, Generic[Record]):
             Refused: the file cannot be read, or no run can learn from all of it together.
         """
 
+    def sound(self, records: list[Record], file: str) -> tuple[list[Record], list[Problem]]:
+        """What of usable records takes long to know, asked when all else is right; all processes call it together."""
+        return records, []
+
+    def begin(self) -> None:
+        """The run has begun; the main process calls it."""
+
     @abstractmethod
     def source(self, record: Record) -> tuple[str, str]:
         """What training and held-out records must not share, and what to call it."""
@@ -90,11 +96,15 @@ class Kind(ABC, Generic[Record]):
 
 
 class AudioQuestions(Kind[AudioQuestion]):
-    """Questions with an answer, about clips that can be decoded and are long enough for the model."""
+    """Questions with an answer, about clips that can be decoded and are long enough for the model.
+
+    clips: of the run.
+    """
 
     family, build = "Qwen2-Audio", Qwen2AudioForConditionalGeneration
 
-    def __init__(self) -> None:
+    def __init__(self, clips: Clips) -> None:
+        self.clips = clips
         self.shortest = 0.1  # seconds of a clip; better known once the model is
 
     def _measure_with(self, name: str, model: ModelConfig) -> PreTrainedConfig:
@@ -108,15 +118,26 @@ class AudioQuestions(Kind[AudioQuestion]):
         asked = read.records[:limit]
         problems = read.problems + with_answers(asked, file)
         answered = [question for question in asked if question.answer is not None]
-        with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 4)) as pool:
-            verdicts = list(pool.map(lambda question: check_audio(question.audio_path, self.shortest), answered))
+        heard, bad = self._heard(answered, file)
+        return heard, problems + bad
+
+    def sound(self, records: list[AudioQuestion], file: str) -> tuple[list[AudioQuestion], list[Problem]]:
+        return self._heard(records, file, decode=True) if self.clips.decodes else (records, [])
+
+    def _heard(
+        self, questions: list[AudioQuestion], file: str, decode: bool = False
+    ) -> tuple[list[AudioQuestion], list[Problem]]:
+        bad = self.clips.measure([question.audio_path for question in questions], self.shortest, decode)
         remedy = "Restore or remove the clip, or give --skip_bad_records."
-        problems += [
-            Problem(f"{file}: {question.id}", f"{question.audio_path}: {verdict}", remedy)
-            for question, verdict in zip(answered, verdicts, strict=True)
-            if verdict is not None
+        problems = [
+            Problem(f"{file}: {question.id}", f"{question.audio_path}: {bad[question.audio_path]}", remedy)
+            for question in questions
+            if question.audio_path in bad
         ]
-        return [question for question, verdict in zip(answered, verdicts, strict=True) if verdict is None], problems
+        return [question for question in questions if question.audio_path not in bad], problems
+
+    def begin(self) -> None:
+        self.clips.keep()
 
     def cache_bytes(
         self,
@@ -129,9 +150,8 @@ class AudioQuestions(Kind[AudioQuestion]):
         trains_encoder = getattr(training, "trained_parts", "all") == "all" and not model.use_peft
         if getattr(training, "sharing", "off") == "off" or trains_encoder:
             return 0
-        with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 4)) as pool:
-            seconds = pool.map(duration, {question.audio_path for question in records})
-            return encoded_bytes(seconds, config.audio_config, training.bf16)
+        seconds = map(self.clips.seconds, {question.audio_path for question in records})
+        return encoded_bytes(seconds, config.audio_config, training.bf16)
 
     def source(self, record: AudioQuestion) -> tuple[str, str]:
         return os.path.realpath(record.audio_path), f"clip {record.audio_path}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -17,6 +18,7 @@ from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.run.arguments import EvaluationArguments, RunArguments
 from r1_aqa_repro.run.checkpoints import FINAL, is_last, last_checkpoint
 from r1_aqa_repro.run.checks import check_disk, check_evaluation, check_settings, check_tools, count_parameters
+from r1_aqa_repro.run.clips import SKIPPED
 from r1_aqa_repro.run.folder import check_run_folder, data_hashes, resolved_config, start_run
 from r1_aqa_repro.run.kinds import Kind, Record
 from r1_aqa_repro.run.training_state import check_resumable
@@ -37,6 +39,8 @@ def prepare(
     """
     problems = extra + check_settings(training, model) + check_evaluation(training)
     problems += check_tools(training)
+    if (getattr(data, "max_bad_clips", None) or 0) < 0:
+        problems.append(Problem("max_bad_clips", f"{data.max_bad_clips} clips", "Give 0 or more."))  # type: ignore[attr-defined]
     parameters = None
     with collecting(problems):
         config_of_model = kind.check_model(model)
@@ -77,15 +81,17 @@ def prepare(
         written = parameters // 50 if model.use_peft else parameters
         cache = kind.cache_bytes(records, training, model, config_of_model)
         problems += check_disk(training, written, len(records), max(0, cache - size_of(folder / ENCODED)))
-    problems = _of_all_processes(problems, [record.id for record in records + held_out])
-    if problems:
-        end_distributed()
-        raise Refused(problems)
+    _refuse(problems, records + held_out)
+    records, bad = kind.sound(records, str(data.train_file))
+    held_out, of_held_out = kind.sound(held_out, str(eval_file))
+    (dropped if data.skip_bad_records and records else problems).extend(bad + of_held_out)
+    _refuse(problems, records + held_out)
 
     if is_main_process():
         start_run(folder, config, hashes, training.seed, data.overwrite)
+        kind.begin()
         if dropped:
-            _list_dropped(dropped, folder / "skipped_records.json", isinstance(training, EvaluationArguments))
+            _list_dropped(dropped, folder / SKIPPED, isinstance(training, EvaluationArguments))
     # no process may look for checkpoints before the main one has deleted those of an earlier run
     if training.distributed_state is not None:
         training.distributed_state.wait_for_everyone()
@@ -99,17 +105,20 @@ def _model_digests(training: TrainingArguments, model: ModelConfig) -> dict[str,
     return {name: model_digest(name) for name in names if name is not None and Path(name).is_dir()}
 
 
-def _of_all_processes(problems: list[Problem], ids: list[str]) -> list[Problem]:
-    """What any process found wrong (machines may see different files), and whether all read the same records."""
+def _refuse(problems: list[Problem], records: Sequence[Record]) -> None:
+    """Refuse what any process found wrong (machines may see different files), and that they read different records."""
     everywhere = list(dict.fromkeys(gather_object(problems)))
-    if len(set(gather_object([tuple(ids)]))) > 1 and not everywhere:
+    if len(set(gather_object([tuple(record.id for record in records)]))) > 1 and not everywhere:
         everywhere.append(
             Problem("data", "the processes read different records", "Give all machines the same files and clips.")
         )
-    return everywhere
+    if everywhere:
+        end_distributed()
+        raise Refused(everywhere)
 
 
 def _list_dropped(dropped: list[Problem], file: Path, has_evaluation: bool) -> None:
-    write_json(file, [str(problem) for problem in dropped])
+    if not file.is_file():  # of this run: the clips that have failed in the meantime stand there too
+        write_json(file, [str(problem) for problem in dropped])
     lost = " (of eval_file, those without a usable clip count as wrong)" if has_evaluation else ""
     say(f"{len(dropped)} bad records are left out{lost}; they are listed in {file}")

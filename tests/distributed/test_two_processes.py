@@ -19,7 +19,9 @@ from eval.mmau import main as evaluate
 from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.run.checkpoints import last_checkpoint
-from tests.conftest import ROOT
+from r1_aqa_repro.run.clips import MEASURED, SKIPPED
+from tests.bad_clips import BAD_CLIPS
+from tests.conftest import ROOT, make_questions
 from tests.distributed.launching import ENVIRONMENT, Job, log_history
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -53,6 +55,28 @@ def test_each_process_has_whole_groups_of_its_own(trained: Job) -> None:
         ]
         assert len({*questions[0], *questions[1]}) == 4
         assert batches[0]["completions"] != batches[1]["completions"]
+
+
+def test_bad_clips_of_two_processes(model_folder: Path, tmp_path: Path) -> None:
+    """Decoded in two shares and refused together; or let in, met by either process, and listed once by both."""
+    asked = make_questions(tmp_path / "clips", 8)
+    write_manifest(tmp_path / "train.jsonl", asked)
+    bad = asked[1::3] + asked[2:3]  # in both shares: 1, 2, 4 and 7
+    for question in bad:
+        BAD_CLIPS["NaN"](question.audio_path)
+    job = Job(tmp_path, tmp_path / "train.jsonl", model_folder)
+    done = job.train("--max_steps", "2")
+    assert done.returncode == 2 and not job.run.exists()
+    assert [f": {question.id}: " in done.stderr for question in asked] == [question in bad for question in asked]
+
+    done = job.train("--max_steps", "4", "--check_audio", "headers")
+    assert done.returncode == 0, done.stderr[-3000:]
+    listed = json.loads((job.run / SKIPPED).read_text(encoding="utf-8"))
+    assert sorted(each["id"] for each in listed) == sorted(question.id for question in bad)
+    assert {each["step"] for each in listed} == {1, 2}  # in the first epoch, though each was met twice
+    met = [{name for batch in job.records(rank) for name in batch["ids"]} for rank in (0, 1)]
+    assert all({question.id for question in bad} & each for each in met)
+    assert len(json.loads((job.run / MEASURED).read_text(encoding="utf-8"))["clips"]) == len(asked)
 
 
 def test_processes_that_need_different_things(

@@ -24,6 +24,7 @@ from r1_aqa_repro.model.inputs import (
     position_ids_of,
     question_inputs,
 )
+from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.sft.trainer import SFTCollator
 from tests.eval.conftest import load_generator
 
@@ -153,9 +154,9 @@ class TestTrainingAndEvaluation:
         assert seen[0].prompt_ids == expected.prompt_ids
         assert all(torch.equal(getattr(seen[0], key), getattr(expected, key)) for key in inputs.AUDIO_KEYS)
 
-    def test_sft(self, asked, processor):
+    def test_sft(self, asked, processor, tmp_path):
         expected = question_inputs(processor, asked, "answer")
-        batch = SFTCollator(processor, "answer", "first")(asked)
+        batch = SFTCollator(processor, "answer", "first", Clips(tmp_path))(asked)
         for row, ids in enumerate(expected.prompt_ids):
             assert batch["input_ids"][row, : len(ids)].tolist() == ids
             assert (batch["labels"][row, : len(ids)] == -100).all()

@@ -27,6 +27,7 @@ from r1_aqa_repro.model.encoded_audio import encoded_bytes
 from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
 from r1_aqa_repro.planning.geometries import qwen2_audio_7b_config
 from r1_aqa_repro.run import checks
+from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, parse_config
 from r1_aqa_repro.run.kinds import AudioQuestions
 from r1_aqa_repro.run.preflight import prepare
@@ -156,14 +157,10 @@ def test_training_runs_on_what_is_left(case: Case, capsys: pytest.CaptureFixture
     assert [question.id for question in read_questions(case.data).records] == ["q1", "q2", "q3"]  # as it was
 
 
-def test_a_clip_that_turns_out_bad_while_training_is_named(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
-    """NaN samples are behind a sound header: found when the clip is decoded, named then, without a traceback."""
-    for index in range(4):
-        soundfile.write(case.clip(index), np.full(16_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
-    assert case.run() == 1
-    printed = capsys.readouterr().err
-    assert "error: " in printed and "clip-" in printed and "the audio holds NaN or infinite samples" in printed
-    assert "Traceback" not in printed
+def test_what_a_sound_header_hides_is_found_before_the_run(case: Case) -> None:
+    soundfile.write(case.clip(2), np.full(16_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    [line] = case.errors()
+    assert line.startswith(f"error: {case.data}: q2: {case.clip(2)}: the audio holds NaN or infinite samples")
 
 
 def test_a_long_list_is_cut(case: Case) -> None:
@@ -261,6 +258,8 @@ REFUSED = [
     (ALL, "--eval_on_start true", "eval_on_start: there is nothing to evaluate on"),
     (ALL, "--eval_steps 2", "eval_steps: there is nothing to evaluate on"),
     (list(AUDIO), "--eval_limit 2", "eval_limit: there is nothing to evaluate on"),
+    (list(AUDIO), "--max_bad_clips -1", "max_bad_clips: -1 clips. Give 0 or more."),
+    (list(AUDIO), "--check_audio all", "invalid choice: 'all'"),
     (ALL, "--lerning_rate 1e-6", "--lerning_rate"),
     (TEXT, """--rope_parameters '{"type": "yarn"}'""", "rope_parameters: "),
     (TEXT, "--rope_parameters [4.0]", "rope_parameters: [4.0] has no rope_type"),
@@ -428,7 +427,7 @@ def test_what_7b_needs_of_a_disk(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**13, 0, 450 * 10**9))
 
     def start_with() -> None:
-        prepare(*parse_config(AudioGRPOConfig, paper), AudioQuestions(), [])
+        prepare(*parse_config(AudioGRPOConfig, paper), AudioQuestions(Clips(tmp_path / "run")), [])
 
     if gigabytes < 450:
         start_with()
@@ -442,13 +441,14 @@ def test_what_7b_needs_of_a_disk(
 
 def test_encoded_clips_are_counted_where_grpo_keeps_them(manifest: Path, tmp_path: Path) -> None:
     """Of 24 clips a window of 30 s takes 750 tokens of 1,280 values."""
-    records, config = read_questions(manifest).records, qwen2_audio_7b_config()
+    kind, config = AudioQuestions(Clips(tmp_path)), qwen2_audio_7b_config()
+    records, _ = kind.usable(str(manifest))
     where = ["--config", "configs/grpo_embedded.yaml", "--use_cpu", "true", "--output_dir", str(tmp_path)]
     seconds = sum(ceil(25 * soundfile.info(str(record.audio_path)).duration) for record in records)
 
     def counted(*more: str) -> int:
         _, training, model = parse_config(AudioGRPOConfig, [*where, *more])
-        return AudioQuestions().cache_bytes(records * 2, training, model, config)
+        return kind.cache_bytes(records * 2, training, model, config)
 
     assert counted() == counted("--trained_parts", "no_encoder", "--sharing", "off") == 0
     assert counted("--trained_parts", "no_encoder") == counted("--use_peft", "true") == seconds * 1280 * 4

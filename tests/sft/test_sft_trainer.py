@@ -13,13 +13,20 @@ from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import IGNORE
 from r1_aqa_repro.run.callbacks import StopAtLoss
+from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.run.config import AudioSFTConfig
 from r1_aqa_repro.sft.trainer import AudioSFTTrainer, SFTCollator
 
 
+def collated(processor: Any, questions: list[AudioQuestion]) -> dict[str, torch.Tensor]:
+    batch = SFTCollator(processor, "answer", "first", Clips(Path("no run")))(questions)
+    assert (batch.pop("questions"), batch.pop("reasons")) == (questions, [None] * len(questions))
+    return batch
+
+
 def test_only_answer_and_end_of_turn_are_labelled(model_folder: Path, questions: list[AudioQuestion]) -> None:
     processor = loading.load_processor(model_folder)
-    batch = SFTCollator(processor, "answer", "first")(questions[:3])
+    batch = collated(processor, questions[:3])
     for row, question in enumerate(questions[:3]):
         labelled = batch["labels"][row] != IGNORE
         text = processor.tokenizer.decode(batch["labels"][row][labelled])
@@ -51,7 +58,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_step(
 
     model, processor = loading.load(model_folder)
     with torch.no_grad():
-        expected = float(model(**SFTCollator(processor, "answer", "first")(asked)).loss)  # mean over the batch's tokens
+        expected = float(model(**collated(processor, asked)).loss)  # mean over the batch's tokens
     for trainer in (whole, accumulated):
         assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
     # float32 gradients of the same sum, taken in another order
