@@ -29,8 +29,9 @@ from tqdm import tqdm
 from data_prep.folder import REMEDY, REPORT, SETTINGS, Account, check_own, printable
 from data_prep.journal import Outcome, facts_of, outcomes_of
 from data_prep.media import Excerpt, MediaError
-from data_prep.workers import CORES, PARTIAL, PassingError, Task, Workers, add_workers_argument
+from data_prep.workers import PARTIAL, PassingError, Task, Workers, add_workers_argument
 from r1_aqa_repro.common.claim import claim
+from r1_aqa_repro.common.distributed import num_cores
 from r1_aqa_repro.common.errors import failing_plainly
 from r1_aqa_repro.common.files import whole_file, write_json
 from r1_aqa_repro.common.record_file import RecordFile
@@ -101,7 +102,7 @@ class Making:
         format: one of `FORMATS`.
     """
 
-    workers: int = CORES
+    workers: int = field(default_factory=num_cores)
     channel: str = "first"
     format: str = "flac"
 

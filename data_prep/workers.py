@@ -27,10 +27,10 @@ import soundfile
 
 from data_prep.media import Excerpt, MediaError, decode
 from r1_aqa_repro.common.console import positive
+from r1_aqa_repro.common.distributed import num_cores
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 
 PARTIAL = ".partial"  # ending of a clip that is being written
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 _AHEAD = 4  # tasks a worker holds, so that it need not wait for the next
 
 
@@ -41,7 +41,7 @@ _OF_WORKERS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 25), "
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     """`--workers`, for the commands that decode clips."""
-    parser.add_argument("--workers", type=positive, default=CORES, metavar="N",
+    parser.add_argument("--workers", type=positive, default=num_cores(), metavar="N",
         help="clips decoded at once (default: one a core); the result does not depend on it")  # fmt: skip
 
 

@@ -13,19 +13,11 @@ import numpy as np
 import psutil
 import torch
 from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    MinPLogitsWarper,
     PreTrainedModel,
     ProcessorMixin,
-    TemperatureLogitsWarper,
-    TopHLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
 
 from eval.grid import AudioPrompt, Key
@@ -38,18 +30,6 @@ from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model import generation, loading
 from r1_aqa_repro.model.inputs import load_clip, process
 
-# What shapes the distribution that is sampled from, in the order in which `generate()` applies it: the value that
-# changes nothing, and the class.
-_WARPERS: dict[str, tuple[float | None, type[LogitsProcessor]]] = {
-    "temperature": (1.0, TemperatureLogitsWarper),
-    "top_h": (None, TopHLogitsWarper),
-    "top_k": (0, TopKLogitsWarper),
-    "top_p": (1.0, TopPLogitsWarper),
-    "min_p": (None, MinPLogitsWarper),
-    "typical_p": (1.0, TypicalLogitsWarper),
-    "epsilon_cutoff": (0.0, EpsilonLogitsWarper),
-    "eta_cutoff": (0.0, EtaLogitsWarper),
-}
 _LARGEST = {"cpu": 16, "cuda": 64}  # questions at once: more would gain little
 _TEXT_TOKENS = 256  # of a prompt, beside its audio
 _SHARE = 0.5  # of the free memory: the rest is for what the estimate leaves out, and for fragmentation
@@ -160,14 +140,12 @@ def checkpoint_config(
     Returns:
         The configuration without what shapes the sampling, and that; None if the checkpoint does not sample.
     """
-    values = greedy.to_diff_dict() | {name: value for name, value in own.items() if name not in _WARPERS}
+    values = greedy.to_diff_dict() | {name: value for name, value in own.items() if name not in generation.WARPERS}
     values["suppress_tokens"] = [*greedy.suppress_tokens, *(own.get("suppress_tokens") or [])]
     config = GenerationConfig(**values | {"do_sample": False})  # `Draw` draws
     if not own["do_sample"]:
         return config, None
-    return config, LogitsProcessorList(
-        kind(own[name]) for name, (neutral, kind) in _WARPERS.items() if own.get(name, neutral) != neutral
-    )
+    return config, generation.warpers_of(own)
 
 
 class Draw(LogitsProcessor):

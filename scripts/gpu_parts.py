@@ -5,7 +5,6 @@ The work of all is 2 prompts x 8 completions of a forced length; of `7b` in bflo
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import socket
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedModel, ProcessorMixin, Qwen2AudioConfig
 from transformers.utils import is_triton_available
 from trl import ModelConfig
@@ -202,7 +202,7 @@ def lora_step(sizes: Sizes, folder: Path) -> Iterator[Figures]:
             tflops = results[mode]["gflop_per_step"] / results[mode]["seconds_per_step"] / 1000
             planned = planned_step(setup, place, mode).memory.peak
             yield {f"{mode}_{tokens}": results[mode] | use(tflops, reached) | {"planned_peak_mb": planned / MB}}
-        free()
+        clear_device_cache(garbage_collection=True)  # of what a model of before has held
 
 
 def full_step(sizes: Sizes, folder: Path) -> Iterator[Figures]:
@@ -212,7 +212,7 @@ def full_step(sizes: Sizes, folder: Path) -> Iterator[Figures]:
         sampled = made.sampled(tokens)
         for _ in range(2):  # the first warms up
             made.model.zero_grad(set_to_none=True)
-            free()
+            clear_device_cache(garbage_collection=True)  # of what a model of before has held
             reset_peak_memory(sizes.setup.device)
             began = seconds()
             loss = policy_loss(sampled.score(made.model, mode))
@@ -399,10 +399,3 @@ def timed(work: Callable[[], Any], repeats: int = 1) -> float:
     for _ in range(repeats):
         work()
     return (seconds() - began) / repeats
-
-
-def free() -> None:
-    """Give back what a model of before has held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

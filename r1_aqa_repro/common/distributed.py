@@ -30,6 +30,11 @@ def num_local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def num_cores() -> int:
+    """Cores that this process may use; on macOS all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_main_process() -> bool:
     """Whether this process speaks and writes for all of them."""
     return rank() == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +13,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     Cache,
     DynamicCache,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 from transformers.distributed.fsdp import is_fsdp_managed_module
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -33,10 +39,22 @@ from r1_aqa_repro.model.shared_attention import shared_cache
 _GRAPH_BLOCK = 64  # tokens whose steps have one shape, if they are replayed as a CUDA graph
 _LOOK_EVERY = 16  # steps on a GPU between two looks at whether every row has ended: the host waits for the device
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's plans a shape anew
+# What shapes the distribution that is sampled from, in the order in which `generate()` applies it: the value that
+# changes nothing, and the class.
+WARPERS: dict[str, tuple[float | None, type[LogitsProcessor]]] = {
+    "temperature": (1.0, TemperatureLogitsWarper),
+    "top_h": (None, TopHLogitsWarper),
+    "top_k": (0, TopKLogitsWarper),
+    "top_p": (1.0, TopPLogitsWarper),
+    "min_p": (None, MinPLogitsWarper),
+    "typical_p": (1.0, TypicalLogitsWarper),
+    "epsilon_cutoff": (0.0, EpsilonLogitsWarper),
+    "eta_cutoff": (0.0, EtaLogitsWarper),
+}
 # settings of a generation that the loop acts on or need not act on, and values of others that ask for nothing
 _KNOWN = {
-    "do_sample", "temperature", "top_k", "top_p", "suppress_tokens", "max_new_tokens", "eos_token_id", "pad_token_id",
-    "bos_token_id", "transformers_version", "disable_compile",
+    "do_sample", "suppress_tokens", "max_new_tokens", "eos_token_id", "pad_token_id", "bos_token_id",
+    "transformers_version", "disable_compile", *WARPERS,
 }  # fmt: skip
 _NEUTRAL = {"repetition_penalty": 1.0, "num_beams": 1}
 
@@ -133,6 +151,13 @@ def complete(
     return Completions(cut_after_eos(sequences[:, input_ids.size(1) :].tolist(), eos))
 
 
+def warpers_of(settings: Mapping[str, Any]) -> LogitsProcessorList:
+    """What makes the distribution that `generate()` samples from with these settings of it."""
+    return LogitsProcessorList(
+        kind(settings[name]) for name, (neutral, kind) in WARPERS.items() if settings.get(name, neutral) != neutral
+    )
+
+
 @dataclass(frozen=True)
 class Loop:
     """Samples on from a shared cache, step by step, without waiting for the device: what `generate()` does, less what
@@ -162,13 +187,8 @@ class Loop:
             processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=str(model.device)))
         temperature = 1.0
         if config.do_sample:
+            processors += warpers_of(config.to_diff_dict())
             temperature = config.temperature or 1.0
-            if temperature != 1.0:
-                processors.append(TemperatureLogitsWarper(temperature))
-            if config.top_k:
-                processors.append(TopKLogitsWarper(config.top_k))
-            if config.top_p is not None and config.top_p < 1.0:
-                processors.append(TopPLogitsWarper(config.top_p))
         backbone = getattr(model.model, "language_model", model.model)
         return cls(backbone, model.get_output_embeddings(), config, processors, temperature)
 

@@ -36,7 +36,6 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 RESERVED = 0.1  # of a GPU: CUDA context, NCCL, fragmentation of the allocator
 _LIVE_PARAMETERS = 1_000_000_000  # ZeRO-3's defaults: stage3_max_live_parameters, and
 _SUB_GROUP = 1_000_000_000  # sub_group_size, the parameters whose optimizer step is taken at once
-_CACHE_BLOCK = 64  # tokens by which the generation's cache grows
 _BITS = (4 + 32 / 64, 4 + 8 / 64 + 32 / (64 * 256))  # of a weight in NF4 with its scales; those in 8 bits (nested)
 # kernels a decoded token takes, for each layer and beside the layers: counted as tests/model/test_generation.py does,
 # which gives 1,321 shared and 1,436 plain at 32 layers; an adapter adds two products, a scaling and a sum
@@ -349,13 +348,12 @@ def _share(amount: int, shards: int) -> int:
 
 
 def kv_cache_bytes(job: Job) -> int:
-    """Keys and values: of shared prompts once, and of every completion's own tokens, in blocks."""
+    """Keys and values: of shared prompts once, and of every completion's own tokens, all of which there is room for."""
     text = job.model.get_text_config()
     head_dim = text.hidden_size // text.num_attention_heads
     a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * (2 if job.bf16 else 4)
     prompts = job.prompts if job.shared else job.completions
-    own = math.ceil(job.completion_tokens / _CACHE_BLOCK) * _CACHE_BLOCK if job.shared else job.completion_tokens
-    return a_token * (prompts * job.prompt_tokens + job.completions * own)
+    return a_token * (prompts * job.prompt_tokens + job.completions * job.completion_tokens)
 
 
 def sampling_bytes(job: Job) -> int:

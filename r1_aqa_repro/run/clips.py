@@ -25,7 +25,7 @@ from transformers import ProcessorMixin, TrainerCallback, TrainerState
 
 from r1_aqa_repro.common.claim import read_claim
 from r1_aqa_repro.common.console import say
-from r1_aqa_repro.common.distributed import is_main_process, local_rank, num_local_processes, rank
+from r1_aqa_repro.common.distributed import is_main_process, local_rank, num_cores, num_local_processes, rank
 from r1_aqa_repro.common.errors import Failed
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.audio import NO_FILE, SAMPLING_RATE, AudioError, measure_audio
@@ -122,7 +122,7 @@ class Clips:
             except (OSError, ValueError):  # of `stat`; no path can hold a null character
                 return NO_FILE
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = num_cores()
         # headers are waited for rather than worked on
         pool = ThreadPoolExecutor(max(1, cores // num_local_processes()) if decode else min(16, 4 * cores))
         results: list[list[int] | str] = []

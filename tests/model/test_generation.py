@@ -65,8 +65,9 @@ def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         SAMPLED,
         SAMPLED | {"temperature": 1.3, "suppress_tokens": [4, 9]},
         SAMPLED | {"top_k": 5, "top_p": 0.8},
+        SAMPLED | {"min_p": 0.05, "typical_p": 0.9, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01},
     ],
-    ids=["greedy", "sampled", "temperature", "top-k and top-p"],
+    ids=["greedy", "sampled", "temperature", "top-k and top-p", "all other warpers"],
 )
 def test_the_loop_takes_the_tokens_and_random_numbers_of_generate(settings: dict[str, Any], kv_heads: int) -> None:
     model, config = small_model(kv_heads), decoding(**settings)
