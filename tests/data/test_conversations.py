@@ -5,7 +5,7 @@ import pytest
 from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs, read_prompts, read_sft
 from tests.files import write_lines
-from tests.hostile import HOSTILE
+from tests.hostile_texts import HOSTILE
 
 CONVERT = "Convert the file with `python -m data_prep.preferences` and give the train.jsonl that it writes."
 MESSAGE = '{"role": "user" or "assistant", "content": "..."}'

@@ -16,7 +16,7 @@ from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED,
 from r1_aqa_repro.data.conversations import read_pairs
 from tests.data_prep.conftest import Prepared, peak_of
 from tests.files import contents, read_lines, write_lines, write_parquet
-from tests.hostile import HOSTILE
+from tests.hostile_texts import HOSTILE
 
 TRL = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
 

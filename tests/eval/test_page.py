@@ -19,7 +19,7 @@ from eval.scores import tally
 from r1_aqa_repro.data.questions import read_questions
 from tests.eval.made_up import evaluation_of, make_questions
 from tests.files import write_json
-from tests.hostile import HOSTILE, hostile_questions
+from tests.hostile_texts import HOSTILE, hostile_questions
 
 SETTINGS = {"prompt_style": "answer", "no_audio": False}
 EMBEDDED = "data:audio/mpeg;base64,"

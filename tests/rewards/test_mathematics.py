@@ -7,7 +7,7 @@ import pytest
 
 from r1_aqa_repro.rewards import mathematics
 from r1_aqa_repro.rewards.mathematics import are_equal, expressions
-from tests.hostile import HOSTILE
+from tests.hostile_texts import HOSTILE
 
 # by gold answer
 EQUAL = {

@@ -8,7 +8,7 @@ from trl.trainer.utils import get_callable_name
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.rewards.persona import persona_parts, persona_reward, phrases_in, read_rubric
 from tests.conftest import ROOT
-from tests.hostile import HOSTILE
+from tests.hostile_texts import HOSTILE
 
 EXAMPLE = ROOT / "configs" / "personas" / "lighthouse_keeper.yaml"
 

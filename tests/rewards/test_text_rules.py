@@ -18,7 +18,7 @@ from r1_aqa_repro.rewards.text_rules import (
     safety_reward,
 )
 from tests.files import write_lines
-from tests.hostile import HOSTILE
+from tests.hostile_texts import HOSTILE
 from tests.text_world import Build
 
 

@@ -15,7 +15,7 @@ import soundfile
 from eval.evaluation import Evaluation
 from eval.predictions import predict
 from eval.report.page import write_page
-from tests.hostile import HOSTILE, hostile_questions
+from tests.hostile_texts import HOSTILE, hostile_questions
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 COUNT = "document.getElementById('count').textContent"

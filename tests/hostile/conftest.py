@@ -1,0 +1,62 @@
+"""How a command ends that is given hostile input: run in this process, watched for sockets and for what it leaves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_NETWORK = ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo")
+_opened: list[str] | None = None  # sockets opened while a test runs
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _opened is not None and event in _NETWORK:
+        _opened.append(f"{event} {arguments[1:]}")
+
+
+sys.addaudithook(_watch)  # of Python's own sockets; those of C libraries are watched where one might be opened
+
+
+@pytest.fixture(autouse=True)
+def sockets() -> Iterator[list[str]]:
+    """What Python opened of the network; a test that expects some clears it."""
+    global _opened
+    _opened = []
+    yield _opened
+    opened, _opened = _opened, None
+    assert not opened
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ends(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Ended]:
+    """`ends("eval.mmau", "--ckpt", folder, ..., code=2, names=["folder"])`: run a command by its module, and check how
+    it ends: the exit code, every one of `names` in what it says on stderr, no traceback, nothing written in part."""
+
+    def run(module: str, *arguments: object, code: int, names: list[str]) -> Ended:
+        capfd.readouterr()
+        try:
+            found = import_module(module).main([str(argument) for argument in arguments])
+        except SystemExit as exit_:  # argparse's own
+            found = exit_.code
+        output = capfd.readouterr()
+        assert found == code, output.err
+        for name in names:
+            assert name in output.err
+        assert "Traceback" not in output.out + output.err
+        assert not list(tmp_path.rglob("*.partial"))
+        return Ended(found, output.out, output.err)
+
+    return run
