@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.files import open_file
 
 MAX_BYTES = 200 * 2**30  # of all members together, wanted or not
 MAX_MEMBER_BYTES = 2**30
@@ -96,10 +97,10 @@ def unpack(archive: Path, folder: Path, name_for: Callable[[str], str | None]) -
 
 
 def _open(archive: Path) -> BufferedIOBase:
-    with open(archive, "rb") as file:
+    with open_file(archive) as file:
         beginning = file.read(max(map(len, _OPENERS)))
     opener = next((opener for magic, opener in _OPENERS.items() if beginning.startswith(magic)), None)
-    return opener(archive) if opener else open(archive, "rb")
+    return opener(archive) if opener else open_file(archive)
 
 
 def _read_to_the_end(archive: Path, stream: BufferedIOBase) -> None:

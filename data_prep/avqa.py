@@ -28,7 +28,7 @@ from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, stem_of
 from data_prep.pipeline import Making, Record, add_preparation_arguments, prepare, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
-from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.common.files import sha256_of, unreadable
 from r1_aqa_repro.data.questions import question_from_avqa
 from r1_aqa_repro.data.records import (
     BadRecord,
@@ -175,7 +175,7 @@ def _survey(file: Path) -> tuple[int, bool]:
 def _check_paths(annotations: list[Path], media: list[Path]) -> None:
     """Refuse, all at once, what is not there."""
     wanted = "Give train_qa.json, R1-AQA's JSONL or parquet files."
-    problems = [Problem(str(file), "there is no such file", wanted) for file in annotations if not file.is_file()]
+    problems = [Problem(str(file), reason, wanted) for file in annotations if (reason := unreadable(file)) is not None]
     wanted = "Give folders that hold the media."
     problems += [Problem(str(folder), "there is no such folder", wanted) for folder in media if not folder.is_dir()]
     if problems:

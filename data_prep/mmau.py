@@ -34,7 +34,7 @@ from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, composed
 from data_prep.pipeline import DEFAULT, Making, Record, Report, add_preparation_arguments, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
-from r1_aqa_repro.common.files import sha256_of, write_atomically
+from r1_aqa_repro.common.files import sha256_of, unreadable, write_atomically
 from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, UNKNOWN, version_of
 from r1_aqa_repro.data.questions import AudioQuestion, question_from_mmau
 from r1_aqa_repro.data.records import (
@@ -275,14 +275,16 @@ def _audio_bytes(row: dict[str, Any]) -> bytes | None:
 def _check_sources(questions: list[Path], audio: list[Path]) -> None:
     """Refuse, all at once, what is not there or of no known kind."""
     problems = [
-        Problem(str(file), "there is no such file", "Give MMAU's JSON, or parquet files of its Hugging Face copy.")
+        Problem(str(file), reason, "Give MMAU's JSON, or parquet files of its Hugging Face copy.")
         for file in questions
-        if not file.is_file()
+        if (reason := unreadable(file)) is not None
     ]
     for source in audio:
-        if not source.exists():
-            problems.append(Problem(str(source), "there is no such file or folder", "Give what holds the clips."))
-        elif not source.is_dir() and not (source.is_file() and (is_parquet(source) or is_tar(source))):
+        if source.is_dir():
+            continue
+        if (reason := unreadable(source)) is not None:
+            problems.append(Problem(str(source), reason, "Give a folder or file that holds the clips."))
+        elif not is_parquet(source) and not is_tar(source):
             what = "it is no folder, no tar archive and no parquet file"
             problems.append(Problem(str(source), what, "It may be damaged: fetch it again, or give the folder."))
     if problems:

@@ -1,19 +1,84 @@
-"""Writing files so that a kill at any moment leaves either the old content or the new, never a part."""
+"""Files: read if they are regular ones, and written so that a kill at any moment leaves the old content or the new."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import rank
 from r1_aqa_repro.common.errors import Refused
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def open_file(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a file that somebody gave to read its bytes: a regular file, or a link that leads to one.
+
+    Whatever a user can name is opened by this, or asked by `unreadable` first if a library opens it by its path. A
+    pipe, a device, a socket, or what the kernel shows in /proc and /sys may wait for ever, never end, or act when it is
+    read: it is not even opened.
+
+    Raises:
+        OSError: it is absent, there is no permission, or it is no regular file; `strerror` says which of them.
+    """
+
+    def opened(name: str, flags: int) -> int:
+        _require_regular(os.stat(name), name)
+        number = os.open(name, flags | os.O_NONBLOCK)  # so that a pipe put there in the meantime is not waited for
+        try:
+            _require_regular(os.fstat(number), name)
+        except OSError:
+            os.close(number)
+            raise
+        return number
+
+    try:
+        return open(path, "rb", opener=opened)
+    except ValueError:  # a null character or half of a surrogate pair
+        raise FileNotFoundError(errno.ENOENT, "no file can have such a name", os.fspath(path)) from None
+
+
+def unreadable(path: str | os.PathLike[str]) -> str | None:
+    """Why `open_file` does not open it, to stand in a message after the name; None if it does."""
+    try:
+        open_file(path).close()
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None
+
+
+def _require_regular(found: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+        raise OSError(number, f"it is {kind}, not a file", path)
+    if found.st_dev in _kernel_devices():
+        raise OSError(errno.EINVAL, "it is of the kernel, not a file", path)
+
+
+@functools.cache
+def _kernel_devices() -> set[int]:
+    """Where regular files are none: some of them wait when they are read, or have no end."""
+    return {os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.ismount(folder)}
 
 
 @contextmanager
@@ -78,7 +143,7 @@ def open_locked(path: Path, remedy: str) -> IO[bytes]:
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

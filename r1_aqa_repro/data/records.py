@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.files import open_file, unreadable
 
 _PARQUET = b"PAR1"  # what such a file begins with
 _ROWS = 8  # of a Parquet file, with their audio, in memory at once
@@ -52,12 +53,12 @@ def read_file(path: str | os.PathLike[str], parse: Callable[[dict[str, Any], str
     """Read every record of a file (see `parse_records`), of which no two may have one id.
 
     Raises:
-        Refused: the file is absent (the remedy is to give what is `expected`) or holds no records; or see
-            `read_records`.
+        Refused: the file is absent or cannot be read (the remedy is to give what is `expected`), or holds no records;
+            or see `read_records`.
     """
     file = Path(path)
-    if not file.is_file():
-        raise Refused.because(str(file), "there is no such file", f"Give the path of {expected}.")
+    if (reason := unreadable(file)) is not None:
+        raise Refused.because(str(file), reason, f"Give the path of {expected}.")
     records: list[T] = []
     problems: list[Problem] = []
     first_seen: dict[str, str] = {}
@@ -116,9 +117,9 @@ def read_records(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[
             or Parquet file.
     """
     try:
-        source = open(file, "rb")  # noqa: SIM115 (closed below)
+        source = open_file(file)
     except OSError as error:
-        raise Refused.because(str(file), f"cannot be read ({error.strerror})", "Give a file of records.") from None
+        raise Refused.because(str(file), f"it cannot be read ({error.strerror})", "Give a file of records.") from None
     with source:  # divided at line feeds alone: other separators may stand inside a JSON text
         if source.peek(len(_PARQUET)).startswith(_PARQUET):
             yield from _rows(file, path_only)
@@ -140,7 +141,7 @@ def read_records(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[
 
 def is_parquet(file: Path) -> bool:
     """Whether a file is a Parquet file, by what it begins with."""
-    with open(file, "rb") as opened:
+    with open_file(file) as opened:
         return opened.read(len(_PARQUET)) == _PARQUET
 
 

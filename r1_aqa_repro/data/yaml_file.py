@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import open_file
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -31,10 +32,11 @@ def read_yaml(path: str) -> dict[str, Any]:
         Refused: the file cannot be read, is no mapping, or names a key twice.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _UniqueKeys)  # a safe loader
+        with open_file(path) as file:
+            content = yaml.load(file.read().decode("utf-8"), _UniqueKeys)  # a safe loader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Refused.because(path, f"the config cannot be read ({error})", "Give a YAML file.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise Refused.because(path, f"the config cannot be read ({reason})", "Give a YAML file.") from error
     if not isinstance(content, dict):
         raise Refused.because(path, "the config is no mapping", "Write `key: value` lines.")
     return content
