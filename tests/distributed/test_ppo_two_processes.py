@@ -1,4 +1,7 @@
-"""PPO under torchrun with two CPU processes: as one process trains, and an exact resume; DDP, ZeRO-2 and ZeRO-3."""
+"""PPO under torchrun with two CPU processes: as one process trains, and an exact resume; DDP, ZeRO-2 and ZeRO-3.
+
+A run that goes on with another number of processes ends where it would have ended.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +69,20 @@ def test_two_processes_train_as_one(
         assert one["step"] == 1 or one["kl"] != 0  # the policy has moved
     for start, part in ((policy, "."), (reward_model, CRITIC)):
         apart, come = apart_and_come(start, alone / "final" / part, together / "final" / part)
+        assert apart < 1e-3 * come
+
+
+def test_one_process_goes_on_where_two_were(train: Train, policy: Path, reward_model: Path, tmp_path: Path) -> None:
+    whole, fewer = tmp_path / "whole", tmp_path / "fewer"
+    train(whole, "zero3", 4)
+    shutil.copytree(whole, fewer, ignore=shutil.ignore_patterns("final", f"checkpoint-{STEPS}"))
+    assert "resuming from" in train(fewer, "zero3", 4, processes=1)
+    logs = [log_history(run / f"checkpoint-{STEPS}") for run in (whole, fewer)]
+    for one, other in zip(*logs, strict=True):
+        for name in ("learning_rate", "reward", "loss/policy", "loss/value"):
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+    for start, part in ((policy, "."), (reward_model, CRITIC)):
+        apart, come = apart_and_come(start, whole / "final" / part, fewer / "final" / part)
         assert apart < 1e-3 * come
 
 

@@ -1,4 +1,4 @@
-"""A run that goes on otherwise than it began, because of memory: with fewer processes, or offloaded."""
+"""A run that goes on otherwise than it began, because of memory: with fewer or more processes, or offloaded."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SETTINGS = ["--max_steps", "4"]
 
 
 @pytest.fixture(scope="module")
-def trained(manifest: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Job]:
-    """Two processes that train by a strategy to the end; once each. Their completions are fixed."""
+def trained(manifest: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """So many processes that train by a strategy to the end; once each. Their completions are fixed."""
 
-    def by(strategy: str) -> Job:
+    def by(strategy: str, processes: int) -> Job:
         job = Job(tmp_path_factory.mktemp(strategy), manifest, model_folder, strategy)
-        done = job.train(*SETTINGS, driver=("--fixed",))
+        done = job.train(*SETTINGS, processes=processes, driver=("--fixed",))
         assert done.returncode == 0, done.stderr[-3000:]
         return job
 
@@ -31,19 +31,25 @@ def trained(manifest: Path, model_folder: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize(
-    ("strategy", "other", "processes"),
-    [("ddp", "ddp", 1), ("zero2", "zero2", 1), ("zero3", "zero3", 1), ("zero3", "zero3_offload", 2)],
+    ("strategy", "before", "other", "processes"),
+    [
+        ("ddp", 2, "ddp", 1),
+        ("zero2", 2, "zero2", 1),
+        ("zero3", 2, "zero3", 1),
+        ("zero3", 1, "zero3", 2),
+        ("zero3", 2, "zero3_offload", 2),
+    ],
 )
 def test_weights_and_optimizer_go_on(
-    strategy: str, other: str, processes: int, trained: Callable[[str], Job], tmp_path: Path
+    strategy: str, before: int, other: str, processes: int, trained: Callable[..., Job], tmp_path: Path
 ) -> None:
-    whole = trained(strategy)
+    whole = trained(strategy, before)
     job = Job(tmp_path, whole.manifest, whole.model, other)
     shutil.copytree(whole.run, job.run, ignore=shutil.ignore_patterns("final", "checkpoint-4"))
     done = job.train(*SETTINGS, processes=processes, driver=("--fixed",))
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"resuming from {job.run / 'checkpoint-2'}" in done.stderr and "the last bits may differ" in done.stderr
-    assert ("random numbers belong to a process" in done.stderr) == (processes == 1)
+    assert ("random numbers belong to a process" in done.stderr) == (processes != before)
     assert json.loads((job.run / "run.json").read_text(encoding="utf-8"))["processes"] == processes
     assert not list((job.run / "checkpoint-2").glob("*universal*"))
 

@@ -1,7 +1,8 @@
-"""The text trainers under torchrun with two CPU processes: they train as one process does; DDP and ZeRO-2."""
+"""The text trainers under torchrun with two CPU processes: they train as one process does; DDP and ZeRO."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,12 +29,13 @@ Train = Callable[..., subprocess.CompletedProcess[str]]
 def train(text_set: Path, policy: Path, tmp_path: Path) -> Train:
     """Trains in two processes, in `<tmp_path>/run`: `train(kind, strategy, "--key", "value")`."""
 
-    def of(kind: str, strategy: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    def of(kind: str, strategy: str, *settings: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
         return launch(
             ENTRIES[kind][0].__name__,
             *arguments(kind, tmp_path / "run", text_set, policy),
             *("--max_steps", STEPS, "--ddp_find_unused_parameters", "false"),
             *(*deepspeed(strategy), *settings),
+            processes=processes,
         )
 
     return of
@@ -82,6 +84,26 @@ def test_two_processes_train_as_one(
     assert expected[0]["loss"] != expected[-1]["loss"]
 
     apart, come = apart_and_come(policy, one / "final", two / "final")
+    assert apart < 2e-4 * come
+
+
+@pytest.mark.parametrize(("kind", "strategy"), [("reward_model", "ddp"), ("dpo", "zero3")])
+def test_one_process_goes_on_where_two_were(
+    kind: str, strategy: str, train: Train, policy: Path, tmp_path: Path
+) -> None:
+    settings = ("--examples_per_step", "8", "--max_examples_per_device", "4")
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert train(kind, strategy, *settings).returncode == 0
+    run.rename(whole)
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("final", f"checkpoint-{STEPS}"))
+    done = train(kind, strategy, *settings, processes=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"resuming from {run / 'checkpoint-2'}" in done.stderr
+    expected, got = (log_history(each / f"checkpoint-{STEPS}", "loss") for each in (whole, run))
+    for there, here in zip(expected, got, strict=True):
+        assert here["loss"] == pytest.approx(there["loss"], rel=100 * EPS, abs=100 * EPS)
+        assert here["learning_rate"] == there["learning_rate"]
+    apart, come = apart_and_come(policy, whole / "final", run / "final")
     assert apart < 2e-4 * come
 
 
