@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.model.files import MODEL_FILES, adapter_base
+from r1_aqa_repro.common.files import read_json
+from r1_aqa_repro.model.files import MODEL_FILES, adapter_base, adapter_config, require_no_adapter
+from r1_aqa_repro.model.folder import check_files, folder_of
 
+_REMEDY = "Give a checkpoint folder, or a hub id such as Qwen/Qwen2-Audio-7B-Instruct."
 # of a generation_config.json: what decides which token comes next; lengths and special tokens are not left to it
 _DECODING = (
     "do_sample", "temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
@@ -23,21 +26,23 @@ def local_folder(checkpoint: str | os.PathLike[str]) -> Path:
     """The folder of a checkpoint; a hub id is downloaded, or found in the local cache.
 
     Raises:
-        Refused: there is neither such a folder nor such a model on the hub.
+        Refused: there is neither such a folder nor such a model on the hub, or its files are not sound.
     """
-    folder = Path(checkpoint)
-    if folder.is_dir():
-        return folder
-    remedy = "Give a checkpoint folder, or a hub id such as Qwen/Qwen2-Audio-7B-Instruct."
-    if folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] in (".", ".."):
-        raise Refused.because(str(checkpoint), "there is no such folder", remedy)
+    folder = folder_of(checkpoint) or _downloaded(Path(checkpoint))
+    check_files(folder, _REMEDY)
+    return folder
+
+
+def _downloaded(name: Path) -> Path:
+    if name.is_absolute() or len(name.parts) != 2 or name.parts[0] in (".", ".."):
+        raise Refused.because(str(name), "there is no such folder", _REMEDY)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(checkpoint), allow_patterns=list(MODEL_FILES)))
+        return Path(snapshot_download(str(name), allow_patterns=list(MODEL_FILES)))
     except (OSError, ValueError) as error:
         what = f"there is no such folder, nor can it be had from the hub ({str(error).splitlines()[0]})"
-        raise Refused.because(str(checkpoint), what, remedy) from None
+        raise Refused.because(str(name), what, _REMEDY) from None
 
 
 def base_folder(folder: Path) -> Path | None:
@@ -50,14 +55,13 @@ def check_adapter(adapter: Path, base: Path) -> None:
     """Check that `adapter` can be put on `base`.
 
     Raises:
-        Refused: `adapter` holds no adapter, or `base` holds one itself.
+        Refused: `adapter` holds no sound adapter, or `base` holds one itself.
     """
-    if adapter_base(adapter) is None:
+    if adapter_config(adapter) is None:
         what = "the folder holds no adapter_config.json"
         raise Refused.because(str(adapter), what, "Give the folder of a LoRA adapter, or a whole model as --ckpt.")
-    if adapter_base(base) is not None:
-        what = "it is an adapter itself, with nothing for another adapter to go on"
-        raise Refused.because(str(base), what, "Give the base model as --ckpt.")
+    check_files(adapter, "Give the folder of a LoRA adapter.")
+    require_no_adapter(base)
 
 
 def decoding_settings(folder: Path) -> dict[str, Any]:
@@ -69,11 +73,7 @@ def decoding_settings(folder: Path) -> dict[str, Any]:
         Refused: the file is damaged, or asks for beam search.
     """
     file = (base_folder(folder) or folder) / "generation_config.json"
-    try:
-        own = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        remedy = "Repair it, or evaluate with --decoding greedy."
-        raise Refused.because(str(file), f"malformed JSON ({error})", remedy) from None
+    own = read_json(file, "Repair it, or evaluate with --decoding greedy.") if file.is_file() else {}
     if (own.get("num_beams") or 1) > 1:
         remedy = "Evaluate with --decoding greedy."
         raise Refused.because(str(file), "it asks for beam search, which this evaluation does not do", remedy)

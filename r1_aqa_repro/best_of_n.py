@@ -71,7 +71,7 @@ def prepare(arguments: Any) -> list[TextPrompt]:
         Refused: with everything that is wrong.
     """
     from r1_aqa_repro.embedded import true_reward
-    from r1_aqa_repro.model.text_loading import checked_config, load_tokenizer
+    from r1_aqa_repro.model.text_loading import check_text_model
     from r1_aqa_repro.rewards.registry import check_rewards
     from r1_aqa_repro.run.kinds import prompts_to_answer
 
@@ -81,7 +81,7 @@ def prepare(arguments: Any) -> list[TextPrompt]:
     problems = [replace(each, where=options.get(each.where, each.where)) for each in check_rewards(arguments)]
     kind = prompts_to_answer(arguments, "lower --max-new-tokens, ")
     with collecting(problems):
-        kind.model = checked_config(arguments.model), load_tokenizer(arguments.model)
+        kind.model = check_text_model(arguments.model)
     return kind.all_sound(str(arguments.prompts), arguments.limit, problems)
 
 

@@ -25,8 +25,16 @@ from transformers import (
 )
 
 from r1_aqa_repro.common.console import Options, say
-from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command, failing_plainly
-from r1_aqa_repro.model.files import ADAPTER_CONFIG, adapter_config, make_portable, processor_files
+from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, collecting, command, failing_plainly
+from r1_aqa_repro.model.files import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    adapter_config,
+    make_portable,
+    processor_files,
+    require_no_adapter,
+)
+from r1_aqa_repro.model.folder import check_files, folder_of
 from r1_aqa_repro.model.loading import (
     MODEL_TYPE,
     TEXT_MODEL_TYPE,
@@ -82,7 +90,7 @@ def _load(adapter: Path, base: str) -> PreTrainedModel:
         return load_model(adapter, "float32", base=base)
     tokenizer = load_tokenizer(base)
     config = adapter_config(adapter) or {}
-    is_reward_model = config["task_type"] == "SEQ_CLS"
+    is_reward_model = config.get("task_type") == "SEQ_CLS"
     own = load_reward_model(base, tokenizer, new_head=True) if is_reward_model else load_policy(base)
     return load_adapter(own, adapter)
 
@@ -96,15 +104,18 @@ def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> str:
     problems = []
     if out.exists():
         problems.append(Problem(str(out), "is there already", "Choose another --out, or delete it."))
+    folder, remedy = folder_of(adapter), "Give the folder of an adapter, such as RUN/final."
     config = adapter_config(adapter)
-    if config is None:
-        what = f"the folder holds no {ADAPTER_CONFIG}"
-        raise Refused([*problems, Problem(str(adapter), what, "Give the folder of an adapter, such as RUN/final.")])
-    if config["peft_type"] != "LORA":
-        what = f"the adapter is a {config['peft_type']}, not a LORA"
+    if folder is None or config is None:
+        raise Refused([*problems, Problem(str(adapter), f"the folder holds no {ADAPTER_CONFIG}", remedy)])
+    with collecting(problems):
+        check_files(folder, remedy)
+    if config.get("peft_type") != "LORA":
+        what = f"the adapter is a {config.get('peft_type')}, not a LORA"
         problems.append(Problem(str(adapter), what, "Only LoRA adapters can be merged here."))
-    base = base or str(config["base_model_name_or_path"])
+    base = base or str(adapter_base(adapter))
     try:
+        require_no_adapter(base)
         needed = _parameters(_base_config(base)) * DTYPES[dtype].itemsize
         remedy = "Free some space, or choose another --out."
         full = check_free_space(out.parent, needed, "the merged weights")

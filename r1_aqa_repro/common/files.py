@@ -110,6 +110,26 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        Refused: the file cannot be read, or holds something else.
+    """
+    try:
+        with open_file(path) as file:
+            value = json.loads(file.read())
+    except OSError as error:
+        raise Refused.because(str(path), f"it cannot be read ({error.strerror})", remedy) from None
+    except ValueError as error:
+        raise Refused.because(str(path), f"malformed JSON ({error})", remedy) from None
+    except RecursionError:
+        raise Refused.because(str(path), "malformed JSON (nested too deeply)", remedy) from None
+    if not isinstance(value, dict):
+        raise Refused.because(str(path), f"it holds no JSON object but a {type(value).__name__}", remedy)
+    return value
+
+
 def as_lines(records: Iterable[Any]) -> str:
     """A JSON value a line."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import sha256_of, write_json
+from r1_aqa_repro.common.files import read_json, sha256_of, write_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 PROCESSOR_FILES = (
@@ -40,15 +40,44 @@ MODEL_FILES = (
 
 
 def adapter_config(name_or_path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The configuration of the adapter in a folder, as PEFT writes it; None for anything else."""
-    file = Path(name_or_path) / ADAPTER_CONFIG
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """The configuration of the adapter in a folder, as PEFT writes it; None for anything else.
+
+    Raises:
+        Refused: it cannot be read.
+    """
+    file = os.path.join(name_or_path, ADAPTER_CONFIG)
+    return read_json(file, "Copy the adapter again.") if os.path.lexists(file) else None
 
 
 def adapter_base(name_or_path: str | os.PathLike[str]) -> str | None:
-    """The base model that a folder with a LoRA adapter names; None for anything else."""
+    """The base model that a folder with a LoRA adapter names; None for anything else.
+
+    Raises:
+        Refused: the adapter's configuration cannot be read or names no base, or the base is an adapter itself (and may
+            name this one as its own).
+    """
     config = adapter_config(name_or_path)
-    return None if config is None else config["base_model_name_or_path"]
+    if config is None:
+        return None
+    file, base = os.path.join(name_or_path, ADAPTER_CONFIG), config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        what = f"it names no base model (base_model_name_or_path is {base!r:.80})"
+        raise Refused.because(file, what, "Write the folder or hub id of the adapter's base there.")
+    require_no_adapter(base)
+    return base
+
+
+def require_no_adapter(base: str | os.PathLike[str]) -> None:
+    """Check a base model.
+
+    Raises:
+        Refused: it is an adapter itself.
+    """
+    if adapter_config(base) is not None:
+        what = "it is an adapter itself, with nothing for another adapter to go on"
+        raise Refused.because(
+            str(base), what, "Give a whole model as the base, merged with r1_aqa_repro.merge_adapter."
+        )
 
 
 def model_digest(name_or_path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -20,14 +18,20 @@ from transformers import (
     ProcessorMixin,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
+    Qwen2ForCausalLM,
 )
 from transformers.integrations import deepspeed as integration
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.audio import SAMPLING_RATE
+from r1_aqa_repro.data.prompts import PROMPT_STYLES, build_messages
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.audio_encoder import make_trimmable
-from r1_aqa_repro.model.files import adapter_base
+from r1_aqa_repro.model.files import adapter_base, adapter_config
+from r1_aqa_repro.model.folder import check_files, check_settings_files, check_template, folder_of
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.model.yarn import declare_reach
 
@@ -43,8 +47,42 @@ def read_or_refuse(read: Callable[[], Any], what: str, where: str, remedy: str) 
     """
     try:
         return read()
-    except (OSError, ValueError, KeyError) as error:
-        raise Refused.because(where, f"no {what} can be read there ({str(error).splitlines()[0]})", remedy) from error
+    except Refused:
+        raise
+    except Exception as error:  # with files that somebody wrote by hand a library may raise anything
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise Refused.because(where, f"no {what} can be read there ({reason})", remedy) from error
+
+
+def read_config(
+    name_or_path: str | os.PathLike[str], model_types: Sequence[str], remedy: str, **options: Any
+) -> PreTrainedConfig:
+    """The configuration of a model that can be built, without code of its own; `options` are `from_pretrained`'s.
+
+    Raises:
+        Refused: it cannot be read, is none of these types, or no model can be built of it.
+    """
+    where = str(name_or_path)
+    config = read_or_refuse(
+        # a name of an attention may otherwise be that of a program on the hub
+        lambda: AutoConfig.from_pretrained(
+            name_or_path, trust_remote_code=False, attn_implementation="sdpa", **options
+        ),
+        "model",
+        where,
+        remedy,
+    )
+    if config.model_type not in model_types:
+        what = f"the model is a {config.model_type}, not a {' or '.join(model_types)}"
+        raise Refused.because(where, what, remedy)
+
+    def build() -> None:
+        with _whole_models(), torch.device("meta"):
+            (Qwen2AudioForConditionalGeneration if config.model_type == MODEL_TYPE else Qwen2ForCausalLM)(config)
+        declare_reach(config.get_text_config())
+
+    read_or_refuse(build, "configuration of a model", where, remedy)
+    return config
 
 
 def check_model_folder(
@@ -55,39 +93,14 @@ def check_model_folder(
     Raises:
         Refused: the folder or id cannot be read, is none of these types, or is incomplete.
     """
-    where, folder, wanted = str(name_or_path), Path(name_or_path), " or ".join(model_types)
-    remedy = f"Give a {wanted} folder or hub id, such as {EXAMPLES[model_types[0]]}."
-    base = adapter_base(folder)
-    if base is not None:
-        return check_model_folder(base, model_types)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise Refused.because(where, "the folder holds no config.json", remedy)
-    config = read_or_refuse(lambda: AutoConfig.from_pretrained(name_or_path), "model", where, remedy)
-    if config.model_type not in model_types:
-        raise Refused.because(where, f"the model is a {config.model_type}, not a {wanted}", remedy)
-    if folder.is_dir():
-        _check_weight_files(folder, remedy)
-    declare_reach(config.get_text_config())
-    return config
-
-
-def _check_weight_files(folder: Path, remedy: str) -> None:
-    """Refuse absent, missing or cut-off weight files, reading their headers only."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing:
-            raise Refused.because(str(folder), f"weight files are missing: {', '.join(missing)}", "Fetch them again.")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files and not any(folder.glob("*.bin")):
-        raise Refused.because(str(folder), "the folder holds no weights", remedy)
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise Refused.because(str(file), f"damaged or cut off ({error})", "Fetch or write it again.") from error
+    where, folder = str(name_or_path), folder_of(name_or_path)
+    remedy = f"Give a {' or '.join(model_types)} folder or hub id, such as {EXAMPLES[model_types[0]]}."
+    base = adapter_base(name_or_path)
+    if folder is not None:
+        if base is None and not (folder / "config.json").is_file():
+            raise Refused.because(where, "the folder holds no config.json", remedy)
+        check_files(folder, remedy)
+    return read_config(name_or_path, model_types, remedy) if base is None else check_model_folder(base, model_types)
 
 
 def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
@@ -101,13 +114,23 @@ def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
     Raises:
         Refused: no processor can be read, or its audio padding is not on the right.
     """
-    where, read = str(name_or_path), Qwen2AudioProcessor.from_pretrained
-    processor = read_or_refuse(lambda: read(where), "processor", where, "Copy the base model's into the folder.")
-    if processor.feature_extractor.padding_side != "right":
+    where, remedy = str(name_or_path), "Copy the base model's into the folder."
+    if (folder := folder_of(name_or_path)) is not None:
+        check_settings_files(folder)
+    read = Qwen2AudioProcessor.from_pretrained
+    processor = read_or_refuse(lambda: read(where, trust_remote_code=False), "processor", where, remedy)
+    extractor = processor.feature_extractor
+    if extractor.padding_side != "right":
         what = "the feature extractor pads on the left: the model would hear leading silence"
         remedy = 'Set "padding_side": "right" for the feature extractor in the processor files.'
         raise Refused.because(where, what, remedy)
+    if extractor.sampling_rate != SAMPLING_RATE:
+        what = f"the feature extractor takes {extractor.sampling_rate} samples a second, clips have {SAMPLING_RATE}"
+        raise Refused.because(where, what, remedy)
     processor.tokenizer.padding_side = "left"
+    sample = AudioQuestion("sample", Path("clip.wav"), "What is heard?", ("rain", "wind"), None)
+    shown = {sample.question: 1, processor.audio_token: 1}
+    check_template(processor, build_messages(sample, PROMPT_STYLES[0]), shown, where)
     return processor
 
 
@@ -124,9 +147,8 @@ def load_model(
     Raises:
         Refused: see `check_model_folder` and `load_complete`; a head tied to the embeddings.
     """
-    named_base = adapter_base(name_or_path)
-    if named_base is not None:
-        return load_adapter(load_model(base or named_base, dtype), Path(name_or_path))
+    if adapter_config(name_or_path) is not None:
+        return load_adapter(load_model(base or str(adapter_base(name_or_path)), dtype), Path(name_or_path))
     check_model_folder(name_or_path)
     model = load_complete(Qwen2AudioForConditionalGeneration, name_or_path, dtype, **options)
     check_head(model, str(name_or_path))
@@ -140,6 +162,33 @@ def load_model(
     return model
 
 
+def check_tensors(
+    model_class: type[PreTrainedModel],
+    name_or_path: str | os.PathLike[str],
+    accepted: Collection[str] = (),
+    config: PreTrainedConfig | None = None,
+) -> None:
+    """Compare names and shapes of all tensors of a model's files with those that the model has, reading no weights:
+    `from_pretrained` by itself fills missing tensors at random and drops those that are too many.
+
+    Raises:
+        Refused: there are such tensors, other than those `accepted`, or tensors of another shape.
+    """
+    where, remedy = str(name_or_path), "Use a complete checkpoint of this kind of model."
+    options: dict[str, Any] = {"config": config, "attn_implementation": "sdpa", "use_safetensors": True}
+    options |= {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with _whole_models():
+        _, report = read_or_refuse(lambda: model_class.from_pretrained(where, **options), "model", where, remedy)
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = {key if isinstance(key, str) else key[0] for key in report[what]}  # with the shapes of a mismatch
+        keys = sorted(names - set(accepted))
+        if keys:
+            found = f"the weights have {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}"
+            raise Refused.because(
+                where, found, f"transformers would fill them at random or drop them: {remedy[0].lower()}{remedy[1:]}"
+            )
+
+
 def load_complete(
     model_class: type[PreTrainedModel],
     name_or_path: str | os.PathLike[str],
@@ -148,25 +197,14 @@ def load_complete(
     config: PreTrainedConfig | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """`from_pretrained`, which by itself fills missing tensors at random and drops those that are too many.
+    """`from_pretrained`, once it is known to find all tensors.
 
     Raises:
-        Refused: there are such tensors, other than those `accepted`, or tensors of another shape.
+        Refused: see `check_tensors`.
     """
-    with _whole_models():  # reads no weights, only what they are
-        _, report = model_class.from_pretrained(
-            name_or_path, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, config=config
-        )
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = {key if isinstance(key, str) else key[0] for key in report[what]}  # with the shapes of a mismatch
-        keys = sorted(names - set(accepted))
-        if keys:
-            raise Refused.because(
-                str(name_or_path),
-                f"the weights have {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}",
-                "transformers would fill them at random or drop them: use a complete checkpoint of this kind of model.",
-            )
-    model = model_class.from_pretrained(name_or_path, dtype=dtype, attn_implementation="sdpa", config=config, **options)
+    check_tensors(model_class, name_or_path, accepted, config)
+    options |= {"config": config, "attn_implementation": "sdpa", "use_safetensors": True}
+    model = model_class.from_pretrained(name_or_path, dtype=dtype, **options)
     for module in model.modules():
         # bitsandbytes on a CPU repacks the weights of a model that answers, and its training goes wrong from there on
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -176,12 +214,17 @@ def load_complete(
 
 @contextmanager
 def _whole_models() -> Iterator[None]:
-    """Inside, transformers 5.23 builds models as it does without ZeRO-3, where alone it compares all their tensors."""
+    """Inside, transformers 5.23 builds models as it does without ZeRO-3, where alone it compares all their tensors, and
+    draws no bar for weights that it does not read."""
     held, integration._hf_deepspeed_config_weak_ref = integration._hf_deepspeed_config_weak_ref, None
+    has_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         integration._hf_deepspeed_config_weak_ref = held
+        if has_bar:
+            logging.enable_progress_bar()
 
 
 def check_reference(policy: PreTrainedModel, reference: PreTrainedModel) -> None:
@@ -216,15 +259,16 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
-    if not any(folder.glob("adapter_model*")):
+    if not any(folder.glob("adapter_model*.safetensors")):
         raise Refused.because(str(folder), "the folder holds no adapter weights", "Copy the adapter again.")
+    check_files(folder, "Copy the adapter again.")
     try:
         model = PeftModel.from_pretrained(base, str(folder))
         taken = set(get_peft_model_state_dict(model, save_embedding_layers=False))
         differing = sorted(set(load_peft_weights(str(folder), device="cpu")) ^ taken)
         wrong = f"{len(differing)} tensors have no counterpart, such as {differing[0]}" if differing else ""
-    except (RuntimeError, ValueError, SafetensorError) as error:  # shapes; modules that the base lacks; a cut-off file
-        wrong = str(error).splitlines()[0]
+    except Exception as error:  # shapes; modules that the base lacks; settings that PEFT cannot read
+        wrong = (str(error).splitlines() or [type(error).__name__])[0]
     if wrong:
         what = f"the adapter does not fit its base model {base.name_or_path} ({wrong})"
         raise Refused.because(str(folder), what, "Give the base model that it was trained on.")
@@ -278,7 +322,8 @@ def check_pair(config: PreTrainedConfig, processor: ProcessorMixin | PreTrainedT
         Refused: with every mismatch found.
     """
     tokenizer, kind = tokenizer_of(processor), "tokenizer"
-    tokens, embeddings = len(tokenizer), config.get_text_config().vocab_size
+    # the numbers of tokens may have gaps
+    tokens, embeddings = max(tokenizer.get_vocab().values()) + 1, config.get_text_config().vocab_size
     wrong = [f"{tokens} tokens for {embeddings} embeddings"] if tokens > embeddings else []
     if tokenizer is not processor:
         kind, extractor, encoder = "processor", processor.feature_extractor, config.audio_config

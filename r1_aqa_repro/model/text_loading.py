@@ -25,10 +25,12 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.model.arguments import RopeArguments
 from r1_aqa_repro.model.files import adapter_base, adapter_config
+from r1_aqa_repro.model.folder import check_settings_files, check_template, folder_of
 from r1_aqa_repro.model.loading import (
     TEXT_MODEL_TYPE,
     check_model_folder,
     check_pair,
+    check_tensors,
     in_4_bits,
     load_adapter,
     load_complete,
@@ -37,7 +39,8 @@ from r1_aqa_repro.model.loading import (
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.model.yarn import apply_rope_parameters
 
-_SCORE_HEAD, _TOKEN_HEAD = "score.weight", "lm_head.weight"
+_SCORE_HEAD = "score.weight"
+_HEADS = (_SCORE_HEAD, "lm_head.weight")  # where a new one is made the first may be missing, the other too many
 _TRAIN_ONE = "Train one with r1_aqa_repro.train_reward_model."
 
 
@@ -53,14 +56,21 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
         Refused: no tokenizer can be read, or it has no vocabulary, chat template, end-of-turn or padding token.
     """
     where, remedy = str(name_or_path), "Copy the tokenizer of the base model into the folder."
+    if (folder := folder_of(name_or_path)) is not None:
+        check_settings_files(folder)
     tokenizer = read_or_refuse(
-        lambda: AutoTokenizer.from_pretrained(name_or_path, padding_side="left"), "tokenizer", where, remedy
+        lambda: AutoTokenizer.from_pretrained(name_or_path, padding_side="left", trust_remote_code=False),
+        "tokenizer",
+        where,
+        remedy,
     )
     for attribute in ("chat_template", "eos_token", "pad_token"):
         if getattr(tokenizer, attribute) is None:
             raise Refused.because(where, f"the tokenizer has no {attribute.replace('_', ' ')}", remedy)
     if not tokenizer("text")["input_ids"]:  # without tokenizer.json transformers 5.23 knows the special tokens alone
         raise Refused.because(where, "the tokenizer has no vocabulary: every text would be empty", remedy)
+    sample = "What is a sample?"
+    check_template(tokenizer, [{"role": "user", "content": sample}], {sample: 1}, where)
     return tokenizer
 
 
@@ -111,9 +121,29 @@ def load_reward_model(
     config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
     if not new_head:
         _require_head(name_or_path)
-    accepted = (_SCORE_HEAD, _TOKEN_HEAD) if new_head else ()  # the one may be missing, the other too many
+    accepted = _HEADS if new_head else ()
     with suppress_seqcls_warning() if new_head else nullcontext():
         return load_complete(Qwen2ForSequenceClassification, name_or_path, dtype, accepted, config=config)
+
+
+def check_text_model(
+    name_or_path: str | os.PathLike[str],
+    rope_parameters: Mapping[str, Any] | None = None,
+    *,
+    makes_head: bool = False,
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a policy, reading no weights but their names and shapes; with `makes_head` of what
+    can become a reward model.
+
+    Raises:
+        Refused: see `checked_config`, `load_tokenizer`, `check_pair` and `check_tensors`.
+    """
+    config, tokenizer = checked_config(name_or_path, rope_parameters), load_tokenizer(name_or_path)
+    check_pair(config, tokenizer, str(name_or_path))
+    if adapter_config(name_or_path) is None:
+        model_class, accepted = (Qwen2ForSequenceClassification, _HEADS) if makes_head else (Qwen2ForCausalLM, ())
+        check_tensors(model_class, name_or_path, accepted, config)
+    return config, tokenizer
 
 
 def check_reward_model(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig:
@@ -136,7 +166,7 @@ def _require_head(name_or_path: str | os.PathLike[str]) -> None:
     for file in Path(name_or_path).glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             names.update(opened.keys())
-    has_none = names and _SCORE_HEAD not in names if adapter is None else adapter["task_type"] != "SEQ_CLS"
+    has_none = names and _SCORE_HEAD not in names if adapter is None else adapter.get("task_type") != "SEQ_CLS"
     if has_none:
         raise Refused.because(str(name_or_path), "the model has no score head: it is no reward model", _TRAIN_ONE)
 

@@ -9,15 +9,16 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, Qwen2AudioConfig
+from transformers import PreTrainedConfig, Qwen2AudioConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import ModelConfig
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.model.audio_encoder import trimmed_length
+from r1_aqa_repro.model.folder import check_settings_files, folder_of
 from r1_aqa_repro.model.inputs import num_audio_tokens
-from r1_aqa_repro.model.loading import MODEL_TYPE, TEXT_MODEL_TYPE
+from r1_aqa_repro.model.loading import MODEL_TYPE, TEXT_MODEL_TYPE, read_config
 from r1_aqa_repro.planning.estimate import Job
 from r1_aqa_repro.planning.geometries import KNOWN
 from r1_aqa_repro.run.arguments import batch_plan
@@ -80,17 +81,15 @@ def model_config(name_or_path: str) -> tuple[PreTrainedConfig, str]:
         Refused: it cannot be read, or is neither a Qwen2-Audio's nor a Qwen2's.
     """
     remedy = f"Give a folder or hub id, such as {' or '.join(KNOWN)}."
-    known = name_or_path in KNOWN
+    folder, known = folder_of(name_or_path), name_or_path in KNOWN
+    if folder is not None:
+        check_settings_files(folder)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name_or_path, local_files_only=known)
-    except (OSError, ValueError, KeyError) as error:
-        if known:
+        config = read_config(name_or_path, (MODEL_TYPE, TEXT_MODEL_TYPE), remedy, local_files_only=known)
+    except Refused:
+        if known and folder is None:
             return KNOWN[name_or_path](), f"{name_or_path} (its sizes as this project knows them: no copy is here)"
-        what = f"no model can be read there ({str(error).splitlines()[0]})"
-        raise Refused.because(name_or_path, what, remedy) from error
-    if config.model_type not in (MODEL_TYPE, TEXT_MODEL_TYPE):
-        what = f"the model is a {config.model_type}, not a {MODEL_TYPE} or {TEXT_MODEL_TYPE}"
-        raise Refused.because(name_or_path, what, remedy)
+        raise
     return config, name_or_path
 
 

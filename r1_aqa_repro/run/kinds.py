@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2AudioForConditionalGeneration,
     Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
     TrainingArguments,
 )
 from trl import ModelConfig
@@ -22,10 +23,10 @@ from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.data.conversations import Read, TextPrompt, read_prompts
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
 from r1_aqa_repro.model.encoded_audio import encoded_bytes
-from r1_aqa_repro.model.files import adapter_base
+from r1_aqa_repro.model.files import adapter_config
 from r1_aqa_repro.model.inputs import minimum_seconds, token_ids
-from r1_aqa_repro.model.loading import check_model_folder, check_pair, load_processor
-from r1_aqa_repro.model.text_loading import checked_config, load_tokenizer
+from r1_aqa_repro.model.loading import check_model_folder, check_pair, check_tensors, load_processor
+from r1_aqa_repro.model.text_loading import check_text_model
 from r1_aqa_repro.rewards.registry import check_prompts, check_uses, reward_model_positions
 from r1_aqa_repro.run.clips import Clips
 
@@ -49,7 +50,7 @@ class Kind(ABC, Generic[Record]):
         if name is None:
             remedy = f"Set it to a {self.family} folder or hub id (the embedded runs leave one)."
             raise Refused.because("model_name_or_path", "no model is given", remedy)
-        if adapter_base(name) is not None:
+        if adapter_config(name) is not None:
             remedy = "Merge it into its base with r1_aqa_repro.merge_adapter."
             raise Refused.because(name, "an adapter cannot be trained further", remedy)
         return self._measure_with(name, model)
@@ -110,6 +111,7 @@ class AudioQuestions(Kind[AudioQuestion]):
     def _measure_with(self, name: str, model: ModelConfig) -> PreTrainedConfig:
         config, processor = check_model_folder(name), load_processor(name)
         check_pair(config, processor, name)
+        check_tensors(Qwen2AudioForConditionalGeneration, name)
         self.shortest = minimum_seconds(processor)
         return config
 
@@ -186,10 +188,9 @@ class TextRecords(Kind[TextPrompt]):
     family = "Qwen2"
 
     def _measure_with(self, name: str, model: ModelConfig) -> PreTrainedConfig:
-        config, tokenizer = checked_config(name, getattr(model, "rope", None)), load_tokenizer(name)
-        check_pair(config, tokenizer, name)
-        self.model = config, tokenizer
-        return config
+        makes_head = self.build is Qwen2ForSequenceClassification
+        self.model = check_text_model(name, getattr(model, "rope", None), makes_head=makes_head)
+        return self.model[0]
 
     def usable(self, file: str, limit: int | None = None) -> tuple[list[TextPrompt], list[Problem]]:
         read = self.read(file)

@@ -160,15 +160,16 @@ def lose_a_tensor(weights: Path) -> None:
     [
         (lambda config, weights: change_config(config.parent, peft_type="IA3"), "the adapter is a IA3, not a LORA"),
         (lambda config, weights: config.unlink(), "the folder holds no adapter_config.json"),
-        (lambda config, weights: weights.unlink(), "the folder holds no adapter weights"),
+        (lambda config, weights: weights.unlink(), "the folder holds no weights"),
         (lambda config, weights: lose_a_tensor(weights), "the adapter does not fit its base model"),
-        (lambda config, weights: os.truncate(weights, 1000), "the adapter does not fit its base model"),
+        (lambda config, weights: os.truncate(weights, 1000), "damaged or cut off"),
     ],
 )
 def test_a_damaged_adapter_is_refused(adapter: Path, tmp_path: Path, capfd: Any, damage: Any, what: str) -> None:
     damage(adapter / "adapter_config.json", adapter / "adapter_model.safetensors")
     assert main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")]) == 2
-    assert f"error: {adapter}: {what}" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"error: {adapter}" in said and what in said
     assert {path.name for path in tmp_path.iterdir()} == {"final"}
 
 

@@ -49,7 +49,7 @@ def lose_a_shard(folder: Path) -> None:
     [
         (shutil.rmtree, "no model can be read there"),
         (remove("config.json"), "the folder holds no config.json"),
-        (cut_off("config.json", 30), "no model can be read there"),
+        (cut_off("config.json", 30), "config.json: malformed JSON"),
         (edit("config.json", model_type="qwen2"), "the model is a qwen2, not a qwen2_audio"),
         (remove(WEIGHTS), "the folder holds no weights"),
         (cut_off(WEIGHTS, 4), f"{WEIGHTS}: damaged or cut off"),
