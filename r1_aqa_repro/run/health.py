@@ -27,7 +27,7 @@ from r1_aqa_repro.run.folder import update_run
 
 WINDOW = 20  # logged steps
 _SETTLED = 5 * WINDOW  # logged steps after which accuracy should have moved
-_FORMAT_LEARNED = 0.9  # share of completions
+_LEARNED = 0.9  # share of completions
 _REWARD_ROSE = 0.05  # of a sum that is 2 at most in R1-AQA's runs
 
 Figures = Mapping[str, Sequence[float]]  # what has been logged, by name, in order
@@ -38,7 +38,7 @@ class Sign:
     """Something that a run's log shows.
 
     name: of the illness.
-    value: what is judged, of everything logged so far; None as long as too little of it is logged.
+    value: what is judged, of everything logged so far; None while that says nothing, such as of too few steps.
     limit: the value from which on the run is ill.
     sentence: what is said of a value: cause, and the key to turn.
     is_ill: compares a value with the limit.
@@ -58,9 +58,10 @@ def _mean_of_last(name: str) -> Callable[[Figures], float | None]:
 
 
 def _entropy_left(figures: Figures) -> float | None:
-    """Share of the entropy of the first steps, once these have passed."""
+    """Share of the entropy of the first steps, once these have passed, if they had any."""
     entropy = figures["entropy"]
-    return fmean(entropy[-WINDOW:]) / fmean(entropy[:WINDOW]) if len(entropy) >= 2 * WINDOW else None
+    first = fmean(entropy[:WINDOW]) if len(entropy) >= 2 * WINDOW else 0.0
+    return fmean(entropy[-WINDOW:]) / first if first > 0 else None
 
 
 def _evaluations_without_gain(figures: Figures) -> float | None:
@@ -75,13 +76,14 @@ def _evaluations_without_gain(figures: Figures) -> float | None:
 
 
 def _accuracy_gained(figures: Figures) -> float | None:
-    """By the accuracy reward since the first steps, if the format is learned by now; None while it is not."""
+    """By the accuracy reward since the first steps, if by now the format is learned and what it is for is not."""
     accuracy, form = (
         [figures[name] for name in names if figures[name]] for names in (ACCURACY_FIGURES, FORMAT_FIGURES)
     )
-    if not accuracy or not form or len(accuracy[-1]) < _SETTLED or fmean(form[-1][-WINDOW:]) < _FORMAT_LEARNED:
+    if not accuracy or not form or len(accuracy[-1]) < _SETTLED:
         return None
-    return fmean(accuracy[-1][-WINDOW:]) - fmean(accuracy[-1][:WINDOW])
+    lately, well_formed = fmean(accuracy[-1][-WINDOW:]), fmean(form[-1][-WINDOW:])
+    return lately - fmean(accuracy[-1][:WINDOW]) if lately < _LEARNED <= well_formed else None
 
 
 def _logp_difference(figures: Figures) -> float | None:
@@ -167,7 +169,7 @@ class Finding:
     def verdict(self) -> str:
         """In a word or two."""
         if self.value is None:
-            return "not logged, or not for long enough"
+            return "not judged"
         steps = ", ".join(map(str, self.alarms))
         return f"reported at step {steps}" + ("" if self.shows else ", recovered") if steps else "well"
 

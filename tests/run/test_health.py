@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,6 +146,19 @@ def test_a_resumed_run_goes_on_from_what_was_reported(tmp_path: Path, capsys: py
     assert capsys.readouterr().err == ""
 
 
+def test_a_run_that_is_right_from_the_start_has_nothing_to_gain(tmp_path: Path) -> None:
+    right = {"rewards/accuracy_reward/mean": 1.0, "rewards/format_reward/mean": 1.0}
+    assert Patient(tmp_path).logs(a_run(lambda step: right)) == {}
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_figures_that_say_nothing_are_not_judged(value: float, tmp_path: Path) -> None:
+    """As of steps in which every completion is masked, being cut."""
+    patient = Patient(tmp_path)
+    assert patient.logs(a_run(lambda step: {"entropy": value})) == {}
+    assert patient.doctor.findings["entropy collapse"].verdict == "not judged"
+
+
 @pytest.mark.parametrize(("bf16", "difference", "ill"), [(False, 1e-3, True), (True, 1e-3, False), (True, 0.1, True)])
 def test_rounding_is_larger_in_16_bits(tmp_path: Path, bf16: bool, difference: float, ill: bool) -> None:
     found = Patient(tmp_path, bf16=bf16).logs([entry_at(1, **{"sampling/logp_difference": difference})])
@@ -167,7 +181,7 @@ def test_a_real_run_that_learns_nothing_is_told_so(
     assert printed.count("set dynamic_sampling") == 1
     for name, found in health.items():
         [row] = [line for line in printed.splitlines() if line.startswith(f"  {name} ")]
-        assert row.endswith((f"reported at step {WINDOW}",) if found["alarms"] else ("well", "enough")), row
+        assert row.endswith((f"reported at step {WINDOW}",) if found["alarms"] else ("well", "not judged")), row
     assert health["reward without held-out accuracy"]["value"] is None
 
 
