@@ -53,8 +53,9 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
     if getattr(training, "batch_problem", None):
         remedy = "Choose a number that the processes divide, or another number of processes."
         problems.append(Problem("batch rule", training.batch_problem, remedy))
-    if (getattr(training, "save_on_signal", None) or 1) <= 0:
-        problems.append(Problem("save_on_signal", f"{training.save_on_signal} s", "Give seconds, or leave it out."))
+    left = getattr(training, "save_on_signal", None)
+    if left is not None and not left > 0:
+        problems.append(Problem("save_on_signal", f"{left:g} s", "Give seconds, or leave it out."))
     if training.world_size != num_processes():
         what = f"{num_processes()} processes were started, but each would train alone"
         problems.append(

@@ -258,6 +258,7 @@ REFUSED = [
     (ALL, "--eval_on_start true", "eval_on_start: there is nothing to evaluate on"),
     (ALL, "--eval_steps 2", "eval_steps: there is nothing to evaluate on"),
     (list(AUDIO), "--eval_limit 2", "eval_limit: there is nothing to evaluate on"),
+    (ALL, "--save_on_signal 0", "save_on_signal: 0 s. Give seconds, or leave it out."),
     (list(AUDIO), "--max_bad_clips -1", "max_bad_clips: -1 clips. Give 0 or more."),
     (list(AUDIO), "--check_audio all", "invalid choice: 'all'"),
     (ALL, "--lerning_rate 1e-6", "--lerning_rate"),
