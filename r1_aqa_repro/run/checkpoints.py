@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from r1_aqa_repro.common.errors import disk_full, is_full_disk
 from r1_aqa_repro.model.files import make_portable, processor_files
@@ -122,9 +122,10 @@ class ResumableTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._staging = False
-            if self.args.should_save and self.state.best_model_checkpoint == str(staged):
+            if self.state.best_model_checkpoint == str(staged):
                 self.state.best_model_checkpoint = str(Path(self.args.output_dir) / staged.name)
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         if self.args.should_save:
             rotate_checkpoints(
                 output_dir=self.args.output_dir,
@@ -138,6 +139,15 @@ class ResumableTrainer(Trainer):
                 shutil.rmtree(overtaken, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.seconds_to_save = time.monotonic() - began
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As Trainer, which here deletes the last checkpoint if only one is kept and another is the best: a run that
+        was interrupted goes on from the last."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As Trainer, after which what DeepSpeed saved offloaded can go on without, and the other way round.

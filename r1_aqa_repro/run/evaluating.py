@@ -63,7 +63,7 @@ class EvaluatingTrainer(Trainer):
             kwargs["eval_dataset"] = evaluator.questions  # Trainer insists on one; only the evaluator reads it
         super().__init__(*args, **kwargs)
         if evaluator is not None:
-            # transformers counts the best among the last ones, and at its end deletes the last if only one is kept
+            # transformers counts the best among the last ones
             self.last_kept, self.args.save_total_limit = self.args.save_total_limit, None
             # paths of checkpoints are compared as texts, so that `./run` must not stand beside `run`
             self.args.output_dir = str(Path(self.args.output_dir))

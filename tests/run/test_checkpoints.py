@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,46 @@ def test_best_model_is_loaded_strictly(start: Start, manifest: Path, model_folde
     trainer._load_best_model()
     saved = loading.load_model(tmp_path / "run" / "checkpoint-4").state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_an_interrupted_run_goes_on_from_the_last_checkpoint_though_another_is_the_best(
+    start: Start, text_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers deletes the last one when training ends, however it does, if only one is to be kept."""
+    lines = (text_set / "sft.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[:16]), encoding="utf-8")
+    (tmp_path / "held_out.jsonl").write_text("".join(lines[16:]), encoding="utf-8")
+    run, more = tmp_path / "run", ["--train_file", str(tmp_path / "train.jsonl")]
+    more += ["--eval_file", str(tmp_path / "held_out.jsonl"), "--load_best_model_at_end", "true"]
+    more += ["--save_total_limit", "1", "--keep_optimizer", "last", "--learning_rate", "1"]  # which makes it worse
+
+    class Interrupt(StopOnSignal):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("r1_aqa_repro.run.loop.StopOnSignal", Interrupt)
+        assert start("sft", run, *more) == 130
+    last = last_checkpoint(run)
+    assert last == run / "checkpoint-5" and (last / "optimizer.pt").is_file()
+    state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["best_model_checkpoint"] == str(run / "checkpoint-2")
+    assert start("sft", run, *more) == 0
+
+
+def test_every_process_knows_where_the_best_checkpoint_is(
+    model_folder: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written in another folder than it lies in, and only the main process renames it."""
+    model, processor = loading.load(model_folder)
+    args = AudioSFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, save_only_model=True)
+    trainer = AudioSFTTrainer(model, args, read_questions(manifest).records, processor, "answer")
+    trainer.state.global_step = trainer.state.best_global_step = 2
+    (tmp_path / STAGING / "checkpoint-2").mkdir(parents=True)  # by the main process
+    monkeypatch.setattr(AudioSFTConfig, "should_save", False)
+    trainer._save_checkpoint(trainer.model, None)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
 
 
 def test_last_checkpoint_takes_the_highest_number(tmp_path: Path) -> None:
