@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # commands answer --help without these
@@ -46,10 +47,23 @@ def start_distributed(training: TrainingArguments) -> None:
     On CPUs DeepSpeed would otherwise open it only when the engine is built: `from_pretrained` under ZeRO-3 then sees
     a single process and does not shard.
     """
-    if training.deepspeed and training.device.type == "cpu":
+    if not training.deepspeed:
+        return
+    if "RANK" not in os.environ:
+        _join_oneself()
+    if training.device.type == "cpu":
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")
+
+
+def _join_oneself() -> None:
+    """Set what torchrun sets: to a process that nobody launched DeepSpeed would look for MPI."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 
 
 def end_distributed() -> None:

@@ -36,9 +36,8 @@ ENVIRONMENT = os.environ | {
 def command(module: str, *arguments: object, processes: int = 2) -> list[str]:
     """What starts a module, or a program, in so many processes of this machine."""
     launcher = ["-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", str(processes)]
-    needs_launcher = processes > 1 or "--deepspeed" in arguments
     program = [module] if module.endswith(".py") else ["-m", module]
-    return [sys.executable, *(launcher if needs_launcher else []), *program, *map(str, arguments)]
+    return [sys.executable, *(launcher if processes > 1 else []), *program, *map(str, arguments)]
 
 
 def launch(module: str, *arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
