@@ -211,7 +211,9 @@ def check_disk(training: TrainingArguments, parameters: int, examples: int, cach
     at_once *= getattr(training, "num_mini_batches", 1)  # of PPO
     rows = examples * getattr(training, "num_generations", 1) * getattr(training, "num_iterations", 1)
     steps = training.max_steps if training.max_steps > 0 else training.num_train_epochs * rows / at_once
-    kept = 0 if training.save_strategy == "no" else ceil(steps / max(1, training.save_steps))
+    every = training.save_steps if training.save_steps >= 1 else ceil(training.save_steps * steps)  # below 1: a share
+    every = rows / at_once if training.save_strategy == "epoch" else every
+    kept = 0 if training.save_strategy == "no" else ceil(steps / max(1, every))
     best = int(getattr(training, "eval_file", None) is not None)  # kept beside the last ones
     if training.save_total_limit:
         kept = min(kept, training.save_total_limit + best + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import sysconfig
@@ -31,7 +32,7 @@ from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, parse_config
 from r1_aqa_repro.run.kinds import AudioQuestions
 from r1_aqa_repro.run.preflight import prepare
-from tests.conftest import make_questions
+from tests.conftest import ROOT, make_questions
 from tests.files import contents, read_lines, write_lines
 from tests.model.damages import Change, cut_off, edit, remove
 from tests.run.conftest import AUDIO, TEXT, Start
@@ -305,6 +306,16 @@ def test_what_a_base_in_4_bits_needs(name: str, refusal: Refusal, monkeypatch: p
     assert len(lines) == len(expected) and all(sum(part in line for line in lines) == 1 for part in expected)
 
 
+def test_the_faq_says_how_sft_takes_4_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "is_bitsandbytes_available", lambda: True)
+    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    [(config, more)] = re.findall(r"`(\S+sft_lora\S+)`, with\n`(.*)` too", page)
+    _, training, model = parse_config(
+        AudioSFTConfig, ["--config", str(ROOT / config), "--use_cpu", "true", *shlex.split(more)]
+    )
+    assert model.load_in_4bit and checks.check_settings(training, model) == []
+
+
 def test_a_model_and_a_file_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_dpo.main(["--output_dir", str(tmp_path / "run"), "--use_cpu", "true", "--bf16", "false"]) == 2
     said = capsys.readouterr().err
@@ -414,6 +425,8 @@ def test_a_full_disk_is_refused(name: str, refusal: Refusal, tmp_path: Path, mon
         (["--save_only_model", "true"], 184.7),
         (["--keep_optimizer", "all"], 1192.4),
         (["--save_total_limit", "1"], 251.9),  # two are there until the older one is deleted
+        (["--save_steps", "0.5"], 251.9),  # of all steps: two as well
+        (["--save_strategy", "epoch", "--max_steps", "-1", "--num_train_epochs", "3"], 268.7),  # three
         (["--deepspeed", "configs/deepspeed/zero2.json"], 419.9),  # 2 bytes more of the two
     ],
 )
