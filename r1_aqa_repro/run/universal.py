@@ -55,7 +55,8 @@ def _convert(checkpoint: Path) -> None:
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:]
         what = f"{checkpoint}: DeepSpeed cannot convert its optimizer state to another number of processes {why}"
-        raise Failed(f"{what}. Resume with {num_processes_of(checkpoint)}, or start a new run from its weights.")
+        remedy = f"Resume with {num_processes_of(checkpoint)} processes, or start a new run from its weights."
+        raise Failed(f"{what}. {remedy}")
     shutil.rmtree(checkpoint / UNIVERSAL, ignore_errors=True)
     os.rename(staged, checkpoint / UNIVERSAL)
     shutil.rmtree(staged.parent)
