@@ -23,6 +23,7 @@ from rich.table import Table
 
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
+from r1_aqa_repro.common.escaping import visible, visible_line
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.mmau_versions import baselines
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     summary = statistics_of(read.records, clip_seconds(read.records))
     write_json(out / "stats.json", summary)
     _show(summary)
-    print(out / "stats.json")
+    print(visible(out / "stats.json"))
     return EXIT_DONE
 
 
@@ -137,7 +138,7 @@ def _show(summary: Mapping[str, Any]) -> None:
         if len(counted) > _SHOWN:
             shown[f"... and {len(counted) - _SHOWN:,} more"] = sum(counted.values()) - sum(shown.values())
         for label, number in shown.items():
-            table.add_row(name, label, f"{number:,}", f"{100 * number / summary['questions']:.1f}")
+            table.add_row(name, visible_line(label), f"{number:,}", f"{100 * number / summary['questions']:.1f}")
             name = ""
         table.add_section()
     for name, accuracy in summary["lazy_strategies"].items():
@@ -145,7 +146,7 @@ def _show(summary: Mapping[str, Any]) -> None:
     table.add_section()
     for name, number in summary["audio"].items():
         table.add_row("audio", name.replace("_", " "), f"{number:,.2f}".removesuffix(".00"), "")
-    Console().print(table, markup=False)
+    Console(markup=False).print(table)
 
 
 def _parser() -> Options:

@@ -21,6 +21,7 @@ from data_prep.fingerprints import Clips, decode_clips, video_of
 from data_prep.workers import add_workers_argument
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
+from r1_aqa_repro.common.escaping import visible_line
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
@@ -165,7 +166,7 @@ def _show(findings: Sequence[Finding], read: Read[AudioQuestion], clips: Clips) 
         if found:
             print(f"{severity}: {rule} ({len(found):,}): {meaning}")
             for finding in found[:_SHOWN]:
-                print(f"    {finding.where}: {finding.what}")
+                print(visible_line(f"    {finding.where}: {finding.what}"))
             if len(found) > _SHOWN:
                 print(f"    ... and {len(found) - _SHOWN:,} more (--json lists all)")
     paths = {question.audio_path for question in read.records}

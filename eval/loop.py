@@ -16,6 +16,7 @@ from eval.processes import Processes
 from eval.settings import AUTO
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import Failed
+from r1_aqa_repro.common.escaping import visible, visible_line
 from r1_aqa_repro.data.answers import official
 
 
@@ -91,7 +92,7 @@ class Loop:
         with tqdm(
             total=len(recorded) + num_open,
             initial=len(recorded),
-            desc=self.folder.name,
+            desc=visible_line(self.folder.name),
             unit="answer",
             leave=None,  # only if no other bar is above it
             disable=not self.processes.is_main,
@@ -162,4 +163,4 @@ class Loop:
 
 
 def _warn(text: str) -> None:
-    tqdm.write(f"warning: {text}", file=sys.stderr)
+    tqdm.write(visible(f"warning: {text}"), file=sys.stderr)

@@ -26,12 +26,13 @@ from eval.evaluation import Evaluation, is_complete
 from eval.predictions import clip_hashes, recorded_clips
 from eval.processes import joined
 from eval.report.markdown import print_report
-from eval.report.rendering import one_line, render
+from eval.report.rendering import render
 from eval.scores import read_verdicts
 from eval.settings import AUTO, EvalSettings, add_options
 from eval.targets import EMBEDDED_HEADING, GUESSING, against_published, reference_lines
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
+from r1_aqa_repro.common.escaping import one_line
 from r1_aqa_repro.common.files import whole_file, write_atomically, write_json
 from r1_aqa_repro.common.intervals import paired_gain
 from r1_aqa_repro.data.questions import with_answers

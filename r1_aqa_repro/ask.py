@@ -16,6 +16,7 @@ from pathlib import Path
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
+from r1_aqa_repro.common.escaping import visible
 from r1_aqa_repro.data.answers import answer_of, match_choice
 from r1_aqa_repro.data.audio import AudioError
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
@@ -36,9 +37,9 @@ def main(argv: list[str]) -> int:
     if arguments.raw:
         print(completion)
     elif chosen is not None:
-        print(arguments.choices[chosen])
+        print(visible(arguments.choices[chosen]))
     elif answer is not None:
-        print(answer)
+        print(visible(answer))
     if answer is None:
         say("the model gave no answer: its completion is empty, or its answer tags are")
     elif chosen is None:

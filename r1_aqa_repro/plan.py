@@ -21,6 +21,7 @@ from rich.table import Table
 
 from r1_aqa_repro.common.console import Options, positive, positive_number
 from r1_aqa_repro.common.errors import EXIT_DONE, command
+from r1_aqa_repro.common.escaping import visible_line
 from r1_aqa_repro.common.files import write_json
 
 if TYPE_CHECKING:  # the command answers --help without it
@@ -70,9 +71,9 @@ def print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
     from r1_aqa_repro.planning.estimate import RESERVED
     from r1_aqa_repro.planning.seconds import total
 
-    console, job, machine = Console(soft_wrap=True, highlight=False), plan.job, plan.machine
+    console, job, machine = Console(soft_wrap=True, highlight=False, markup=False), plan.job, plan.machine
     shown = plan.chosen or plan.found[0]
-    console.print(f"model: {plan.source}, {shown.parameters.total / 1e9:.2f} G parameters")
+    console.print(f"model: {visible_line(plan.source)}, {shown.parameters.total / 1e9:.2f} G parameters")
     console.print(
         f"step: {machine.gpus} x ({job.prompts} prompts, {job.completions} sequences, {job.accumulation} times), "
         f"{job.prompt_tokens} + {job.completion_tokens} tokens, {job.frames} frames encoded"
@@ -96,7 +97,7 @@ def print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
     )
     console.print(f"\n{plan.advice}")
     if plan.measured:
-        console.print(f"\nMeasured: {', '.join(plan.measured)} ({arguments.measured}).")
+        console.print(f"\nMeasured: {', '.join(plan.measured)} ({visible_line(arguments.measured)}).")
     console.print(
         f"\nA step of {shown.name(job.num_processes)}, on each GPU, at {machine.flops_per_second / 1e12:.3g} TFLOP/s "
         f"and {machine.bytes_per_second / 1e12:.3g} TB/s, at least and at most:"

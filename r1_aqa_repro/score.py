@@ -21,6 +21,7 @@ from rich.table import Table
 
 from r1_aqa_repro.common.console import Options, positive
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
+from r1_aqa_repro.common.escaping import visible_line
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
@@ -132,12 +133,13 @@ def summarised(pairs: Sequence[TextPrompt], chosen: Sequence[float], rejected: S
 
 def _print(summary: dict[str, Any], out: Path) -> None:
     console = Console(markup=False, highlight=False)  # tasks and paths are printed as they are
-    console.print(f"{summary['model']} on {summary['file']}", soft_wrap=True)
+    console.print(visible_line(f"{summary['model']} on {summary['file']}"), soft_wrap=True)
     table = Table("", "pairs", "accuracy", "95 %", "ties", title="pair accuracy")
     for name, block in {"all": summary, **summary["by_task"]}.items():
         low, high = block["ci95"]
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
-        table.add_row(name, f"{block['n']:,}", f"{100 * block['pair_accuracy']:.1f} %", interval, str(block["ties"]))
+        share = f"{100 * block['pair_accuracy']:.1f} %"
+        table.add_row(visible_line(name), f"{block['n']:,}", share, interval, str(block["ties"]))
     console.print(table)
     console.print(f"loss {summary['loss']:.4f} (0.6931 without any knowledge)")
 
@@ -145,7 +147,7 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     for answers, figures in summary["scores"].items():
         scores.add_row(answers, *(f"{figures[key]:+.3f}" for key in ("mean", "lowest", "highest")))
     console.print(scores)
-    console.print(f"Scores of every pair: {out}/scores.jsonl", soft_wrap=True)
+    console.print(visible_line(f"Scores of every pair: {out}/scores.jsonl"), soft_wrap=True)
 
 
 def _parser() -> Options:

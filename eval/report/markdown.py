@@ -12,6 +12,7 @@ from eval.evaluation import Evaluation
 from eval.matcher import verdicts
 from eval.report.rendering import render, shared_values
 from eval.scores import choices_as_asked
+from r1_aqa_repro.common.escaping import visible_line
 
 
 def markdown_report(evaluation: Evaluation) -> str:
@@ -54,7 +55,7 @@ def print_report(path: str | os.PathLike[str]) -> None:
     """Show a report.md on the terminal, its long lists of ids cut, followed by where it is."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     print_markdown("\n".join(line if len(line) < 2000 else f"{line[:500]} ... (all in the file)" for line in lines))
-    Console().print(f"\n{path}", markup=False, highlight=False, soft_wrap=True)
+    Console().print(f"\n{visible_line(path)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_markdown(text: str) -> None:

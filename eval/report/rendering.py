@@ -1,4 +1,4 @@
-"""Fills in the templates of reports, which hold their text, and escapes what models and data sets wrote."""
+"""Fills in the templates of reports, which hold their text; what models and data sets wrote is escaped."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from eval.evaluation import Evaluation
 from eval.matcher import MATCHERS
 from eval.scores import GROUPS
 from eval.targets import EMBEDDED_HEADING, GUESSING, against_published
+from r1_aqa_repro.common.escaping import markdown
 
 _NOT_LISTENING = {
     "chance": GUESSING,
     "always_first": "always the first choice",
     "most_frequent": "always the choice that is the answer to most of the other questions",
 }
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$!:])")
-_WWW = re.compile(r"(www)\.", re.IGNORECASE)
 
 
 def render(template: str, **values: Any) -> str:
@@ -63,18 +62,6 @@ def shared_values(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def one_line(text: str) -> str:
-    """The text on one line, without what cannot be printed."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
-
-
-def escape(value: object) -> str:
-    """Text written by a model or a data set, as one line of Markdown that shows it and does nothing else."""
-    marked = _MARKUP.sub(r"\\\1", one_line(str(value)))
-    # GitHub links addresses and names of people wherever their text comes out, escaped or not: a comment parts it
-    return _WWW.sub(r"\1\\.", marked).replace("@", "@<!-- -->")
-
-
 def interval(ci95: Sequence[float]) -> str:
     """Such as `58.3 to 64.4`."""
     return "{:.1f} to {:.1f}".format(*ci95)
@@ -90,7 +77,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "md": escape,
+        "md": markdown,
         "interval": interval,
         "percent": "{:.2f}".format,
         "p_value": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.1e}",

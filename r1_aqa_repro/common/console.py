@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import math
 import sys
@@ -12,12 +13,21 @@ from dataclasses import MISSING, field, fields
 from typing import Any
 
 from r1_aqa_repro.common.distributed import is_main_process
+from r1_aqa_repro.common.escaping import visible
 
 
 def say(text: str) -> None:
     """One line for the person at the terminal, from the main process only."""
     if is_main_process():
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
+
+
+def print_anything() -> None:
+    """Let what the terminal has no characters for, or what is no text, such as the bytes of a file name, be shown
+    escaped; Python would end with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet_libraries() -> None:

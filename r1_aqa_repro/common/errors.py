@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from r1_aqa_repro.common.console import quiet_libraries, say
+from r1_aqa_repro.common.console import print_anything, quiet_libraries, say
 from r1_aqa_repro.common.distributed import num_processes
+from r1_aqa_repro.common.escaping import visible, visible_line
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -27,6 +28,7 @@ EXIT_REFUSED = 2
 EXIT_LOSSES = 3
 EXIT_INTERRUPTED = 130
 _SHOWN = 20  # problems printed in full
+_LONGEST = 2000  # characters of what is wrong: it may quote a record
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a full quota give
 
 
@@ -39,7 +41,10 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}. {self.remedy}"
+        """On one line, in which nothing acts on a terminal."""
+        what = " ".join(self.what.split("\n"))  # of libraries, whose messages may have several
+        what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]} ..."
+        return visible_line(f"{self.where}: {what}. {self.remedy}")
 
 
 class Failed(Exception):
@@ -134,6 +139,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     def run(argv: list[str] | None = None) -> int:
         if argv is None:  # from the command line
             quiet_libraries()
+            print_anything()
             leave(run(sys.argv[1:]))
         try:
             return main(argv)
@@ -144,7 +150,8 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
                 say(f"error: ... and {len(refusal.problems) - _SHOWN} more of this kind.")
             return EXIT_REFUSED
         except Failed as failure:
-            print(f"error: {failure}", file=sys.stderr, flush=True)  # of this process alone, be it the main one or not
+            # of this process alone, be it the main one or not
+            print(f"error: {visible(failure)}", file=sys.stderr, flush=True)
             return EXIT_FAILED
         except KeyboardInterrupt:
             say("\ninterrupted: the same command goes on from what is saved")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 
 from r1_aqa_repro.common.distributed import is_main_process
+from r1_aqa_repro.common.escaping import visible
 from r1_aqa_repro.rewards.rules import ACCURACY_FIGURES, FORMAT_FIGURES
 from r1_aqa_repro.run.arguments import BEST_METRIC
 from r1_aqa_repro.run.folder import update_run
@@ -235,4 +236,4 @@ class Doctor(TrainerCallback):
 
 def _tell(line: str) -> None:
     if is_main_process():
-        tqdm.write(line, sys.stderr)  # above the progress bar of a terminal
+        tqdm.write(visible(line), sys.stderr)  # above the progress bar of a terminal

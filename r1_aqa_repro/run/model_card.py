@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import Trainer
 
+from r1_aqa_repro.common.escaping import code, code_fence
 from r1_aqa_repro.common.files import write_atomically
 from r1_aqa_repro.run.folder import CONFIG, RUN
 
@@ -35,12 +37,14 @@ def write_card(run: Path, folder: Path, trainer: Trainer) -> None:
         architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     keys = [*_SETTINGS, *(_LORA if adapter else ())]
     latest = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    settings = yaml.safe_dump({key: config[key] for key in keys if config.get(key) is not None}, sort_keys=False)
     templates = Environment(
         loader=PackageLoader("r1_aqa_repro.run", "."),
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    templates.filters |= {"code": code, "json": json.dumps}
     card = templates.get_template("model_card.md.jinja").render(
         name=run.absolute().name,
         step=trainer.state.global_step,
@@ -48,10 +52,12 @@ def write_card(run: Path, folder: Path, trainer: Trainer) -> None:
         method=getattr(trainer, "_name", type(trainer).__name__.removeprefix("Audio").removesuffix("Trainer")),
         architecture=architecture,
         adapter=adapter,
+        base=yaml.safe_dump({"base_model": config["model_name_or_path"]}, width=math.inf),
         on_hub=not Path(config["model_name_or_path"]).is_dir(),
         config=config,
         record=json.loads((run / RUN).read_text(encoding="utf-8")),
         figures={name: latest[name] for name in _FIGURES if name in latest},
-        settings=yaml.safe_dump({key: config[key] for key in keys if config.get(key) is not None}, sort_keys=False),
+        settings=settings,
+        fence=code_fence(settings),
     )
     write_atomically(folder / CARD, card)

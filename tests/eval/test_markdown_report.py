@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from eval.report.markdown import markdown_report
-from eval.report.rendering import escape
 from eval.scores import score
 from eval.targets import EMBEDDED_HEADING, TARGET, against_published
+from r1_aqa_repro.common.escaping import markdown
 from tests.eval.made_up import evaluation_of, make_questions, predictions_of
 
 SETTINGS = {
@@ -102,7 +102,7 @@ def test_what_a_model_wrote_stays_text():
         console.print(Markdown(report))
     assert "<answer></answer> | <b>x</b> [l](http://e.x) `c` **b** # h [31m" in shown.get()
     assert "\x1b" not in report
-    assert "\n" not in escape(evil)
+    assert "\n" not in markdown(evil)
 
 
 @pytest.mark.parametrize(

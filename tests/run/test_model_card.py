@@ -35,7 +35,7 @@ def test_the_card_of_an_audio_run_names_base_data_settings_and_figures(
     assert start("audio grpo", run, "--max_steps", "2", "--save_steps", "1", "--save_total_limit", "2") == 0
     metadata, text, settings = card_of(run / "final")
     assert metadata == {"library_name": "transformers", "tags": ["grpo", "r1-aqa-repro"]}  # a folder is no hub id
-    assert "# my_run, step 2" in text and "step 1" in card_of(run / "checkpoint-1")[1]
+    assert "# `my_run`, step 2" in text and "step 1" in card_of(run / "checkpoint-1")[1]
     assert f"A Qwen2AudioForConditionalGeneration, trained from `{model_folder}` by GRPO" in text
     assert f"- `{manifest}`, SHA-256 {hashlib.sha256(manifest.read_bytes()).hexdigest()}" in text
     assert (settings["seed"], settings["reward_funcs"], settings["num_generations"]) == (1, ["random"], 2)
