@@ -155,7 +155,7 @@ def _spelled_out(raw: dict[str, Any]) -> dict[str, Any]:
     elif not isinstance(answer, int):
         letter = re.match(r"\s*\(?([A-Z])(?:[.):]|\s*$)", str(answer))
         if letter is None or letter[1] not in letters:
-            raise BadRecord(f"answer is {answer!r}, neither a choice nor the letter of one", "Correct it.")
+            raise BadRecord(f"answer is {answer!r:.200}, neither a choice nor the letter of one", "Correct it.")
         answer = letters.index(letter[1])
     return {"question_text": question, "multi_choice": choices, "answer": answer}
 

@@ -14,7 +14,7 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import write_atomically, write_json, write_lines
 from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.data.records import read_records
+from r1_aqa_repro.data.records import parse_records
 
 SOURCE = "source.jsonl"  # as `data_prep.mmau` names it
 PREDICTED = ("model_prediction", "model_output")  # the first is R1-AQA's and the benchmark's older name
@@ -67,7 +67,7 @@ def submission(data: Path, questions: Sequence[AudioQuestion], predictions: Pred
 def _official_records(file: Path) -> dict[str, dict[str, Any]]:
     """The records of a file that are as the benchmark writes them, by id."""
     try:
-        records = [record for _, record in read_records(file) if isinstance(record, dict)]
+        records = [record for _, record in parse_records(file, lambda record, _: record) if isinstance(record, dict)]
     except Refused:  # absent, or of another format that questions are read from
         return {}
     return {str(record["id"]): record for record in records if {"id", "audio_id"} <= set(record)}

@@ -204,7 +204,7 @@ def _anybodys(record: Mapping[str, Any], question: AudioQuestion) -> Prediction 
     given = [record[field] for field in PREDICTED if record.get(field) is not None]
     for one in given:
         if not isinstance(one, str):
-            raise BadRecord(f"the prediction for {question.id!r} is {one!r}, not a text", _REMEDY)
+            raise BadRecord(f"the prediction for {question.id!r} is {one!r:.200}, not a text", _REMEDY)
     if len(set(given)) > 1:
         raise BadRecord(f"{question.id!r} has two different predictions, {' and '.join(PREDICTED)}", _REMEDY)
     return predict(question, _printable(given[0]), PROMPT_STYLES[0], "") if given else None

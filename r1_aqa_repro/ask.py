@@ -97,7 +97,8 @@ def _parser() -> Options:
     add("--ckpt", required=True, metavar="DIR_OR_HUB_ID", help="checkpoint folder or hub id")
     add("--audio", required=True, type=Path, metavar="FILE", help="the clip; of several channels the first counts")
     add("--question", required=True, metavar="TEXT", help="the question")
-    add("--choices", required=True, nargs="+", metavar="TEXT", help="the answers to choose from, at least two")
+    add("--choices", required=True, nargs="+", action="extend", metavar="TEXT", help="the answers to choose from, at "
+        "least two; one that begins with two hyphens as --choices=TEXT")  # fmt: skip
     add("--prompt-style", choices=PROMPT_STYLES, default="answer", help="default: answer")
     add("--raw", action="store_true", help="print the raw completion in place of the answer")
     return parser

@@ -10,10 +10,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from r1_aqa_repro.common.distributed import is_main_process
-from r1_aqa_repro.common.escaping import visible
+from r1_aqa_repro.common.escaping import visible, visible_line
 
 
 def say(text: str) -> None:
@@ -44,6 +44,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 class Options(argparse.ArgumentParser):
     """The options of a command. Names are never abbreviated, and may be spelled with underscores too.
 
+    All of them begin with two hyphens, but for -h: what begins with one is a value, such as a question `-x`.
+
     Of the docstring of the command's module the first paragraph stands above the options, the rest below.
     """
 
@@ -60,6 +62,16 @@ class Options(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args([self._spelled(argument) for argument in given], namespace)
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        """None for a value; argparse takes whatever begins with a hyphen for an option."""
+        is_value = not arg_string.startswith("--") and arg_string not in self._option_string_actions
+        return None if is_value else super()._parse_optional(arg_string)
+
+    def error(self, message: str) -> NoReturn:
+        if message.endswith(("expected one argument", "expected at least one argument")):
+            message += "; a value that begins with two hyphens is given as --option=VALUE"
+        super().error(visible_line(message))
 
     def _spelled(self, argument: str) -> str:
         """`--batch_size=8` -> `--batch-size=8` if that is one of the options; others are left as they are."""

@@ -42,7 +42,7 @@ class Problem:
 
     def __str__(self) -> str:
         """On one line, in which nothing acts on a terminal."""
-        what = " ".join(self.what.split("\n"))  # of libraries, whose messages may have several
+        what = " ".join(line.strip() for line in self.what.split("\n"))  # of libraries, whose messages may have several
         what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]} ..."
         return visible_line(f"{self.where}: {what}. {self.remedy}")
 

@@ -111,7 +111,7 @@ def question_from_avqa(record: dict[str, Any], audio_path: Path, otherwise: str 
     choices = texts(record, "multi_choice")
     index = record.get("answer")
     if not isinstance(index, int) or isinstance(index, bool):
-        raise BadRecord(f"answer is {index!r}, not an index", "R1-AQA lines give the answer as a 0-based integer.")
+        raise BadRecord(f"answer is {index!r:.200}, not an index", "R1-AQA lines give the answer as a 0-based integer.")
     if not 0 <= index < len(choices):
         what = f"answer index {index} is out of range for {len(choices)} choices"
         raise BadRecord(what, "Indices count from 0; correct it.")

@@ -7,7 +7,10 @@ whether that refuses the run or drops the record.
 from __future__ import annotations
 
 import json
+import math
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import open_file, unreadable
 
 _PARQUET = b"PAR1"  # what such a file begins with
+_DEEPEST = 64  # lists and objects in one another, in a record
 _ROWS = 8  # of a Parquet file, with their audio, in memory at once
 _BUFFER = 1 << 20  # bytes of a Parquet file's column read at once: it would read a whole row group
 
@@ -65,11 +69,13 @@ def read_file(path: str | os.PathLike[str], parse: Callable[[dict[str, Any], str
     for where, record in parse_records(file, parse):
         if isinstance(record, Rejected):
             problems.append(record.problem)
-        elif record.id in first_seen:
-            what = f"id {record.id!r} was already used at {first_seen[record.id]}"
+            continue
+        same = unicodedata.normalize("NFC", record.id)  # two forms of a text look alike, and are one on some disks
+        if same in first_seen:
+            what = f"id {record.id!r} was already used at {first_seen[same]}"
             problems.append(Problem(f"{file}:{where}", what, "Make ids unique."))
         else:
-            first_seen[record.id] = where
+            first_seen[same] = where
             records.append(record)
     if not records and not problems:
         raise no_records(file)
@@ -169,7 +175,7 @@ def _decoded(file: Path, number: int, line: bytes) -> str:
 
 def _list_records(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
-        records = json.loads(text)
+        records = _parsed(text)
     except (ValueError, RecursionError) as error:
         where = f"{file}:line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(file)
         remedy = "The file may have been cut off, or hold more than one list: fetch or write it again."
@@ -179,14 +185,45 @@ def _list_records(file: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _line_record(line: str) -> Any:
     try:
-        return json.loads(line)
+        return _parsed(line)
     except (ValueError, RecursionError) as error:
         return BadRecord(f"malformed JSON ({_json_problem(error)})", "Each line must be one JSON object.")
+
+
+class _NoJSON(ValueError):
+    """What Python reads and JSON does not have, or does not say the meaning of."""
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys)
+
+
+def _refuse_constant(name: str) -> None:
+    raise _NoJSON(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _NoJSON(f"the number {digits:.20} is too large")
+    return number
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that stands twice Python silently keeps the last value, and another reader perhaps the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        of = f" of the record {found['id']!r:.60}" if "id" in found else ""
+        raise _NoJSON(f"the key {twice!r:.60}{of} stands twice")
+    return found
 
 
 def _json_problem(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
+    if isinstance(error, _NoJSON):
+        return str(error)
     return error.msg if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
 
 
@@ -201,15 +238,30 @@ def require_object(raw: Any, any_text: bool = False) -> dict[str, Any]:
         raise raw
     if not isinstance(raw, dict):
         raise BadRecord(f"expected an object, found {type(raw).__name__}", "Each record must be a JSON object.")
-    for key, value in () if any_text else raw.items():
-        try:
-            json.dumps({key: value}, ensure_ascii=False, default=lambda _: None).encode()
-        except UnicodeEncodeError:
-            what = f"{key!a} is no valid Unicode (half of a surrogate pair)"
-            raise BadRecord(what, "Correct the text.") from None
-        except RecursionError:
-            raise BadRecord(f"{key!a} is nested too deeply", "Make it flat, or leave it out.") from None
+    for key, value in raw.items():
+        if _is_too_deep(value):
+            raise BadRecord(f"{key!a:.200} is nested too deeply", "Make it flat, or leave it out.")
+    if not any_text and not _is_unicode(raw):
+        key = next(key for key, value in raw.items() if not _is_unicode({key: value}))
+        raise BadRecord(f"{key!a:.200} is no valid Unicode (half of a surrogate pair)", "Correct the text.")
     return raw
+
+
+def _is_unicode(record: dict[str, Any]) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False, default=lambda _: None).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Whether lists and objects lie in one another deeper than Python can be trusted to write or to show them."""
+    layer, depth = [value] if isinstance(value, dict | list) else [], 0
+    while layer and depth < _DEEPEST:
+        insides = (one.values() if isinstance(one, dict) else one for one in layer)
+        layer, depth = [value for inside in insides for value in inside if isinstance(value, dict | list)], depth + 1
+    return bool(layer)
 
 
 def text(record: dict[str, Any], key: str) -> str:
@@ -255,4 +307,4 @@ def id_of(record: dict[str, Any], otherwise: str | None = None) -> str:
 
 
 def _shown(record: dict[str, Any], key: str) -> str:
-    return repr(record[key]) if key in record else "absent"
+    return f"{record[key]!r:.200}" if key in record else "absent"

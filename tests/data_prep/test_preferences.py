@@ -248,7 +248,7 @@ BAD_RECORDS = [
     ),
     ("the answer in chosen is empty", {"id": 12, "chosen": "Why? ", "rejected": "Why?\n!"}),
     ("task is int, expected a text", {**TRL, "task": 3}),
-    ("margin is nan, expected a number", json.dumps({**TRL, "margin": math.nan})),
+    ("malformed JSON (NaN is no JSON)", json.dumps({**TRL, "margin": math.nan})),
     # trl messages
     ("chosen and rejected answer different prompts: message 3 differs", chats("How?", "No.", after=["Hi", "Hello"])),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ _opened: list[str] | None = None  # sockets opened while a test runs
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if _opened is not None and event in _NETWORK:
+    # not those between the processes of one machine, by which workers are started
+    if _opened is not None and event in _NETWORK and getattr(arguments[0], "family", None) != socket.AF_UNIX:
         _opened.append(f"{event} {arguments[1:]}")
 
 

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
+from r1_aqa_repro.common.escaping import visible
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.loading import load_model
 from tests.files import read_json, write_json
@@ -295,7 +296,7 @@ def test_a_damaged_adapter(damage: str, adapter: Path, ends: Ends, tmp_path: Pat
     change, what = ADAPTERS[damage]
     change(adapter)
     said = ends("r1_aqa_repro.merge_adapter", "--adapter", adapter, "--out", tmp_path / "merged", code=2, names=[what])
-    assert str(adapter) in said.err or read_json(adapter / CONFIG)[BASE] in said.err
+    assert str(adapter) in said.err or visible(read_json(adapter / CONFIG)[BASE]) in said.err
     assert not (tmp_path / "merged").exists() and not (tmp_path / "ran").exists()
 
 
