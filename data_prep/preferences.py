@@ -44,7 +44,7 @@ from r1_aqa_repro.common.errors import (
     existing_folder,
     failing_plainly,
 )
-from r1_aqa_repro.common.files import sha256_of, unreadable, whole_file, write_json
+from r1_aqa_repro.common.files import LOCK, sha256_of, sole_use, unreadable, whole_file, write_json
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.conversations import Message, TextPrompt
 from r1_aqa_repro.data.records import Rejected, no_records
@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
     source, out = arguments.input, arguments.out.resolve()
     if (reason := unreadable(source)) is not None:
         raise Refused.because(str(source), reason, "Give a JSON list, JSON lines or a parquet file.")
-    with failing_plainly(out, "No file is half written: mend that and give the same command again."):
+    lock = sole_use(out / LOCK, REMEDY)
+    with lock, failing_plainly(out, "No file is half written: mend that and give the same command again."):
         settings = {
             "command": _COMMAND,
             "input": f"{source.name}, sha256 {sha256_of(source)}",

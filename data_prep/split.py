@@ -22,7 +22,7 @@ from data_prep.fingerprints import Clips, decode_clips, video_of
 from data_prep.workers import add_workers_argument
 from r1_aqa_repro.common.console import Options, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
-from r1_aqa_repro.common.files import sha256_of, write_json
+from r1_aqa_repro.common.files import LOCK, sha256_of, sole_use, write_json
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -59,8 +59,6 @@ def main(argv: list[str]) -> int:
     for question in read.records:
         side = HELD_OUT if groups[question.id] in chosen else TRAIN
         sides[side].append(replace(question, split=side))
-    for side, questions in sides.items():
-        write_manifest(out / f"{side}.jsonl", questions)
     facts = {
         "manifest_sha256": sha256_of(manifest),
         "by": arguments.by,
@@ -71,7 +69,10 @@ def main(argv: list[str]) -> int:
         "groups": len(set(groups.values())),
         "groups_held_out": len(chosen),
     }
-    write_json(out / "split.json", facts)
+    with sole_use(out / LOCK, "Give another --out."):
+        for side, questions in sides.items():
+            write_manifest(out / f"{side}.jsonl", questions)
+        write_json(out / "split.json", facts)
     say(
         f"{facts[TRAIN]:,} to train on, {facts[HELD_OUT]:,} held out ({arguments.held_out:,} asked for; "
         f"{facts['groups_held_out']:,} of {facts['groups']:,} {arguments.by}s): "

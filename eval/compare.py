@@ -25,7 +25,7 @@ from eval.score_predictions import background_of, read_predictions
 from eval.scores import GROUPS, by_label, read_verdicts, score, shares_right, tally
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
-from r1_aqa_repro.common.files import write_atomically, write_json
+from r1_aqa_repro.common.files import LOCK, sole_use, write_atomically, write_json
 from r1_aqa_repro.common.intervals import mcnemar, paired_gain
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
@@ -67,8 +67,9 @@ def main(argv: list[str]) -> int:
     report = markdown(comparison)
     print_markdown(report)
     if arguments.out is not None:
-        write_json(arguments.out / "comparison.json", comparison)
-        write_atomically(arguments.out / "comparison.md", report)
+        with sole_use(arguments.out / LOCK, "Choose another --out."):
+            write_json(arguments.out / "comparison.json", comparison)
+            write_atomically(arguments.out / "comparison.md", report)
     return EXIT_DONE
 
 

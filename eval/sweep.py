@@ -33,7 +33,7 @@ from eval.targets import EMBEDDED_HEADING, GUESSING, against_published, referenc
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
 from r1_aqa_repro.common.escaping import one_line
-from r1_aqa_repro.common.files import whole_file, write_atomically, write_json
+from r1_aqa_repro.common.files import LOCK, sole_use, whole_file, write_atomically, write_json
 from r1_aqa_repro.common.intervals import paired_gain
 from r1_aqa_repro.data.questions import with_answers
 
@@ -148,10 +148,11 @@ def _points(run: Path, settings: EvalSettings, out: Path | None) -> tuple[Path, 
 def write_sweep(run: Path, folder: Path, points: Sequence[Point]) -> int:
     """Write the results to `folder`; the number of questions without readable audio."""
     found = summary(run, folder, points)
-    write_json(folder / "sweep.json", found)
-    write_atomically(folder / "sweep.md", markdown(found))
-    if len(found["points"]) > 1:
-        write_curve(folder / "sweep.svg", found)
+    with sole_use(folder / LOCK, "Choose another --out."):
+        write_json(folder / "sweep.json", found)
+        write_atomically(folder / "sweep.md", markdown(found))
+        if len(found["points"]) > 1:
+            write_curve(folder / "sweep.svg", found)
     return max(len(point.scores["no_audio"]) for point in points)
 
 

@@ -26,6 +26,7 @@ from transformers import (
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, collecting, command, failing_plainly
+from r1_aqa_repro.common.files import LOCK, sole_use
 from r1_aqa_repro.model.files import (
     ADAPTER_CONFIG,
     adapter_base,
@@ -68,18 +69,19 @@ def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str 
         Refused: `out` exists, the adapter is not a LoRA or does not fit, its base cannot be read, too little space.
         Failed: it could not be written, such as when the disk filled up; nothing is left of `out`.
     """
-    base = _check(adapter, out, base, dtype)
-    merged = _load(adapter, base).merge_and_unload(safe_merge=True).to(DTYPES[dtype])
-    files = processor_files(base)
-    staged = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    with failing_plainly(out, "Nothing of it is left: give the same command again once it can be."):
-        try:
-            merged.save_pretrained(staged)
-            make_portable(staged, files)
-            os.rename(staged, out)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    with sole_use(out.with_name(f".{out.name}{LOCK}"), "Choose another --out."):
+        base = _check(adapter, out, base, dtype)
+        merged = _load(adapter, base).merge_and_unload(safe_merge=True).to(DTYPES[dtype])
+        files = processor_files(base)
+        staged = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(staged, ignore_errors=True)
+        with failing_plainly(out, "Nothing of it is left: give the same command again once it can be."):
+            try:
+                merged.save_pretrained(staged)
+                make_portable(staged, files)
+                os.rename(staged, out)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
     return out
 
 

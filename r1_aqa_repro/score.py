@@ -22,7 +22,7 @@ from rich.table import Table
 from r1_aqa_repro.common.console import Options, positive
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
 from r1_aqa_repro.common.escaping import visible_line
-from r1_aqa_repro.common.files import write_json, write_lines
+from r1_aqa_repro.common.files import LOCK, sole_use, write_json, write_lines
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 
@@ -39,15 +39,16 @@ def main(argv: list[str]) -> int:
     if arguments.out is None and not Path(arguments.model).is_dir():
         raise Refused.because(f"--model {arguments.model}", "there is no such folder to write to", "Give --out.")
     out = arguments.out or Path(arguments.model) / "score" / arguments.file.stem
-    pairs, chosen, rejected = score_file(arguments.model, arguments.file, arguments.batch_size, arguments.limit)
-    margins = [better - worse for better, worse in zip(chosen, rejected, strict=True)]
-    lines = [
-        {"id": pair.id, "chosen_score": better, "rejected_score": worse, "margin": margin}
-        for pair, better, worse, margin in zip(pairs, chosen, rejected, margins, strict=True)
-    ]
-    summary = {"model": arguments.model, "file": str(arguments.file)} | summarised(pairs, chosen, rejected)
-    write_lines(out / "scores.jsonl", lines)
-    write_json(out / "score.json", summary)
+    with sole_use(out / LOCK, "Choose another --out."):
+        pairs, chosen, rejected = score_file(arguments.model, arguments.file, arguments.batch_size, arguments.limit)
+        margins = [better - worse for better, worse in zip(chosen, rejected, strict=True)]
+        lines = [
+            {"id": pair.id, "chosen_score": better, "rejected_score": worse, "margin": margin}
+            for pair, better, worse, margin in zip(pairs, chosen, rejected, margins, strict=True)
+        ]
+        summary = {"model": arguments.model, "file": str(arguments.file)} | summarised(pairs, chosen, rejected)
+        write_lines(out / "scores.jsonl", lines)
+        write_json(out / "score.json", summary)
     _print(summary, out)
     return EXIT_DONE
 

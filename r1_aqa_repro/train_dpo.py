@@ -28,7 +28,7 @@ from r1_aqa_repro.run.config import PairDPOConfig, parse_text_config
 from r1_aqa_repro.run.folder import trl_arguments
 from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.preflight import prepare
+from r1_aqa_repro.run.preflight import prepare, sole_run
 
 
 class PairDPOTrainer(ResumableTrainer, DPOTrainer):
@@ -39,16 +39,17 @@ class PairDPOTrainer(ResumableTrainer, DPOTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(PairDPOConfig, argv)
-    pairs, held_out = prepare(data, training, model_config, answered_prompts(read_pairs, training.max_length), [])
+    with sole_run(training):
+        pairs, held_out = prepare(data, training, model_config, answered_prompts(read_pairs, training.max_length), [])
 
-    def build_trainer() -> PairDPOTrainer:
-        model, tokenizer = load_configured_policy(model_config)
-        needs_reference = not model_config.use_peft and not training.precompute_ref_log_probs
-        reference = load_configured_policy(model_config)[0] if needs_reference else None
-        rest = trl_arguments(training, model_config, pairs, held_out)
-        return PairDPOTrainer(model=model, ref_model=reference, processing_class=tokenizer, **rest)
+        def build_trainer() -> PairDPOTrainer:
+            model, tokenizer = load_configured_policy(model_config)
+            needs_reference = not model_config.use_peft and not training.precompute_ref_log_probs
+            reference = load_configured_policy(model_config)[0] if needs_reference else None
+            rest = trl_arguments(training, model_config, pairs, held_out)
+            return PairDPOTrainer(model=model, ref_model=reference, processing_class=tokenizer, **rest)
 
-    return run_training(build_trainer, training, "dpo")
+        return run_training(build_trainer, training, "dpo")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
 from r1_aqa_repro.run.health import Doctor
 from r1_aqa_repro.run.kinds import AudioQuestions
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.preflight import prepare
+from r1_aqa_repro.run.preflight import prepare, sole_run
 
 
 @command
@@ -39,25 +39,26 @@ def main(argv: list[str]) -> int:
     data, training, model_config = parse_config(AudioGRPOConfig, argv)
     problems = check_names(training.reward_funcs, training.reward_weights, REWARDS) + check_grpo(training, model_config)
     clips = Clips(Path(str(training.output_dir)), data.check_audio, data.max_bad_clips, data.overwrite)
-    questions, _ = prepare(data, training, model_config, AudioQuestions(clips), problems)
+    with sole_run(training):
+        questions, _ = prepare(data, training, model_config, AudioQuestions(clips), problems)
 
-    def build_trainer() -> AudioGRPOTrainer:
-        model, processor = load_configured(model_config)
-        freeze(model, training.trained_parts)
-        return AudioGRPOTrainer(
-            model=model,
-            args=training,
-            questions=questions,
-            processing_class=processor,
-            prompt_style=data.prompt_style,
-            audio_channel=data.audio_channel,
-            clips=clips,
-            evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
-            peft_config=get_peft_config(model_config),
-            callbacks=[Doctor(Path(str(training.output_dir)))],
-        )
+        def build_trainer() -> AudioGRPOTrainer:
+            model, processor = load_configured(model_config)
+            freeze(model, training.trained_parts)
+            return AudioGRPOTrainer(
+                model=model,
+                args=training,
+                questions=questions,
+                processing_class=processor,
+                prompt_style=data.prompt_style,
+                audio_channel=data.audio_channel,
+                clips=clips,
+                evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
+                peft_config=get_peft_config(model_config),
+                callbacks=[Doctor(Path(str(training.output_dir)))],
+            )
 
-    return run_training(build_trainer, training, "grpo")
+        return run_training(build_trainer, training, "grpo")
 
 
 if __name__ == "__main__":

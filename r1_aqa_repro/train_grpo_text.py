@@ -30,7 +30,7 @@ from r1_aqa_repro.run.config import TextGRPOConfig, parse_text_config
 from r1_aqa_repro.run.health import Doctor
 from r1_aqa_repro.run.kinds import prompts_to_answer
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.preflight import prepare
+from r1_aqa_repro.run.preflight import prepare, sole_run
 
 
 @command
@@ -39,24 +39,25 @@ def main(argv: list[str]) -> int:
     true_reward.register()
     data, training, model_config = parse_text_config(TextGRPOConfig, argv)
     problems = check_rewards(training) + check_grpo(training, model_config)
-    prompts, _ = prepare(data, training, model_config, prompts_to_answer(training), problems)
+    with sole_run(training):
+        prompts, _ = prepare(data, training, model_config, prompts_to_answer(training), problems)
 
-    def build_trainer() -> TextGRPOTrainer:
-        model, tokenizer = load_configured_policy(model_config)
-        rewards = load_rewards(training)
-        return TextGRPOTrainer(
-            model=model,
-            args=training,
-            questions=prompts,
-            processing_class=tokenizer,
-            # TRL scores with a reward model itself
-            reward_funcs=[(name, getattr(reward, "model", reward)) for name, reward in rewards.items()],
-            reward_processing_classes=[getattr(reward, "tokenizer", None) for reward in rewards.values()],
-            peft_config=get_peft_config(model_config),
-            callbacks=[Doctor(Path(str(training.output_dir)))],
-        )
+        def build_trainer() -> TextGRPOTrainer:
+            model, tokenizer = load_configured_policy(model_config)
+            rewards = load_rewards(training)
+            return TextGRPOTrainer(
+                model=model,
+                args=training,
+                questions=prompts,
+                processing_class=tokenizer,
+                # TRL scores with a reward model itself
+                reward_funcs=[(name, getattr(reward, "model", reward)) for name, reward in rewards.items()],
+                reward_processing_classes=[getattr(reward, "tokenizer", None) for reward in rewards.values()],
+                peft_config=get_peft_config(model_config),
+                callbacks=[Doctor(Path(str(training.output_dir)))],
+            )
 
-    return run_training(build_trainer, training, "grpo")
+        return run_training(build_trainer, training, "grpo")
 
 
 if __name__ == "__main__":

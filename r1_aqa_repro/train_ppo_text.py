@@ -26,7 +26,7 @@ from r1_aqa_repro.rewards.registry import check_rewards, load_rewards
 from r1_aqa_repro.run.config import parse_text_config
 from r1_aqa_repro.run.kinds import prompts_to_answer
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.preflight import prepare
+from r1_aqa_repro.run.preflight import prepare, sole_run
 
 
 @command
@@ -37,22 +37,23 @@ def main(argv: list[str]) -> int:
     problems = check_rewards(training) + check_ppo(training, model_config) + check_critic(training, model_config)
     longest = critic_positions(training, model_config)
     kind = prompts_to_answer(training, critic=longest, build=actor_and_critic)
-    prompts, _ = prepare(data, training, model_config, kind, problems)
+    with sole_run(training):
+        prompts, _ = prepare(data, training, model_config, kind, problems)
 
-    def build_trainer() -> PPOTrainer:
-        policy, tokenizer = load_configured_policy(model_config)
-        reference, _ = load_configured_policy(model_config)
-        return PPOTrainer(
-            policy=policy,
-            critic=load_critic(training, model_config),
-            reference=reference,
-            args=training,
-            prompts=prompts,
-            processing_class=tokenizer,
-            reward_funcs=load_rewards(training, batch_size=training.max_prompts_per_device),
-        )
+        def build_trainer() -> PPOTrainer:
+            policy, tokenizer = load_configured_policy(model_config)
+            reference, _ = load_configured_policy(model_config)
+            return PPOTrainer(
+                policy=policy,
+                critic=load_critic(training, model_config),
+                reference=reference,
+                args=training,
+                prompts=prompts,
+                processing_class=tokenizer,
+                reward_funcs=load_rewards(training, batch_size=training.max_prompts_per_device),
+            )
 
-    return run_training(build_trainer, training, "ppo")
+        return run_training(build_trainer, training, "ppo")
 
 
 if __name__ == "__main__":

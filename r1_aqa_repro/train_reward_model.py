@@ -26,7 +26,7 @@ from r1_aqa_repro.run.config import RewardModelConfig, parse_text_config
 from r1_aqa_repro.run.folder import trl_arguments
 from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.preflight import prepare
+from r1_aqa_repro.run.preflight import prepare, sole_run
 
 
 class RewardModelTrainer(ResumableTrainer, RewardTrainer):
@@ -42,14 +42,15 @@ def main(argv: list[str]) -> int:
         what = f"{model_config.lora_task_type}: the adapter would leave the reward head as it was drawn"
         problems.append(Problem("lora_task_type", what, "Set it to SEQ_CLS."))
     kind = answered_prompts(read_pairs, training.max_length, build=Qwen2ForSequenceClassification)
-    pairs, held_out = prepare(data, training, model_config, kind, problems)
+    with sole_run(training):
+        pairs, held_out = prepare(data, training, model_config, kind, problems)
 
-    def build_trainer() -> RewardModelTrainer:
-        model, tokenizer = load_configured_reward_model(model_config)
-        rest = trl_arguments(training, model_config, pairs, held_out)
-        return RewardModelTrainer(model=model, processing_class=tokenizer, **rest)
+        def build_trainer() -> RewardModelTrainer:
+            model, tokenizer = load_configured_reward_model(model_config)
+            rest = trl_arguments(training, model_config, pairs, held_out)
+            return RewardModelTrainer(model=model, processing_class=tokenizer, **rest)
 
-    return run_training(build_trainer, training, "reward_model")
+        return run_training(build_trainer, training, "reward_model")
 
 
 if __name__ == "__main__":

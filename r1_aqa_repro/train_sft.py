@@ -25,7 +25,7 @@ from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.run.config import AudioSFTConfig, parse_config
 from r1_aqa_repro.run.kinds import AudioQuestions
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.preflight import prepare
+from r1_aqa_repro.run.preflight import prepare, sole_run
 from r1_aqa_repro.sft.trainer import AudioSFTTrainer
 
 
@@ -37,23 +37,24 @@ def main(argv: list[str]) -> int:
     if data.prompt_style == "think":
         problems.append(Problem("prompt_style", "think has no thoughts to imitate", "Use direct or answer for SFT."))
     clips = Clips(Path(str(training.output_dir)), data.check_audio, data.max_bad_clips, data.overwrite)
-    questions, _ = prepare(data, training, model_config, AudioQuestions(clips), problems)
+    with sole_run(training):
+        questions, _ = prepare(data, training, model_config, AudioQuestions(clips), problems)
 
-    def build_trainer() -> AudioSFTTrainer:
-        model, processor = load_configured(model_config)
-        peft_config = get_peft_config(model_config)
-        return AudioSFTTrainer(
-            model=get_peft_model(model, peft_config) if peft_config else model,
-            args=training,
-            questions=questions,
-            processing_class=processor,
-            prompt_style=data.prompt_style,
-            audio_channel=data.audio_channel,
-            clips=clips,
-            evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
-        )
+        def build_trainer() -> AudioSFTTrainer:
+            model, processor = load_configured(model_config)
+            peft_config = get_peft_config(model_config)
+            return AudioSFTTrainer(
+                model=get_peft_model(model, peft_config) if peft_config else model,
+                args=training,
+                questions=questions,
+                processing_class=processor,
+                prompt_style=data.prompt_style,
+                audio_channel=data.audio_channel,
+                clips=clips,
+                evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
+            )
 
-    return run_training(build_trainer, training, "sft")
+        return run_training(build_trainer, training, "sft")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from r1_aqa_repro.run.config import TextSFTConfig, parse_text_config
 from r1_aqa_repro.run.folder import trl_arguments
 from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
-from r1_aqa_repro.run.preflight import prepare
+from r1_aqa_repro.run.preflight import prepare, sole_run
 
 
 class TextSFTTrainer(ResumableTrainer, SFTTrainer):
@@ -42,14 +42,15 @@ class TextSFTTrainer(ResumableTrainer, SFTTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(TextSFTConfig, argv)
-    examples, held_out = prepare(data, training, model_config, answered_prompts(read_sft, training.max_length), [])
+    with sole_run(training):
+        examples, held_out = prepare(data, training, model_config, answered_prompts(read_sft, training.max_length), [])
 
-    def build_trainer() -> TextSFTTrainer:
-        model, tokenizer = load_configured_policy(model_config)
-        rest = trl_arguments(training, model_config, examples, held_out)
-        return TextSFTTrainer(model=model, processing_class=tokenizer, **rest)
+        def build_trainer() -> TextSFTTrainer:
+            model, tokenizer = load_configured_policy(model_config)
+            rest = trl_arguments(training, model_config, examples, held_out)
+            return TextSFTTrainer(model=model, processing_class=tokenizer, **rest)
 
-    return run_training(build_trainer, training, "sft")
+        return run_training(build_trainer, training, "sft")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ import torch
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, Refused, command
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.files import LOCK, sole_use, write_json
 
 # seconds that each part may take, ten minutes together
 LIMITS = {
@@ -63,12 +63,13 @@ def main(argv: list[str]) -> int:
     if arguments.part:
         measure(arguments.geometry, arguments.part, arguments.json)
         return EXIT_DONE
-    write_json(arguments.json, {})
     failed = []
-    for part, limit in LIMITS.items():
-        figures = run(part, arguments.geometry, arguments.json, limit)
-        say(f"{part}: {figures.get('error', 'done')} ({figures['seconds']} s)")
-        failed += [part] if "error" in figures else []
+    with sole_use(arguments.json.with_name(f".{arguments.json.name}{LOCK}"), "Give another --json."):
+        write_json(arguments.json, {})
+        for part, limit in LIMITS.items():
+            figures = run(part, arguments.geometry, arguments.json, limit)
+            say(f"{part}: {figures.get('error', 'done')} ({figures['seconds']} s)")
+            failed += [part] if "error" in figures else []
     told = f"; failed: {', '.join(failed)}" if failed else ""
     say(f"{arguments.json}: {len(LIMITS) - len(failed)} of {len(LIMITS)} parts{told}")
     return EXIT_LOSSES if failed else EXIT_DONE

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from rich.table import Column, Table
 from r1_aqa_repro import best_of_n, train_reward_model, train_sft_text
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, command
-from r1_aqa_repro.common.files import open_locked, write_json
+from r1_aqa_repro.common.files import LOCK, sole_use, write_json
 from r1_aqa_repro.common.intervals import mean_interval, paired_gain
 from r1_aqa_repro.common.stopwatch import Stages
 from r1_aqa_repro.data.conversations import TextPrompt, answer, read_prompts
@@ -95,7 +95,8 @@ class Workshop:
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
-        self._lock = open_locked(folder / ".lock", "Choose an --output_dir in another folder.")
+        self._held = ExitStack()
+        self._held.enter_context(sole_use(folder / LOCK, "Choose an --output_dir in another folder."))
         self.stages = Stages(folder / "stages.json")
 
     def run(self, stage: str, entry: Any, argv: Sequence[str], processes: int = 1) -> None:

@@ -8,16 +8,20 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import rank
-from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.errors import Refused, existing_folder
+
+LOCK = ".lock"  # of a folder that several files are written to
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -146,19 +150,56 @@ def open_locked(path: Path, remedy: str) -> IO[bytes]:
     Raises:
         Refused: it cannot be written, or another process has it. `remedy` says where else to write.
     """
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
+        except OSError as error:
+            raise Refused.because(str(path), f"cannot be written ({error.strerror})", remedy) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise Refused.because(str(path), "another process is writing to it", f"Wait for it. {remedy}") from None
+        except OSError as error:
+            say(f"warning: {path} cannot be locked ({error.strerror}): start nothing else that writes there")
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # whoever had it has removed or replaced it while it was opened here
+
+
+@contextmanager
+def sole_use(lock: Path, remedy: str) -> Iterator[None]:
+    """Keep other commands out of a place while something is done there, by a locked file that tells who does it.
+
+    The lock ends with its process, however that ends. The file is gone afterwards, and so are folders that were made
+    for it, if nothing else is in them.
+
+    Raises:
+        Refused: see `open_locked`; it names the process and its host.
+    """
+    there = existing_folder(lock.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
-    except OSError as error:
-        raise Refused.because(str(path), f"cannot be written ({error.strerror})", remedy) from None
+        file = open_locked(lock, remedy)
+    except Refused as refusal:
+        with suppress(OSError):
+            if holder := lock.read_text(encoding="utf-8"):
+                raise Refused.because(str(lock), f"{holder} is at work here", f"Wait for it. {remedy}") from refusal
+        raise
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}".encode())
+        file.flush()
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be locked
+            fcntl.flock(file, fcntl.LOCK_UN)  # now, not with its last copy: a process that was forked here may have one
         file.close()
-        raise Refused.because(str(path), "another process is writing to it", f"Wait for it. {remedy}") from None
-    except OSError as error:
-        say(f"warning: {path} cannot be locked ({error.strerror}): start nothing else that writes there")
-    return file
+        with suppress(OSError):  # something else is in them
+            for made in takewhile(lambda folder: folder.absolute() != there, lock.parents):
+                made.rmdir()
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -12,7 +13,7 @@ from trl import ModelConfig
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import end_distributed, is_main_process
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
-from r1_aqa_repro.common.files import size_of, write_json
+from r1_aqa_repro.common.files import size_of, sole_use, write_json
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.run.arguments import EvaluationArguments, RunArguments
@@ -22,6 +23,27 @@ from r1_aqa_repro.run.clips import SKIPPED
 from r1_aqa_repro.run.folder import check_run_folder, data_hashes, resolved_config, start_run
 from r1_aqa_repro.run.kinds import Kind, Record
 from r1_aqa_repro.run.training_state import check_resumable
+
+RUN_LOCK = ".training.lock"
+
+
+@contextmanager
+def sole_run(training: TrainingArguments) -> Iterator[None]:
+    """Have the run folder for this run alone, from before anything is checked until its process ends.
+
+    The main process locks it; the others wait for that, and follow its refusal. The name is not `LOCK`: what composes
+    whole runs may have the folder, with a training among its stages.
+
+    Raises:
+        Refused: another run has it, or it cannot be written; on every process.
+    """
+    problems: list[Problem] = []
+    with ExitStack() as held:
+        if is_main_process():
+            with collecting(problems):
+                held.enter_context(sole_use(Path(str(training.output_dir)) / RUN_LOCK, "Choose another --output_dir."))
+        _refuse(problems, [])
+        yield
 
 
 def prepare(

@@ -1,0 +1,217 @@
+"""Two commands for one place: the second ends at once, names the first, and changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import LOCK, open_locked, sole_use
+from r1_aqa_repro.run.preflight import RUN_LOCK
+from tests.conftest import ROOT
+from tests.hostile.conftest import Ended
+
+HOLDER = f"process {os.getpid()} on {platform.node()}"
+TRAININGS = {
+    "train_grpo": "grpo_embedded",
+    "train_sft": "sft_embedded",
+    "train_sft_text": "sft_text_embedded",
+    "train_reward_model": "reward_model_embedded",
+    "train_dpo": "dpo_embedded",
+    "train_grpo_text": "grpo_text_embedded",
+    "train_ppo_text": "ppo_text_embedded",
+}
+
+Ends = Callable[..., Ended]
+
+
+@pytest.fixture
+def held() -> Iterator[ExitStack]:
+    """What an earlier command, here this process, holds until the test is over."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def files_below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overwrite", ["false", "true"])
+@pytest.mark.parametrize("entry", TRAININGS)
+def test_a_second_training_in_a_folder_is_refused_and_touches_nothing(
+    entry: str, overwrite: str, held: ExitStack, ends: Ends, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    (folder / "checkpoint-2").mkdir(parents=True)
+    (folder / "completions.csv").write_text("step,completion\n1,of the first run\n")
+    held.enter_context(sole_use(folder / RUN_LOCK, ""))
+    before = files_below(folder)
+    arguments = ["--config", ROOT / "configs" / f"{TRAININGS[entry]}.yaml", "--output_dir", folder, "--use_cpu", "true"]
+    arguments += ["--train_file", "nothing.jsonl", "--model_name_or_path", str(tmp_path), "--overwrite", overwrite]
+    ended = ends(f"r1_aqa_repro.{entry}", *arguments, code=2, names=[f"{folder}/{RUN_LOCK}: {HOLDER} is at work here"])
+    assert ended.err.count("error:") == 1
+    assert files_below(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "locked", "arguments"),
+    [
+        ("r1_aqa_repro.merge_adapter", f".merged{LOCK}", ["--adapter", "{}/adapter", "--out", "{}/merged"]),
+        ("r1_aqa_repro.score", f"scored/{LOCK}", ["--model", "{}", "--file", "{}/pairs.jsonl", "--out", "{}/scored"]),
+        ("data_prep.preferences", f"made/{LOCK}", ["--input", "{}/pairs.jsonl", "--out", "{}/made"]),
+        ("scripts.gpu_check", f".gpu.json{LOCK}", ["--geometry", "tiny", "--json", "{}/gpu.json"]),
+        ("scripts.two_stage_text", LOCK, ["--output_dir", "{}/two"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value and "/" not in value else "",
+)
+def test_a_second_command_for_a_place_is_refused(
+    module: str, locked: str, arguments: list[str], held: ExitStack, ends: Ends, tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    held.enter_context(sole_use(tmp_path / locked, ""))
+    before = files_below(tmp_path)
+    filled = [argument.format(tmp_path) for argument in arguments]
+    ends(module, *filled, code=2, names=[f"{tmp_path / locked}: {HOLDER} is at work here"])
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "sweep.json"])
+def test_results_are_not_written_while_another_command_writes_to_their_folder(
+    name: str, held: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval import compare, sweep
+
+    held.enter_context(sole_use(tmp_path / LOCK, ""))
+    with pytest.raises(Refused, match=HOLDER):
+        if name == "sweep.json":
+            monkeypatch.setattr(sweep, "summary", lambda *_: {"points": []})
+            sweep.write_sweep(tmp_path, tmp_path, [])
+        else:
+            monkeypatch.setattr(compare, "read_run", lambda *_: None)
+            monkeypatch.setattr(compare, "compare", lambda *_: {})
+            monkeypatch.setattr(compare, "markdown", lambda _: "")
+            compare.main.__wrapped__(["a", "b", "--out", str(tmp_path)])
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "arguments"),
+    [
+        ("eval.mmau", "predictions.jsonl", [
+            "--ckpt", "{model}", "--data", "{manifest}", "--out", "{out}", "--limit", 1,
+        ]),
+        ("r1_aqa_repro.best_of_n", "samples.jsonl", [
+            "--model", "{policy}", "--prompts", "{prompts}", "--reward-funcs", "random", "--num", 2, "--out", "{out}",
+        ]),
+    ],
+)  # fmt: skip
+def test_recorded_work_is_one_process_s_alone(
+    module: str,
+    file: str,
+    arguments: list[object],
+    ends: Ends,
+    manifest: Path,
+    model_folder: Path,
+    policy: Path,
+    text_set: Path,
+    tmp_path: Path,
+) -> None:
+    places = {"model": model_folder, "manifest": manifest, "policy": policy, "prompts": text_set / "prompts.jsonl"}
+    filled = [str(argument).format(out=tmp_path, **places) for argument in arguments]
+    with open_locked(tmp_path / file, ""):
+        ends(module, *filled, code=2, names=[str(tmp_path / file), "another process is writing to it"])
+    assert (tmp_path / file).read_bytes() == b""
+
+
+def test_a_refused_training_leaves_no_folder_and_no_lock(ends: Ends, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    arguments = ["--config", ROOT / "configs" / "sft_text_embedded.yaml", "--output_dir", folder, "--use_cpu", "true"]
+    arguments += ["--train_file", "nothing.jsonl", "--model_name_or_path", tmp_path]
+    ends("r1_aqa_repro.train_sft_text", *arguments, code=2, names=["nothing.jsonl", "config.json"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_command_leaves_no_lock(tmp_path: Path) -> None:
+    """SIGKILL, which nobody can tidy up after: the file stays, its lock does not."""
+    lock = tmp_path / LOCK
+    program = f"""
+import pathlib, time
+from r1_aqa_repro.common.files import sole_use
+with sole_use(pathlib.Path({str(lock)!r}), ""):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        with pytest.raises(Refused, match=f"process {process.pid} on {platform.node()}"), sole_use(lock, ""):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert lock.is_file()
+    with sole_use(lock, ""):
+        assert lock.read_text() == HOLDER
+    assert not lock.exists()
+
+
+def test_what_a_command_forks_does_not_keep_its_lock(tmp_path: Path) -> None:
+    """A worker of a data loader has a copy of every file that was open."""
+    with sole_use(tmp_path / LOCK, ""):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with sole_use(tmp_path / LOCK, ""):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first removes its file after the second has opened it: the second locks the one that a third would find."""
+    lock, flock, removed = tmp_path / LOCK, fcntl.flock, []
+
+    def remove_first(file: object, operation: int) -> None:
+        if not removed:
+            removed.append(True)
+            lock.unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with open_locked(lock, ""):
+        monkeypatch.undo()
+        with pytest.raises(Refused), open_locked(lock, ""):
+            pass
+
+
+def test_where_nothing_can_be_locked_work_goes_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some network file systems."""
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with sole_use(tmp_path / LOCK, ""):
+        pass
+    assert f"warning: {tmp_path / LOCK} cannot be locked (No locks available)" in capsys.readouterr().err
+
+
+def test_a_training_s_lock_is_not_that_of_a_run_of_several_stages() -> None:
+    """The embedded audio run trains in the folder that it has for itself."""
+    assert RUN_LOCK != LOCK
