@@ -34,7 +34,7 @@ from data_prep.folder import REMEDY, REPORT, SETTINGS, Account, check_own
 from data_prep.preference_formats import AUTO, FORMATS, TEXT_EXTRACTED, Converted, convert
 from data_prep.split import HELD_OUT, TRAIN
 from r1_aqa_repro.common.claim import claim
-from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.console import Options, not_negative, say
 from r1_aqa_repro.common.errors import (
     EXIT_DONE,
     EXIT_LOSSES,
@@ -229,7 +229,7 @@ def _parser() -> Options:
     add("--format", choices=FORMATS, default=AUTO, help=f"of the pairs (default: {AUTO}, by the keys of each record)")
     add("--out", required=True, type=Path, metavar="DIR", help="where to write")
     add("--held-out", type=_fraction, default=0.05, metavar="FRACTION", help="of the prompts (default: 0.05)")
-    add("--seed", type=int, default=0, metavar="N", help="which prompts are held out (default: 0)")
+    add("--seed", type=not_negative, default=0, metavar="N", help="which prompts are held out (default: 0)")
     add("--skip-bad-records", action="store_true", help="leave bad records out, list them and exit with 3")
     return parser
 

@@ -23,7 +23,7 @@ from eval.report.markdown import print_markdown
 from eval.report.rendering import render
 from eval.score_predictions import background_of, read_predictions
 from eval.scores import GROUPS, by_label, read_verdicts, score, shares_right, tally
-from r1_aqa_repro.common.console import Options
+from r1_aqa_repro.common.console import Options, not_negative
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
 from r1_aqa_repro.common.files import LOCK, sole_use, write_atomically, write_json
 from r1_aqa_repro.common.intervals import mcnemar, paired_gain
@@ -230,7 +230,7 @@ def _parser() -> Options:
     add("--data", type=Path, action="append", metavar="FILE", help="manifest or MMAU JSON file; once, or once for each "
         "run (default: as each folder names it)")  # fmt: skip
     add("--intersection", action="store_true", help="if questions differ, compare on those that all runs have")
-    add("--seed", type=int, default=SEED, metavar="N", help=f"of the bootstrap (default: {SEED})")
+    add("--seed", type=not_negative, default=SEED, metavar="N", help=f"of the bootstrap (default: {SEED})")
     add("--out", type=Path, metavar="DIR", help="where to write comparison.json and comparison.md")
     return parser
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from r1_aqa_repro.common.console import Options, positive, positive_number, say
+from r1_aqa_repro.common.console import Options, finite, not_negative, positive, positive_number, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, collecting, command
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.conversations import TextPrompt
@@ -217,7 +217,7 @@ def _parser() -> Options:
     add("--reward-model", dest="reward_model_name_or_path", metavar="DIR_OR_HUB_ID", help="a model that scores them")
     add("--rewards", dest="reward_funcs", nargs="+", default=[], metavar="NAME",
         help="rule rewards of them, such as math")  # fmt: skip
-    add("--reward-weights", nargs="+", type=float, metavar="W",
+    add("--reward-weights", nargs="+", type=finite, metavar="W",
         help="one a reward, the reward model's first (default: 1 each)")  # fmt: skip
     add("--persona-rubric", metavar="FILE", help="YAML rubric of the reward persona")
     add("--length-penalty-cache", type=positive, default=64, metavar="N",
@@ -226,13 +226,13 @@ def _parser() -> Options:
     add("--max-new-tokens", dest="max_completion_length", type=positive, default=256, metavar="N",
         help="longest answer (default: 256)")  # fmt: skip
     add("--batch-size", type=positive, default=16, metavar="N", help="prompts at once, times --num (default: 16)")
-    add("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
+    add("--seed", type=not_negative, default=0, metavar="N", help="of the sampling (default: 0)")
     add("--limit", type=positive, metavar="N", help="answer the first so many prompts only")
     return parser
 
 
 def _several(text: str) -> int:
-    number = int(text)
+    number = positive(text)
     if number < 2:
         raise argparse.ArgumentTypeError(f"{text} is too few: one must be better than another; give 2 or more")
     return number

@@ -27,7 +27,7 @@ from eval.scores import read_verdicts
 from eval.settings import EvalSettings
 from eval.targets import EMBEDDED_HEADING
 from r1_aqa_repro import train_grpo, train_sft
-from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.console import Options, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_REFUSED, Refused
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.prompts import prompt_text
@@ -66,9 +66,9 @@ BYTES_A_QUESTION = 250_000  # two 3-s clips of 16-bit samples, and the checkpoin
 def main(argv: list[str]) -> int:
     """Carry out every stage that is not done yet. Returns the exit code."""
     parser = Options(__doc__)
-    parser.add_argument("--num-train", type=int, default=5400, help="training questions")
-    parser.add_argument("--num-held-out", type=int, default=900, help="held-out questions")
-    parser.add_argument("--curve-questions", type=int, default=300, help="held-out questions a point of the curve")
+    parser.add_argument("--num-train", type=positive, default=5400, help="training questions")
+    parser.add_argument("--num-held-out", type=positive, default=900, help="held-out questions")
+    parser.add_argument("--curve-questions", type=positive, default=300, help="held-out questions a point of the curve")
     parser.add_argument("--sft-config", type=Path, default=ROOT / "configs" / "sft_embedded.yaml")
     own, overrides = parser.parse_known_args(argv)
     data_settings, training, model = parse_config(AudioGRPOConfig, ["--config", str(GRPO), *overrides])

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from r1_aqa_repro import best_of_n, train_reward_model, train_sft_text
-from r1_aqa_repro.common.console import Options, say
+from r1_aqa_repro.common.console import Options, not_negative, say
 from r1_aqa_repro.common.errors import EXIT_DONE, command
 from r1_aqa_repro.common.files import LOCK, sole_use, write_json
 from r1_aqa_repro.common.intervals import mean_interval, paired_gain
@@ -79,7 +79,7 @@ def options_of_run(doc: str | None, folder: str) -> Options:
     """The options that every text run has; `folder` is its default folder."""
     parser = Options(doc)
     parser.add_argument("--output-dir", type=Path, help=f"folder of the run (default: {folder})")
-    parser.add_argument("--seed", type=int, default=0, help="of data, models and trainings (default: 0)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of data, models and trainings (default: 0)")
     return parser
 
 

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from r1_aqa_repro.common.distributed import is_main_process
 from r1_aqa_repro.common.escaping import visible, visible_line
 
+LARGEST = 2**31 - 1  # of the whole numbers that every library takes
+
 
 def say(text: str) -> None:
     """One line for the person at the terminal, from the main process only."""
@@ -121,9 +123,26 @@ def positive_number(text: str) -> float:
     return number
 
 
+def finite(text: str) -> float:
+    """The type of an option that is any number but infinity and NaN, for argparse."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return number
+
+
 def positive(text: str) -> int:
     """The type of an option that counts something, for argparse."""
+    return _from(1, text)
+
+
+def not_negative(text: str) -> int:
+    """The type of an option that is a whole number from 0 on, such as a seed, for argparse."""
+    return _from(0, text)
+
+
+def _from(least: int, text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    if not least <= number <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text:.40} is not from {least} to {LARGEST:,}")
     return number

@@ -90,25 +90,7 @@ def critic_positions(training: PPOConfig, model: TextModelConfig) -> int | None:
 
 def check_ppo(training: PPOConfig, model: TextModelConfig) -> list[Problem]:
     """A problem for each setting that PPO cannot work with, or would ignore."""
-    bounds = {"num_ppo_epochs": 1, "num_mini_batches": 1, "max_completion_length": 1, "kl_coef": 0, "max_grad_norm": 0}
-    if training.local_rollout_forward_batch_size is not None:
-        bounds["local_rollout_forward_batch_size"] = 1
     problems = [
-        Problem(key, f"{getattr(training, key)} is below {least}", f"Choose {least} or more.")
-        for key, least in bounds.items()
-        if getattr(training, key) < least
-    ]
-    problems += [
-        Problem(key, f"{getattr(training, key)} is not above 0", "Choose a positive number.")
-        for key in ("temperature", "cliprange", "cliprange_value")
-        if getattr(training, key) <= 0
-    ]
-    problems += [
-        Problem(key, f"{getattr(training, key)} is not from 0 to 1", "Choose from 0 to 1.")
-        for key in ("gamma", "lam")
-        if not 0 <= getattr(training, key) <= 1
-    ]
-    problems += [
         Problem(key, f"{value.value}: PPO logs and saves by steps", "Use steps or no.")
         for key in ("save_strategy", "logging_strategy")
         if (value := getattr(training, key)) not in ("steps", "no")

@@ -53,9 +53,6 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
     if getattr(training, "batch_problem", None):
         remedy = "Choose a number that the processes divide, or another number of processes."
         problems.append(Problem("batch rule", training.batch_problem, remedy))
-    left = getattr(training, "save_on_signal", None)
-    if left is not None and not left > 0:
-        problems.append(Problem("save_on_signal", f"{left:g} s", "Give seconds, or leave it out."))
     if training.world_size != num_processes():
         what = f"{num_processes()} processes were started, but each would train alone"
         problems.append(
@@ -124,11 +121,6 @@ def check_evaluation(training: TrainingArguments) -> list[Problem]:
     if not training.save_steps or training.eval_steps % training.save_steps:
         what = f"{training.eval_steps} is no multiple of save_steps ({training.save_steps}): the best could not be kept"
         problems.append(Problem("eval_steps", what, "Evaluate only where a checkpoint is saved."))
-    problems += [
-        Problem(key, f"{value} questions", "Give at least 1.")
-        for key in ("eval_limit", "per_device_eval_batch_size")
-        if (value := getattr(training, key)) is not None and value < 1
-    ]
     return problems
 
 
@@ -136,7 +128,7 @@ def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Pro
     """A problem for each choice of what GRPO learns from, and of what it trains, that cannot be carried out."""
     problems = []
     batches = training.world_size * training.gradient_accumulation_steps
-    if training.dynamic_sampling < 0 or training.dynamic_sampling % batches:
+    if training.dynamic_sampling % batches:
         what = f"{training.dynamic_sampling} further prompts do not divide among the {batches} batches of a step"
         problems.append(Problem("dynamic_sampling", what, f"Choose a multiple of {batches}, or 0."))
     chooses = training.dynamic_sampling or training.advantage_filter != "none"
@@ -154,8 +146,6 @@ def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Pro
         problems.append(
             Problem("save_steps", what, f"Choose a multiple of num_iterations ({training.num_iterations}).")
         )
-    if not 0 < training.advantage_top_fraction <= 1:
-        problems.append(Problem("advantage_top_fraction", f"{training.advantage_top_fraction}", "Choose from 0 to 1."))
     if model.use_peft and model.lora_dropout:
         what = f"{model.lora_dropout}: completions would be scored by another model than the one that sampled them"
         problems.append(Problem("lora_dropout", what, "Set it to 0."))

@@ -4,14 +4,18 @@ line."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import torch
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
 
+from r1_aqa_repro.common.console import LARGEST
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.model.text_loading import TextModelConfig
@@ -111,12 +115,12 @@ def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
             raise Refused.because(where, "--config has no value", "Give a YAML file.")
         where = argv[position]
         content = read_yaml(where)
-    written = {name[2:].split("=")[0].replace("-", "_") for name in argv if name.startswith("--")} | set(content)
-    derived = sorted(written & set(_DERIVED))
+    typed = _typed(argv)
+    derived = sorted((typed.keys() | content.keys()) & set(_DERIVED))
     if derived:
         remedy = "Set prompts_per_step and max_prompts_per_device (or examples_per_step and max_examples_per_device)."
         raise Refused.because(where, f"{', '.join(derived)} cannot be set: it is derived", remedy)
-    problems = _check_values(content, types, where)
+    problems = _check_values(content, types, where) + _check_typed(typed, types)
     if problems:
         raise Refused(problems)
     parser = TrlParser(list(types), allow_abbrev=False, exit_on_error=False)
@@ -132,10 +136,85 @@ def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
         ) from error
 
 
+_LARGEST = {int: LARGEST, float: float(torch.finfo(torch.float32).max)}  # of what every library takes
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a key takes: from `low` to `high`, without `low` itself if `above`, or `also` this one."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    also: int | None = None
+
+    def __contains__(self, number: float) -> bool:  # of NaN nothing is true
+        least = self.low < number if self.above else self.low <= number
+        return number == self.also or (least and number <= self.high)
+
+    def told(self, kind: type) -> str:
+        """As a message says it, for a key of this type."""
+        also = "" if self.also is None else f"{self.also}, or "
+        least = "" if self.low == -math.inf else f" {'above' if self.above else 'from'} {self.low:g}"
+        most = min(self.high, _LARGEST[kind])
+        return f"{also}{_ACCEPTED[kind][1]}{least}{f' to {most:,}' if most < _LARGEST[float] else ''}"
+
+
+_FROM_0, _FROM_1, _POSITIVE = Range(0), Range(1), Range(0, above=True)
+_SHARE, _PART = Range(0, 1), Range(0, 1, above=True)
+# by key, the library's own among them; of any other key only that a number is finite and no larger than libraries take
+_RANGES: dict[str, Range] = {
+    key: allowed
+    for allowed, keys in (
+        (
+            _FROM_1,
+            (
+                "prompts_per_step", "max_prompts_per_device", "examples_per_step", "max_examples_per_device",
+                "num_generations_eval", "num_iterations", "num_ppo_epochs", "num_mini_batches",
+                "per_device_eval_batch_size", "eval_limit", "local_rollout_forward_batch_size",
+                "length_penalty_cache", "lora_r", "lora_alpha", "dataset_num_proc", "dataloader_prefetch_factor",
+                "ddp_timeout", "ddp_bucket_cap_mb", "eval_accumulation_steps", "torch_empty_cache_steps",
+                "ref_model_sync_steps", "precompute_ref_batch_size",
+            ),
+        ),
+        (
+            _FROM_0,
+            (
+                "learning_rate", "critic_learning_rate", "encoder_learning_rate", "projector_learning_rate", "seed",
+                "data_seed", "save_steps", "eval_steps", "eval_delay", "save_total_limit", "warmup_steps", "top_k",
+                "dynamic_sampling", "max_bad_clips", "dataloader_num_workers", "num_completions_to_print",
+                "weight_decay", "max_grad_norm", "adam_epsilon", "beta", "epsilon", "epsilon_high", "delta", "kl_coef",
+                "vf_coef", "missing_eos_penalty", "neftune_noise_alpha", "center_rewards_coefficient",
+                "off_policy_mask_threshold", "discopop_tau", "router_aux_loss_coef",
+            ),
+        ),
+        (
+            _POSITIVE,
+            (
+                "num_train_epochs", "logging_steps", "temperature", "repetition_penalty", "cliprange",
+                "cliprange_value", "save_on_signal", "sapo_temperature_neg", "sapo_temperature_pos",
+            ),
+        ),
+        (
+            _SHARE,
+            (
+                "adam_beta1", "adam_beta2", "min_p", "lora_dropout", "gamma", "lam", "label_smoothing",
+                "label_smoothing_factor", "top_entropy_quantile", "ref_model_mixup_alpha", "ld_alpha",
+            ),
+        ),
+        (_PART, ("top_p", "advantage_top_fraction")),
+        (Range(1, 2**20), ("max_completion_length", "max_length")),
+        (Range(2), ("num_generations",)),
+        (Range(1, also=-1), ("max_steps",)),
+    )
+    for key in keys
+}  # fmt: skip
+
+
 # what YAML may read for a key of this type, and how to say so; argparse parses the texts among them
 _ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int, str), "an integer"),
-    float: ((float, int, str), "a number"),
+    float: ((float, int, str), "a finite number"),
     bool: ((bool, str), "true or false"),
     list: ((list,), "a list"),
 }
@@ -143,7 +222,7 @@ _ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
 
 def _check_values(content: dict[str, Any], types: Sequence[type], where: str) -> list[Problem]:
     """Problems that argparse misses: a file's values become defaults, of which it checks only the texts."""
-    hints = {name: hint for type_ in types for name, hint in get_type_hints(type_).items()}
+    hints = _hints(types)
     choices: dict[str, Sequence[str]] = {
         item.name: item.metadata.get("choices") or () for type_ in types for item in fields(type_)
     }
@@ -161,4 +240,61 @@ def _check_values(content: dict[str, Any], types: Sequence[type], where: str) ->
                 problems.append(Problem(where, f"{key} is {value!r}", f"Choose among {', '.join(choices[key])}."))
         elif accepted and not members and type(value) not in accepted:
             problems.append(Problem(where, f"{key} is {value!r}", f"Give {name}."))
+        else:
+            problems += _check_numbers(key, value, where, None if members else kind)
     return problems
+
+
+def _hints(types: Sequence[type]) -> dict[str, Any]:
+    return {name: hint for type_ in types for name, hint in get_type_hints(type_).items()}
+
+
+def _typed(argv: Sequence[str]) -> dict[str, list[str]]:
+    """The values on a command line by key, as they were typed."""
+    typed: dict[str, list[str]] = {}
+    for part in argv:
+        if part.startswith("--"):
+            key, _, value = part[2:].partition("=")
+            values = typed[key.replace("-", "_")] = [value] if value else []
+        elif typed:
+            values.append(part)
+    return typed
+
+
+def _check_typed(typed: Mapping[str, Sequence[str]], types: Sequence[type]) -> list[Problem]:
+    """Problems of the numbers on a command line. They are found before the configuration is built, which would count
+    with them."""
+    problems, hints = [], _hints(types)
+    for key in sorted(typed.keys() & hints.keys()):
+        members = set(get_args(hints[key])) if isinstance(hints[key], UnionType) else {hints[key]}
+        members.discard(NoneType)
+        if len(members) == 1:
+            problems += _check_numbers(key, typed[key], "command line", members.pop())
+    return problems
+
+
+def _check_numbers(key: str, value: Any, where: str, kind: Any) -> list[Problem]:
+    """A problem if the value of a key of this type holds something other than the numbers that the key takes."""
+    wanted = get_args(kind)[0] if get_origin(kind) is list else kind
+    allowed = _RANGES.get(key, Range())
+    for one in _flat(value):
+        number = one
+        if isinstance(one, str) and wanted in _LARGEST:
+            with suppress(ValueError):
+                number = wanted(one)
+        if wanted in _LARGEST and type(number) not in (int, wanted):
+            return [Problem(where, f"{key} is {one!r:.80}", f"Give {_ACCEPTED[wanted][1]}.")]
+        if type(number) in _LARGEST:
+            of = wanted if wanted in _LARGEST else float
+            if number not in allowed or not -_LARGEST[of] <= number <= _LARGEST[of]:
+                return [Problem(where, f"{key} is {one!s:.80}", f"Give {allowed.told(of)}.")]
+    return []
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """What is in a value, be it in lists and mappings."""
+    if isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _flat(each)
+    else:
+        yield value

@@ -61,8 +61,6 @@ def prepare(
     """
     problems = extra + check_settings(training, model) + check_evaluation(training)
     problems += check_tools(training)
-    if (getattr(data, "max_bad_clips", None) or 0) < 0:
-        problems.append(Problem("max_bad_clips", f"{data.max_bad_clips} clips", "Give 0 or more."))  # type: ignore[attr-defined]
     parameters = None
     with collecting(problems):
         config_of_model = kind.check_model(model)

@@ -1,12 +1,15 @@
-"""Where one process fails, all end within a minute, with an error that says which one and why."""
+"""Where one process fails or is refused, all end within a minute, with an error that says which one and why."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
+from r1_aqa_repro.common.files import sole_use
+from r1_aqa_repro.run.preflight import RUN_LOCK
 from tests.distributed.launching import Job
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -34,3 +37,17 @@ def test_one_failing_process_ends_all(
     # the step in which it happened has left nothing behind, the one before its checkpoint
     assert sorted(path.name for path in job.run.glob("checkpoint-*")) == ["checkpoint-2"]
     print(f"{strategy}, {how}: {seconds:.1f} s")
+
+
+def test_processes_of_a_second_run_in_a_folder_all_follow_the_refusal_of_the_main_one(
+    manifest: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """Only the main process looks for the lock."""
+    job = Job(tmp_path, manifest, model_folder)
+    began = time.monotonic()
+    with sole_use(job.run / RUN_LOCK, ""):
+        done = job.train("--max_steps", "2", "--overwrite", "true")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count(f"error: {job.run / RUN_LOCK}: process {os.getpid()} on ") == 1
+    assert time.monotonic() - began < 120
+    assert not job.run.exists()

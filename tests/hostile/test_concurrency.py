@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -88,20 +89,25 @@ def test_a_second_command_for_a_place_is_refused(
 
 @pytest.mark.parametrize("name", ["comparison.json", "sweep.json"])
 def test_results_are_not_written_while_another_command_writes_to_their_folder(
-    name: str, held: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    held: ExitStack,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     from eval import compare, sweep
 
     held.enter_context(sole_use(tmp_path / LOCK, ""))
-    with pytest.raises(Refused, match=HOLDER):
-        if name == "sweep.json":
-            monkeypatch.setattr(sweep, "summary", lambda *_: {"points": []})
+    if name == "sweep.json":
+        monkeypatch.setattr(sweep, "summary", lambda *_: {"points": []})
+        with pytest.raises(Refused, match=HOLDER):
             sweep.write_sweep(tmp_path, tmp_path, [])
-        else:
-            monkeypatch.setattr(compare, "read_run", lambda *_: None)
-            monkeypatch.setattr(compare, "compare", lambda *_: {})
-            monkeypatch.setattr(compare, "markdown", lambda _: "")
-            compare.main.__wrapped__(["a", "b", "--out", str(tmp_path)])
+    else:
+        monkeypatch.setattr(compare, "read_run", lambda *_: None)
+        monkeypatch.setattr(compare, "compare", lambda *_: {})
+        monkeypatch.setattr(compare, "markdown", lambda _: "")
+        assert compare.main(["a", "b", "--out", str(tmp_path)]) == 2
+        assert HOLDER in capfd.readouterr().err
     assert not (tmp_path / name).exists()
 
 
@@ -112,7 +118,7 @@ def test_results_are_not_written_while_another_command_writes_to_their_folder(
             "--ckpt", "{model}", "--data", "{manifest}", "--out", "{out}", "--limit", 1,
         ]),
         ("r1_aqa_repro.best_of_n", "samples.jsonl", [
-            "--model", "{policy}", "--prompts", "{prompts}", "--reward-funcs", "random", "--num", 2, "--out", "{out}",
+            "--model", "{policy}", "--prompts", "{prompts}", "--rewards", "random", "--num", 2, "--out", "{out}",
         ]),
     ],
 )  # fmt: skip
@@ -183,11 +189,12 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first removes its file after the second has opened it: the second locks the one that a third would find."""
-    lock, flock, removed = tmp_path / LOCK, fcntl.flock, []
+    lock, flock = tmp_path / LOCK, fcntl.flock
+    removed = [False]
 
-    def remove_first(file: object, operation: int) -> None:
-        if not removed:
-            removed.append(True)
+    def remove_first(file: IO[bytes], operation: int) -> None:
+        if not removed[0]:
+            removed[0] = True
             lock.unlink()
         flock(file, operation)
 

@@ -403,17 +403,15 @@ def test_what_cannot_work_is_refused_at_once(
     other = tmp_path / "other"
     build_tiny_qwen2(other, texts=["quite other words, other words, words"], seed=0, geometry=TEST_TEXT)
     wrong = {
-        "lam": 1.5, "cliprange": 0, "temperature": 0, "num_ppo_epochs": 0, "num_mini_batches": 3, "kl_coef": -1,
-        "eval_strategy": "steps", "save_strategy": "epoch", "use_peft": True, "reward_weights": [1, 1],
-        "max_grad_norm": -1, "value_model_name_or_path": other,
+        "num_mini_batches": 3, "eval_strategy": "steps", "save_strategy": "epoch", "use_peft": True,
+        "reward_weights": [1, 1], "value_model_name_or_path": other,
     }  # fmt: skip
     assert train_ppo_text.main(run_of(tmp_path / "run", text_set, policy, **wrong)) == 2
     said = capfd.readouterr().err
     for what in (
-        "lam: 1.5 is not from 0 to 1", "cliprange: 0.0 is not above 0", "temperature: 0.0 is not above 0",
-        "num_ppo_epochs: 0 is below 1", "no multiple of num_mini_batches", "kl_coef: -1.0 is below 0",
+        "no multiple of num_mini_batches",
         "eval_strategy: there is nothing to evaluate on", "save_strategy: epoch: PPO logs and saves by steps",
-        "use_peft: PPO", "reward_weights: 2 weights", "max_grad_norm: -1.0 is below 0",
+        "use_peft: PPO", "reward_weights: 2 weights",
         f"{other}: the model has no score head",
     ):  # fmt: skip
         assert what in said, (what, said)

@@ -305,7 +305,6 @@ class TestRefusals:
             (["--save_strategy", "no"], "save_strategy: with an eval_file only steps is possible"),
             (["--eval_strategy", "epoch"], "eval_strategy: with an eval_file only steps is possible"),
             (["--metric_for_best_model", "loss"], "metric_for_best_model: with an eval_file only eval_accuracy"),
-            (["--eval_limit", "0"], "eval_limit: 0 questions"),
         ],
     )
     def test_of_contradictions(self, refused: Refused, given: list[str], named: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_writes_nothing(
     """Both would make the common start, in the same place."""
     workshop = TextWorkshop(tmp_path, seed=0)
     assert embedded_text.main(["train_sft_text", "--output_dir", str(tmp_path / "sft")]) == 2
-    assert f"{tmp_path / '.lock'}: another process is writing to it" in capsys.readouterr().err
+    assert f"{tmp_path / '.lock'}: process {os.getpid()} on " in capsys.readouterr().err
     assert [path.name for path in workshop.folder.iterdir()] == [".lock"]
     del workshop
     TextWorkshop(tmp_path, seed=0)
