@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from tqdm.contrib.concurrent import thread_map
 
 from data_prep.media import MAX_SECONDS, MIN_SECONDS, SILENCE
-from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, CutOff, check_audio, load_audio
+from r1_aqa_repro.data.audio import NO_FILE, SAMPLING_RATE, AudioError, CutOff, load_audio, read_header
 from r1_aqa_repro.data.questions import AudioQuestion
 
 YOUTUBE_CLIP = re.compile(r"([A-Za-z0-9_-]{11})_[0-9]+")  # id and start second; the id may hold underscores itself
@@ -41,29 +39,25 @@ Clips = dict[Path, Decoded]
 
 def decode_clip(path: Path) -> Decoded:
     """Decode a clip and judge it."""
-    if not os.path.isfile(path):  # False also for what cannot be a path
-        return Decoded((("missing", f"{path} does not exist"),))
-    if (reason := check_audio(path)) is not None:
-        return Decoded((("undecodable", f"{path}: {reason}"),))
-    header = soundfile.info(str(path))
     problems: list[tuple[str, str]] = []
-    if header.duration > MAX_SECONDS:
-        what = f"{path} lasts {header.duration:.0f} s: too long to be one clip ({MAX_SECONDS:.0f} s)"
-        return Decoded((("undecodable", what),), header.duration)
-    if (header.samplerate, header.channels) != (SAMPLING_RATE, 1):
-        problems.append(("not_16khz_mono", f"{path} has {header.samplerate} Hz and {header.channels} channel(s)"))
-    if header.duration < MIN_SECONDS:
-        problems.append(("too_short", f"{path} lasts {header.duration:.3f} s"))
+    seconds = 0.0
     try:
+        header = read_header(path)
+        seconds = header.seconds
+        if seconds > MAX_SECONDS:
+            raise AudioError(path, f"it lasts {seconds:.0f} s: too long to be one clip ({MAX_SECONDS:.0f} s)")
+        if (header.rate, header.channels) != (SAMPLING_RATE, 1):
+            problems.append(("not_16khz_mono", f"{path} has {header.rate} Hz and {header.channels} channel(s)"))
+        if 0 < seconds < MIN_SECONDS:
+            problems.append(("too_short", f"{path} lasts {seconds:.3f} s"))
         samples = load_audio(path)
-    except CutOff as error:
-        return Decoded((*problems, ("cut_off", str(error))), header.duration)
     except AudioError as error:
-        return Decoded((*problems, ("undecodable", str(error))), header.duration)
+        rule = "cut_off" if isinstance(error, CutOff) else "missing" if error.reason == NO_FILE else "undecodable"
+        return Decoded((*problems, (rule, str(error))), seconds)
     if np.abs(samples).max() < SILENCE:
-        problems.append(("silent", f"{path} has no sound in {header.duration:.1f} s"))
+        problems.append(("silent", f"{path} has no sound in {seconds:.1f} s"))
     pcm = np.clip(np.rint(samples * 2**15), -(2**15), 2**15 - 1).astype("<i2")
-    return Decoded(tuple(problems), header.duration, hashlib.sha256(pcm.tobytes()).digest())
+    return Decoded(tuple(problems), seconds, hashlib.sha256(pcm.tobytes()).digest())
 
 
 def decode_clips(questions: Iterable[AudioQuestion], workers: int) -> Clips:

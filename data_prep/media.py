@@ -1,8 +1,9 @@
 """Decode any media file, or a part of it, to float32 mono at 16 kHz, from which the prepared clips are made.
 
 PyAV brings FFmpeg's demuxers and decoders inside its wheel, so nothing has to be installed beside it. The content of a
-file tells its format, never its name. Training does not use this module: it reads the prepared files through
-`r1_aqa_repro.data.audio`, whose resampling this equals to the bit.
+file tells its format, never its name, and only recordings are opened: of a playlist FFmpeg would read the files and
+hosts that it names. Training does not use this module: it reads the prepared files through `r1_aqa_repro.data.audio`,
+whose resampling this equals to the bit.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ import av
 import numpy as np
 import soxr
 
-from r1_aqa_repro.data.audio import CHANNELS, SAMPLING_RATE
+from r1_aqa_repro.common.files import open_file
+from r1_aqa_repro.data.audio import CHANNELS, HEAD, SAMPLING_RATE, impossible, no_recording
 
 MAX_SECONDS = 600.0  # longest file taken whole: a longer one is a recording, not a clip
 MIN_SECONDS = 0.1
 SILENCE = 1e-4  # peak amplitude under which a clip is silent: 3 steps of 16 bits, -80 dB
 REASONS = ("missing", "undecodable", "no audio track", "shorter than 0.1 s", "silent", "bad record")
 
+# What FFmpeg may take a file for, by its demuxers' names. And whatever that says, no other file or host is opened: none
+# is not the name of a protocol, and the file itself is read by Python.
+_LISTED = {"format_whitelist": "wav,flac,mp3,ogg,mov,matroska,webm,aac,aiff", "protocol_whitelist": "none"}
+_FORMATS = "wav, flac, mp3, ogg, mp4, m4a, mov, webm, mkv, aac and aiff"
 _PRE_ROLL = 1.0  # seconds decoded before a cut: AAC, Opus and MP3 need what came before to sound right
 _WAV_PROBE = 1 << 16  # bytes
 _UNKNOWN_SIZE = 0x7FFFF000
@@ -81,13 +87,17 @@ def decode(clip: Excerpt, channel: str = "first") -> np.ndarray:
     found = None
     try:
         with _open(clip.media, name) as file:
-            probing = _check_wav(file, name)
+            if (reason := no_recording(file.read(HEAD))) is not None:
+                raise MediaError("undecodable", f"{name}: {reason}")
+            options = _LISTED | _check_wav(file, name)
             for part in (clip, replace(clip, cut_over=None)):
                 file.seek(0)
-                with av.open(file, "r", metadata_errors="ignore", container_options=probing) as container:
+                with av.open(file, "r", metadata_errors="ignore", container_options=options) as container:
                     found = _samples(container, name, part, channel)
                 if found is not None:
                     break
+    except av.ArgumentError as error:
+        raise MediaError("undecodable", f"{name} cannot be decoded, or is none of {_FORMATS}") from error
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError("undecodable", f"{name} cannot be decoded ({_brief(error)})") from error
     assert found is not None  # without `cut_over` it cannot be
@@ -95,10 +105,9 @@ def decode(clip: Excerpt, channel: str = "first") -> np.ndarray:
     if len(mono) < MIN_SECONDS * rate:
         raise MediaError("shorter than 0.1 s", f"{name} gives {len(mono) / rate:.3f} s")
     samples = resample(mono, rate)
-    peak = max(samples.max(), -samples.min())
-    if not np.isfinite(peak):  # resampling keeps what is not finite
-        raise MediaError("undecodable", f"{name} holds NaN or infinite samples")
-    if peak < SILENCE:
+    if (reason := impossible(samples)) is not None:  # resampling keeps what is not finite
+        raise MediaError("undecodable", f"{name}: {reason}")
+    if max(samples.max(), -samples.min()) < SILENCE:
         raise MediaError("silent", f"{name} has no sound in {len(mono) / rate:.1f} s")
     return samples
 
@@ -125,16 +134,16 @@ def _open(source: Path | bytes, name: str) -> io.BufferedIOBase:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     try:
-        return _Nameless(io.FileIO(source))
+        return _Nameless(open_file(source).detach())
     except FileNotFoundError:
         raise MediaError("missing", f"{name} does not exist") from None
 
 
 def _check_wav(file: io.BufferedIOBase, name: str) -> dict[str, str]:
     """Refuse a WAV that breaks off, which FFmpeg takes as it is; returns how FFmpeg is to find out what is inside."""
+    file.seek(0)
     tag, size = file.read(4), int.from_bytes(file.read(4), "little") + 8
     found = file.seek(0, io.SEEK_END)
-    file.seek(0)
     if tag not in (b"RIFF", b"RF64"):
         return {}
     # what is written into a pipe cannot know its length, and says the highest number there is

@@ -13,7 +13,6 @@ import hashlib
 import math
 import os
 import re
-import stat
 import time
 import unicodedata
 from collections import deque
@@ -33,7 +32,7 @@ from data_prep.workers import PARTIAL, PassingError, Task, Workers, add_workers_
 from r1_aqa_repro.common.claim import claim
 from r1_aqa_repro.common.distributed import num_cores
 from r1_aqa_repro.common.errors import failing_plainly
-from r1_aqa_repro.common.files import whole_file, write_json
+from r1_aqa_repro.common.files import require_regular, whole_file, write_json
 from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.audio import CHANNELS
 from r1_aqa_repro.data.questions import AudioQuestion, check_question, manifest_line
@@ -317,10 +316,9 @@ def _signature(source: Excerpt) -> str:
         return f"{hashlib.sha256(source.media).hexdigest()} {part}"
     try:
         found = source.media.stat()
+        require_regular(found, str(source.media))
     except OSError as error:
         raise MediaError("missing", f"{source.media} cannot be found ({error.strerror})") from None
-    if not stat.S_ISREG(found.st_mode):  # reading a pipe would never end
-        raise MediaError("missing", f"{source.media} is not a file")
     return f"{printable(os.path.abspath(source.media))} {found.st_size} {found.st_mtime_ns} {part}"
 
 

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +24,7 @@ from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
 from r1_aqa_repro.common.escaping import visible, visible_line
 from r1_aqa_repro.common.files import write_json
-from r1_aqa_repro.data.audio import check_audio
+from r1_aqa_repro.data.audio import AudioError, read_header
 from r1_aqa_repro.data.mmau_versions import baselines
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 
@@ -61,7 +60,10 @@ def clip_seconds(questions: Iterable[AudioQuestion]) -> dict[Path, float | None]
     """Length of every clip in seconds, by its header; None if that cannot be read."""
 
     def length(path: Path) -> float | None:
-        return None if check_audio(path) else float(soundfile.info(str(path)).duration)
+        try:
+            return read_header(path).seconds or None
+        except AudioError:
+            return None
 
     paths = list(dict.fromkeys(question.audio_path for question in questions))
     with ThreadPoolExecutor() as pool:

@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ from r1_aqa_repro.common.distributed import num_cores
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 
 PARTIAL = ".partial"  # ending of a clip that is being written
+# A clip may take this long, of which decoding is a hundredth: a slow disk may be the rest. A worker can be stopped
+# wherever it is, inside a decoder too.
+MOST_SECONDS = 60.0
 _AHEAD = 4  # tasks a worker holds, so that it need not wait for the next
 
 
@@ -100,6 +104,7 @@ class _Worker:
     process: Any
     connection: Connection
     tasks: deque[Task] = field(default_factory=deque)  # what it holds, in its order
+    since: float = 0.0  # when it took up the first of them, by the clock that is not set
     is_retrying: bool = False  # it has a task that another one died of, and no more until that is done
 
 
@@ -134,23 +139,30 @@ class Workers:
         """Wait for at least one result.
 
         A task whose worker dies, of a broken file or of a kill, is tried a second time, by a worker that has no other.
+        A worker that is over its time is killed.
 
         Raises:
             OSError: a clip could not be written.
         """
         done: list[tuple[Task, Clip | MediaError]] = []
         while not done:
-            ready = wait([worker.connection for worker in self._workers])
+            ready = wait([worker.connection for worker in self._workers], timeout=1.0)
+            now = time.monotonic()
+            for worker in self._workers:
+                if worker.tasks and worker.connection not in ready and now - worker.since > MOST_SECONDS:
+                    worker.process.kill()  # which is seen in the next round
             for worker in [worker for worker in self._workers if worker.connection in ready]:
                 try:
                     result = worker.connection.recv()
                 except (EOFError, OSError):
                     if (task := self._replace(worker)) is None:
                         continue
-                    result = PassingError("undecodable", f"{_name(task)} makes the decoder crash")
+                    what = f"{_name(task)} makes the decoder crash, or takes it over {MOST_SECONDS:.0f} s"
+                    result = PassingError("undecodable", what)
                 else:
                     task = worker.tasks.popleft()
                     worker.is_retrying = False
+                    worker.since = now
                 if isinstance(result, OSError):
                     raise result
                 done.append((task, result))
@@ -168,6 +180,8 @@ class Workers:
 
     def _give(self, worker: _Worker, task: Task) -> bool:
         worker.tasks.append(task)
+        if len(worker.tasks) == 1:
+            worker.since = time.monotonic()
         try:
             worker.connection.send(task)
         except OSError:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import soundfile
-
 from r1_aqa_repro.data.questions import AudioQuestion
 
 T = TypeVar("T")
@@ -87,7 +85,9 @@ def share_of(batches: Sequence[T], rank: int, count: int, in_step: bool) -> list
 
 
 def _seconds(path: Path) -> float:
+    from r1_aqa_repro.data.audio import AudioError, read_header  # slow to import, and needed here only
+
     try:
-        return soundfile.info(str(path)).duration
-    except (soundfile.LibsndfileError, OSError, RuntimeError):
+        return read_header(path).seconds
+    except AudioError:
         return 0.0

@@ -309,7 +309,9 @@ def is_readable(clip: Path) -> bool:
 
 
 def _hash_of(path: Path) -> str | None:
+    from r1_aqa_repro.data.audio import MOST_BYTES  # slow to import, and not needed to read what is there
+
     try:
-        return sha256_of(path)
+        return None if os.path.getsize(path) > MOST_BYTES else sha256_of(path)
     except OSError:
         return None

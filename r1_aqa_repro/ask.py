@@ -17,6 +17,7 @@ from pathlib import Path
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
 from r1_aqa_repro.common.escaping import visible
+from r1_aqa_repro.common.files import unreadable
 from r1_aqa_repro.data.answers import answer_of, match_choice
 from r1_aqa_repro.data.audio import AudioError
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
@@ -54,8 +55,8 @@ def make_question(audio: Path, text: str, choices: Sequence[str]) -> AudioQuesti
         Refused: no such clip, no text, fewer than two choices or an empty one.
     """
     problems = []
-    if not audio.is_file():
-        problems.append(Problem(f"--audio {audio}", "there is no such file", "Give a wav, flac, mp3 or ogg file."))
+    if (reason := unreadable(audio)) is not None:
+        problems.append(Problem(f"--audio {audio}", reason, "Give a wav, flac, mp3, ogg or aiff file."))
     if not text.strip():
         problems.append(Problem("--question", "the question is empty", "Give its text."))
     if len(choices) < 2:

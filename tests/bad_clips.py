@@ -80,6 +80,7 @@ BAD_CLIPS: dict[str, Callable[[Path], object]] = {
     "rf64 cut off": cut("RF64"),
     "NaN": one_sample(float("nan")),
     "infinity": one_sample(float("inf")),
+    "1e30": one_sample(1e30),
     "header of twice the samples": patched("WAV", 40, struct.pack("<I", 4 * RATE)),
     "header of more samples than memory": patched("FLAC", 22, b"\xff\xff\xff\xff"),
     "header of an unknown codec": patched("WAV", 20, b"\x99\x99"),

@@ -23,6 +23,7 @@ from r1_aqa_repro.common.errors import Refused, existing_folder
 
 LOCK = ".lock"  # of a folder that several files are written to
 
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -44,10 +45,10 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
     """
 
     def opened(name: str, flags: int) -> int:
-        _require_regular(os.stat(name), name)
+        require_regular(os.stat(name), name)
         number = os.open(name, flags | os.O_NONBLOCK)  # so that a pipe put there in the meantime is not waited for
         try:
-            _require_regular(os.fstat(number), name)
+            require_regular(os.fstat(number), name)
         except OSError:
             os.close(number)
             raise
@@ -55,8 +56,10 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
 
     try:
         return open(path, "rb", opener=opened)
-    except ValueError:  # a null character or half of a surrogate pair
-        raise FileNotFoundError(errno.ENOENT, "no file can have such a name", os.fspath(path)) from None
+    except (OSError, ValueError) as error:  # the latter of a null character or half of a surrogate pair
+        if isinstance(error, OSError) and error.errno not in _NO_FILE:
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from None
 
 
 def unreadable(path: str | os.PathLike[str]) -> str | None:
@@ -70,7 +73,8 @@ def unreadable(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def _require_regular(found: os.stat_result, path: str) -> None:
+def require_regular(found: os.stat_result, path: str) -> None:
+    """Raise the OSError of `open_file` if what `os.stat` found at a path is no regular file."""
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
         number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
@@ -154,8 +158,9 @@ def open_locked(path: Path, remedy: str) -> IO[bytes]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
-        except OSError as error:
-            raise Refused.because(str(path), f"cannot be written ({error.strerror})", remedy) from None
+            require_regular(os.fstat(file.fileno()), str(path))
+        except OSError as error:  # a pipe's, which cannot be searched, has no `strerror`
+            raise Refused.because(str(path), f"cannot be written ({error.strerror or error})", remedy) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import open_file
 from r1_aqa_repro.planning.estimate import Engine, Job, Parameters, Strategy
 from r1_aqa_repro.planning.geometries import qwen2_audio_7b_config
 
@@ -125,10 +126,12 @@ def measured(file: Path, machine: Machine, job: Job) -> tuple[Machine, list[str]
         Refused: the file cannot be read, or holds none of them.
     """
     try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        with open_file(file) as opened:
+            found: Any = json.load(opened)
         parts = {name: found[name] for name in ("machine", "full_step", "decoding") if name in found}
     except (OSError, ValueError, TypeError) as error:
-        raise Refused.because(str(file), f"it cannot be read ({error})", _MEASURE_AGAIN) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise Refused.because(str(file), f"it cannot be read ({reason})", _MEASURE_AGAIN) from error
     basis, words = parts.get("machine", {}), []
     mode = "shared" if job.shared else "plain"
     step = _nearest(parts.get("full_step", {}), mode, job.completion_tokens)

@@ -59,7 +59,7 @@ def test_clip_that_cannot_be_used(model_folder, questions, tmp_path, capsys):
     choices = ["--question", "What is heard?", "--choices", "low", "high"]
     (tmp_path / "text.wav").write_text("no audio at all")
     soundfile.write(tmp_path / "short.wav", [0.1] * 80, 16_000)
-    for clip, reason in (("text.wav", "cannot be decoded"), ("short.wav", "too short")):
+    for clip, reason in (("text.wav", "it is text, not a recording"), ("short.wav", "too short")):
         assert main(["--ckpt", str(model_folder), "--audio", str(tmp_path / clip), *choices]) == 2
         error = capsys.readouterr().err
         assert clip in error

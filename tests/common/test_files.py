@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from r1_aqa_repro.common.files import open_file, sha256_of, unreadable
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import open_file, open_locked, sha256_of, unreadable
 
 
 def a_socket(path: Path) -> None:
@@ -49,6 +50,8 @@ def test_what_is_no_regular_file_is_not_opened_and_said(kind: str, tmp_path: Pat
     assert unreadable(path) == f"it cannot be read (it is {said}, not a file)"
     with pytest.raises(OSError, match=said):
         sha256_of(path)
+    with pytest.raises(Refused, match="given: cannot be written"):
+        open_locked(path, "Write elsewhere.")
 
 
 def test_a_pipe_that_takes_a_files_place_in_the_meantime_is_not_waited_for(
@@ -72,6 +75,8 @@ def test_a_regular_file_is_opened_by_a_link_too(tmp_path: Path) -> None:
             assert file.read() == b"content"
 
 
-@pytest.mark.parametrize("name", ["absent", "nul\0", "half \ud800"])
-def test_what_no_file_is_named(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["absent", "nul\0", "half \ud800", "long" * 80, "file/below", "loop"])
+def test_what_no_file_can_be_named_is_absent(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
     assert unreadable(tmp_path / name) == "there is no such file"

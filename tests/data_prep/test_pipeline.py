@@ -1,7 +1,7 @@
 """The engine: accounting, sharing, going on after an interruption, and what it refuses to mix."""
 
 import os
-import shutil
+import signal
 import subprocess
 import time
 from multiprocessing import active_children
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_prep import workers as workers_module
 from data_prep.media import Excerpt, MediaError
 from data_prep.pipeline import Making, Record, prepare, safe_stem
 from data_prep.workers import PassingError, Task, Workers, make_clip
@@ -184,36 +185,57 @@ def test_an_interruption_keeps_what_was_done(clips, tmp_path):
     assert result(tmp_path / "out") == result(tmp_path / "fresh")
 
 
-def test_a_decoder_that_crashes_costs_one_clip(clips, tmp_path):
-    """A pipe that nobody writes into holds the worker up until it is killed."""
-    os.mkfifo(tmp_path / "pipe.wav")
-    tasks = [
-        Task(tmp_path / f"{n}.flac", Excerpt(media)) for n, media in enumerate([tmp_path / "pipe.wav", *clips.values()])
-    ]
+@pytest.fixture
+def halting(monkeypatch):
+    """`halting(2)`: the first two workers get no further, as those in the loop of a decoder."""
+
+    def halting(number):
+        def started(self):
+            nonlocal number
+            worker = start(self)
+            if number:
+                number -= 1
+                os.kill(worker.process.pid, signal.SIGSTOP)
+            return worker
+
+        start = Workers._start
+        monkeypatch.setattr(Workers, "_start", started)
+
+    return halting
+
+
+def all_finished(workers, number):
+    results = {}
+    while len(results) < number:
+        results.update({task.target.name: outcome for task, outcome in workers.finished()})
+    return results
+
+
+@pytest.mark.parametrize(("tries", "seconds"), [(2, 60), (2, 1), (1, 1)], ids=["crashes", "hangs", "is slow once"])
+def test_a_decoder_that_crashes_or_hangs_costs_one_clip(clips, tmp_path, halting, monkeypatch, tries, seconds):
+    halting(tries)
+    monkeypatch.setattr(workers_module, "MOST_SECONDS", float(seconds))
     with Workers(1) as workers:
-        for task in tasks:
-            workers.submit(task)
-        for seconds in (1, 3):  # it is tried a second time
-            Timer(seconds, lambda: active_children()[0].kill()).start()
-        results = {}
-        while len(results) < len(tasks):
-            results.update({task.target.name: outcome for task, outcome in workers.finished()})
-    crashed = results.pop("0.flac")
-    assert isinstance(crashed, PassingError) and crashed.reason == "undecodable" and "pipe.wav" in crashed.detail
+        for name, media in clips.items():
+            workers.submit(Task(tmp_path / f"{name}.flac", Excerpt(media)))
+        for after in (0.5, 2.0) if seconds == 60 else ():  # it is tried a second time
+            Timer(after, lambda: active_children()[0].kill()).start()
+        results = all_finished(workers, len(clips))
+    if tries == 2:
+        lost = results.pop("c0.flac")
+        assert isinstance(lost, PassingError) and lost.reason == "undecodable"
+        assert str(clips["c0"]) in lost.detail and f"crash, or takes it over {seconds} s" in lost.detail
     assert all((tmp_path / name).stat().st_size == made.size for name, made in results.items())
 
 
-def test_a_worker_that_is_killed_costs_nothing(clips, tmp_path):
+def test_a_worker_that_is_killed_costs_nothing(clips, tmp_path, halting):
     """Neither one that waits for a task, nor one that was at a good clip when memory ran out."""
-    os.mkfifo(tmp_path / "clip.wav")
+    halting(2)
     with Workers(2) as workers:
-        workers.submit(Task(tmp_path / "a.flac", Excerpt(tmp_path / "clip.wav")))
-        time.sleep(1)
+        workers.submit(Task(tmp_path / "a.flac", Excerpt(clips["c3"])))
         for process in active_children():
             process.kill()
             process.join()  # so that both deaths are seen at once
-        (tmp_path / "clip.wav").unlink()
-        shutil.copy(clips["c3"], tmp_path / "clip.wav")
         ((task, made),) = workers.finished()
     assert task.target.stat().st_size == made.size
 
