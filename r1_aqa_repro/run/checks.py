@@ -190,11 +190,14 @@ def offloads_optimizer(training: TrainingArguments) -> bool:
     return training.hf_deepspeed_config.get_value("zero_optimization.offload_optimizer.device") not in (None, "none")
 
 
-def check_disk(training: TrainingArguments, parameters: int, examples: int, cache: int = 0) -> list[Problem]:
+def check_disk(
+    training: TrainingArguments, parameters: int, trained: int, examples: int, cache: int = 0
+) -> list[Problem]:
     """A problem without room for what a run has yet to write: checkpoints, the final model, a `cache` of so many bytes.
 
-    A checkpoint holds so many `parameters`, and the run learns from so many `examples`. Counted is the moment at which
-    most is there: a checkpoint has been written, and what goes for it is not deleted yet.
+    A checkpoint holds so many `parameters`, of which some are `trained`, and the run learns from so many `examples`.
+    Counted is the moment at which most is there: a checkpoint has been written, and what goes for it is not deleted
+    yet.
     """
     folder = Path(str(training.output_dir))
     at_once = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
@@ -207,26 +210,27 @@ def check_disk(training: TrainingArguments, parameters: int, examples: int, cach
     best = int(getattr(training, "eval_file", None) is not None)  # kept beside the last ones
     if training.save_total_limit:
         kept = min(kept, training.save_total_limit + best + 1)
-    weights, state = bytes_a_parameter(training)
+    weights, state = _checkpoint_bytes(training, parameters, trained)
     with_state = min(kept, 2) if getattr(training, "keep_optimizer", "all") == "last" else kept
     there = checkpoints(folder)
     to_write = max(0, kept - len(there))
     states = 0 if training.save_only_model else max(0, with_state - sum(map(has_training_state, there)))
-    needed = parameters * (weights * (to_write + 1) + state * states) + cache
+    needed = weights * (to_write + 1) + state * states + cache
     what = f"{to_write} more checkpoints ({states} with optimizer) and the final model"
     return check_free_space(folder, needed, what, "set keep_optimizer: last or save_total_limit, ")
 
 
-def bytes_a_parameter(training: TrainingArguments) -> tuple[int, int]:
-    """What a checkpoint takes for a parameter: of the model, and of what a run is resumed from.
+def _checkpoint_bytes(training: TrainingArguments, parameters: int, trained: int) -> tuple[int, int]:
+    """What a checkpoint takes: the model, and what a run is resumed from.
 
-    Adam keeps two moments in float32. DeepSpeed saves the model in the type that it computes in, and beside the moments
-    its float32 master weights; ZeRO-2 saves the model there once more.
+    Adam keeps two moments of a trained parameter in float32. DeepSpeed saves the model in the type that it computes in,
+    and beside the moments float32 master weights; once more under ZeRO-2 the model, under ZeRO-3 what is not trained.
     """
     if not training.deepspeed:
-        return 4, 8
-    weights = training.hf_deepspeed_config.dtype().itemsize
-    return weights, 12 if training.hf_deepspeed_config.is_zero3() else 12 + weights
+        return 4 * parameters, 8 * trained
+    size = training.hf_deepspeed_config.dtype().itemsize
+    again = parameters - trained if training.hf_deepspeed_config.is_zero3() else parameters
+    return size * parameters, 12 * trained + size * again
 
 
 def check_free_space(folder: Path, needed: int, purpose: str, smaller: str = "") -> list[Problem]:
@@ -241,8 +245,11 @@ def check_free_space(folder: Path, needed: int, purpose: str, smaller: str = "")
     return [Problem(str(folder), what, f"Free some space, {smaller}or choose another output_dir.")]
 
 
-def count_parameters(training: TrainingArguments, model: ModelConfig, build: Callable[[], PreTrainedModel]) -> int:
-    """Parameters of the model that `build` makes, without memory for them.
+def count_parameters(
+    training: TrainingArguments, model: ModelConfig, build: Callable[[], PreTrainedModel]
+) -> tuple[int, int]:
+    """Parameters that a checkpoint of the model that `build` makes holds, or of its adapter, and how many of them are
+    trained; without memory for them.
 
     Raises:
         Refused: with `use_peft`, PEFT does not take its settings, such as names of modules that are not there; a
@@ -253,7 +260,6 @@ def count_parameters(training: TrainingArguments, model: ModelConfig, build: Cal
     try:
         with torch.device("meta"):
             built = build()
-            parameters = built.num_parameters()
             if model.use_peft:
                 _try_adapter(built, model)
             freeze(built, getattr(training, "trained_parts", "all"))
@@ -262,7 +268,8 @@ def count_parameters(training: TrainingArguments, model: ModelConfig, build: Cal
     finally:
         if training.deepspeed:
             set_hf_deepspeed_config(training.hf_deepspeed_config)
-    return parameters
+    trained = sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad)
+    return trained if model.use_peft else built.num_parameters(), trained
 
 
 def _try_adapter(built: PreTrainedModel, model: ModelConfig) -> None:

@@ -97,10 +97,8 @@ def prepare(
             with collecting(problems):
                 check_resumable(last, training)
     if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):
-        # an adapter is a few per cent of its base at most
-        written = parameters // 50 if model.use_peft else parameters
         cache = kind.cache_bytes(records, training, model, config_of_model)
-        problems += check_disk(training, written, len(records), max(0, cache - size_of(folder / ENCODED)))
+        problems += check_disk(training, *parameters, len(records), max(0, cache - size_of(folder / ENCODED)))
     _refuse(problems, records + held_out)
     records, bad = kind.sound(records, str(data.train_file))
     held_out, of_held_out = kind.sound(held_out, str(eval_file))
