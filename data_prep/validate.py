@@ -24,6 +24,7 @@ from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
 from r1_aqa_repro.common.escaping import visible_line
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.answers import fold
+from r1_aqa_repro.data.prompts import SPECIAL_TOKEN
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.data.records import Read, read_records
 
@@ -42,6 +43,7 @@ RULES = {
     "too_short": (ERROR, "the clip is shorter than 0.1 s"),
     "silent": (ERROR, "the clip holds no sound"),
     "duplicate_choices": (WARNING, "a choice stands there twice"),
+    "special_token": (WARNING, "a text spells a special token; models are given it as text"),
     "same_audio": (ERROR, "two splits share a clip"),
     "same_video": (ERROR, "two splits share a source video"),
     "same_text": (
@@ -109,6 +111,9 @@ def check(manifest: Path, read: Read[AudioQuestion], clips: Clips) -> Iterator[F
             yield Finding(rule, question.id, what)
         if len(set(question.choices)) < len(question.choices):
             yield Finding("duplicate_choices", question.id, f"choices {list(question.choices)}")
+        spelled = dict.fromkeys(SPECIAL_TOKEN.findall(" ".join([question.question, *question.choices])))
+        if spelled:
+            yield Finding("special_token", question.id, " ".join(spelled))
 
 
 def _paths(manifest: Path) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from eval.evaluation import Evaluation
@@ -29,7 +29,7 @@ from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.model.generation import greedy_config
-from r1_aqa_repro.model.inputs import minimum_seconds
+from r1_aqa_repro.model.inputs import minimum_seconds, too_long
 from r1_aqa_repro.run.arguments import DataArguments
 from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig
 from r1_aqa_repro.run.evaluating import EVALUATIONS, Autocast
@@ -40,16 +40,22 @@ _NAMED = 10  # ids of lost questions that are printed
 class HarnessEvaluator:
     """An `evaluating.Evaluator` over the questions of a configuration's `eval_file`.
 
-    Preflight has refused what is not usable, unless told to skip it. Questions without an answer are left out then.
-    Those without a usable clip count as wrong, as they do for `python -m eval.mmau`, which otherwise would give another
-    figure for the same checkpoint and file.
+    Preflight has refused what is not usable, unless told to skip it. Questions without an answer, and those that the
+    model has no room for, are left out then. Those without a usable clip count as wrong, as they do for `python -m
+    eval.mmau`, which otherwise would give another figure for the same checkpoint and file.
 
     Args:
         data, training: of the configuration.
-        processor: the model's.
+        processor, config: the model's.
     """
 
-    def __init__(self, data: DataArguments, training: AudioGRPOConfig | AudioSFTConfig, processor: ProcessorMixin):
+    def __init__(
+        self,
+        data: DataArguments,
+        training: AudioGRPOConfig | AudioSFTConfig,
+        processor: ProcessorMixin,
+        config: PreTrainedConfig,
+    ):
         self.file, self.run_folder = Path(str(training.eval_file)), Path(str(training.output_dir))
         self.settings = EvalSettings(
             ckpt=str(self.run_folder),
@@ -59,7 +65,10 @@ class HarnessEvaluator:
             audio_channel=data.audio_channel,
         )
         read = read_questions(self.file)
-        self.questions = [one for one in read.records[: training.eval_limit] if one.answer is not None]
+        answered = [one for one in read.records[: training.eval_limit] if one.answer is not None]
+        style, room = data.prompt_style, training.max_completion_length or 0
+        beyond = {one.id for one, _ in too_long(processor, config, answered, style, room)}
+        self.questions = [one for one in answered if one.id not in beyond]
         self.data_sha256 = sha256_of(self.file)
         self.version = version_of(read.records)
         self.processor = processor

@@ -25,10 +25,11 @@ from eval.settings import EvalSettings
 from r1_aqa_repro.common.distributed import num_local_processes
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.audio import AudioError
-from r1_aqa_repro.data.prompts import build_messages
+from r1_aqa_repro.data.prompts import build_messages, prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model import generation, loading
-from r1_aqa_repro.model.inputs import load_clip, process
+from r1_aqa_repro.model.inputs import load_clip, process, too_long
+from r1_aqa_repro.model.plain_text import say_spelled
 
 _LARGEST = {"cpu": 16, "cuda": 64}  # questions at once: more would gain little
 _TEXT_TOKENS = 256  # of a prompt, beside its audio
@@ -173,6 +174,21 @@ def draws_of(key: Key, count: int) -> np.ndarray:
     """The numbers that decide the completion of a question and repeat: float64 [count], uniform in [0, 1)."""
     seed = hashlib.sha256(f"{key[1]} {key[0]}".encode()).digest()
     return np.random.default_rng(int.from_bytes(seed, "big")).random(count)
+
+
+def check_prompts(questions: Sequence[AudioQuestion], settings: EvalSettings, file: str) -> None:
+    """Say which questions of a file spell special tokens, before any is put to the model.
+
+    Raises:
+        Refused: naming every question that the model has no room for.
+    """
+    processor, style = loading.load_processor(settings.ckpt), str(settings.prompt_style)
+    say_spelled(processor.tokenizer, file, ((question.id, prompt_text(question, style)) for question in questions))
+    remedy = "Shorten its texts, or lower --max-new-tokens."
+    found = too_long(processor, loading.check_model_folder(settings.ckpt), questions, style, settings.max_new_tokens)
+    problems = [Problem(f"{file}: {question.id}", what, remedy) for question, what in found]
+    if problems:
+        raise Refused(problems)
 
 
 def require_audio(questions: Iterable[AudioQuestion], settings: EvalSettings) -> None:

@@ -141,13 +141,15 @@ def carry_out(plan: Plan, processes: Processes = ALONE) -> dict[str, Any]:
 
     Raises:
         Refused: predictions made with other settings are in the folder; the checkpoint is no sound Qwen2-Audio; a clip
-            cannot be used and the settings are strict.
+            cannot be used and the settings are strict; the model has no room for a question.
     """
     evaluation, settings = plan.evaluation, plan.settings
 
     def load() -> Generator:
-        from eval.generation import Generator, require_audio  # torch: not needed to score what is complete
+        # torch: not needed to score what is complete
+        from eval.generation import Generator, check_prompts, require_audio
 
+        processes.on_main(lambda: check_prompts(evaluation.questions, settings, evaluation.paths["data"]))
         if settings.strict:
             processes.on_main(lambda: require_audio(evaluation.questions, settings))
         own = f"cuda:{local_rank()}" if settings.device == "cuda" and processes.count > 1 else settings.device

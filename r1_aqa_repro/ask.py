@@ -6,7 +6,8 @@
 prints the choice that the model answers with. Prompt, inputs, decoding and the reading of the answer are those of
 `eval.mmau`. An answer that is not among the choices is printed as it is, and a note says so.
 
-Exit codes: 0 done; 2 refused: a missing or unreadable clip, fewer than two choices, no sound checkpoint.
+Exit codes: 0 done; 2 refused: a missing or unreadable clip, fewer than two choices, no sound checkpoint,
+more text than the model has positions for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from r1_aqa_repro.common.escaping import visible
 from r1_aqa_repro.common.files import unreadable
 from r1_aqa_repro.data.answers import answer_of, match_choice
 from r1_aqa_repro.data.audio import AudioError
-from r1_aqa_repro.data.prompts import PROMPT_STYLES
+from r1_aqa_repro.data.prompts import PROMPT_STYLES, prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
 
 
@@ -72,14 +73,20 @@ def complete(checkpoint: str, question: AudioQuestion, style: str, max_new_token
     """The greedy completion of a model (folder or hub id), by default at most as long as those of `eval.mmau`.
 
     Raises:
-        Refused: the clip cannot be decoded or is too short; see `loading.load`.
+        Refused: the clip cannot be decoded or is too short, the model has no room for the question; see
+            `loading.load`.
     """
     import torch  # after the arguments: --help and mistakes are answered at once
 
     from r1_aqa_repro.model import generation, loading
-    from r1_aqa_repro.model.inputs import question_inputs
+    from r1_aqa_repro.model.inputs import question_inputs, too_long
+    from r1_aqa_repro.model.plain_text import say_spelled
 
     processor = loading.load_processor(checkpoint)
+    say_spelled(processor.tokenizer, "--question, --choices", [(question.id, prompt_text(question, style))])
+    config = loading.check_model_folder(checkpoint)
+    for _, what in too_long(processor, config, [question], style, max_new_tokens):
+        raise Refused.because("--question, --choices", what, "Shorten them.")
     try:
         inputs = question_inputs(processor, [question], style)
     except AudioError as error:

@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
     problems = check_names(training.reward_funcs, training.reward_weights, REWARDS) + check_grpo(training, model_config)
     clips = Clips(Path(str(training.output_dir)), data.check_audio, data.max_bad_clips, data.overwrite)
     with sole_run(training):
-        questions, _ = prepare(data, training, model_config, AudioQuestions(clips), problems)
+        kind = AudioQuestions(clips, data.prompt_style, training.max_completion_length or 0)
+        questions, _ = prepare(data, training, model_config, kind, problems)
 
         def build_trainer() -> AudioGRPOTrainer:
             model, processor = load_configured(model_config)
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
                 prompt_style=data.prompt_style,
                 audio_channel=data.audio_channel,
                 clips=clips,
-                evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
+                evaluator=HarnessEvaluator(data, training, processor, model.config) if training.eval_file else None,
                 peft_config=get_peft_config(model_config),
                 callbacks=[Doctor(Path(str(training.output_dir)))],
             )

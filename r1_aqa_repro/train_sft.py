@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
         problems.append(Problem("prompt_style", "think has no thoughts to imitate", "Use direct or answer for SFT."))
     clips = Clips(Path(str(training.output_dir)), data.check_audio, data.max_bad_clips, data.overwrite)
     with sole_run(training):
-        questions, _ = prepare(data, training, model_config, AudioQuestions(clips), problems)
+        kind = AudioQuestions(clips, data.prompt_style, training.max_completion_length)
+        questions, _ = prepare(data, training, model_config, kind, problems)
 
         def build_trainer() -> AudioSFTTrainer:
             model, processor = load_configured(model_config)
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
                 prompt_style=data.prompt_style,
                 audio_channel=data.audio_channel,
                 clips=clips,
-                evaluator=HarnessEvaluator(data, training, processor) if training.eval_file else None,
+                evaluator=HarnessEvaluator(data, training, processor, model.config) if training.eval_file else None,
             )
 
         return run_training(build_trainer, training, "sft")

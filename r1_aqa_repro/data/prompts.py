@@ -7,6 +7,7 @@ result), `think` its prompt 3.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -14,6 +15,7 @@ from r1_aqa_repro.data.questions import AudioQuestion
 PROMPT_STYLES = ("direct", "answer", "think")
 
 END_OF_TURN = "<|im_end|>"  # ChatML's; a tokenizer's eos token may be another one
+SPECIAL_TOKEN = re.compile(r"<\|[^\s<>|]+\|>")  # how Qwen's models spell those that are theirs: `<|AUDIO|>`
 _INSTRUCTION = {
     "direct": "",
     "answer": " Output the final answer in <answer> </answer>.",

@@ -6,21 +6,23 @@ and every prompt is checked on its own: a check of the batch's total would miss 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
-from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, load_audio
-from r1_aqa_repro.data.prompts import build_messages
+from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, load_audio, measure_audio
+from r1_aqa_repro.data.prompts import END_OF_TURN, build_messages, prompt_text, target_text
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.audio_encoder import trim_frames
+from r1_aqa_repro.model.plain_text import plain
 
 IGNORE = -100  # label of a position that is not scored, as PyTorch's and transformers' losses have it
 AUDIO_KEYS = ("input_features", "feature_attention_mask")
+_TOKENS_A_BYTE = 3  # of a text, at most: a token holds a byte or more, and Unicode's NFC makes three of one at most
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,7 @@ def process(
     Raises:
         ValueError: a prompt whose number of audio placeholders is not what its clip gives.
     """
-    texts = [
-        processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        for conversation in conversations
-    ]
+    texts = [_rendered(processor, conversation) for conversation in conversations]
     outputs = processor(text=texts, audio=list(waveforms), sampling_rate=SAMPLING_RATE)
     inputs = ModelInputs(
         prompt_ids=[list(map(int, ids)) for ids in outputs["input_ids"]],
@@ -108,6 +107,10 @@ def process(
         if (tokens := ids.count(audio_token_id)) != features:
             raise ValueError(f"prompt {row} holds {tokens} audio tokens, its clip gives {features} features")
     return inputs
+
+
+def _rendered(processor: ProcessorMixin, conversation: list[dict[str, Any]]) -> str:
+    return str(processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
 
 
 def num_audio_tokens(feature_attention_mask: torch.Tensor) -> torch.Tensor:
@@ -148,6 +151,53 @@ def question_inputs(
     """From questions to model inputs: what training and evaluation both call."""
     clips = [load_clip(question, channel, processor, blind) for question in questions]
     return process(processor, [build_messages(question, style) for question in questions], clips)
+
+
+def target_ids(tokenizer: PreTrainedTokenizerBase, question: AudioQuestion, style: str) -> list[int]:
+    """Token ids of what supervised fine-tuning teaches: the answer, and the end of the turn."""
+    ids: list[int] = tokenizer(plain(tokenizer, target_text(question, style)) + END_OF_TURN)["input_ids"]
+    return ids
+
+
+def too_long(
+    processor: ProcessorMixin,
+    config: PreTrainedConfig,
+    questions: Iterable[AudioQuestion],
+    style: str,
+    room: int,
+    taught: bool = False,
+) -> Iterator[tuple[AudioQuestion, str]]:
+    """The questions that a model has too few positions for, each with what is wrong.
+
+    What is short by its bytes is not tokenised, and its clip not asked for its length. Those whose clip cannot be heard
+    are not put to the model.
+
+    Args:
+        processor, config: of the model.
+        questions, style: what is asked, and how.
+        room: tokens of a completion.
+        taught: the right answer needs its room, too.
+    """
+    tokenizer, extractor = processor.tokenizer, processor.feature_extractor
+    positions = config.get_text_config().max_position_embeddings
+    nothing = [{"role": "user", "content": [{"type": "audio", "audio": ""}, {"type": "text", "text": ""}]}]
+    template = _rendered(processor, nothing)
+    window = int(num_audio_tokens(torch.tensor([extractor.nb_max_frames])))
+    for question in questions:
+        prompt, answer = prompt_text(question, style), target_text(question, style) if taught else ""
+        most, most_answered = (_TOKENS_A_BYTE * len(text.encode()) for text in (template + prompt, answer))
+        if most + window + max(room, most_answered) <= positions:
+            continue
+        try:
+            frames = -(-measure_audio(question.audio_path, minimum_seconds(processor)) // extractor.hop_length)
+        except AudioError:
+            continue
+        clip = int(num_audio_tokens(torch.tensor([min(frames, extractor.nb_max_frames)])))
+        ids = tokenizer(_rendered(processor, build_messages(question, style)))["input_ids"]
+        length = len(ids) - 1 + clip  # the clip's own token becomes so many
+        length += max(room, len(target_ids(tokenizer, question, style)) if taught else 0)
+        if length > positions:
+            yield question, f"prompt, clip and completion take {length:,} tokens, the model has {positions:,} positions"
 
 
 def text_inputs(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]]) -> PromptInputs:

@@ -32,6 +32,7 @@ from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.audio_encoder import make_trimmable
 from r1_aqa_repro.model.files import adapter_base, adapter_config
 from r1_aqa_repro.model.folder import check_files, check_settings_files, check_template, folder_of
+from r1_aqa_repro.model.plain_text import keep_texts
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.model.yarn import declare_reach
 
@@ -104,7 +105,7 @@ def check_model_folder(
 
 
 def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
-    """Load the processor; its tokenizer pads on the left, its feature extractor on the right.
+    """Load the processor, which keeps texts texts; its tokenizer pads on the left, its feature extractor on the right.
 
     `AutoProcessor.from_pretrained(..., padding_side="left")`, TRL's own default, would also pad the *audio* on the
     left, so that the model hears leading silence; hence the tokenizer's side is set here and nowhere else.
@@ -131,7 +132,7 @@ def load_processor(name_or_path: str | os.PathLike[str]) -> ProcessorMixin:
     sample = AudioQuestion("sample", Path("clip.wav"), "What is heard?", ("rain", "wind"), None)
     shown = {sample.question: 1, processor.audio_token: 1}
     check_template(processor, build_messages(sample, PROMPT_STYLES[0]), shown, where)
-    return processor
+    return keep_texts(processor)
 
 
 def load_model(

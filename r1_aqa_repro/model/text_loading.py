@@ -36,6 +36,7 @@ from r1_aqa_repro.model.loading import (
     load_complete,
     read_or_refuse,
 )
+from r1_aqa_repro.model.plain_text import keep_texts
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.model.yarn import apply_rope_parameters
 
@@ -50,7 +51,7 @@ class TextModelConfig(RopeArguments, ModelConfig):
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer; it pads on the left, as generating needs it.
+    """The tokenizer, which keeps texts texts; it pads on the left, as generating needs it.
 
     Raises:
         Refused: no tokenizer can be read, or it has no vocabulary, chat template, end-of-turn or padding token.
@@ -71,7 +72,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
         raise Refused.because(where, "the tokenizer has no vocabulary: every text would be empty", remedy)
     sample = "What is a sample?"
     check_template(tokenizer, [{"role": "user", "content": sample}], {sample: 1}, where)
-    return tokenizer
+    return keep_texts(tokenizer)
 
 
 def load_policy(

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
     Qwen2AudioForConditionalGeneration,
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
@@ -21,11 +22,13 @@ from trl import ModelConfig
 
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.data.conversations import Read, TextPrompt, read_prompts
+from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
 from r1_aqa_repro.model.encoded_audio import encoded_bytes
 from r1_aqa_repro.model.files import adapter_config
-from r1_aqa_repro.model.inputs import minimum_seconds, token_ids
+from r1_aqa_repro.model.inputs import minimum_seconds, token_ids, too_long
 from r1_aqa_repro.model.loading import check_model_folder, check_pair, check_tensors, load_processor
+from r1_aqa_repro.model.plain_text import say_spelled
 from r1_aqa_repro.model.text_loading import check_text_model
 from r1_aqa_repro.rewards.registry import check_prompts, check_uses, reward_model_positions
 from r1_aqa_repro.run.clips import Clips
@@ -97,22 +100,27 @@ class Kind(ABC, Generic[Record]):
 
 
 class AudioQuestions(Kind[AudioQuestion]):
-    """Questions with an answer, about clips that can be decoded and are long enough for the model.
+    """Questions with an answer that the model has room for, about clips that can be decoded and are long enough for it.
 
-    clips: of the run.
+    Args:
+        clips: of the run.
+        style: of the prompts.
+        room: tokens of the longest completion.
     """
 
     family, build = "Qwen2-Audio", Qwen2AudioForConditionalGeneration
 
-    def __init__(self, clips: Clips) -> None:
-        self.clips = clips
+    def __init__(self, clips: Clips, style: str, room: int) -> None:
+        self.clips, self.style, self.room = clips, style, room
         self.shortest = 0.1  # seconds of a clip; better known once the model is
+        self.model: tuple[PreTrainedConfig, ProcessorMixin] | None = None  # once they are known to be sound
 
     def _measure_with(self, name: str, model: ModelConfig) -> PreTrainedConfig:
         config, processor = check_model_folder(name), load_processor(name)
         check_pair(config, processor, name)
         check_tensors(Qwen2AudioForConditionalGeneration, name)
         self.shortest = minimum_seconds(processor)
+        self.model = config, processor
         return config
 
     def usable(self, file: str, limit: int | None = None) -> tuple[list[AudioQuestion], list[Problem]]:
@@ -121,7 +129,16 @@ class AudioQuestions(Kind[AudioQuestion]):
         problems = read.problems + with_answers(asked, file)
         answered = [question for question in asked if question.answer is not None]
         heard, bad = self._heard(answered, file)
-        return heard, problems + bad
+        if self.model is None:
+            return heard, problems + bad
+        config, processor = self.model
+        say_spelled(processor.tokenizer, file, ((each.id, prompt_text(each, self.style)) for each in heard))
+        remedy = "Shorten its texts, lower max_completion_length, or leave it out."
+        beyond = {
+            question.id: Problem(f"{file}: {question.id}", what, remedy)
+            for question, what in too_long(processor, config, heard, self.style, self.room, taught=True)
+        }
+        return [question for question in heard if question.id not in beyond], [*problems, *bad, *beyond.values()]
 
     def sound(self, records: list[AudioQuestion], file: str) -> tuple[list[AudioQuestion], list[Problem]]:
         return self._heard(records, file, decode=True) if self.clips.decodes else (records, [])
@@ -200,6 +217,8 @@ class TextRecords(Kind[TextPrompt]):
             problems += bad
             if not bad:
                 usable.append(record)
+        if self.model is not None:
+            say_spelled(self.model[1], file, ((record.id, record.conversations) for record in usable))
         if together := self.check_all(usable, file):
             raise Refused(problems + together)
         return usable, problems

@@ -11,9 +11,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from r1_aqa_repro.data.prompts import END_OF_TURN, build_messages, target_text
+from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.model.inputs import IGNORE, pad_right, process
+from r1_aqa_repro.model.inputs import IGNORE, pad_right, process, target_ids
 from r1_aqa_repro.run.callbacks import StopAtLoss
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.clips import Clips, ClipWatch
@@ -38,9 +38,7 @@ class SFTCollator:
         conversations = [build_messages(question, self.prompt_style) for question in questions]
         inputs = process(self.processor, conversations, [samples for samples, _ in clips])
         tokenizer = self.processor.tokenizer
-        targets = [
-            tokenizer(target_text(question, self.prompt_style) + END_OF_TURN)["input_ids"] for question in questions
-        ]
+        targets = [target_ids(tokenizer, question, self.prompt_style) for question in questions]
         rows = list(zip(inputs.prompt_ids, targets, strict=True))
         return {
             "input_ids": pad_right([prompt + target for prompt, target in rows], tokenizer.pad_token_id),

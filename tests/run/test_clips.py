@@ -245,7 +245,7 @@ def test_a_run_keeps_the_questions_that_it_began_with(world: World, tmp_path: Pa
     """Those left out stay so though their clips are back, and those it has stay though their clips are gone: another
     number of questions would be another order."""
     asked: list[list[AudioQuestion]] = []
-    world.patch.setattr(train_grpo, "AudioQuestions", lambda clips: Watched(clips))
+    world.patch.setattr(train_grpo, "AudioQuestions", lambda *arguments: Watched(*arguments))
     world.patch.setattr(train_grpo, "run_training", lambda *_: 0)
 
     class Watched(AudioQuestions):

@@ -447,7 +447,7 @@ def test_what_7b_needs_of_a_disk(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**13, 0, 450 * 10**9))
 
     def start_with() -> None:
-        prepare(*parse_config(AudioGRPOConfig, paper), AudioQuestions(Clips(tmp_path / "run")), [])
+        prepare(*parse_config(AudioGRPOConfig, paper), AudioQuestions(Clips(tmp_path / "run"), "answer", 256), [])
 
     if gigabytes < 450:
         start_with()
@@ -461,7 +461,7 @@ def test_what_7b_needs_of_a_disk(
 
 def test_encoded_clips_are_counted_where_grpo_keeps_them(manifest: Path, tmp_path: Path) -> None:
     """Of 24 clips a window of 30 s takes 750 tokens of 1,280 values."""
-    kind, config = AudioQuestions(Clips(tmp_path)), qwen2_audio_7b_config()
+    kind, config = AudioQuestions(Clips(tmp_path), "answer", 256), qwen2_audio_7b_config()
     records, _ = kind.usable(str(manifest))
     where = ["--config", "configs/grpo_embedded.yaml", "--use_cpu", "true", "--output_dir", str(tmp_path)]
     seconds = sum(ceil(25 * soundfile.info(str(record.audio_path)).duration) for record in records)
