@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,6 +99,23 @@ def test_a_signal_saves_what_fits_the_time(
         assert not any(weights.glob("optimizer*"))
     assert start("audio sft", tmp_path, *more) == 0
     assert (tmp_path / "final").is_dir() and not weights.exists()
+
+
+@pytest.mark.parametrize(("seconds", "evaluates", "saves"), [(60, True, False), (60, False, True), (None, True, True)])
+def test_no_checkpoint_fits_if_an_evaluation_comes_before_it(
+    seconds: float | None, evaluates: bool, saves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long that takes nobody knows."""
+    weights = tmp_path / "weights-1"
+    stop = StopOnSignal(seconds, SimpleNamespace(seconds_to_save=1.0, save_weights=lambda: weights))
+    rest = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True), TrainerState(global_step=1)
+    control = TrainerControl(should_evaluate=evaluates)
+    stop.on_train_begin(*rest, control)
+    signal.raise_signal(signal.SIGTERM)
+    stop.on_step_end(*rest, control)
+    stop.on_train_end(*rest, control)
+    assert control.should_training_stop and control.should_save == saves
+    assert (stop.saved_weights is None) == saves and control.should_evaluate == (evaluates and saves)
 
 
 def test_a_signal_before_the_first_checkpoint_leaves_the_model(

@@ -20,6 +20,7 @@ import soundfile
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from trl import ModelConfig
 
 from r1_aqa_repro import train_dpo, train_grpo
 from r1_aqa_repro.common.errors import Refused
@@ -295,6 +296,19 @@ REFUSED = [
 def test_a_setting_that_cannot_be_carried_out(name: str, settings: str, said: str, refusal: Refusal) -> None:
     [line] = refusal(name, *shlex.split(settings))
     assert said in line
+
+
+@pytest.mark.parametrize(("deepspeed", "keep", "refused"), [(True, "last", 1), (True, "all", 0), (False, "last", 0)])
+def test_deepspeed_cannot_load_the_best_without_its_optimizer(
+    deepspeed: bool, keep: str, refused: int, tmp_path: Path
+) -> None:
+    config = "configs/deepspeed/zero2.json" if deepspeed else None
+    rest: dict[str, Any] = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "bf16": False}
+    best: dict[str, Any] = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 500}
+    training = AudioSFTConfig(**rest, **best, deepspeed=config, keep_optimizer=keep)
+    unset_hf_deepspeed_config()
+    found = [str(problem) for problem in checks.check_settings(training, ModelConfig(dtype="float32"))]
+    assert len(found) == refused and all("keep_optimizer: last beside load_best_model_at_end" in line for line in found)
 
 
 @pytest.mark.parametrize("name", ["audio sft", "grpo", "dpo"])
