@@ -26,7 +26,7 @@ from transformers import (
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, collecting, command, failing_plainly
-from r1_aqa_repro.common.files import LOCK, sole_use
+from r1_aqa_repro.common.files import LOCK, size_of, sole_use
 from r1_aqa_repro.model.files import (
     ADAPTER_CONFIG,
     adapter_base,
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     arguments = _parser().parse_args(argv)
     out = merge_adapter(arguments.adapter, arguments.out, arguments.base, arguments.dtype)
-    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    size = size_of(out) / 1e6
     say(f"wrote {out} ({size:,.1f} MB, {arguments.dtype})")
     return EXIT_DONE
 
