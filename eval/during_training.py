@@ -66,7 +66,7 @@ class HarnessEvaluator:
         )
         read = read_questions(self.file)
         answered = [one for one in read.records[: training.eval_limit] if one.answer is not None]
-        style, room = data.prompt_style, training.max_completion_length or 0
+        style, room = data.prompt_style, training.max_completion_length
         beyond = {one.id for one, _ in too_long(processor, config, answered, style, room)}
         self.questions = [one for one in answered if one.id not in beyond]
         self.data_sha256 = sha256_of(self.file)

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     problems = check_names(training.reward_funcs, training.reward_weights, REWARDS) + check_grpo(training, model_config)
     clips = Clips(Path(str(training.output_dir)), data.check_audio, data.max_bad_clips, data.overwrite)
     with sole_run(training):
-        kind = AudioQuestions(clips, data.prompt_style, training.max_completion_length or 0)
+        kind = AudioQuestions(clips, data.prompt_style, training.max_completion_length)
         questions, _ = prepare(data, training, model_config, kind, problems)
 
         def build_trainer() -> AudioGRPOTrainer:

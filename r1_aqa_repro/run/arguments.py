@@ -126,6 +126,7 @@ class GRPOArguments(CheckpointArguments):
 
     prompts_per_step: int = key(16, "Prompts of an optimizer step, over all processes.")
     max_prompts_per_device: int = key(2, "At most so many prompts a device at once; more are accumulated.")
+    max_completion_length: int = key(512, "Longest completion, tokens.")
     reward_funcs: list[str] = key(["accuracy", "format"], "accuracy, format and others: r1_aqa_repro.rewards.rules.")
     dynamic_sampling: int = key(
         0, "Up to so many further prompts a step, in place of those whose rewards are all the same."

@@ -40,6 +40,8 @@ IN_CONFIG: list[tuple[str, str, str, str]] = [
     ("train_sft_text", "max_steps", "0", "Give -1, or an integer from 1"),
     ("train_sft_text", "max_steps", "10.5", INTEGER),
     ("train_grpo", "max_completion_length", "100000000000000000000", "Give an integer from 1 to 1,048,576."),
+    ("train_grpo", "max_completion_length", "null", INTEGER),
+    ("train_grpo_text", "max_completion_length", "null", INTEGER),
     ("train_ppo_text", "max_completion_length", "0", "Give an integer from 1 to 1,048,576."),
     ("train_dpo", "max_length", "-1", "Give an integer from 1 to 1,048,576."),
     ("train_grpo", "top_p", "7.5", f"{NUMBER} above 0 to 1."),

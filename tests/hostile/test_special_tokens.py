@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin,
 from trl.data_utils import apply_chat_template
 
 from r1_aqa_repro.data.audio import load_audio
-from r1_aqa_repro.data.prompts import END_OF_TURN, build_messages, prompt_text
+from r1_aqa_repro.data.prompts import END_OF_TURN, PROMPT_STYLES, build_messages, prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
+from r1_aqa_repro.embedded.question_set import make_question
 from r1_aqa_repro.embedded.text_tasks import vocabulary_texts
 from r1_aqa_repro.model.inputs import question_inputs, target_ids, token_ids, too_long
 from r1_aqa_repro.model.loading import check_model_folder, load_processor
@@ -308,6 +309,21 @@ class TestOrdinaryTexts:
         own = [unguarded_text.apply_chat_template(each, tokenize=False) for each in conversations]
         assert token_ids(tokenizer, conversations, True) == unguarded_text(own, add_special_tokens=False)["input_ids"]
         assert not spelled(tokenizer, texts)
+
+    def test_embedded_questions(self, processor: ProcessorMixin, unguarded: ProcessorMixin) -> None:
+        records = [make_question(0, "held_out", index)[0] for index in range(60)]
+        messages = [
+            build_messages(
+                AudioQuestion(record["id"], Path("clip.wav"), record["question"], tuple(record["choices"]), None), style
+            )
+            for record in records
+            for style in PROMPT_STYLES
+        ]
+        ids, own = (
+            each.tokenizer([each.apply_chat_template(one, tokenize=False) for one in messages])["input_ids"]
+            for each in (processor, unguarded)
+        )
+        assert ids == own
 
     @pytest.mark.skipif(not SHARED_MMAU.is_dir(), reason="MMAU's own files are not there")
     @pytest.mark.parametrize("name", ["mmau-test-mini.v05.15.25.json", "mmau-test-mini.2025-03-25.json"])
