@@ -51,10 +51,11 @@ WARPERS: dict[str, tuple[float | None, type[LogitsProcessor]]] = {
     "epsilon_cutoff": (0.0, EpsilonLogitsWarper),
     "eta_cutoff": (0.0, EtaLogitsWarper),
 }
-# settings of a generation that the loop acts on or need not act on, and values of others that ask for nothing
+# settings of a generation that the loop acts on or need not act on (top_h reads its numbers on the host), and values of
+# others that ask for nothing
 _KNOWN = {
     "do_sample", "suppress_tokens", "max_new_tokens", "eos_token_id", "pad_token_id", "bos_token_id",
-    "transformers_version", "disable_compile", *WARPERS,
+    "transformers_version", "disable_compile", *(WARPERS.keys() - {"top_h"}),
 }  # fmt: skip
 _NEUTRAL = {"repetition_penalty": 1.0, "num_beams": 1}
 
@@ -125,7 +126,8 @@ def complete(
     input_ids = pad_left(inputs.prompt_ids, inputs.prompt_ids[0][0]).to(device)  # [U, L]
     attention_mask = attention_mask_left(inputs.prompt_ids).to(device)  # [U, L]
     base = base_of(model)
-    with torch.no_grad(), autocast or nullcontext(), _without_own_settings(base):
+    kernels = sdpa_kernel(_KERNELS) if device.type == "cuda" else nullcontext()
+    with torch.no_grad(), autocast or nullcontext(), _without_own_settings(base), kernels:
         if share:
             check_whole_groups(rows, len(input_ids))
             block = _GRAPH_BLOCK if cuda_graphs else 1
@@ -182,6 +184,8 @@ class Loop:
         asked = config.to_diff_dict().items()
         if any(name not in _KNOWN and value != _NEUTRAL.get(name) for name, value in asked):
             return None
+        if config.do_sample and config.top_k is None:  # transformers puts 50
+            return None
         processors = LogitsProcessorList()
         if config.suppress_tokens:
             processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=str(model.device)))
@@ -227,14 +231,13 @@ class Loop:
 
         run, captured = step, 0
         every = 1 if token.device.type == "cpu" else _LOOK_EVERY
-        with sdpa_kernel(_KERNELS):
-            for done in range(1, room + 1):
-                rows.tokens = done - 1  # a replayed step does not count itself
-                if graphs and done > 2 and rows.seen(done) != captured:  # two steps have warmed libraries up
-                    run, captured = _recorded(step), rows.seen(done)
-                run()
-                if done % every == 0 and ended.all():
-                    break
+        for done in range(1, room + 1):
+            rows.tokens = done - 1  # a replayed step does not count itself
+            if graphs and done > 2 and rows.seen(done) != captured:  # two steps have warmed libraries up
+                run, captured = _recorded(step), rows.seen(done)
+            run()
+            if done % every == 0 and ended.all():
+                break
         return ids[:, :done], log_probs[:, :done]
 
     def _picked(self, logits: torch.Tensor) -> torch.Tensor:
@@ -331,8 +334,9 @@ def _prefill(
 
 
 def _recorded(step: Callable[[], None]) -> Callable[[], None]:
-    """A step as a CUDA graph, to be replayed on the same tensors."""
-    with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
+    """A step as a CUDA graph, to be replayed on the same tensors. Other threads may go on, such as one that pins what
+    the next batch holds."""
+    with torch.cuda.graph(graph := torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
         step()
     return graph.replay
 

@@ -61,7 +61,7 @@ def read_config(
     """The configuration of a model that can be built, without code of its own; `options` are `from_pretrained`'s.
 
     Raises:
-        Refused: it cannot be read, is none of these types, or no model can be built of it.
+        Refused: it cannot be read, is none of these types, or no model can be built of it; it attends to a window.
     """
     where = str(name_or_path)
     config = read_or_refuse(
@@ -80,7 +80,12 @@ def read_config(
     def build() -> None:
         with _whole_models(), torch.device("meta"):
             (Qwen2AudioForConditionalGeneration if config.model_type == MODEL_TYPE else Qwen2ForCausalLM)(config)
-        declare_reach(config.get_text_config())
+        text = config.get_text_config()
+        declare_reach(text)
+        if set(text.layer_types) != {"full_attention"}:  # a window would end at a shared prompt
+            what = f"layers of it attend to a window of {text.sliding_window} tokens, which is not supported here"
+            remedy = "Take use_sliding_window and layer_types out of config.json: for shorter texts nothing changes."
+            raise Refused.because(where, what, remedy)
 
     read_or_refuse(build, "configuration of a model", where, remedy)
     return config

@@ -58,8 +58,8 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
         problems.append(
             Problem("devices", what, "Without GPUs give --use_cpu true; otherwise start one process a GPU.")
         )
-    if getattr(training, "cuda_graphs", False) and training.device.type != "cuda":
-        problems.append(Problem("cuda_graphs", f"there are none on {training.device.type}", "Leave it at false."))
+    if getattr(training, "cuda_graphs", False) and (what := _without_graphs(training)):
+        problems.append(Problem("cuda_graphs", what, "Leave it at false."))
     if training.n_gpu > 1:
         what = f"one process sees {training.n_gpu} GPUs and would split every batch over them"
         remedy = "Start one process a GPU (NPROC, torchrun), or make one visible with CUDA_VISIBLE_DEVICES."
@@ -81,6 +81,15 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
         remedy = "Write them into the base's config.json, or leave use_peft out."
         problems.append(Problem("rope_parameters", what, remedy))
     return problems
+
+
+def _without_graphs(training: TrainingArguments) -> str | None:
+    """Why no step of decoding would be recorded, if that is so."""
+    if training.sharing == "off":
+        return "without sharing transformers samples, and records nothing"
+    if training.deepspeed and training.hf_deepspeed_config.is_zero3():
+        return "under ZeRO-3 transformers samples, and records nothing"
+    return None if training.device.type == "cuda" else f"there are none on {training.device.type}"
 
 
 def _check_quantised(training: TrainingArguments, model: ModelConfig) -> list[Problem]:

@@ -92,10 +92,14 @@ def test_log_probs_are_those_of_the_full_softmax_over_the_temperature() -> None:
 
 @pytest.mark.usefixtures("layers")
 def test_what_the_loop_lacks_is_left_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, config = small_model(), decoding(repetition_penalty=1.7)
-    assert Loop.of(model, config) is None and Loop.of(model, decoding(repetition_penalty=1.0)) is not None
-    shared, plain = from_one_seed(model, config)[0], from_one_seed(model, config, share=False)[0]
-    assert shared.token_ids == plain.token_ids and shared.log_probs is None
+    model = small_model()
+    assert Loop.of(model, decoding(repetition_penalty=1.0)) is not None
+    # the second reads numbers on the host, with the third transformers samples from the 50 likeliest
+    for settings in ({"repetition_penalty": 1.7}, SAMPLED | {"top_h": 0.4}, {"do_sample": True}):
+        config = decoding(**settings)
+        assert Loop.of(model, config) is None
+        shared, plain = from_one_seed(model, config)[0], from_one_seed(model, config, share=False)[0]
+        assert shared.token_ids == plain.token_ids and shared.log_probs is None
     monkeypatch.setattr(generation, "is_deepspeed_zero3_enabled", lambda: True)
     assert Loop.of(model, decoding()) is None, "under ZeRO-3 every process must make as many steps"
 

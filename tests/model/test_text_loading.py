@@ -74,6 +74,13 @@ def test_models_that_are_incomplete_are_refused(
         assert what in refusal_of(load_reward_model, folder, tokenizer, new_head=new_head)
 
 
+def test_a_model_with_a_sliding_window_is_refused(policy: Path, copy: Callable[[Path], Path]) -> None:
+    """Its layers would see the whole of a shared prompt."""
+    folder = copy(policy)
+    edit("config.json", use_sliding_window=True, sliding_window=16, layer_types=None, max_window_layers=0)(folder)
+    assert "layers of it attend to a window of 16 tokens" in refusal_of(load_policy, folder)
+
+
 def test_an_audio_model_is_refused(model_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     for load in (load_policy, check_reward_model, lambda folder: load_reward_model(folder, tokenizer, new_head=True)):
         assert "the model is a qwen2_audio, not a qwen2" in refusal_of(load, model_folder)

@@ -276,6 +276,8 @@ REFUSED = [
     (["audio grpo"], "--reward_weights 1 2", "reward_weights: 2 weights for 1 rewards"),
     (["audio grpo"], "--attn_implementation eager", "eager does not take the shared-prefix mask"),
     (["audio grpo"], "--dtype auto", "auto weights do not move"),
+    (["audio grpo"], "--cuda_graphs true", "cuda_graphs: there are none on cpu"),
+    (["audio grpo"], "--cuda_graphs true --sharing off", "cuda_graphs: without sharing transformers samples"),
     (["audio grpo"], "--model_revision old", "model_revision: 'old' is not supported here"),
     (["audio grpo"], "--use_vllm true", "use_vllm: True is not supported here"),
     (["audio grpo"], "--dynamic_sampling 3 --max_prompts_per_device 2", "3 further prompts do not divide among the 2"),
@@ -542,6 +544,22 @@ def test_tools_that_a_run_would_miss_later_are_named(
     found = tools.problems(device, deepspeed)
     assert [named in line for line in found if named] == ([True] if named else [])
     assert len(found) == (named is not None)
+
+
+@pytest.mark.parametrize(("deepspeed", "said"), [("zero3", ["cuda_graphs: under ZeRO-3"]), ("zero2", []), (None, [])])
+def test_steps_that_would_not_be_recorded_are_not_asked_for(
+    deepspeed: str | None, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = AudioGRPOConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        cuda_graphs=True,
+        deepspeed=deepspeed and f"configs/deepspeed/{deepspeed}.json",
+    )
+    unset_hf_deepspeed_config()
+    monkeypatch.setattr(AudioGRPOConfig, "device", torch.device("cuda"))
+    found = [str(each) for each in checks.check_settings(training, ModelConfig()) if each.where == "cuda_graphs"]
+    assert [line.startswith(start) for line, start in zip(found, said, strict=True)] == [True] * len(said)
 
 
 def test_a_c_compiler_may_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
