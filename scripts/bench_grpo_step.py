@@ -134,8 +134,12 @@ def main(argv: list[str]) -> int:
 # --- The measurement
 
 
-def measure(setup: Setup, modes: Sequence[str], folder: Path, steps: int) -> dict[str, Any]:
+def measure(
+    setup: Setup, modes: Sequence[str], folder: Path, steps: int, counted: bool = True
+) -> dict[str, dict[str, Any]]:
     """Take steps of the modes in turn. Returns each mode's figures, and the `ratio` of two.
+
+    With `counted` one more step of each tells `gflop_per_step`; counting takes several times as long as the step.
 
     Raises:
         Failed: a step saw other tokens than it was to see.
@@ -146,8 +150,9 @@ def measure(setup: Setup, modes: Sequence[str], folder: Path, steps: int) -> dic
     inputs = question_inputs(loading.load_processor(folder / "model"), questions, PROMPT_STYLE)
     prompts = [len(ids) for ids in inputs.prompt_ids]
     tokens = NUM_GENERATIONS * sum(length + setup.completion_tokens for length in prompts)
-    trainer = build_trainer(setup, folder, len(modes) * (WARMUP + steps + 1))
-    turns = InTurn(trainer, modes, WARMUP + steps)
+    timed = WARMUP + steps
+    trainer = build_trainer(setup, folder, len(modes) * (timed + counted))
+    turns = InTurn(trainer, modes, timed)
     # before the trainer's own monitor, which starts the clock, and reads what is left on it
     trainer.callback_handler.callbacks.insert(0, turns)
     trainer.train()
@@ -156,10 +161,10 @@ def measure(setup: Setup, modes: Sequence[str], folder: Path, steps: int) -> dic
 
     completions = len(prompts) * NUM_GENERATIONS
     results: dict[str, Any] = {}
-    seconds = {mode: [step.seconds for step in turns.taken[mode][WARMUP:-1]] for mode in modes}
+    measured = {mode: turns.taken[mode][WARMUP:timed] for mode in modes}
+    seconds = {mode: [step.seconds for step in measured[mode]] for mode in modes}
     for mode in modes:
-        timed, median = turns.taken[mode][WARMUP:-1], statistics.median(seconds[mode])
-        peak = max(step.peak_mb for step in timed)
+        median, peak = statistics.median(seconds[mode]), max(step.peak_mb for step in measured[mode])
         results[mode] = {
             "geometry": setup.geometry,
             "mode": mode,
@@ -168,11 +173,13 @@ def measure(setup: Setup, modes: Sequence[str], folder: Path, steps: int) -> dic
             "prompt_tokens": round(statistics.mean(prompts)),
             "completions": completions,
             "completion_tokens": setup.completion_tokens,
-            "gflop_per_step": round(turns.taken[mode][-1].flops / 1e9, 3),
+            **({"gflop_per_step": round(turns.taken[mode][-1].flops / 1e9, 3)} if counted else {}),
             "seconds_per_step": round(median, 4),
             "completions_per_second": round(completions / median, 3),
             "peak_memory_mb": round(peak, 1),
-            "breakdown": {name: round(statistics.median(step.parts[name] for step in timed), 4) for name in PARTS},
+            "breakdown": {
+                name: round(statistics.median(step.parts[name] for step in measured[mode]), 4) for name in PARTS
+            },
             "memory_over_models_mb": round(peak - turns.memory_mb, 1),
         }
     return results | ({"ratio": ratio_of(seconds[SHARED], seconds[PLAIN])} if len(modes) > 1 else {})
@@ -275,7 +282,7 @@ def prepare(setup: Setup, folder: Path) -> list[AudioQuestion]:
         geometry = tiny_model.Geometry(num_mel_bins=128, hop_length=160, window_seconds=30)
         processor = tiny_model.build_processor(geometry, [text] * 2)
         processor.save_pretrained(model_folder)
-        model = tiny_model.with_random_weights(config, processor, seed=0, device="meta" if setup.lora else "cpu")
+        model = tiny_model.with_random_weights(config, processor, seed=0, device="meta" if setup.lora else setup.device)
         if setup.lora:
             config.save_pretrained(model_folder)
         else:

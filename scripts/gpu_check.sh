@@ -19,7 +19,7 @@ if [ -z "$wheels" ]; then
 else
     PYTHON="$python"
     compgen -G "$wheels/*.whl" >/dev/null || refuse "$wheels: no wheels are there. scripts/collect_wheels.sh collects them."
-    "$PYTHON" -c 'import numba, numpy, pandas, pyarrow, scipy, sklearn, torch' ||
+    "$PYTHON" -c 'import matplotlib, numba, numpy, pandas, pyarrow, scipy, sklearn, torch' ||
         refuse "$PYTHON lacks what is too large for wheels (above). Install it, or name another interpreter in PYTHON."
     echo "Installing $wheels/*.whl into $wheels/site."
     pip_install --quiet --no-index --no-deps --no-compile --upgrade --target "$wheels/site" "$wheels"/*.whl

@@ -191,23 +191,26 @@ def decoding(sizes: Sizes, folder: Path) -> Iterator[Figures]:
 
 
 def lora_step(sizes: Sizes, folder: Path) -> Iterator[Figures]:
-    """An optimizer step of the real trainer with adapters, see bench_grpo_step.py, beside the planner's memory."""
-    reached = matmul_tflops(sizes)
+    """An optimizer step of the real trainer with adapters, see bench_grpo_step.py, beside the planner's figures."""
+    reached, found = matmul_tflops(sizes), {}
     for tokens in sizes.tokens:
         setup, place = replace(sizes.setup, completion_tokens=tokens), folder / str(tokens)
         place.mkdir()
         modes = [SHARED, PLAIN] if tokens == sizes.tokens[0] else [SHARED]
-        results = bench.measure(setup, modes, place, STEPS)
+        results = bench.measure(setup, modes, place, STEPS, counted=False)
         for mode in modes:
-            tflops = results[mode]["gflop_per_step"] / results[mode]["seconds_per_step"] / 1000
-            planned = planned_step(setup, place, mode).memory.peak
-            yield {f"{mode}_{tokens}": results[mode] | use(tflops, reached) | {"planned_peak_mb": planned / MB}}
+            found[mode, tokens] = results[mode]
+            yield {f"{mode}_{tokens}": results[mode]}
         clear_device_cache(garbage_collection=True)  # of what a model of before has held
+    for (mode, tokens), figures in found.items():  # last: a planner needs no GPU, and seconds
+        plan = planned_step(replace(sizes.setup, completion_tokens=tokens), folder / str(tokens), mode)
+        reach = use(sum(plan.work.flops.values()), figures["seconds_per_step"], reached)
+        yield {f"{mode}_{tokens}": figures | reach | {"planned_peak_mb": plan.memory.peak / MB}}
 
 
 def full_step(sizes: Sizes, folder: Path) -> Iterator[Figures]:
-    """Forward and backward of all parameters in bfloat16, without an optimizer, beside the planner's memory."""
-    made, reached = Made.of(sizes.setup, folder), matmul_tflops(sizes)
+    """Forward and backward of all parameters in bfloat16, without an optimizer, beside the planner's figures."""
+    made, reached, found = Made.of(sizes.setup, folder), matmul_tflops(sizes), {}
     for mode, tokens in [*((SHARED, tokens) for tokens in sizes.tokens), (PLAIN, sizes.tokens[0])]:
         sampled = made.sampled(tokens)
         for _ in range(2):  # the first warms up
@@ -219,16 +222,19 @@ def full_step(sizes: Sizes, folder: Path) -> Iterator[Figures]:
             forward = seconds() - began
             loss.backward()
             taken, peak = seconds() - began, peak_memory(sizes.setup.device)
+        figures = {"forward_s": forward, "backward_s": taken - forward, "peak_memory_mb": peak}
+        found[mode, tokens] = figures
+        yield {f"{mode}_{tokens}": figures}
+    for (mode, tokens), figures in found.items():  # last: a planner needs no GPU, and seconds
         plan = planned_step(replace(sizes.setup, completion_tokens=tokens, lora=False), folder, mode)
         planned = 2 * 2 * plan.parameters.total + plan.memory.activations + plan.memory.logits  # weights and gradients
-        parts = {"forward_s": forward, "backward_s": taken - forward} | use(
-            plan.work.flops["policy"] / taken / 1e12, reached
-        )
-        yield {f"{mode}_{tokens}": parts | {"peak_memory_mb": peak, "planned_peak_mb": planned / MB}}
+        reach = use(plan.work.flops["policy"], figures["forward_s"] + figures["backward_s"], reached)
+        yield {f"{mode}_{tokens}": figures | reach | {"planned_peak_mb": planned / MB}}
 
 
-def use(tflops: float, reached: float) -> Figures:
-    """`mfu`: what is used of what a large matrix product reaches on this machine."""
+def use(flops: int, taken: float, reached: float) -> Figures:
+    """TFLOP/s by the planner's count; `mfu`: what that is of what a large matrix product reaches on this machine."""
+    tflops = flops / taken / 1e12
     return {"tflops": tflops, "mfu": tflops / reached}
 
 

@@ -233,7 +233,7 @@ class Operations(TorchDispatchMode):
     """Counts what is dispatched inside this context.
 
     all: operations. kernels: those of them that make or change numbers. attention: calls of each kind of attention, by
-    PyTorch's name of it.
+    PyTorch's name of it; `math` if it takes no kernel for it, which shows by the softmax that nothing else takes.
     """
 
     def __init__(self) -> None:
@@ -246,8 +246,8 @@ class Operations(TorchDispatchMode):
         views = any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
         self.all += 1
         self.kernels += not views and not any(free in name for free in ("empty", "detach", "_unsafe_view"))
-        if "attention" in name:
-            self.attention[name.removeprefix("aten::")] += 1
+        if "attention" in name or name == "aten::_safe_softmax":
+            self.attention["math" if "softmax" in name else name.removeprefix("aten::")] += 1
         return function(*args, **(kwargs or {}))
 
 

@@ -20,6 +20,10 @@ from r1_aqa_repro.planning.geometries import qwen2_audio_7b_config
 
 Range = tuple[float, float]
 _ADAM_BYTES = 30  # a parameter: reads weight, gradient and two moments in float32, writes three and a bfloat16 copy
+# of a language model: what a token costs depends on them, and on nothing else that a config.json says
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+)  # fmt: skip
 _MEASURE_AGAIN = "Give a file that bash scripts/gpu_check.sh wrote."
 
 
@@ -137,7 +141,8 @@ def measured(file: Path, machine: Machine, job: Job) -> tuple[Machine, list[str]
     step = _nearest(parts.get("full_step", {}), mode, job.completion_tokens)
     way = "cuda_graphs" if job.cuda_graphs else mode
     token = _nearest(parts.get("decoding", {}), way, job.completion_tokens)
-    same_sizes = job.model.to_diff_dict() == qwen2_audio_7b_config().to_diff_dict()
+    planned, known = (config.get_text_config() for config in (job.model, qwen2_audio_7b_config()))
+    same_sizes = all(getattr(planned, size) == getattr(known, size) for size in _SIZES)
     if tflops := step.get("tflops", basis.get("matmul_tflops")):
         machine = replace(machine, flops_per_second=tflops * 1e12)
         words.append(f"{tflops:g} TFLOP/s ({'forward and backward' if 'tflops' in step else 'a matrix product'})")

@@ -22,7 +22,7 @@ from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import question_inputs
 from r1_aqa_repro.planning import estimate
-from r1_aqa_repro.planning.counting import build_model
+from r1_aqa_repro.planning.counting import Operations, build_model
 from r1_aqa_repro.planning.estimate import Job, Memory, Parameters, kv_cache_bytes, memory_of, strategies
 from r1_aqa_repro.planning.geometries import (
     mid_config,
@@ -51,6 +51,18 @@ def job(**changes: Any) -> Job:
         "gather_for_generation": True, "optimizer_copy": True,
     }  # fmt: skip
     return Job(**(settings | changes))
+
+
+def test_attention_without_a_kernel_of_its_own_is_counted_as_such() -> None:
+    """PyTorch breaks it up into products, under whose names it would go unnoticed."""
+    states = torch.zeros(1, 2, 4, 8)
+    for backend, expected in (
+        (SDPBackend.MATH, {"math": 1}),
+        (SDPBackend.FLASH_ATTENTION, {"_scaled_dot_product_flash_attention_for_cpu": 1}),
+    ):
+        with sdpa_kernel(backend), Operations() as operations:
+            torch.nn.functional.scaled_dot_product_attention(states, states, states).softmax(-1)
+        assert operations.attention == expected
 
 
 def test_the_geometries_have_the_known_sizes() -> None:

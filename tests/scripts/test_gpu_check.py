@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
+from r1_aqa_repro.planning.seconds import Machine
+from r1_aqa_repro.planning.seconds import measured as planned
 from scripts import gpu_check, gpu_parts
 from tests.conftest import ROOT
+from tests.planning.test_estimate import job
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -71,7 +76,11 @@ def test_scores_that_differ_in_more_than_rounding_show(tmp_path: Path, monkeypat
 
 
 def test_machine(tmp_path: Path) -> None:
+    """The planner reads what is measured."""
     figures = measured("machine", tmp_path)
+    machine = Machine(1, 1.0, 1.0, 1.0, (1.0, 1.0), 1.0, 1.0, (1.0, 1.0))
+    machine, words = planned(tmp_path / "figures.json", machine, job())
+    assert machine.launch == (figures["kernel_us"] / 1e6,) * 2 and len(words) == 3
     assert figures["versions"]["torch"] == torch.__version__ and figures["geometry"] == "tiny"
     assert figures["matmul_tflops"] > 0 and figures["copy_tb_per_second"] > 0 and figures["kernel_us"] > 0
 
@@ -97,6 +106,22 @@ def test_steps_beside_the_planners_figures(part: str, tmp_path: Path, monkeypatc
             step["breakdown"] if part == "lora_step" else {"forward": step["forward_s"], "backward": step["backward_s"]}
         )
         assert parts["forward"] > 0 and parts["backward"] > 0
+
+
+def test_what_was_measured_is_noted_before_the_planner_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planner needs no GPU: what it takes there may cost no figure of one."""
+
+    def late(*_: Any) -> Any:
+        raise TimeoutError
+
+    monkeypatch.setattr(gpu_parts, "planned_step", late)
+    with pytest.raises(TimeoutError):
+        measured("full_step", tmp_path)
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["full_step"]
+    assert set(figures) == {"shared_8", "shared_16", "shared_32", "plain_8", "error"}
+    assert all(figures[name]["peak_memory_mb"] > 0 for name in figures if name != "error")
 
 
 def test_encoder_and_evaluation(tmp_path: Path) -> None:
@@ -134,6 +159,37 @@ def test_a_part_that_fails_leaves_the_figures_of_the_others(
     assert "1 of 3 parts; failed: no such part, encoder" in capsys.readouterr().err
 
 
+@pytest.fixture
+def part_in_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[dict[str, Any], Path]]:
+    """Runs a part that notes a figure and then does as a line of shell says: its entry of the JSON, and the folder."""
+
+    def run(line: str) -> tuple[dict[str, Any], Path]:
+        script, file = tmp_path / "python", tmp_path / "figures.json"
+        note = """echo '{"machine": {"kernel_us": 5}, "encoder": {"trimmed": 1}}' > figures.json"""
+        script.write_text(f"#!/bin/sh\ncd {tmp_path}\n{note}\n{line}\n", encoding="utf-8")
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+        monkeypatch.setattr(gpu_check, "GRACE", 0.2)
+        gpu_check.run("encoder", "7b", file, 1)
+        report = json.loads(file.read_text(encoding="utf-8"))
+        assert report["machine"] == {"kernel_us": 5} and report["encoder"].pop("seconds") >= 0
+        return report["encoder"], tmp_path
+
+    return run
+
+
+def test_a_part_that_is_killed_keeps_what_it_had_measured(part_in_shell: Any) -> None:
+    assert part_in_shell("kill -KILL $$")[0] == {"trimmed": 1, "error": "ended with exit code -9"}
+
+
+def test_a_part_that_hangs_is_ended_with_all_that_it_has_started(part_in_shell: Any) -> None:
+    """Though they do not listen: a GPU that hangs holds its process."""
+    figures, folder = part_in_shell("trap '' TERM; sleep 300 & echo $! > child; wait; wait")
+    assert figures == {"trimmed": 1, "error": "not done within 1 s"}
+    child = int((folder / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_part_that_fails_keeps_what_it_had_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any) -> Iterator[dict[str, Any]]:
         yield {"trimmed": 1}
@@ -144,6 +200,14 @@ def test_a_part_that_fails_keeps_what_it_had_measured(tmp_path: Path, monkeypatc
         measured("encoder", tmp_path)
     report = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert report == {"encoder": {"trimmed": 1, "error": "RuntimeError: out of memory"}}
+
+
+def test_missing_packages_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "scripts.gpu_parts", None)
+    assert gpu_check.main(["--geometry", "tiny", "--json", str(tmp_path / "figures.json")]) == 2
+    assert "packages are missing" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_7b_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
