@@ -58,8 +58,8 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
         problems.append(
             Problem("devices", what, "Without GPUs give --use_cpu true; otherwise start one process a GPU.")
         )
-    if getattr(training, "cuda_graphs", False) and (what := _without_graphs(training)):
-        problems.append(Problem("cuda_graphs", what, "Leave it at false."))
+    if getattr(training, "cuda_graphs", False) and (lacking := _without_graphs(training)):
+        problems.append(Problem("cuda_graphs", lacking, "Leave it at false."))
     if training.n_gpu > 1:
         what = f"one process sees {training.n_gpu} GPUs and would split every batch over them"
         remedy = "Start one process a GPU (NPROC, torchrun), or make one visible with CUDA_VISIBLE_DEVICES."
