@@ -52,11 +52,12 @@ _FREE = (
 )  # fmt: skip
 
 # settings that change memory and the order of sums, not the mathematics: a resumed run may differ in them, and is told.
-# Those below follow from them and from the number of processes
+# What is derived follows from them and from the number of processes
 _FOR_MEMORY = (
     "activation_checkpointing", "max_prompts_per_device", "max_examples_per_device", "local_rollout_forward_batch_size",
     "deepspeed",
 )  # fmt: skip
+_SAMPLED_TOGETHER = ("max_prompts_per_device", "local_rollout_forward_batch_size")  # how many completions are
 _DERIVED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "gradient_checkpointing",
     "gradient_checkpointing_kwargs",
@@ -152,6 +153,8 @@ def _note_changes(folder: Path, config: Mapping[str, Mapping[str, Any]]) -> None
     )
     if record["processes"] != num_processes():
         say("warning: random numbers belong to a process: those to come are drawn anew, of seed and step")
+    elif any(change.startswith(_SAMPLED_TOGETHER) for change in changes):
+        say("warning: completions are sampled in other batches, so that other ones are drawn than would have been")
     change = {"after": last.name, "changes": changes}
     update_run(folder, processes=num_processes(), resumed=[*record.get("resumed", []), change])
 

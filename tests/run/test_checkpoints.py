@@ -209,6 +209,23 @@ def test_a_run_goes_on_with_less_memory_and_is_told_that_its_bits_may_differ(
     assert "is the folder of another run: learning_rate was " in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "others"), [(["--max_prompts_per_device", "2"], True), (["--activation_checkpointing", "true"], False)]
+)
+def test_a_run_that_samples_in_other_batches_is_told_that_it_draws_others(
+    more: list[str], others: bool, start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert start("audio grpo", tmp_path, "--max_steps", "4") == 0
+    drawn = (tmp_path / "completions.csv").read_text(encoding="utf-8")
+    for name in ("final", "checkpoint-4"):
+        shutil.rmtree(tmp_path / name)
+    capfd.readouterr()
+    assert start("audio grpo", tmp_path, "--max_steps", "4", *more) == 0
+    said = capfd.readouterr().err
+    assert "the last bits may differ" in said and ("other ones are drawn than would have been" in said) == others
+    assert ((tmp_path / "completions.csv").read_text(encoding="utf-8") != drawn) == others
+
+
 def test_random_numbers_of_another_number_of_processes_are_drawn_anew_of_seed_and_step(
     start: Start, tmp_path: Path
 ) -> None:
