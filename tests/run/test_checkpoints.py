@@ -128,7 +128,7 @@ def test_killed_between_the_last_checkpoint_and_the_end_the_run_takes_no_step_mo
     names = {path.name for path in (whole / "final").iterdir()}
     assert {path.name for path in (run / "final").iterdir()} == names
     for file in names - {"training_args.bin"}:  # which holds the run's folder
-        expected = (whole / "final" / file).read_bytes().replace(b"# whole, step 4", b"# run, step 4")
+        expected = (whole / "final" / file).read_bytes().replace(b"# `whole`, step 4", b"# `run`, step 4")
         assert (run / "final" / file).read_bytes() == expected, file
 
 
