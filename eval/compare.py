@@ -7,7 +7,8 @@ Each run is the folder of an evaluation, or a file of predictions with --data. E
 the difference of their accuracies with a bootstrap interval over questions, McNemar's exact test, and the groups
 in which they differ. A question that was asked repeatedly counts once, with the share of its answers that are right.
 
-Exit codes: 0 done; 2 refused, above all if the runs are not on the same questions.
+Exit codes: 0 done; 2 refused, above all if the runs are not on the same questions; 3 done, but more than half of
+a run's answers are missing.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from eval.matcher import MATCHERS
 from eval.report.markdown import print_markdown
 from eval.report.rendering import render
 from eval.score_predictions import background_of, read_predictions
-from eval.scores import GROUPS, by_label, read_verdicts, score, shares_right, tally
-from r1_aqa_repro.common.console import Options, not_negative
-from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
+from eval.scores import GROUPS, by_label, mostly_missing, read_scores, read_verdicts, score, shares_right, tally
+from r1_aqa_repro.common.console import Options, not_negative, say
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
 from r1_aqa_repro.common.files import LOCK, sole_use, write_atomically, write_json
 from r1_aqa_repro.common.intervals import mcnemar, paired_gain
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
@@ -42,6 +43,7 @@ class Run:
         questions: by id, in their order.
         verdicts: {question id: {matcher: right}}, see `scores.read_verdicts`.
         settings: as in settings.json; empty if they are not known.
+        missing: what to say if more than half of its answers are missing, else None.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Run:
     questions: dict[str, AudioQuestion]
     verdicts: dict[str, dict[str, float]]
     settings: dict[str, Any]
+    missing: str | None = None
 
 
 @command
@@ -70,7 +73,10 @@ def main(argv: list[str]) -> int:
         with sole_use(arguments.out / LOCK, "Choose another --out."):
             write_json(arguments.out / "comparison.json", comparison)
             write_atomically(arguments.out / "comparison.md", report)
-    return EXIT_DONE
+    lacking = [run for run in runs if run.missing is not None]
+    for run in lacking:
+        say(f"{run.name}: {run.missing}")
+    return EXIT_LOSSES if lacking else EXIT_DONE
 
 
 def read_run(path: Path, data: Path | None = None) -> Run:
@@ -92,18 +98,15 @@ def read_run(path: Path, data: Path | None = None) -> Run:
         what = f"it was made with another file than {made.data}"
         raise Refused.because(str(path), what, "Give as --data the one it was made with.")
     if path.is_dir():
-        try:
-            verdicts = read_verdicts(path / "verdicts.jsonl")
-        except (OSError, ValueError, KeyError) as error:
-            what = f"its verdicts.jsonl cannot be read ({error!r})"
-            raise Refused.because(str(path), what, "Evaluate again: what is generated is only scored.") from None
+        scores, verdicts = read_scores(path), read_verdicts(path / "verdicts.jsonl")
     else:
-        _, records = score(questions, read_predictions(path, made.questions), None, "", times_asked(made.settings))
+        found = read_predictions(path, made.questions)
+        scores, records = score(questions, found, None, "", times_asked(made.settings))
         verdicts = shares_right(records)
     by_id = {question.id: question for question in questions}
     if list(by_id) != list(verdicts):
         raise Refused.because(str(path), f"its verdicts are not on the questions of {made.data}", "Give --data.")
-    return Run(str(path), made.version, by_id, verdicts, made.settings)
+    return Run(str(path), made.version, by_id, verdicts, made.settings, mostly_missing(scores))
 
 
 def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -> dict[str, Any]:

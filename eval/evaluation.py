@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,10 @@ from eval.predictions import PREDICTIONS, SETTINGS, Prediction, by_question, rec
 from eval.scores import Predictions, score, surviving, unscored, verdicts_of_question
 from r1_aqa_repro.common.claim import differences
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
+_REMEDY = "Evaluate again: what is generated is only scored."
 NO_AUDIO = "-no-audio"  # what the default folder of an evaluation without audio ends with
 
 
@@ -103,17 +104,17 @@ def scores_without_audio(folder: Path, settings: Mapping[str, Any]) -> dict[str,
         return None
     if recorded_clips(beside) != recorded_clips(folder):
         return None
-    return dict(json.loads((beside / "scores.json").read_text(encoding="utf-8")))
+    return read_json(beside / "scores.json", _REMEDY)
 
 
 def is_complete(folder: Path, settings: Mapping[str, Any] | None = None, ignored: Collection[str] = ()) -> bool:
     """Whether an evaluation, with these settings but for those ignored, has all answers, and its scores are of all."""
     try:
-        made = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        made = read_json(folder / SETTINGS, _REMEDY)["settings"]
+        scores = read_json(folder / "scores.json", _REMEDY)
         answers = (folder / PREDICTIONS).read_bytes().count(b"\n")
         all_there = scores["n"] == made["questions"] and answers == scores["n"] * times_asked(made)
-        all_scored = scores["missing_ids"] == scores["no_audio"]
-    except (OSError, ValueError, KeyError):
+        all_scored = scores["missing_ids"] == scores["no_audio"] and {"accuracy", "ci95", "n"} <= set(scores["total"])
+    except (Refused, OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return all_there and all_scored and (settings is None or not differences(made, settings, ignored))

@@ -18,13 +18,15 @@ scores predictions that are already there, anybody's, without a model: a predict
 records with `model_prediction` or `model_output`. If the answers are withheld there is a submission.json and no score.
 
 Exit codes: 0 done; 2 refused before anything was generated; 3 done, but some clips could not be read and their
-questions count as wrong (the report lists them); 130 interrupted.
+questions count as wrong (the report lists them), or more than half of the answers are missing; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from eval.settings import NAMES, EvalSettings, add_options
 from r1_aqa_repro.common.console import Options, say
@@ -52,10 +54,7 @@ def main(argv: list[str]) -> int:
     if not processes.is_main:
         return EXIT_DONE
     print_report(plan.evaluation.folder / "report.md")
-    if scores["no_audio"]:
-        say(f"{len(scores['no_audio'])} questions had no readable audio: see {plan.evaluation.folder}/report.md")
-        return EXIT_LOSSES
-    return EXIT_DONE
+    return _tell_losses(scores, plan.evaluation.folder)
 
 
 def _score(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -70,7 +69,18 @@ def _score(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> in
 
     scored = score_file(**{name: given[name] for name in _WITH_PREDICTIONS})
     print_report(scored.folder / "report.md")
-    return EXIT_LOSSES if scored.scores["no_audio"] else EXIT_DONE
+    return _tell_losses(scored.scores, scored.folder)
+
+
+def _tell_losses(scores: Mapping[str, Any], folder: Path) -> int:
+    """Say what is missing, if it matters; returns the exit code."""
+    from eval.scores import mostly_missing
+
+    if scores["no_audio"]:
+        say(f"{len(scores['no_audio'])} questions had no readable audio: see {folder}/report.md")
+    if said := mostly_missing(scores):
+        say(said)
+    return EXIT_LOSSES if scores["no_audio"] or said else EXIT_DONE
 
 
 def _parser() -> Options:

@@ -20,13 +20,14 @@ from eval.grid import AudioPrompt, Key
 from r1_aqa_repro.common.claim import check_claim
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import sha256_of, write_json
+from r1_aqa_repro.common.files import read_json, sha256_of, write_json
 from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.answers import answer_of
 from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion
 
 PREDICTIONS, SETTINGS, CLIPS = "predictions.jsonl", "settings.json", "clips.json"
+MOST_REPEATS = 10_000  # of a question, in whatever orders of its choices; every one up to the last is listed
 ClipHashes = dict[str, str | None]
 _PARTS = "predictions.rank-*.jsonl"
 _SHORTEST = 0.1  # seconds that every model needs, see `inputs.minimum_seconds`
@@ -61,7 +62,7 @@ class Prediction:
         texts += [record[name] for name in ("completion", "answer") if record[name] is not None]
         texts += order if isinstance(order, list) else []
         sound = isinstance(order, list | None) and all(isinstance(text, str) for text in texts)
-        if not sound or type(record["repeat"]) is not int or record["repeat"] < 0:
+        if not sound or type(record["repeat"]) is not int or not 0 <= record["repeat"] < MOST_REPEATS:
             return None
         return cls(**record | {"order": None if order is None else tuple(order)})
 
@@ -165,7 +166,7 @@ class PredictionFile:
             self.take_in_parts()
             self._match_clips()
             if self.recorded:
-                self.batch_sizes = json.loads((self._folder / SETTINGS).read_text(encoding="utf-8"))["batch_sizes"]
+                self.batch_sizes = self._recorded_batch_sizes()
         except BaseException:
             self._file.close()
             raise
@@ -253,6 +254,12 @@ class PredictionFile:
         if now != before:  # only now: with the new hashes, answers to the old clips would pass for answers to these
             write_json(self._folder / CLIPS, now)
 
+    def _recorded_batch_sizes(self) -> list[int]:
+        sizes = read_json(self._folder / SETTINGS, _REMEDY).get("batch_sizes")
+        if not isinstance(sizes, list) or not sizes or not all(type(one) is int and one > 0 for one in sizes):
+            raise Refused.because(str(self._folder / SETTINGS), f"batch_sizes is {sizes!r:.60}", _REMEDY)
+        return sizes
+
     def _read(self, file: RecordFile) -> list[Prediction]:
         """The predictions in a file, each checked against the prompts."""
         values = file.read()
@@ -291,10 +298,9 @@ def clip_hashes(clips: Mapping[str, Path]) -> ClipHashes:
 def recorded_clips(folder: Path) -> ClipHashes | None:
     """The clips.json of an evaluation; None if it is absent or damaged."""
     try:
-        content = json.loads((folder / CLIPS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / CLIPS, _REMEDY)
+    except Refused:
         return None
-    return content if isinstance(content, dict) else None
 
 
 def is_readable(clip: Path) -> bool:

@@ -19,7 +19,7 @@ from eval.score_predictions import score_file
 from eval.settings import RECORDED, EvalSettings
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import local_rank
-from r1_aqa_repro.common.errors import Failed, Refused
+from r1_aqa_repro.common.errors import Failed, Refused, failing_plainly
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.mmau_versions import version_of
@@ -182,11 +182,12 @@ def complete(
 
     Raises:
         Refused: predictions made with other settings are in the folder.
-        Failed: what other processes have answered is not in the folder.
+        Failed: what other processes have answered is not in the folder; something cannot be read or written.
     """
     settings = evaluation.settings
     prompts = prompts_of(evaluation.questions, settings["repeats"], settings["permute_choices"])
-    with ExitStack() as stack:
+    kept = "What was generated is kept: give the same command again once it can be."
+    with failing_plainly(evaluation.folder, kept), ExitStack() as stack:
         file = processes.on_main(
             lambda: stack.enter_context(PredictionFile(evaluation.folder, settings, evaluation.paths, prompts))
         )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval.evaluation import Evaluation, scores_without_audio, times_asked
-from eval.predictions import PREDICTIONS, SETTINGS, Prediction, digest, predict, question_hash
+from eval.predictions import MOST_REPEATS, PREDICTIONS, SETTINGS, Prediction, digest, predict, question_hash
 from eval.results import PREDICTED, write_results
 from r1_aqa_repro.common.claim import read_claim
 from r1_aqa_repro.common.errors import Problem, Refused
-from r1_aqa_repro.common.files import sha256_of, write_json
+from r1_aqa_repro.common.files import sha256_of, unreadable, write_json
 from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
@@ -116,12 +118,14 @@ def background_of(path: Path, data: Path | None = None, audio_dir: Path | None =
     Raises:
         Refused: one of the files is absent or damaged, or nothing names the questions.
     """
-    if not path.exists():
-        raise Refused.because(str(path), "there is no such file or folder", "Give an evaluation or its predictions.")
-    folder, remedy = path if path.is_dir() else path.parent, "Remove it, or restore it."
-    is_ours = path.is_dir() or path.name == PREDICTIONS
+    is_folder = os.path.isdir(path)
+    if not is_folder and (reason := unreadable(path)) is not None:
+        raise Refused.because(str(path), reason, "Give the folder of an evaluation, or its predictions.")
+    folder, remedy = path if is_folder else path.parent, "Remove it, or restore it."
+    is_ours = is_folder or path.name == PREDICTIONS
     parts = ("settings", "paths") if is_ours else ()
     settings, paths = [read_claim(folder / SETTINGS, remedy, part) or {} for part in parts] or [{}, {}]
+    _check_settings(folder / SETTINGS, settings, paths, remedy)
     if data is None and "data" not in paths:
         raise Refused.because(str(path), "the questions of these predictions are not known", "Give --data.")
     data = data or Path(paths["data"])
@@ -129,6 +133,24 @@ def background_of(path: Path, data: Path | None = None, audio_dir: Path | None =
     if read.problems:
         raise Refused(read.problems)
     return Background(settings, paths, data, sha256_of(data), read.records)
+
+
+def _check_settings(file: Path, settings: Mapping[str, Any], paths: Mapping[str, Any], remedy: str) -> None:
+    """Refuse values that no evaluation records and scoring would rely on."""
+    most = {"repeats": MOST_REPEATS, "permute_choices": MOST_REPEATS, "questions": sys.maxsize}
+    bad = {name for name, limit in most.items() if not _is_count(settings.get(name, 1), limit)}
+    if not bad and not _is_count(times_asked(settings), MOST_REPEATS):
+        bad = {"repeats", "permute_choices"}
+    if settings.get("prompt_style") not in (None, *PROMPT_STYLES):
+        bad.add("prompt_style")
+    bad |= {name for name, path in paths.items() if not isinstance(path, str)}
+    if bad:
+        what = f"{', '.join(sorted(bad))} {'is' if len(bad) == 1 else 'are'} not what an evaluation records"
+        raise Refused.because(str(file), what, remedy)
+
+
+def _is_count(value: Any, limit: int) -> bool:
+    return type(value) is int and 0 < value <= limit
 
 
 def read_predictions(
@@ -144,7 +166,7 @@ def read_predictions(
 
     Raises:
         Refused: naming every record that is damaged, about an unknown or another question, or repeated, or that holds
-            two different predictions.
+            two different predictions; or no record has a prediction: the score would be that of nothing.
     """
     by_id = {question.id: question for question in questions}
     first_seen: dict[tuple[str, int], str] = {}
@@ -171,6 +193,9 @@ def read_predictions(
         problems.append(Problem(str(path), what, "Give the predictions of one evaluation."))
     if problems:
         raise Refused(problems)
+    if all(one.completion is None for one in found.values()):
+        what = f"none of its {len(records)} records has a prediction"
+        raise Refused.because(str(path), what, f"Give records with {' or '.join(PREDICTED)}, or evaluate again.")
     return found
 
 

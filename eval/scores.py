@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from eval.matcher import MATCHERS, verdicts
 from eval.predictions import Prediction
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.answers import follows_format, named_choice
 from r1_aqa_repro.data.mmau_versions import baselines
 from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.data.records import BadRecord, Rejected, id_of, parse_records
 
+_REMEDY = "Evaluate again: what is generated is only scored."
 GROUPS = {"task": "task", "difficulty": "difficulty", "category": "category", "sub_category": "sub-category"}  # names
 _RANK = {label: rank for rank, label in enumerate(("sound", "music", "speech", "easy", "medium", "hard"))}
 Predictions = Mapping[tuple[str, int], Prediction]
@@ -151,10 +153,48 @@ def surviving(scores: Mapping[str, Any], without_audio: Mapping[str, Any]) -> di
     }
 
 
-def read_verdicts(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
-    """`shares_right` of a verdicts.jsonl."""
-    with open(path, encoding="utf-8") as file:
-        return shares_right(json.loads(line) for line in file)
+def read_scores(folder: Path) -> dict[str, Any]:
+    """The scores.json of an evaluation.
+
+    Raises:
+        Refused: it is absent or damaged, or no answer is there: the figures would be those of nothing.
+    """
+    scores = read_json(folder / "scores.json", _REMEDY)
+    counts = [scores.get(key) for key in ("n", "asked", "missing")]
+    if not all(type(count) is int for count in counts):
+        raise Refused.because(str(folder / "scores.json"), "it is damaged", _REMEDY)
+    if scores["missing"] >= scores["asked"]:
+        raise Refused.because(str(folder), "none of its questions has a prediction", "Evaluate again.")
+    return scores
+
+
+def read_verdicts(path: Path) -> dict[str, dict[str, float]]:
+    """`shares_right` of a verdicts.jsonl.
+
+    Raises:
+        Refused: it cannot be read, or a line is damaged.
+    """
+    records = [record for _, record in parse_records(path, _verdict)]
+    problems = [record.problem for record in records if isinstance(record, Rejected)]
+    if problems:
+        raise Refused(problems)
+    return shares_right(record for record in records if not isinstance(record, Rejected))
+
+
+def _verdict(record: dict[str, Any], _: str) -> dict[str, Any]:
+    id_of(record)
+    if not all(isinstance(record.get(name), bool) for name in MATCHERS):
+        raise BadRecord("the line is damaged", _REMEDY)
+    return record
+
+
+def mostly_missing(scores: Mapping[str, Any]) -> str | None:
+    """What to say of figures, the content of a scores.json, that are of missing answers for the most part; None if they
+    are not."""
+    asked = scores.get("asked", scores["n"])
+    if 2 * scores["missing"] <= asked:
+        return None
+    return f"{scores['missing']} of {asked} answers are missing and count as wrong: the figures are of these"
 
 
 def shares_right(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -13,7 +13,6 @@ Exit codes: 0 done; 2 refused; 3 done, but some clips could not be read; 130 int
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -27,13 +26,13 @@ from eval.predictions import clip_hashes, recorded_clips
 from eval.processes import joined
 from eval.report.markdown import print_report
 from eval.report.rendering import render
-from eval.scores import read_verdicts
+from eval.scores import mostly_missing, read_verdicts
 from eval.settings import AUTO, EvalSettings, add_options
 from eval.targets import EMBEDDED_HEADING, GUESSING, against_published, reference_lines
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
 from r1_aqa_repro.common.escaping import one_line
-from r1_aqa_repro.common.files import LOCK, sole_use, whole_file, write_atomically, write_json
+from r1_aqa_repro.common.files import LOCK, read_json, sole_use, whole_file, write_atomically, write_json
 from r1_aqa_repro.common.intervals import paired_gain
 from r1_aqa_repro.data.questions import with_answers
 
@@ -73,7 +72,7 @@ class Point:
 
     @cached_property
     def scores(self) -> dict[str, Any]:
-        return dict(json.loads((self.evaluation.folder / "scores.json").read_text(encoding="utf-8")))
+        return read_json(self.evaluation.folder / "scores.json", "Give the same command again.")
 
     def right(self) -> list[float]:
         """The official verdict on each question."""
@@ -100,6 +99,9 @@ def main(argv: list[str]) -> int:
     if not processes.is_main:
         return EXIT_DONE
     print_report(folder / "sweep.md")
+    for point in points:
+        if said := mostly_missing(point.scores):
+            say(f"{point.name}: {said}")
     if lost:
         say(f"{lost} questions had no readable audio: see the report.md of each checkpoint")
         return EXIT_LOSSES

@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 from eval.evaluation import Evaluation
 from eval.matcher import verdicts
 from eval.report.rendering import render, shared_values
-from eval.scores import choices_as_asked
+from eval.scores import choices_as_asked, mostly_missing
 from r1_aqa_repro.common.escaping import visible_line
 
 
@@ -22,6 +22,7 @@ def markdown_report(evaluation: Evaluation) -> str:
         "withheld": evaluation.is_withheld,
         "asked": scores.get("asked", scores["n"]),
         "unknown": "not known",
+        "mostly_missing": mostly_missing(scores),
         "listed": 20,  # completions shown, and the characters of each
         "characters": 120,
     }

@@ -6,12 +6,13 @@ Every command that goes on after an interruption, or that would otherwise mix re
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from r1_aqa_repro.common.errors import Problem, Refused
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.files import read_json, write_json
 
 
 def read_claim(file: Path, remedy: str, part: str | None = None) -> dict[str, Any] | None:
@@ -20,14 +21,15 @@ def read_claim(file: Path, remedy: str, part: str | None = None) -> dict[str, An
     Raises:
         Refused: the file is damaged.
     """
-    if not file.is_file():
+    if not os.path.exists(file):
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, remedy)
         settings = content if part is None else content[part]
         return dict(settings)
-    except (OSError, ValueError, KeyError, TypeError):
-        what = "it is damaged, so nothing tells what the results beside it were made with"
+    except (Refused, ValueError, KeyError, TypeError) as error:
+        reason = error.problems[0].what if isinstance(error, Refused) else f"it has no {part}"
+        what = f"it is damaged, so nothing tells what the results beside it were made with: {reason}"
         raise Refused.because(str(file), what, remedy) from None
 
 

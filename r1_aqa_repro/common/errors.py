@@ -43,7 +43,8 @@ class Problem:
     def __str__(self) -> str:
         """On one line, in which nothing acts on a terminal."""
         what = " ".join(line.strip() for line in self.what.split("\n"))  # of libraries, whose messages may have several
-        what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]} ..."
+        half = _LONGEST // 2
+        what = what if len(what) <= _LONGEST else f"{what[:half]} ... {what[-half:]}"
         return visible_line(f"{self.where}: {what}. {self.remedy}")
 
 
@@ -130,7 +131,8 @@ def leave(code: int) -> NoReturn:
 
 
 def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
-    """Wrap `main(argv) -> exit code` so that `Refused`, `Failed` and Ctrl-C become messages and exit codes.
+    """Wrap `main(argv) -> exit code` so that `Refused`, `Failed`, what the system refuses (OSError) and Ctrl-C become
+    messages and exit codes.
 
     Without arguments it takes those of the command line, and ends the process (`leave`).
     """
@@ -152,6 +154,10 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
         except Failed as failure:
             # of this process alone, be it the main one or not
             print(f"error: {visible(failure)}", file=sys.stderr, flush=True)
+            return EXIT_FAILED
+        except OSError as error:  # of whatever had nothing better to say about it
+            named = f"{error.filename}: {error.strerror}" if error.filename else error
+            print(f"error: {visible(named)}", file=sys.stderr, flush=True)
             return EXIT_FAILED
         except KeyboardInterrupt:
             say("\ninterrupted: the same command goes on from what is saved")

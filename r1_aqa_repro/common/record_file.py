@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +34,8 @@ class RecordFile:
 
     def close(self) -> None:
         """Close the file, which also gives the lock back."""
-        self._file.close()
+        with suppress(OSError):  # what did not fit on the disk is tried once more: `append` has told
+            self._file.close()
 
     def read(self) -> list[Any]:
         """The value of each complete line, None for a damaged one; a half-written last line is cut off.

@@ -102,7 +102,8 @@ def prepare(
     _refuse(problems, records + held_out)
     records, bad = kind.sound(records, str(data.train_file))
     held_out, of_held_out = kind.sound(held_out, str(eval_file))
-    (dropped if data.skip_bad_records and records else problems).extend(bad + of_held_out)
+    something_left = records and (held_out or eval_file is None)
+    (dropped if data.skip_bad_records and something_left else problems).extend(bad + of_held_out)
     _refuse(problems, records + held_out)
 
     if is_main_process():
