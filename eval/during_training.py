@@ -77,8 +77,8 @@ class HarnessEvaluator:
         if self.unreadable:
             named = ", ".join(self.unreadable[:_NAMED]) + (" ..." if len(self.unreadable) > _NAMED else "")
             lost = f"{len(self.unreadable)} of {len(self.questions)} questions"
-            most = ", more than half" if 2 * len(self.unreadable) > len(self.questions) else ""
-            say(f"{self.file}: {lost}{most}, count as wrong for want of a clip: {named}")
+            most = ", more than half," if 2 * len(self.unreadable) > len(self.questions) else ""
+            say(f"{self.file}: {lost}{most} count as wrong for want of a clip: {named}")
 
     def __call__(self, model: PreTrainedModel, step: int, autocast: Autocast) -> dict[str, float]:
         """See `evaluating.Evaluator`. Accuracies and format rate 0-1, `unparsed`, `no_audio` numbers of questions."""

@@ -79,6 +79,7 @@ class RecordFile:
 def _value(line: bytes) -> Any:
     try:
         value = json.loads(line)
+        as_lines([value]).encode("utf-8")  # half of a surrogate pair could not be written again
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

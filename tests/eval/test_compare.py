@@ -156,7 +156,7 @@ def test_the_command_with_files(tmp_path, data, capsys):
     assert main([*map(str, files), *["--data", str(data)] * 3]) == 2
     assert main([str(files[0]), str(tmp_path / "nothing"), "--data", str(data)]) == 2
     message = capsys.readouterr().err
-    for named in ("there is only one", "Give --data", "there are 3 for 2 runs", "no such file or folder"):
+    for named in ("there is only one", "Give --data", "there are 3 for 2 runs", "there is no such file"):
         assert named in message
 
 

@@ -51,9 +51,11 @@ def test_predictions_of_nothing_are_refused(given: str, module: str, data: Path,
     if given == "no audio":
         file = ours(tmp_path / "run", data, [None] * 6)
     else:
-        more = {"no key": {}, "null": {"model_output": None, "model_prediction": None}, "other keys": {"response": "x"},
-                "another file's key": {"prediction": "Woman"}}[given]  # fmt: skip
-        file = write_json(tmp_path / "theirs.json", mmau_records(6, **more))
+        fields: dict[str, dict[str, Any]] = {
+            "no key": {}, "null": {"model_output": None, "model_prediction": None}, "other keys": {"response": "x"},
+            "another file's key": {"prediction": "Woman"},
+        }  # fmt: skip
+        file = write_json(tmp_path / "theirs.json", mmau_records(6, **fields[given]))
     argv = ["--predictions", file, "--out", tmp_path / "out"] if module == "mmau" else [file, file]
     ends(f"eval.{module}", *argv, "--data", data, code=2, names=[str(file), "none of its 6 records has a prediction"])
     assert not (tmp_path / "out").exists()
