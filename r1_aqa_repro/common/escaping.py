@@ -7,7 +7,8 @@ import unicodedata
 from typing import Any
 
 # control characters but tab and line feed, among them what begins a terminal's commands; further ends of lines; what
-# turns the direction of the text that follows; halves of surrogate pairs, which stand for bytes of file names too; a byte order mark
+# turns the direction of the text that follows; halves of surrogate pairs, which stand for bytes of file names too; byte
+# order marks
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$!:])")
 _WWW = re.compile(r"(www)\.", re.IGNORECASE)
