@@ -37,6 +37,7 @@ _COLUMNS = {
     "KV cache": "kv_cache",
     "logits": "logits",
 }
+_TASKS = {"grpo": "GRPO", "sft": "SFT", "dpo": "DPO", "reward": "a reward model", "ppo": "PPO"}
 
 
 @command
@@ -75,9 +76,13 @@ def print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
     shown = plan.chosen or plan.found[0]
     console.print(f"model: {visible_line(plan.source)}, {shown.parameters.total / 1e9:.2f} G parameters")
     console.print(
-        f"step: {machine.gpus} x ({job.prompts} prompts, {job.completions} sequences, {job.accumulation} times), "
-        f"{job.prompt_tokens} + {job.completion_tokens} tokens, {job.frames} frames encoded"
+        f"step of {_TASKS[job.task]}: {machine.gpus} x ({job.prompts} prompts, {job.completions} sequences, "
+        f"{job.accumulation} times), {job.prompt_tokens} + {job.completion_tokens} tokens, {job.frames} frames encoded"
     )
+    if job.task == "ppo":
+        console.print(
+            f"  {job.rollout.completions} sampled at once; {job.passes} passes over the rollout, {job.updates} updates"
+        )
     table = Table(title="Estimated GB (1e9 bytes) on each GPU", box=None, pad_edge=False)
     table.add_column("strategy", no_wrap=True)
     for column in (*_COLUMNS, "peak", "fits", "CPU memory"):
@@ -119,7 +124,7 @@ def print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
 def _parser() -> Options:
     parser = Options(__doc__, "python -m r1_aqa_repro.plan")
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="YAML of a GRPO, SFT or DPO run")
+    add("--config", required=True, metavar="FILE", help="YAML of a training run")
     add("--gpus", type=positive, required=True, metavar="N", help="GPUs, one process each")
     add("--gpu-memory", type=positive_number, required=True, metavar="GB", help="of one GPU, in 1e9 bytes")
     add("--prompt-tokens", type=positive, metavar="N",
@@ -132,14 +137,14 @@ def _parser() -> Options:
     add("--utilisation", type=_fraction, default=0.4, metavar="F", help="of that peak which is reached (default: 0.4)")
     add("--gpu-bandwidth", type=positive_number, default=3.35, metavar="TB/S",
         help="memory bandwidth of one GPU (default: 3.35, H100 SXM; H200: 4.8)")  # fmt: skip
-    add("--launch-us", type=positive_number, nargs=2, default=(3.8, 27.0), metavar="US",
-        help="microseconds that launching a kernel takes, at least and at most (default: 3.8 27)")  # fmt: skip
+    add("--launch-us", type=positive_number, nargs=2, default=(3.0, 27.0), metavar="US",
+        help="microseconds that launching a kernel takes, at least and at most (default: 3 27)")  # fmt: skip
     add("--interconnect", type=positive_number, default=450.0, metavar="GB/S",
         help="that reach one GPU from the others (default: 450, NVLink of an H100 or H200; H800: 200)")  # fmt: skip
     add("--host-link", type=positive_number, default=64.0, metavar="GB/S",
         help="between one GPU and the CPU's memory (default: 64, PCIe 5.0 x16)")  # fmt: skip
-    add("--cpu-adam", type=positive_number, nargs=2, default=(0.26, 2.5), metavar="S",
-        help="seconds that the CPUs' Adam takes for 1e9 weights, likewise (default: 0.26 2.5)")  # fmt: skip
+    add("--cpu-adam", type=positive_number, nargs=2, default=(0.1, 2.5), metavar="S",
+        help="seconds that the CPUs' Adam takes for 1e9 weights, likewise (default: 0.1 2.5)")  # fmt: skip
     add("--measured", type=Path, metavar="FILE", help="what scripts/gpu_check.sh measured on such a GPU")
     add("--json", type=Path, metavar="FILE", help="write the plan here as well")
     return parser

@@ -18,10 +18,11 @@ show_help_if_asked(__name__, __doc__, "trl.RewardConfig", RunArguments, TextExam
 from transformers import Qwen2ForSequenceClassification
 from trl import RewardTrainer
 
-from r1_aqa_repro.common.errors import Problem, command
+from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.data.conversations import read_pairs
 from r1_aqa_repro.model.text_loading import load_configured_reward_model
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
+from r1_aqa_repro.run.checks import check_reward_adapter
 from r1_aqa_repro.run.config import RewardModelConfig, parse_text_config
 from r1_aqa_repro.run.folder import trl_arguments
 from r1_aqa_repro.run.kinds import answered_prompts
@@ -37,10 +38,7 @@ class RewardModelTrainer(ResumableTrainer, RewardTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(RewardModelConfig, argv)
-    problems = []
-    if model_config.use_peft and model_config.lora_task_type != "SEQ_CLS":
-        what = f"{model_config.lora_task_type}: the adapter would leave the reward head as it was drawn"
-        problems.append(Problem("lora_task_type", what, "Set it to SEQ_CLS."))
+    problems = check_reward_adapter(model_config)
     kind = answered_prompts(read_pairs, training.max_length, build=Qwen2ForSequenceClassification)
     with sole_run(training):
         pairs, held_out = prepare(data, training, model_config, kind, problems)

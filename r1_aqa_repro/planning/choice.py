@@ -11,12 +11,13 @@ import torch
 from peft import LoraConfig, PeftConfig
 from trl import get_peft_config
 
-from r1_aqa_repro.planning.estimate import ENGINES, Job, Strategy, as_json, strategies
-from r1_aqa_repro.planning.job import make_job, read_training
+from r1_aqa_repro.planning.estimate import ENGINES, Strategy, as_json, strategies
+from r1_aqa_repro.planning.job import QUANTISABLE, Job, make_job, read_training
 from r1_aqa_repro.planning.seconds import Machine, Range, measured, step_seconds, total
 
 # what LoRA adapts if a configuration says nothing: the language model's linear layers, as configs/sft_lora_*.yaml
 _LORA_TARGETS = r"(.*language_model|model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_SCORES = "SEQ_CLS"  # PEFT's name of a task whose adapter has the head beside it
 # what to prefer if it fits: ZeRO-2 communicates as little as DDP, ZeRO-3 half as much again (arXiv 1910.02054,
 # section 7), offloading moves every weight over PCIe as well, and LoRA trains something else
 _PREFERENCE = ("zero2", "zero3", "zero3_offload", "ddp")
@@ -50,9 +51,13 @@ class Plan:
         return {
             "model": self.source,
             "step": {
+                "task": job.task,
                 "prompts_at_once": job.prompts,
                 "completions_at_once": job.completions,
                 "accumulation": job.accumulation,
+                "sampled_at_once": job.rollout.completions if job.generates else 0,
+                "passes": job.passes,
+                "updates": job.updates,
                 "prompt_tokens": job.prompt_tokens,
                 "completion_tokens": job.completion_tokens,
                 "encoder_frames": job.frames,
@@ -86,8 +91,10 @@ def make_plan(
     training, model, sizes, source = read_training(config, overrides)
     job = make_job(training, model, sizes, machine.gpus, prompt_tokens, clip_seconds, completion_tokens)
     machine, known = (machine, []) if measurements is None else measured(measurements, machine, job)
-    peft_config = get_peft_config(model)
-    adapters = [peft_config] if peft_config else [None, LoraConfig(target_modules=_LORA_TARGETS)]
+    adapters: list[PeftConfig | None] = [get_peft_config(model)]
+    if adapters == [None] and job.task != "ppo":  # which trains its models whole
+        task_type = _SCORES if job.task == "reward" else None
+        adapters.append(LoraConfig(target_modules=_LORA_TARGETS, task_type=task_type))
     found = strategies(job, adapters)
     chosen = choose(found, machine)
     advice = recommend(chosen, job) if chosen else what_would_fit(job, adapters, machine)
@@ -105,6 +112,7 @@ def recommend(chosen: Strategy, job: Job) -> str:
     """What to set for it, in one sentence."""
     setting = "no deepspeed key" if chosen.engine == "ddp" else f"deepspeed: configs/deepspeed/{chosen.engine}.json"
     lora = " and use_peft: true" if chosen.lora else ""
+    lora += f" and lora_task_type: {_SCORES}" if chosen.lora and job.task == "reward" else ""
     lora += " and load_in_4bit: true" if chosen.quantised else ""
     return (
         f"Use {chosen.name(job.num_processes)} ({setting}{lora}): {gigabytes(chosen.memory.peak)} GB a GPU at the peak."
@@ -116,14 +124,14 @@ def what_would_fit(job: Job, adapters: Sequence[PeftConfig | None], machine: Mac
     changes: dict[str, Job] = {}
     rounds = job.prompts * job.accumulation
     one_prompt = replace(job, prompts=1, completions=job.completions // job.prompts, accumulation=rounds)
-    key = "max_prompts_per_device" if job.task == "grpo" else "max_examples_per_device"
+    key = "max_prompts_per_device" if job.generates else "max_examples_per_device"
     if job.prompts > 1:
         changes[f"{key}: 1"] = one_prompt
     if not job.checkpointing:
         changes["activation_checkpointing: true"] = replace(job, checkpointing=True)
         if job.prompts > 1:
             changes[f"{key}: 1 and activation_checkpointing: true"] = replace(one_prompt, checkpointing=True)
-    if not job.quantised:
+    if not job.quantised and job.task in QUANTISABLE:
         changes["load_in_4bit: true"] = replace(job, quantised=True, dtype=torch.bfloat16)
         if job.prompts > 1:
             changes[f"load_in_4bit: true and {key}: 1"] = replace(one_prompt, quantised=True, dtype=torch.bfloat16)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, get_peft_model
@@ -29,13 +29,16 @@ from transformers import (
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
 )
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1_aqa_repro.model.audio_encoder import make_trimmable
 from r1_aqa_repro.model.loading import base_of
+from r1_aqa_repro.ppo.actor_critic import ActorCritic, of_logits
 
+Task = Literal["grpo", "sft", "dpo", "reward", "ppo"]
 _EFFICIENT = "memory_efficient"
 
 
@@ -66,14 +69,25 @@ def build_model(
     dtype: torch.dtype,
     peft_config: PeftConfig | None = None,
     checkpointing: bool = False,
+    task: Task = "grpo",
 ) -> nn.Module:
-    """The model as the trainers set it up, in training mode, on the meta device."""
+    """The model as the trainers set it up, in training mode, on the meta device: of PPO the policy with its critic."""
+
+    def made(model_class: Any, **changes: Any) -> Any:
+        own = deepcopy(config)
+        own.update(changes)
+        return model_class._from_config(own, dtype=dtype, attn_implementation="sdpa")
+
     with torch.device("meta"):
-        hears = isinstance(config, Qwen2AudioConfig)
-        model_class = Qwen2AudioForConditionalGeneration if hears else Qwen2ForCausalLM
-        model: Any = model_class._from_config(deepcopy(config), dtype=dtype, attn_implementation="sdpa")
-        if hears:
+        if task == "reward":
+            model = made(Qwen2ForSequenceClassification, num_labels=1)
+        elif isinstance(config, Qwen2AudioConfig):
+            model = made(Qwen2AudioForConditionalGeneration)
             make_trimmable(model)
+        else:
+            model = made(Qwen2ForCausalLM)
+        if task == "ppo":
+            model = ActorCritic(model, made(Qwen2ForSequenceClassification, num_labels=1))
         if peft_config is not None:
             model = get_peft_model(model, peft_config).to(dtype)  # adapters too, as DeepSpeed casts them
     if checkpointing:
@@ -81,6 +95,11 @@ def build_model(
         if peft_config is not None:
             model.enable_input_require_grads()
     return model.train()
+
+
+def networks(model: nn.Module) -> list[Any]:
+    """The policy and then its critic, or the model itself if it has none."""
+    return [model.policy, model.critic] if isinstance(model, ActorCritic) else [model]
 
 
 def language_model(model: nn.Module) -> nn.Module:
@@ -116,11 +135,33 @@ def backbone(model: nn.Module, shapes: Shapes, cache: DynamicCache | None = None
         ).last_hidden_state
 
 
-def cross_entropy(model: nn.Module, hidden: torch.Tensor, shapes: Shapes) -> torch.Tensor:
+def hidden_states(model: nn.Module, shapes: Shapes) -> Sequence[torch.Tensor]:
+    """What is common to the losses: the forward of every network, without a head."""
+    return [backbone(network, shapes) for network in networks(model)]
+
+
+def cross_entropy(model: nn.Module, shapes: Shapes) -> Sequence[torch.Tensor]:
     """The loss of AudioSFTTrainer: every position's logits, in float32 for the softmax."""
+    hidden = backbone(model, shapes)
     logits = base_of(model).get_output_embeddings()(hidden)
     labels = torch.empty(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    return ForCausalLMLoss(logits, labels, logits.size(-1))
+    return [ForCausalLMLoss(logits, labels, logits.size(-1))]
+
+
+def rewards(model: nn.Module, shapes: Shapes) -> Sequence[torch.Tensor]:
+    """What the loss of a reward model compares: a score at every position, of which the last counts."""
+    return [base_of(model).score(backbone(model, shapes))[:, -1]]
+
+
+def ppo_terms(model: ActorCritic, shapes: Shapes, entropy_gradient: bool = False) -> Sequence[torch.Tensor]:
+    """What PPO's losses are made of, as `ActorCritic.forward` computes it."""
+    length = shapes.row_tokens - shapes.prefix
+    logits = model.policy.get_output_embeddings()(backbone(model.policy, shapes)[:, -length - 1 :])
+    token_ids = torch.empty(shapes.rows, length, dtype=torch.long, device=logits.device)
+    log_probs, entropies = of_logits(logits[:, :-1], token_ids, 1.0, entropy_gradient)
+    del logits
+    values = model.critic.score(backbone(model.critic, shapes)[:, -length - 1 : -1]).float()
+    return [log_probs, entropies, values]
 
 
 def decode_flops(model: nn.Module, rows: int, prompt_tokens: int, completion_tokens: int) -> int:
@@ -169,7 +210,8 @@ def loss_bytes(
     peft_config: PeftConfig | None = None,
     checkpointing: bool = False,
     autocast: bool = False,
-    head: Callable[[nn.Module, torch.Tensor, Shapes], torch.Tensor] | None = None,
+    task: Task = "grpo",
+    loss: Callable[[Any, Shapes], Sequence[torch.Tensor]] = hidden_states,
 ) -> int:
     """Most bytes that live at once in a forward and its backward, apart from the weights and accumulated gradients.
 
@@ -179,10 +221,11 @@ def loss_bytes(
 
     Args:
         autocast: compute in bfloat16 with float32 weights, whose casts autograd keeps.
-        head: what follows the backbone, if anything does.
+        loss: its forward, as far as it counts.
     """
-    model = build_model(config, dtype, peft_config, checkpointing)
-    base_of(model).set_attn_implementation(_EFFICIENT)
+    model = build_model(config, dtype, peft_config, checkpointing, task)
+    for network in networks(model):
+        base_of(network).set_attn_implementation(_EFFICIENT)
     with ExitStack() as stack:
         if autocast:  # which passes over meta tensors: fake ones are the same under a CPU's name
             stack.enter_context(FakeTensorMode())
@@ -192,10 +235,8 @@ def loss_bytes(
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
         live = stack.enter_context(LiveBytes([*model.parameters(), *model.buffers()]))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            hidden = backbone(model, shapes)
-            result = hidden if head is None else head(model, hidden, shapes)
-        del hidden
-        result.sum().backward()
+            results = loss(model, shapes)
+        torch.stack([result.sum() for result in results if result.requires_grad]).sum().backward()
     return live.peak
 
 

@@ -17,11 +17,10 @@ from typing import Any, Literal, get_args
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedConfig
 
 from r1_aqa_repro.model.loading import base_of
 from r1_aqa_repro.planning.counting import (
-    Shapes,
+    Task,
     backbone,
     build_model,
     count_flops,
@@ -29,7 +28,11 @@ from r1_aqa_repro.planning.counting import (
     decode_flops,
     language_model,
     loss_bytes,
+    networks,
+    ppo_terms,
+    rewards,
 )
+from r1_aqa_repro.planning.job import Job
 
 Engine = Literal["ddp", "zero2", "zero3", "zero3_offload"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -45,78 +48,14 @@ _VOCABULARY_TILE, _TOKEN_TILE = 32_768, 4096  # of TRL's fused head: logits that
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a training configuration asks of every process.
-
-    task: grpo, or sft for all that learns from given answers.
-    prompts, completions: at once (SFT: both are the examples; DPO: pairs and their answers). accumulation: how often in
-    a step.
-    prompt_tokens: with the clip's `audio_tokens`. completion_tokens: of every completion (SFT: of the target).
-    frames: log-mel frames encoded, trimmed or the whole window; 0 of text.
-    shared: one packed row a prompt; otherwise a row a completion, with a clip of its own.
-    reference: the starting model's log-probabilities are needed: of a second model, or with the adapter switched off.
-    optimizer_copy: the optimizer's step makes another copy of its parameters (AdamW without `fused`).
-    reward_models: that score completions, each taken to be as large as the policy.
-    quantised: the base is held in 4 bits; nested: with their scales in 8.
-    cuda_graphs: decoding replays its kernels instead of launching them.
-    """
-
-    task: Literal["grpo", "sft"]
-    model: PreTrainedConfig
-    num_processes: int
-    prompts: int
-    completions: int
-    accumulation: int
-    prompt_tokens: int
-    completion_tokens: int
-    audio_tokens: int
-    frames: int
-    shared: bool
-    reference: bool
-    bf16: bool
-    dtype: torch.dtype
-    checkpointing: bool
-    gather_for_generation: bool
-    optimizer_copy: bool
-    reward_models: int = 0
-    quantised: bool = False
-    nested: bool = False
-    cuda_graphs: bool = False
-
-    @property
-    def loss_shapes(self) -> Shapes:
-        """The forward of the policy (and of the reference)."""
-        if self.shared:
-            segments = self.completions // self.prompts * self.completion_tokens
-            prefix, rows = self.prompt_tokens - 1, self.prompts
-        else:
-            segments, prefix, rows = self.completion_tokens, self.prompt_tokens, self.completions
-        return self._shapes(rows, prefix, prefix + segments)
-
-    @property
-    def prefill_shapes(self) -> Shapes:
-        """The forward over the prompts before anything is generated."""
-        rows = self.prompts if self.shared else self.completions
-        length = self.prompt_tokens - 1
-        return self._shapes(rows, length, length)
-
-    def _shapes(self, rows: int, prefix: int, row_tokens: int) -> Shapes:
-        return Shapes(rows, rows if self.frames else 0, self.frames, self.audio_tokens, prefix, row_tokens)
-
-    @property
-    def scored(self) -> int:
-        """Positions whose logits are computed for the loss: of GRPO the completions', of SFT all."""
-        shapes = self.loss_shapes
-        return self.completions * self.completion_tokens if self.task == "grpo" else shapes.rows * shapes.row_tokens
-
-
-@dataclass(frozen=True)
 class Parameters:
     """total, trainable: of the model with its adapters, if it has any. largest: of the largest weight.
 
-    head: of lm_head; head_trainable: whether it is trained. adapters: whether only LoRA's matrices are.
+    head: of lm_head or score; head_trainable: whether it is trained. adapters: whether only LoRA's matrices are.
     layers: of the matrices of the language model's layers, which QLoRA holds in 4 bits; largest_layer: of the largest.
     adapted: how many of them have an adapter.
+    critic: those of the total that are PPO's critic's. scorer: of a model of the policy's sizes that has a score for a
+    head, as reward models.
     """
 
     total: int
@@ -128,14 +67,23 @@ class Parameters:
     layers: int = 0
     largest_layer: int = 0
     adapted: int = 0
+    critic: int = 0
+    scorer: int = 0
+
+    @property
+    def policy(self) -> int:
+        return self.total - self.critic
 
     @classmethod
     def of(cls, model: nn.Module) -> Parameters:
-        head = base_of(model).get_output_embeddings().weight
+        policy, *critics = networks(model)
+        base = base_of(policy)
+        head = (base.get_output_embeddings() or base.score).weight
         sizes = [parameter.numel() for parameter in model.parameters()]
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        inner = [each for name, each in language_model(model).named_modules() if "lora_" not in name]
+        inner = [each for name, each in language_model(policy).named_modules() if "lora_" not in name]
         layers = [each.weight.numel() for each in inner if isinstance(each, nn.Linear)]
+        body = [each.numel() for name, each in language_model(policy).named_parameters() if "lora_" not in name]
         return cls(
             sum(sizes),
             trainable,
@@ -146,6 +94,8 @@ class Parameters:
             sum(layers),
             max(layers),
             sum(hasattr(each, "lora_A") for each in inner),
+            sum(parameter.numel() for critic in critics for parameter in critic.parameters()),
+            sum(body) + base.config.get_text_config().hidden_size,
         )
 
 
@@ -234,7 +184,7 @@ def strategies(job: Job, adapters: Sequence[PeftConfig | None], engines: Sequenc
 
 def _with_engines(job: Job, peft_config: PeftConfig | None, engines: Sequence[Engine]) -> list[Strategy]:
     computed = torch.bfloat16 if job.bf16 else torch.float32
-    model = build_model(job.model, computed, peft_config, job.checkpointing)
+    model = build_model(job.model, computed, peft_config, job.checkpointing, job.task)
     parameters = Parameters.of(model)
     work = count_work(job, peft_config, model, parameters)
     measured: dict[tuple[torch.dtype, bool], tuple[int, int]] = {}
@@ -251,14 +201,18 @@ def _with_engines(job: Job, peft_config: PeftConfig | None, engines: Sequence[En
 def measure_loss(
     job: Job, parameters: Parameters, peft_config: PeftConfig | None, dtype: torch.dtype, autocast: bool
 ) -> tuple[int, int]:
-    """Bytes of activations and of logits in the loss and its backward."""
+    """Bytes of activations and of logits (or scores) in the loss and its backward."""
     count: Callable[..., int] = partial(
-        loss_bytes, job.model, job.loss_shapes, dtype, peft_config, job.checkpointing, autocast
+        loss_bytes, job.model, job.loss_shapes, dtype, peft_config, job.checkpointing, autocast, job.task
     )
     activations = count()
-    if job.task == "sft":
-        return activations, max(0, count(head=cross_entropy) - activations)
-    return activations, fused_head_bytes(job, parameters, dtype, torch.bfloat16 if job.bf16 else dtype)
+    if job.task == "grpo":
+        return activations, fused_head_bytes(job, parameters, dtype, torch.bfloat16 if job.bf16 else dtype)
+    losses: dict[Task, Callable[..., Any]] = {
+        "reward": rewards,
+        "ppo": partial(ppo_terms, entropy_gradient=job.entropy_gradient),
+    }
+    return activations, max(0, count(loss=losses.get(job.task, cross_entropy)) - activations)
 
 
 def fused_head_bytes(job: Job, parameters: Parameters, dtype: torch.dtype, computed: torch.dtype) -> int:
@@ -289,18 +243,22 @@ def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int
       (`ds3_gather_for_generation`); in the loss at most `stage3_max_live_parameters` and the weight in use.
     - zero3_offload: the shards, the reference's too, are in CPU memory, with float32 gradients for the CPU's Adam.
 
+    PPO's critic is trained beside the policy, as a part of the same module.
+
     DeepSpeed's optimizer step takes float32 copies of its gradients; PyTorch's AdamW on a GPU works on all tensors at
     once and needs another copy of its parameters (torch.optim.AdamW, `foreach`).
     """
     total, trained, size = parameters.total, parameters.trainable, 2 if job.bf16 else 4
     shards = job.num_processes
-    others = job.reward_models + (job.reference and not parameters.adapters)  # frozen models beside the policy
+    frozen = job.reward_models * parameters.scorer  # beside what is trained
+    frozen += parameters.policy if job.reference and not parameters.adapters else 0
     optimizer_copy = 4 if job.optimizer_copy else 0
     buckets = 2 * size * job.model.get_text_config().hidden_size ** 2  # reduce_bucket_size: auto, and one being reduced
     common: dict[str, int] = {"activations": activations, "logits": logits}
-    if job.task == "grpo":
-        common |= {"kv_cache": kv_cache_bytes(job), "sampling": sampling_bytes(job)}
+    if job.generates:
+        common |= {"kv_cache": kv_cache_bytes(job.rollout), "sampling": sampling_bytes(job.rollout)}
     if engine == "ddp":
+        casts = job.bf16 and job.dtype == torch.float32
         weights = (total - trained) * job.dtype.itemsize + trained * (4 if parameters.adapters else job.dtype.itemsize)
         if job.quantised:
             weights -= parameters.layers * job.dtype.itemsize - math.ceil(parameters.layers * _BITS[job.nested] / 8)
@@ -309,8 +267,8 @@ def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int
             weights=weights,
             gradients=4 * trained * (2 if shards > 1 else 1),
             optimizer=8 * trained,
-            reference=total * job.dtype.itemsize * others,
-            gathered_to_generate=2 * trained if job.bf16 and job.task == "grpo" and job.dtype == torch.float32 else 0,
+            reference=frozen * job.dtype.itemsize,
+            gathered_to_generate=2 * (trained - parameters.critic) if casts and job.generates else 0,
             step=optimizer_copy * trained,
             **common,
         )
@@ -319,26 +277,26 @@ def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int
             weights=size * total,
             gradients=_share(size * trained, shards) + buckets,
             optimizer=_share(12 * trained, shards),
-            reference=size * total * others,
+            reference=size * frozen,
             step=_share((4 + size + optimizer_copy) * trained, shards),
             **common,
         )
     gathered = size * min(total, _LIVE_PARAMETERS + parameters.largest)
     common["gathered"] = gathered
-    if job.task == "grpo":
+    if job.generates:
         common["gathered_to_generate"] = size * total if job.gather_for_generation else gathered
     if engine == "zero3":
         return Memory(
             weights=_share(size * total, shards),
             gradients=_share(size * trained, shards) + buckets,
             optimizer=_share(12 * trained, shards),
-            reference=_share(size * total * others, shards),
+            reference=_share(size * frozen, shards),
             step=min(_share(trained, shards), _SUB_GROUP) * (4 + optimizer_copy),
             **common,
         )
     return Memory(
         gradients=buckets,
-        host=size * total * (1 + others) + (12 + 4 + size) * trained,
+        host=size * (total + frozen) + (12 + 4 + size) * trained,
         **common,
     )
 
@@ -364,33 +322,48 @@ def sampling_bytes(job: Job) -> int:
 def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, parameters: Parameters) -> Work:
     """FLOPs of an optimizer step by part, and what decoding moves in memory and launches.
 
-    The head of a backward: TRL's recomputes the logits, then takes their gradients (SFT's only the latter).
+    The head of a backward: TRL's recomputes the logits, then takes their gradients (the other losses only the latter).
     """
-    shapes, times = job.loss_shapes, job.accumulation
+    shapes, times, policy = job.loss_shapes, job.accumulation, networks(model)[0]
+
+    def learnt(network: nn.Module) -> int:
+        return job.passes * count_flops(lambda: backbone(network, shapes).sum().backward(), grad=True)
+
+    def asked(network: nn.Module) -> int:
+        return count_flops(lambda: backbone(network, shapes))
+
     head = 2 * job.scored * parameters.head
+    values = 2 * job.completions * job.completion_tokens * job.model.get_text_config().hidden_size
     backward = 1 + parameters.head_trainable + (job.task == "grpo")
-    policy = count_flops(lambda: backbone(model, shapes).sum().backward(), grad=True)
-    flops = {"policy": times * (policy + head * (1 + backward))}
+    flops = {"policy": learnt(policy) + job.passes * head * (1 + backward)}
+    if job.task == "ppo":
+        critic = networks(model)[1]
+        flops["critic"] = learnt(critic) + job.passes * values * 3
     model.eval()  # with checkpointing, transformers keeps no cache in training mode
     if job.reference:
-        reference = base_of(model) if peft_config is None else build_model(job.model, torch.float32)
-        flops = {"reference": times * (count_flops(lambda: backbone(reference, shapes)) + head)} | flops
-    if job.task == "sft":
+        reference = policy if peft_config is None else build_model(job.model, torch.float32)
+        flops = {"reference": asked(reference) + head} | flops
+    if job.task == "ppo":  # what was sampled, before anything is learnt from it
+        flops = {"scoring": asked(policy) + head + asked(critic) + values} | flops
+    flops = {part: times * each for part, each in flops.items()}
+    if not job.generates:
         return Work(flops)
-    rollout = {
-        "prefill": times * count_flops(lambda: backbone(model, job.prefill_shapes)),
-        "decoding": times * decode_flops(model, job.completions, job.prompt_tokens, job.completion_tokens),
-    }
+    rollout, size = job.rollout, 2 if job.bf16 else 4
+    rounds, full_rounds = rollout.accumulation, times * job.completions / rollout.completions  # the last may be a part
+    prefill = count_flops(lambda: backbone(policy, rollout.prefill_shapes))
+    decoding = decode_flops(policy, rollout.completions, job.prompt_tokens, job.completion_tokens)
+    generated = {"prefill": round(full_rounds * prefill), "decoding": round(full_rounds * decoding)}
     if job.reward_models:
         rows = replace(job, shared=False).loss_shapes
-        rollout["reward models"] = times * job.reward_models * count_flops(lambda: backbone(model, rows))
-    size, tokens = 2 if job.bf16 else 4, times * job.completion_tokens
-    a_token: float = size * parameters.total + kv_cache_bytes(job)
+        generated["reward models"] = times * job.reward_models * count_flops(lambda: backbone(policy, rows))
+    weights: float = size * parameters.policy
     if job.quantised:  # unpacked into memory before each product
-        a_token += parameters.layers * (_BITS[job.nested] / 8 + size)
+        weights += parameters.layers * (_BITS[job.nested] / 8 + size)
+    moved = job.completion_tokens * (rounds * weights + full_rounds * kv_cache_bytes(rollout))
     a_layer, beside = KERNELS[job.shared]
     kernels = a_layer * job.model.get_text_config().num_hidden_layers + beside + _ADAPTER_KERNELS * parameters.adapted
-    return Work(rollout | flops, math.ceil(tokens * a_token), 0 if job.cuda_graphs else tokens * kernels)
+    launches = 0 if job.cuda_graphs else rounds * job.completion_tokens * kernels
+    return Work(generated | flops, math.ceil(moved), launches)
 
 
 def as_json(strategy: Strategy, job: Job, gpu_bytes: float) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import open_file
-from r1_aqa_repro.planning.estimate import Engine, Job, Parameters, Strategy
+from r1_aqa_repro.planning.estimate import Engine, Parameters, Strategy
 from r1_aqa_repro.planning.geometries import qwen2_audio_7b_config
+from r1_aqa_repro.planning.job import Job
 
 Range = tuple[float, float]
 _ADAM_BYTES = 30  # a parameter: reads weight, gradient and two moments in float32, writes three and a bfloat16 copy
@@ -58,18 +59,18 @@ def step_seconds(strategy: Strategy, job: Job, machine: Machine) -> dict[str, Ra
         taken = flops / machine.flops_per_second
         seconds[part] = (taken, taken)
     if "decoding" in work.flops:
-        tokens = job.accumulation * job.completion_tokens
+        tokens = job.rollout.accumulation * job.completion_tokens
         computed = max(seconds["decoding"][0], work.decode_bytes / machine.bytes_per_second)
         low, high = (max(computed, work.decode_kernels * launch) for launch in machine.launch)
         seconds["decoding"] = (low, high) if machine.token is None else (tokens * machine.token,) * 2
-    hidden = seconds["policy"][0] + seconds.get("reference", (0.0, 0.0))[0]
+    hidden = sum(taken for part, (taken, _) in seconds.items() if part not in ("prefill", "decoding"))
     for part, in_loss, apart in (
         ("sent between GPUs", *sent(strategy.engine, job, strategy.parameters, machine.link)),
         ("CPU to GPU", *(carried(job, strategy.parameters, machine.host_link) if offload else (0.0, 0.0))),
     ):
         if in_loss + apart:
             seconds[part] = (apart + max(0.0, in_loss - hidden), apart + in_loss)
-    trained = strategy.parameters.trainable
+    trained = job.updates * strategy.parameters.trainable
     if offload:
         seconds["CPU's Adam"] = (trained * machine.cpu_adam[0], trained * machine.cpu_adam[1])
     else:
@@ -81,35 +82,41 @@ def step_seconds(strategy: Strategy, job: Job, machine: Machine) -> dict[str, Ra
 def sent(engine: Engine, job: Job, parameters: Parameters, link: float) -> Range:
     """Seconds that a step's collectives take in the loss, and apart from it (arXiv 1910.02054, section 7).
 
-    DDP reduces float32 gradients once. ZeRO-2 reduces them after every backward, to their owners, and gathers the new
-    weights; ZeRO-3 gathers the weights for every forward and backward instead, for the reference too, and to generate.
+    DDP reduces float32 gradients once an update. ZeRO-2 reduces them after every backward, to their owners, and gathers
+    the new weights; ZeRO-3 gathers the weights for every forward and backward instead, of all models, and to generate.
     """
     of_others = (job.num_processes - 1) / job.num_processes / link
-    size = 2 if job.bf16 else 4
-    weights, gradients = size * parameters.total, size * parameters.trainable
     if engine == "ddp":
-        return 2 * 4 * parameters.trainable * of_others, 0.0
+        return job.updates * 2 * 4 * parameters.trainable * of_others, 0.0
+    size = 2 if job.bf16 else 4
+    gradients = size * parameters.trainable
+    of_backwards = job.passes * job.accumulation * gradients * of_others
     if engine == "zero2":
-        return job.accumulation * gradients * of_others, gradients * of_others
-    in_loss, to_generate = gathers(job)
-    return (in_loss * weights + job.accumulation * gradients) * of_others, to_generate * weights * of_others
+        return of_backwards, job.updates * gradients * of_others
+    in_loss, to_generate = gathered(job, parameters)
+    return in_loss * size * of_others + of_backwards, to_generate * size * of_others
 
 
-def gathers(job: Job) -> tuple[int, int]:
-    """How often a step of ZeRO-3 gathers all weights in the loss, and to generate."""
-    to_generate = 0
-    if job.task == "grpo":
-        to_generate = 1 if job.gather_for_generation else 1 + job.completion_tokens
-    return job.accumulation * (2 + job.reference), job.accumulation * to_generate
+def gathered(job: Job, parameters: Parameters) -> tuple[int, int]:
+    """Weights that a step of ZeRO-3 gathers for the forwards and backwards of all models, and to generate.
+
+    PPO gathers policy and critic once to generate, however often it then samples, and once more to score that.
+    """
+    a_batch = 2 * job.passes * parameters.total + job.reward_models * parameters.scorer
+    a_batch += parameters.policy if job.reference else 0
+    if job.task == "ppo":
+        return job.accumulation * (a_batch + parameters.total), parameters.total
+    generations = 1 if job.gather_for_generation else 1 + job.completion_tokens
+    return job.accumulation * a_batch, job.accumulation * generations * parameters.total if job.generates else 0
 
 
 def carried(job: Job, parameters: Parameters, host_link: float) -> Range:
     """Seconds in which a process of ZeRO-3 with offload brings its share of the weights for every gather, and takes
     its share of the gradients back after every backward: in the loss, and apart from it."""
     share = (2 if job.bf16 else 4) / job.num_processes / host_link
-    in_loss, to_generate = gathers(job)
-    lost = job.accumulation * parameters.trainable * share
-    return in_loss * parameters.total * share + lost, to_generate * parameters.total * share
+    in_loss, to_generate = gathered(job, parameters)
+    lost = job.passes * job.accumulation * parameters.trainable
+    return (in_loss + lost) * share, to_generate * share
 
 
 def total(seconds: dict[str, Range]) -> Range:

@@ -82,6 +82,14 @@ def score_tokens(
         use_cache=False,
         logits_to_keep=completion_length + 1,
     )
-    logits = output.logits[:, :-1].float() / temperature
-    log_probs = selective_log_softmax(logits, input_ids[:, -completion_length:])
+    return of_logits(output.logits[:, :-1], input_ids[:, -completion_length:], temperature, entropy_gradient)
+
+
+def of_logits(
+    logits: torch.Tensor, token_ids: torch.Tensor, temperature: float, entropy_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What logits [N, C, V] say of the tokens [N, C] that followed: log-probabilities and entropies, see
+    `score_tokens`."""
+    logits = logits.float() / temperature
+    log_probs = selective_log_softmax(logits, token_ids)
     return log_probs, entropy_from_logits(logits if entropy_gradient else logits.detach())

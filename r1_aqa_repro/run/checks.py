@@ -112,6 +112,14 @@ def _check_quantised(training: TrainingArguments, model: ModelConfig) -> list[Pr
     return problems
 
 
+def check_reward_adapter(model: ModelConfig) -> list[Problem]:
+    """A problem if a reward model's adapter would leave the head alone, which is what makes it one."""
+    if not model.use_peft or model.lora_task_type == "SEQ_CLS":
+        return []
+    what = f"{model.lora_task_type}: the adapter would leave the reward head as it was drawn"
+    return [Problem("lora_task_type", what, "Set it to SEQ_CLS.")]
+
+
 def check_evaluation(training: TrainingArguments) -> list[Problem]:
     """A problem for each key of the evaluation while training that is ignored, or contradicts another."""
     if getattr(training, "eval_file", None) is None:

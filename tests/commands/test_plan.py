@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.plan import main
 from tests.conftest import ROOT
 
@@ -90,14 +91,15 @@ def test_sft_is_told_by_its_keys(model_folder: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["grpo_qwen2_audio_7b", "sft_lora_qwen2_audio_7b"])
+@pytest.mark.parametrize("name", ["grpo_qwen2_audio_7b", "sft_lora_qwen2_audio_7b", "ppo_text_qwen2_7b"])
 def test_a_7b_config_is_planned_without_its_weights(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = ROOT / "configs" / f"{name}.yaml"
     code, report, text = plan(capsys, tmp_path / "a.json", "--config", str(config), "--gpus", "8", "--gpu-memory", "80")
     assert code == 0 and report["recommended"]
-    assert "8.40 G parameters" in text or "use_peft: true" in config.read_text()
+    parameters = "14.69 G" if name.startswith("ppo") else "8.40 G"  # PPO: the critic too
+    assert f"{parameters} parameters" in text or "use_peft: true" in config.read_text()
 
 
 TEXT = {
@@ -105,19 +107,28 @@ TEXT = {
     "reward_funcs: [reward_model, random]\n",
     "sft": "examples_per_step: 8\nmax_examples_per_device: 4\n",
     "dpo": "examples_per_step: 8\nmax_examples_per_device: 2\nbeta: 0.1\n",
+    "reward": "examples_per_step: 8\nmax_examples_per_device: 2\ncenter_rewards_coefficient: 0.01\n",
+    "ppo": "prompts_per_step: 16\nmax_prompts_per_device: 2\nnum_mini_batches: 2\nkl_coef: 0.1\n",
 }
 
 
 @pytest.mark.parametrize(
     ("name", "sequences", "parts", "frozen"),
     [
-        ("grpo", 8, ["prefill", "decoding", "reward models", "reference", "policy"], 2),
-        ("sft", 4, ["policy"], 0),
-        ("dpo", 4, ["reference", "policy"], 1),
+        ("grpo", 8, ["prefill", "decoding", "reward models", "reference", "policy"], ["policy", "judge"]),
+        ("sft", 4, ["policy"], []),
+        ("dpo", 4, ["reference", "policy"], ["policy"]),
+        ("reward", 4, ["policy"], []),
+        (
+            "ppo",
+            2,
+            ["prefill", "decoding", "reward models", "scoring", "reference", "policy", "critic"],
+            ["policy", "judge"],
+        ),
     ],
 )
 def test_a_run_on_text_is_planned(
-    name: str, sequences: int, parts: list[str], frozen: int, policy: Path, tmp_path: Path, capsys: Any
+    name: str, sequences: int, parts: list[str], frozen: list[str], policy: Path, tmp_path: Path, capsys: Any
 ) -> None:
     path = tmp_path / "text.yaml"
     path.write_text(f"model_name_or_path: {policy}\nbf16: true\n{TEXT[name]}")
@@ -125,23 +136,21 @@ def test_a_run_on_text_is_planned(
     options += ["--completion-tokens", "16"]
     code, report, text = plan(capsys, tmp_path / "a.json", *options)
     assert code == 0, text
-    assert report["step"]["completions_at_once"] == sequences and report["step"]["encoder_frames"] == 0
+    step = report["step"]
+    assert (step["task"], step["completions_at_once"], step["encoder_frames"]) == (name, sequences, 0)
     ddp = report["strategies"][0]
     assert list(ddp["flops"]) == parts
-    assert ddp["memory_bytes"]["reference"] == frozen * 4 * ddp["parameters"]
-    assert (ddp["memory_bytes"]["kv_cache"] > 0) == (name == "grpo")
+    judge = load_reward_model(policy, load_tokenizer(policy), new_head=True).num_parameters()
+    models = {"policy": load_policy(policy).num_parameters(), "judge": judge}
+    assert ddp["memory_bytes"]["reference"] == 4 * sum(models[each] for each in frozen)
+    assert ddp["parameters"] == {"ppo": sum(models.values()), "reward": judge}.get(name, models["policy"])
+    assert (ddp["memory_bytes"]["kv_cache"] > 0) == (name in ("grpo", "ppo"))
     assert "least" in text and ddp["seconds_a_step"][0] <= ddp["seconds_a_step"][1]
-    # layers of two adapted matrices or seven: the same model, no audio
-    assert any(strategy["lora"] and strategy["trainable_parameters"] > 0 for strategy in report["strategies"])
+    # layers of seven adapted matrices: the same model, no audio; PPO trains its own whole
+    adapted = [strategy["trainable_parameters"] for strategy in report["strategies"] if strategy["lora"]]
+    assert len(adapted) == (0 if name == "ppo" else 4) and all(0 < each < ddp["parameters"] for each in adapted)
     assert main([*options, "--clip-seconds", "10"]) == 2
     assert "reads text alone" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("config", ["ppo_text", "reward_model"])
-def test_what_is_not_planned_is_refused_as_such(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = ROOT / "configs" / f"{config}_qwen2_7b.yaml"
-    assert main(["--config", str(path), "--gpus", "8", "--gpu-memory", "80"]) == 2
-    assert "Only GRPO, SFT and DPO are planned." in capsys.readouterr().err
 
 
 def test_a_base_in_4_bits_is_planned_without_deepspeed(

@@ -23,13 +23,14 @@ from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.inputs import question_inputs
 from r1_aqa_repro.planning import estimate
 from r1_aqa_repro.planning.counting import Operations, build_model
-from r1_aqa_repro.planning.estimate import Job, Memory, Parameters, kv_cache_bytes, memory_of, strategies
+from r1_aqa_repro.planning.estimate import Memory, Parameters, kv_cache_bytes, memory_of, strategies
 from r1_aqa_repro.planning.geometries import (
     mid_config,
     qwen2_0_5b_config,
     qwen2_7b_config,
     qwen2_audio_7b_config,
 )
+from r1_aqa_repro.planning.job import Job
 from r1_aqa_repro.run.config import AudioGRPOConfig
 from scripts.bench_grpo_step import KERNELS
 
@@ -75,6 +76,8 @@ def test_the_geometries_have_the_known_sizes() -> None:
         head_trainable=True,
         layers=32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008),
         largest_layer=4096 * 11_008,
+        # of the language model: embeddings, matrices, biases and norms of the layers, the last norm; a score
+        scorer=156_032 * 4096 + 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008 + 5 * 4096) + 4096 + 4096,
     )
     assert Parameters.of(build_model(qwen2_7b_config(), torch.bfloat16)).total == 7_615_616_512
     assert Parameters.of(build_model(qwen2_0_5b_config(), torch.bfloat16)).total == 494_032_768

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.planning.estimate import Engine, Job, Memory, Parameters, Strategy, Work, memory_of
+from r1_aqa_repro.planning.estimate import Engine, Memory, Parameters, Strategy, Work, memory_of
+from r1_aqa_repro.planning.job import Job
 from r1_aqa_repro.planning.seconds import Machine, carried, measured, sent, step_seconds, total
 from tests.planning.test_estimate import job
 
