@@ -51,7 +51,7 @@ def test_what_ppo_does_in_a_step(policy: Path, tmp_path: Path) -> None:
     ("settings", "options", "message"),
     [
         (PPO, ["--use_peft", "true"], "PPO trains policy and critic in full"),
-        (PPO, ["--kl_coef", "-1"], "-1.0 is below 0"),
+        (PPO, ["--save_strategy", "epoch"], "PPO logs and saves by steps"),
         (PPO, ["--num_mini_batches", "3"], "no multiple of num_mini_batches"),
         (REWARD, ["--use_peft", "true"], "would leave the reward head as it was drawn"),
         (REWARD, ["--load_in_4bit", "true"], "it is for GRPO and SFT"),
