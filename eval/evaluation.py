@@ -12,7 +12,7 @@ from eval.predictions import PREDICTIONS, SETTINGS, Prediction, by_question, rec
 from eval.scores import Predictions, score, surviving, unscored, verdicts_of_question
 from r1_aqa_repro.common.claim import differences
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import read_json
+from r1_aqa_repro.common.files import open_file, read_json
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
 _REMEDY = "Evaluate again: what is generated is only scored."
@@ -112,7 +112,8 @@ def is_complete(folder: Path, settings: Mapping[str, Any] | None = None, ignored
     try:
         made = read_json(folder / SETTINGS, _REMEDY)["settings"]
         scores = read_json(folder / "scores.json", _REMEDY)
-        answers = (folder / PREDICTIONS).read_bytes().count(b"\n")
+        with open_file(folder / PREDICTIONS) as file:
+            answers = file.read().count(b"\n")
         all_there = scores["n"] == made["questions"] and answers == scores["n"] * times_asked(made)
         all_scored = scores["missing_ids"] == scores["no_audio"] and {"accuracy", "ci95", "n"} <= set(scores["total"])
     except (Refused, OSError, ValueError, KeyError, TypeError, AttributeError):

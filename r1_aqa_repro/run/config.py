@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -17,6 +18,7 @@ from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig, Trl
 
 from r1_aqa_repro.common.console import LARGEST
 from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.files import unreadable
 from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.model.text_loading import TextModelConfig
 from r1_aqa_repro.run.arguments import (
@@ -121,6 +123,9 @@ def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
         remedy = "Set prompts_per_step and max_prompts_per_device (or examples_per_step and max_examples_per_device)."
         raise Refused.because(where, f"{', '.join(derived)} cannot be set: it is derived", remedy)
     problems = _check_values(content, types, where) + _check_typed(typed, types)
+    deepspeed = next(iter(typed.get("deepspeed", [])), content.get("deepspeed"))
+    if isinstance(deepspeed, str) and os.path.exists(deepspeed) and (reason := unreadable(deepspeed)) is not None:
+        problems.append(Problem(deepspeed, reason, "Give a JSON file with DeepSpeed's settings."))
     if problems:
         raise Refused(problems)
     parser = TrlParser(list(types), allow_abbrev=False, exit_on_error=False)

@@ -28,7 +28,7 @@ from r1_aqa_repro.common.claim import differences
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem
-from r1_aqa_repro.common.files import sha256_of, write_atomically, write_json
+from r1_aqa_repro.common.files import sha256_of, unreadable, write_atomically, write_json
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.run.checkpoints import FINAL, WEIGHTS, last_checkpoint
@@ -212,8 +212,8 @@ def provenance() -> dict[str, Any]:
 
 
 def data_hashes(*files: str | os.PathLike[str] | None) -> dict[str, str]:
-    """SHA-256 by path of the data files a run reads."""
-    return {str(file): sha256_of(file) for file in files if file is not None and Path(file).is_file()}
+    """SHA-256 by path of the data files a run reads, of those that can be read."""
+    return {str(file): sha256_of(file) for file in files if file is not None and unreadable(file) is None}
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -309,24 +309,6 @@ def test_the_kernel_saw_no_other_file_opened_and_no_socket_of_a_network(tmp_path
     assert "media/SDP.wav" in seen and PRIVATE not in seen and "AF_INET" not in seen
 
 
-@pytest.mark.parametrize("given", ["--questions", "--audio"])
-@pytest.mark.parametrize("kind", ["pipe", "link to /dev/zero", "link to what has no end", "socket"])
-def test_what_is_no_file_is_no_source(kind, given, tmp_path, ends) -> None:
-    path = clip_at(tmp_path / "given", kind)
-    write_json(tmp_path / "questions.json", [mmau_record(0)])
-    options = {"--questions": "questions.json", "--audio": tmp_path / PRIVATE, given: path}
-    more = [part for option in options.items() for part in option]
-    ends("data_prep.mmau", *more, "--out", "out", code=2, names=[str(path), said_of(kind)])
-
-
-@pytest.mark.parametrize("kind", ["pipe", "link to /dev/zero", "link to what has no end", "socket"])
-@pytest.mark.parametrize("module", ["data_prep.validate", "data_prep.stats", "data_prep.split"])
-def test_what_is_no_file_is_no_manifest(kind, module, tmp_path, ends) -> None:
-    path = clip_at(tmp_path / "given", kind)
-    more = ["--held-out", 1, "--by", "clip"] if module.endswith("split") else []
-    ends(module, path, *more, code=2, names=[str(path), said_of(kind)])
-
-
 def test_sound_clips_are_what_they_were(tmp_path, ends) -> None:
     """The loudest that is taken, and questions about ordinary clips."""
     questions = make_questions(tmp_path / "data", 3)
