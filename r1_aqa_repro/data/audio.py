@@ -53,8 +53,9 @@ _KIND = [
     for kind, how in _KINDS.items()
 ]
 HEAD = 4096  # bytes by which `no_recording` knows
-# What a file may hold, which bounds the time and the memory that it takes: ten minutes of eight channels at 48 kHz
-MOST_BYTES, _MOST_SAMPLES = 2**30, 2**28
+# What a file may hold, which bounds the time and the memory that it takes: ten minutes of eight channels at 48 kHz, or
+# an hour at lower rates, which resampling makes many samples of
+MOST_BYTES, _MOST_SAMPLES, _MOST_SECONDS = 2**30, 2**28, 3600
 _EMPTY = "the audio is empty (0 samples)"
 _SLACK_SECONDS = 0.1  # MP3 headers count frames, and some the encoder's delay too
 # libsndfile takes a file that breaks off for a shorter one, and says so in its log alone: sizes in bytes
@@ -176,8 +177,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[soundfile.SoundFile,
             with soundfile.SoundFile(file.fileno(), closefd=False) as opened:
                 if opened.format not in _FORMATS:
                     raise AudioError(path, f"cannot be decoded ({opened.format} is no format of clips)")
-                if opened.frames * opened.channels > _MOST_SAMPLES:
-                    raise AudioError(path, f"its header says {opened.frames:,} samples: too many for a clip")
+                said = f"its header says {opened.frames:,} samples at {opened.samplerate:,} Hz"
+                if opened.frames * opened.channels > _MOST_SAMPLES or opened.frames > _MOST_SECONDS * opened.samplerate:
+                    raise AudioError(path, f"{said}: too many for a clip")
                 yield opened, file
     except FileNotFoundError:
         raise AudioError(path, NO_FILE) from None

@@ -90,7 +90,7 @@ def test_the_content_counts_not_the_name(tmp_path, name, content):
         ("text", "it is text, not a recording", True),
         ("picture", "cannot be decoded (it begins as no wav", True),
         ("empty", "cannot be decoded", True),
-        ("header of more samples than memory", "its header says 4,294,967,295 samples: too many", True),
+        ("header of more samples than memory", "its header says 4,294,967,295 samples at 16,000 Hz: too many", True),
         ("no samples", "the audio is empty (0 samples)", True),
         ("NaN", "the audio holds NaN or infinite samples", False),
         ("infinity", "the audio holds NaN or infinite samples", False),

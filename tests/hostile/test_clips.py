@@ -20,7 +20,7 @@ import pytest
 import soundfile
 
 from r1_aqa_repro.data.audio import MOST_BYTES, SAMPLING_RATE
-from tests.bad_clips import BAD_CLIPS, PNG, RATE, one_sample, tone, written
+from tests.bad_clips import BAD_CLIPS, PNG, RATE, one_sample, patched, tone, written
 from tests.conftest import ROOT, make_questions
 from tests.data_prep.conftest import avqa_record, mmau_record, report_of, wav
 from tests.files import read_json, read_lines, write_json, write_lines
@@ -146,7 +146,10 @@ UNLISTED: dict[str, tuple[Make, str]] = {
     "sample of NaN": (one_sample(float("nan")), "NaN or infinite samples"),
 }
 CLIPS = NAMING | SPECIAL | UNLISTED
-SPARSE: dict[str, tuple[Make, str]] = {"of a gigabyte and more": (sparse, "it is too large for a clip")}
+LARGE: dict[str, tuple[Make, str]] = {
+    "of a gigabyte and more": (sparse, "it is too large for a clip"),
+    "of an hour and more": (patched("WAV", 24, struct.pack("<I", 1)), "16,000 samples at 1 Hz: too many for a clip"),
+}
 # libsndfile would take what these hold for sound, by the name alone
 BY_NAME: dict[str, tuple[Make, str]] = {
     f"text.{ending}": (text("no sound\n" * 500), "it is text") for ending in ("au", "gsm", "raw", "vox", "sd2")
@@ -154,7 +157,7 @@ BY_NAME: dict[str, tuple[Make, str]] = {
 # what decoding gives is less than the header says
 _CUT = ("wav cut off", "mp3 cut off", "ogg cut off in its last page", "header of twice the samples")
 CUT: dict[str, tuple[Make, str]] = {kind: (BAD_CLIPS[kind], "it is cut off") for kind in _CUT}
-READ = CLIPS | BY_NAME | SPARSE | CUT  # all that training and evaluation are given
+READ = CLIPS | BY_NAME | LARGE | CUT  # all that training and evaluation are given
 
 
 @pytest.fixture(autouse=True)
