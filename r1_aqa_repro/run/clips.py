@@ -66,8 +66,9 @@ class Clips:
         kept = read_claim(folder / MEASURED, "Delete it: the clips will be measured again.") or {}
         self.started = bool(kept) and not anew  # the same run goes on: it has the clips that it had
         usable = self.started or kept.get("decoded", False) or not self.decodes
-        self._measured: dict[str, list[int]] = kept.get("clips", {}) if usable else {}  # size, mtime_ns, samples
-        self._samples = {name: samples for name, (*_, samples) in self._measured.items()}
+        self._cached: dict[str, list[int]] = kept.get("clips", {}) if usable else {}  # size, mtime_ns, samples
+        self._measured = dict(self._cached) if self.started else {}  # of this run
+        self._samples = {name: samples for name, (*_, samples) in self._cached.items()}
         listed = [] if anew else self._listed()
         self._lost = {one["clip"]: LostClip(**one) for one in listed if isinstance(one, dict)}
         self._new: list[LostClip] = []
@@ -85,6 +86,9 @@ class Clips:
             decode: read them to their end, and not their headers alone.
         """
         paths = list(dict.fromkeys(paths))
+        # of a run that was moved together with its data, no clip lies where it was measured
+        if self.started and paths and not any(_name(path) in self._measured for path in paths):
+            self.started, self._measured = False, {}
         own = [] if self.started else paths[local_rank() :: num_local_processes()] if decode else paths
         found = dict(zip(map(_name, own), self._in_threads(own, shortest, decode), strict=True))
         if decode:
@@ -98,8 +102,6 @@ class Clips:
         self._samples |= {name: samples for name, (*_, samples) in measured.items()}
         if decode == self.decodes:
             self._measured |= measured
-        for path in bad:
-            self._measured.pop(_name(path), None)
         return bad
 
     def seconds(self, path: Path) -> float:
@@ -113,7 +115,7 @@ class Clips:
             try:
                 file = os.stat(path)
                 state = [file.st_size, file.st_mtime_ns]
-                kept = self._measured.get(_name(path), [0])
+                kept = self._cached.get(_name(path), [0])
                 if kept[:-1] == state and kept[-1] >= shortest * SAMPLING_RATE:
                     return kept
                 return [*state, measure_audio(path, shortest, decode)]

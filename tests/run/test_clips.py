@@ -27,7 +27,7 @@ from r1_aqa_repro.run.kinds import AudioQuestions
 from tests.bad_clips import BAD_CLIPS, restore
 from tests.conftest import make_questions
 from tests.files import read_json
-from tests.run.conftest import AUDIO, Killed, Start
+from tests.run.conftest import AUDIO, Killed, Start, kill_at
 
 BREAK_AFTER, STEPS = 2, 12  # of 48 questions, 8 a step: two epochs
 SIZES = {
@@ -263,6 +263,25 @@ def test_a_run_keeps_the_questions_that_it_began_with(world: World, tmp_path: Pa
     assert asked[0] == asked[2] == world.questions[1:]  # of train_file; each start asks about eval_file too
     [left_out] = read_json(tmp_path / "run" / SKIPPED)
     assert "no such audio file" in left_out
+
+
+def test_a_run_that_was_moved_with_its_data_goes_on(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = make_questions(tmp_path / "here" / "clips", 8)
+    write_manifest(tmp_path / "here" / "manifest.jsonl", questions)
+    command = ("audio sft", "run", "--train_file", "manifest.jsonl", "--max_steps", "4")
+    monkeypatch.chdir(tmp_path / "here")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(loop, "StopOnSignal", kill_at(3))
+        start(*command)
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    assert start(*command) == 0
+    measured = read_json(Path("run/measured_clips.json"))["clips"]
+    assert {Path(name) for name in measured} == {
+        tmp_path / "there" / "clips" / each.audio_path.name for each in questions
+    }
 
 
 @pytest.mark.parametrize("check", ["decode", "headers"])
