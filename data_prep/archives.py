@@ -39,6 +39,7 @@ _OPENERS: dict[bytes, type[gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]] = {  # 
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
+_LONGEST_NAME = 255  # bytes, of any file system in use
 _BLOCK = 1 << 20  # bytes copied at once
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError)
 
@@ -57,15 +58,16 @@ def unpack(archive: Path, folder: Path, name_for: Callable[[str], str | None]) -
     Args:
         archive: tar, tar.gz, tar.bz2 or tar.xz, told apart by their content.
         folder: where to; it is made. If the archive is refused, what was written before stays.
-        name_for: the file name to write a member under, by its path in the archive; None if it is not wanted. Of
-            several with one name the first counts.
+        name_for: the file name to write a member under, by its path in the archive; None if it is not wanted. It is
+            not asked for paths that no file can have. Of several with one name the first counts.
 
     Raises:
-        Refused: the archive is damaged, too large, or holds what no data set needs.
+        Refused: the archive is damaged, too large, or holds what no data set needs; wanted files whose names differ
+            but would be written under one, such as in how accents are encoded.
         OSError: `folder` cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found: set[str] = set()
+    found: dict[str, str] = {}  # their own names, by those they were written under
     problems: list[Problem] = []
     number = total = 0
     with _open(archive) as stream:
@@ -86,10 +88,16 @@ def unpack(archive: Path, folder: Path, name_for: Callable[[str], str | None]) -
                 remedy = "Do not trust the archive, or unpack it yourself and give the folder."
                 problems.append(Problem(str(archive), unsafe, remedy))
             if member.isreg():
-                name = None if problems else name_for(member.name)
+                own = os.path.basename(member.name)
+                name = None if problems or not _can_be_named(member.name) else name_for(member.name)
+                if name is not None and found.get(name, own) != own:
+                    what = f"{member.name!a} and another file named {found[name]!a} are both asked for as {name!r}"
+                    problems.append(Problem(str(archive), what, "Leave one of them out, or rename it."))
+                    name = None
                 target = None if name is None or name in found else folder / name
                 _read(archive, members, member, target)
-                found.update([target.name] if target else [])
+                if target is not None:
+                    found[target.name] = own
         _read_to_the_end(archive, stream)
     if problems:
         raise Refused(problems)
@@ -133,12 +141,19 @@ class _Member(tarfile.TarInfo):
         return member
 
 
+def _can_be_named(path: str) -> bool:
+    """Whether a file can have the name that this path ends with."""
+    return "\0" not in path and len(os.fsencode(os.path.basename(path))) <= _LONGEST_NAME
+
+
 def _unsafe(member: tarfile.TarInfo, folder: Path) -> str | None:
     """Why a member is not to be trusted, or None.
 
     Raises:
         Refused: this Python is too old to tell.
     """
+    if not _can_be_named(member.name) and member.isreg():
+        return None  # it is not written anywhere
     if not hasattr(tarfile, "data_filter"):
         remedy = "Unpack the archive and give the folder, or take Python 3.11.4 or newer."
         raise Refused.because("tarfile", "this Python has no filter for unsafe archives", remedy)

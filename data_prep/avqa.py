@@ -24,7 +24,7 @@ from typing import Any
 
 from data_prep.fingerprints import YOUTUBE_CLIP
 from data_prep.media import Excerpt
-from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, stem_of
+from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, stem_of, unreadable_folder
 from data_prep.pipeline import Making, Record, add_preparation_arguments, prepare, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
@@ -106,6 +106,8 @@ def records(annotations: list[Path], index: MediaIndex) -> Iterator[Record | Rej
 def _record(raw: dict[str, Any], where: str, file: Path, split: str | None, index: MediaIndex) -> Record:
     audio = raw["audio"] if isinstance(raw.get("audio"), dict) else {}
     embedded = audio.get("bytes")
+    if not isinstance(embedded, bytes | None):
+        raise BadRecord(f"audio.bytes is of type {type(embedded).__name__}, not bytes", "Fetch the file again.")
     if "multi_choice" not in raw and embedded is None:
         what = f"no multi_choice, only {sorted(raw)}"
         raise BadRecord(what, "Give AVQA's annotations, R1-AQA's lines or rows with embedded audio.")
@@ -177,7 +179,7 @@ def _check_paths(annotations: list[Path], media: list[Path]) -> None:
     wanted = "Give train_qa.json, R1-AQA's JSONL or parquet files."
     problems = [Problem(str(file), reason, wanted) for file in annotations if (reason := unreadable(file)) is not None]
     wanted = "Give folders that hold the media."
-    problems += [Problem(str(folder), "there is no such folder", wanted) for folder in media if not folder.is_dir()]
+    problems += [Problem(str(one), reason, wanted) for one in media if (reason := unreadable_folder(one)) is not None]
     if problems:
         raise Refused(problems)
 

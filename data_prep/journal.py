@@ -33,11 +33,15 @@ class Outcome:
 
 
 def outcomes_of(records: Iterable[dict[str, Any] | None]) -> dict[str, Outcome]:
-    """The outcomes that a journal records, by the clip's name; of several the last counts. A damaged line is None."""
+    """The outcomes that a journal records, by the clip's name; of several the last counts. A damaged line, which is
+    None, and one that says something else tell nothing: the clip is made again."""
     outcomes = {}
     for record in filter(None, records):
-        clip = Clip(**record["clip"]) if record["clip"] else None
-        outcomes[record["stem"]] = Outcome(record["source"], clip, record["reason"], record["detail"])
+        try:
+            clip = Clip(**record["clip"]) if record["clip"] else None
+            outcomes[str(record["stem"])] = Outcome(record["source"], clip, record["reason"], record["detail"])
+        except (KeyError, TypeError):
+            continue
     return outcomes
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.errors import Problem, Refused
 
 MEDIA_ENDINGS = (".wav", ".flac", ".mp4", ".m4a", ".mkv", ".webm", ".ogg", ".mp3")  # the first found is taken
 
@@ -17,14 +18,26 @@ class MediaIndex:
 
     Of several with one name the first counts: in the order of the folders, then of `MEDIA_ENDINGS`, then of the paths.
     Folders that cannot be read are left out, with a warning.
+
+    Raises:
+        Refused: two files beside each other have names that differ only in how accents are encoded or in the case of
+            their endings: nothing tells which is meant.
     """
 
     def __init__(self, folders: list[Path]):
         self._found: dict[str, str] = {}
+        problems = []
         for folder in folders:
             paths = sorted(self._walk(folder), key=lambda path: (MEDIA_ENDINGS.index(_ending(path)), path))
+            beside: dict[tuple[str, str, str], str] = {}
             for path in paths:
+                place = (os.path.dirname(path), stem_of(path), _ending(path))
+                if (twin := beside.setdefault(place, path)) != path:
+                    what = f"the file beside it has the same name, written otherwise ({os.path.basename(path)!a})"
+                    problems.append(Problem(ascii(twin), what, "Remove or rename one of them."))
                 self._found.setdefault(stem_of(path), path)
+        if problems:
+            raise Refused(problems)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -43,6 +56,17 @@ class MediaIndex:
             seen.add((here.st_dev, here.st_ino))
             inner.sort()
             yield from (os.path.join(where, name) for name in files if _ending(name) in MEDIA_ENDINGS)
+
+
+def unreadable_folder(folder: Path) -> str | None:
+    """Why the files of a folder cannot be found, to stand in a message after its name; None if they can."""
+    try:
+        os.scandir(folder).close()
+    except FileNotFoundError:
+        return "there is no such folder"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None
 
 
 def _warn(error: OSError) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 from data_prep import pipeline
 from data_prep.archives import is_tar, unpack
 from data_prep.media import Excerpt
-from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, composed
+from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, composed, unreadable_folder
 from data_prep.pipeline import DEFAULT, Making, Record, Report, add_preparation_arguments, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
@@ -164,7 +164,7 @@ def _records(
 ) -> Iterator[Record | Rejected]:
     """Each question with its clip, ready for `pipeline.prepare`; archives are unpacked to a folder first."""
     names = _Names(record for listed in by_file.values() for record in listed)
-    folders = [source if source.is_dir() else _unpack(source, unpacked, names) for source in audio]
+    folders = [source if os.path.isdir(source) else _unpack(source, unpacked, names) for source in audio]
     index = MediaIndex(folders)
     for file, listed in by_file.items():
         has_audio = is_parquet(file)
@@ -194,7 +194,9 @@ def _find(asked: Asked, folders: Sequence[Path], index: MediaIndex, names: _Name
             if os.path.isfile(folder / path):  # Path.is_file raises if a name is too long to be one
                 return folder / path
     by_name = index[safe_stem(str(asked.path)) if composed(asked.clip) in names.shared else asked.clip]
-    return by_name or (None if composed(asked.question.id) in names.shared else index[asked.question.id])
+    if by_name is not None or composed(asked.question.id) in names.shared:
+        return by_name
+    return index[asked.question.id] or index[safe_stem(asked.question.id)]  # the latter out of a parquet file
 
 
 def _asked(raw: dict[str, Any], where: str) -> Asked:
@@ -261,7 +263,7 @@ def _unpack_parquet(file: Path, folder: Path, names: _Names) -> int:
             continue
         found.add(name)
         # the ending says nothing of the format, which is read from the content
-        target = folder / f"{name.replace('/', '_')}.wav"
+        target = folder / f"{safe_stem(name)}.wav"
         target.write_bytes(audio)
         os.utime(target, (modified, modified))  # so that the journal, which goes by size and time, knows it again
     return len(found)
@@ -269,7 +271,8 @@ def _unpack_parquet(file: Path, folder: Path, names: _Names) -> int:
 
 def _audio_bytes(row: dict[str, Any]) -> bytes | None:
     columns = (row[name] for name in _AUDIO_COLUMNS if isinstance(row.get(name), dict))
-    return next((column["bytes"] for column in columns if column.get("bytes")), None)
+    found = (column.get("bytes") for column in columns)
+    return next((audio for audio in found if isinstance(audio, bytes) and audio), None)
 
 
 def _check_sources(questions: list[Path], audio: list[Path]) -> None:
@@ -280,11 +283,10 @@ def _check_sources(questions: list[Path], audio: list[Path]) -> None:
         if (reason := unreadable(file)) is not None
     ]
     for source in audio:
-        if source.is_dir():
-            continue
-        if (reason := unreadable(source)) is not None:
+        is_folder = os.path.isdir(source)
+        if (reason := unreadable_folder(source) if is_folder else unreadable(source)) is not None:
             problems.append(Problem(str(source), reason, "Give a folder or file that holds the clips."))
-        elif not is_parquet(source) and not is_tar(source):
+        elif not is_folder and not is_parquet(source) and not is_tar(source):
             what = "it is no folder, no tar archive and no parquet file"
             problems.append(Problem(str(source), what, "It may be damaged: fetch it again, or give the folder."))
     if problems:

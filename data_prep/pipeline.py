@@ -32,7 +32,7 @@ from data_prep.workers import PARTIAL, PassingError, Task, Workers, add_workers_
 from r1_aqa_repro.common.claim import claim
 from r1_aqa_repro.common.distributed import num_cores
 from r1_aqa_repro.common.errors import failing_plainly
-from r1_aqa_repro.common.files import require_regular, whole_file, write_json
+from r1_aqa_repro.common.files import output_folder, require_regular, whole_file, write_json
 from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.audio import CHANNELS
 from r1_aqa_repro.data.questions import AudioQuestion, check_question, manifest_line
@@ -162,7 +162,13 @@ def prepare(
 def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that every preparation has."""
     add = parser.add_argument
-    add("--out", required=True, type=Path, metavar="DIR", help="where to write: a new folder, or an interrupted run's")
+    add(
+        "--out",
+        required=True,
+        type=output_folder,
+        metavar="DIR",
+        help="where to write: a new folder, or an interrupted run's",
+    )
     add_workers_argument(parser)
     add("--channel", choices=CHANNELS, default="first", help="of several (default: first, as R1-AQA)")
     add("--format", choices=FORMATS, default="flac", help="of the prepared clips, 16 bits (default: flac)")

@@ -44,7 +44,7 @@ from r1_aqa_repro.common.errors import (
     existing_folder,
     failing_plainly,
 )
-from r1_aqa_repro.common.files import LOCK, sha256_of, sole_use, unreadable, whole_file, write_json
+from r1_aqa_repro.common.files import LOCK, output_folder, sha256_of, sole_use, unreadable, whole_file, write_json
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.conversations import Message, TextPrompt
 from r1_aqa_repro.data.records import Rejected, no_records
@@ -227,7 +227,7 @@ def _parser() -> Options:
     add = parser.add_argument
     add("--input", required=True, type=Path, metavar="FILE", help="the pairs: a JSON list, JSON lines or parquet")
     add("--format", choices=FORMATS, default=AUTO, help=f"of the pairs (default: {AUTO}, by the keys of each record)")
-    add("--out", required=True, type=Path, metavar="DIR", help="where to write")
+    add("--out", required=True, type=output_folder, metavar="DIR", help="where to write")
     add("--held-out", type=_fraction, default=0.05, metavar="FRACTION", help="of the prompts (default: 0.05)")
     add("--seed", type=not_negative, default=0, metavar="N", help="which prompts are held out (default: 0)")
     add("--skip-bad-records", action="store_true", help="leave bad records out, list them and exit with 3")

@@ -22,7 +22,7 @@ from data_prep.fingerprints import Clips, decode_clips, video_of
 from data_prep.workers import add_workers_argument
 from r1_aqa_repro.common.console import Options, not_negative, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, command
-from r1_aqa_repro.common.files import LOCK, sha256_of, sole_use, write_json
+from r1_aqa_repro.common.files import LOCK, output_folder, sha256_of, sole_use, write_json
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -147,7 +147,7 @@ def _parser() -> Options:
     add("--held-out", type=positive, required=True, metavar="N", help="about how many questions to hold out")
     add("--by", choices=("video", "clip"), required=True, help="what must not stand on both sides, beside the clip")
     add("--seed", type=not_negative, default=0, metavar="N", help="which questions are held out (default: 0)")
-    add("--out", type=Path, metavar="DIR", help="where to write (default: beside the manifest)")
+    add("--out", type=output_folder, metavar="DIR", help="where to write (default: beside the manifest)")
     add_workers_argument(parser)
     return parser
 

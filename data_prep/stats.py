@@ -23,7 +23,7 @@ from rich.table import Table
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
 from r1_aqa_repro.common.escaping import visible, visible_line
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.files import output_folder, write_json
 from r1_aqa_repro.data.audio import AudioError, read_header
 from r1_aqa_repro.data.mmau_versions import baselines
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
@@ -155,7 +155,7 @@ def _parser() -> Options:
     parser = Options(__doc__, "python -m data_prep.stats")
     add = parser.add_argument
     add("manifest", type=Path, metavar="MANIFEST", help="the manifest to count")
-    add("--out", type=Path, metavar="DIR", help="where to write (default: beside the manifest, in STEM-stats)")
+    add("--out", type=output_folder, metavar="DIR", help="where to write (default: beside the manifest, in STEM-stats)")
     return parser
 
 

@@ -22,7 +22,7 @@ from data_prep.workers import add_workers_argument
 from r1_aqa_repro.common.console import Options
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
 from r1_aqa_repro.common.escaping import visible_line
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.files import output_file, write_json
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.prompts import SPECIAL_TOKEN
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
@@ -188,7 +188,7 @@ def _parser() -> Options:
     add = parser.add_argument
     add("manifest", type=Path, metavar="MANIFEST", help="the manifest to check")
     add("--against", nargs="+", type=Path, default=[], metavar="MANIFEST", help="splits to share nothing with")
-    add("--json", type=Path, metavar="FILE", help="write all findings there")
+    add("--json", type=output_file, metavar="FILE", help="write all findings there")
     add_workers_argument(parser)
     return parser
 

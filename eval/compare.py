@@ -26,7 +26,7 @@ from eval.score_predictions import background_of, read_predictions
 from eval.scores import GROUPS, by_label, mostly_missing, read_scores, read_verdicts, score, shares_right, tally
 from r1_aqa_repro.common.console import Options, not_negative, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
-from r1_aqa_repro.common.files import LOCK, sole_use, write_atomically, write_json
+from r1_aqa_repro.common.files import LOCK, output_folder, sole_use, write_atomically, write_json
 from r1_aqa_repro.common.intervals import mcnemar, paired_gain
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
@@ -234,7 +234,7 @@ def _parser() -> Options:
         "run (default: as each folder names it)")  # fmt: skip
     add("--intersection", action="store_true", help="if questions differ, compare on those that all runs have")
     add("--seed", type=not_negative, default=SEED, metavar="N", help=f"of the bootstrap (default: {SEED})")
-    add("--out", type=Path, metavar="DIR", help="where to write comparison.json and comparison.md")
+    add("--out", type=output_folder, metavar="DIR", help="where to write comparison.json and comparison.md")
     return parser
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from r1_aqa_repro.common.console import key, positive
+from r1_aqa_repro.common.files import output_folder
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 
 AUTO = "auto"
@@ -86,6 +87,6 @@ def add_options(parser: ArgumentParser | _ArgumentGroup, names: Collection[str])
                 continue
             default = None if one.default is MISSING else one.default
             told += "" if default is None else f" (default: {default})"
-            read, metavar = _READ.get(kind, (str, None))
+            read, metavar = (output_folder, "PATH") if one.name == "out" else _READ.get(kind, (str, None))
             choices = one.metadata.get("choices")
             parser.add_argument(flag, type=read, metavar=metavar, choices=choices, default=default, help=told)

@@ -32,7 +32,7 @@ from eval.targets import EMBEDDED_HEADING, GUESSING, against_published, referenc
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
 from r1_aqa_repro.common.escaping import one_line
-from r1_aqa_repro.common.files import LOCK, read_json, sole_use, whole_file, write_atomically, write_json
+from r1_aqa_repro.common.files import LOCK, output_folder, read_json, sole_use, whole_file, write_atomically, write_json
 from r1_aqa_repro.common.intervals import paired_gain
 from r1_aqa_repro.data.questions import with_answers
 
@@ -266,7 +266,7 @@ def _parser() -> Options:
     what = "folder of a run, which holds checkpoint-N and final"
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help=what)
     where = "where to write (default: RUN_DIR/sweep/STEM_OF_DATA)"
-    parser.add_argument("--out", type=Path, metavar="DIR", help=where)
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help=where)
     add_options(parser, _OPTIONS)
     return parser
 

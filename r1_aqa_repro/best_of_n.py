@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from r1_aqa_repro.common.console import Options, finite, not_negative, positive, positive_number, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, collecting, command
-from r1_aqa_repro.common.files import sha256_of
+from r1_aqa_repro.common.files import output_folder, sha256_of
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.samples import PAIRS, Sampled, SampleFile, write_results
 from r1_aqa_repro.rewards.arguments import REWARD_MODEL
@@ -212,7 +212,7 @@ def _parser() -> Options:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_HUB_ID", help="the policy that answers")
     add("--prompts", required=True, type=Path, metavar="FILE", help="prompts as JSON lines")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    add("--out", required=True, type=output_folder, metavar="DIR", help="folder to write")
     add("--num", type=_several, default=8, metavar="N", help="answers a prompt (default: 8)")
     add("--reward-model", dest="reward_model_name_or_path", metavar="DIR_OR_HUB_ID", help="a model that scores them")
     add("--rewards", dest="reward_funcs", nargs="+", default=[], metavar="NAME",

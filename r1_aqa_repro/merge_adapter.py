@@ -26,7 +26,7 @@ from transformers import (
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, collecting, command, failing_plainly
-from r1_aqa_repro.common.files import LOCK, size_of, sole_use
+from r1_aqa_repro.common.files import LOCK, output_folder, size_of, sole_use
 from r1_aqa_repro.model.files import (
     ADAPTER_CONFIG,
     adapter_base,
@@ -144,7 +144,7 @@ def _parser() -> Options:
     parser = Options(__doc__, "python -m r1_aqa_repro.merge_adapter")
     add = parser.add_argument
     add("--adapter", required=True, type=Path, metavar="DIR", help="folder of the adapter, such as RUN/final")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder to make")
+    add("--out", required=True, type=output_folder, metavar="DIR", help="folder to make")
     add("--base", metavar="DIR_OR_HUB_ID", help="base model (default: the one that the adapter names)")
     add("--dtype", choices=DTYPES, default="float32", help="of the written weights (default: float32)")
     return parser

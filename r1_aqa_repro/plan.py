@@ -22,7 +22,7 @@ from rich.table import Table
 from r1_aqa_repro.common.console import Options, positive, positive_number
 from r1_aqa_repro.common.errors import EXIT_DONE, command
 from r1_aqa_repro.common.escaping import visible_line
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.files import output_file, write_json
 
 if TYPE_CHECKING:  # the command answers --help without it
     from r1_aqa_repro.planning.choice import Plan
@@ -146,7 +146,7 @@ def _parser() -> Options:
     add("--cpu-adam", type=positive_number, nargs=2, default=(0.1, 2.5), metavar="S",
         help="seconds that the CPUs' Adam takes for 1e9 weights, likewise (default: 0.1 2.5)")  # fmt: skip
     add("--measured", type=Path, metavar="FILE", help="what scripts/gpu_check.sh measured on such a GPU")
-    add("--json", type=Path, metavar="FILE", help="write the plan here as well")
+    add("--json", type=output_file, metavar="FILE", help="write the plan here as well")
     return parser
 
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from r1_aqa_repro.common.console import Options, positive
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
 from r1_aqa_repro.common.escaping import visible_line
-from r1_aqa_repro.common.files import LOCK, sole_use, write_json, write_lines
+from r1_aqa_repro.common.files import LOCK, output_folder, sole_use, write_json, write_lines
 from r1_aqa_repro.common.intervals import wilson
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 
@@ -156,7 +156,7 @@ def _parser() -> Options:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_HUB_ID", help="reward model, such as RUN/final")
     add("--file", required=True, type=Path, metavar="FILE", help="pairs, as data_prep.preferences writes them")
-    add("--out", type=Path, metavar="DIR", help="where to write (default: MODEL/score/STEM_OF_FILE)")
+    add("--out", type=output_folder, metavar="DIR", help="where to write (default: MODEL/score/STEM_OF_FILE)")
     add("--batch-size", type=positive, default=_BATCH_SIZE, metavar="N",
         help=f"pairs at once (default: {_BATCH_SIZE})")  # fmt: skip
     add("--limit", type=positive, metavar="N", help="only the first N pairs")

@@ -34,7 +34,7 @@ from eval.grid import prompts_of
 from eval.settings import EvalSettings
 from r1_aqa_repro.common.console import Options, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, command
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.files import output_file, write_json
 from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     add("--completion-tokens", type=positive, default=16, metavar="N", help="of every completion (default: 16)")
     add("--rounds", type=positive, default=3, metavar="N", help="timed rounds (default: 3)")
     add("--threads", type=positive, default=1, metavar="N", help="default: 1")
-    add("--json", type=Path, metavar="FILE", help="where to write the figures")
+    add("--json", type=output_file, metavar="FILE", help="where to write the figures")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     transformers.utils.logging.disable_progress_bar()

@@ -48,7 +48,7 @@ from transformers.trainer_callback import PrinterCallback
 from r1_aqa_repro.common.console import Options, positive, say
 from r1_aqa_repro.common.distributed import start_distributed
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Refused, command
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.files import output_file, write_json
 from r1_aqa_repro.common.memory import peak_memory, reset_peak_memory
 from r1_aqa_repro.data.audio import SAMPLING_RATE
 from r1_aqa_repro.data.prompts import prompt_text
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
     add("--geometry", choices=list(SETUPS), default="tiny", help="default: tiny")
     add("--mode", choices=[SHARED, PLAIN, "compare"], default="compare", help="default: compare")
     add("--threads", type=positive, default=1, metavar="N", help="default: 1")
-    add("--json", type=Path, metavar="FILE", help="where to write the figures")
+    add("--json", type=output_file, metavar="FILE", help="where to write the figures")
     add("--steps", type=positive, default=5, metavar="N", help="timed steps of each mode (default: 5)")
     add("--prompts", type=positive, metavar="N", help="prompts of a step (default: the geometry's)")
     add("--completion-tokens", type=positive, metavar="N", help="default: the geometry's")

@@ -39,7 +39,7 @@ import torch
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOSSES, Refused, command
-from r1_aqa_repro.common.files import LOCK, sole_use, write_json
+from r1_aqa_repro.common.files import LOCK, output_file, sole_use, write_json
 
 GRACE = 10  # seconds between asking a part to end and ending it
 # seconds that each part may take, ten minutes together
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     parser = Options(__doc__, "bash scripts/gpu_check.sh")
     add = parser.add_argument
     add("--geometry", choices=("tiny", "7b"), default="7b", help="tiny runs on a CPU too (default: 7b)")
-    add("--json", type=Path, metavar="FILE", default=Path("gpu_check.json"), help="default: gpu_check.json")
+    add("--json", type=output_file, metavar="FILE", default=Path("gpu_check.json"), help="default: gpu_check.json")
     add("--wheels", metavar="DIR", help="what gpu_check.sh is to install beside this machine's packages")
     add("--part", choices=list(LIMITS), help="measure this one alone, without a limit, and renew it in FILE")
     arguments = parser.parse_args(argv)

@@ -29,6 +29,8 @@ EXIT_LOSSES = 3
 EXIT_INTERRUPTED = 130
 _SHOWN = 20  # problems printed in full
 _LONGEST = 2000  # characters of what is wrong: it may quote a record
+# what a path gives that a user has named and no check has met: no permission on the way to it, a name too long, ...
+_OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk and a full quota give
 
 
@@ -96,7 +98,7 @@ def disk_full(what: str | os.PathLike[str], folder: Path, kept: str) -> Failed:
 def existing_folder(path: str | os.PathLike[str]) -> Path:
     """The path if it is a folder, else the nearest folder above it."""
     absolute = Path(path).absolute()
-    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+    return next(folder for folder in (absolute, *absolute.parents) if os.path.isdir(folder))
 
 
 @contextmanager
@@ -158,7 +160,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
         except OSError as error:  # of whatever had nothing better to say about it
             named = f"{error.filename}: {error.strerror}" if error.filename else error
             print(f"error: {visible(named)}", file=sys.stderr, flush=True)
-            return EXIT_FAILED
+            return EXIT_REFUSED if error.errno in _OUT_OF_REACH else EXIT_FAILED
         except KeyboardInterrupt:
             say("\ninterrupted: the same command goes on from what is saved")
             return EXIT_INTERRUPTED

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -205,6 +206,45 @@ def sole_use(lock: Path, remedy: str) -> Iterator[None]:
         with suppress(OSError):  # something else is in them
             for made in takewhile(lambda folder: folder.absolute() != there, lock.parents):
                 made.rmdir()
+
+
+def check_writable(folder: str | os.PathLike[str], remedy: str = "Choose another folder.") -> None:
+    """Check that files can be written to a folder, which need not be there; nothing is left of the attempt.
+
+    Raises:
+        Refused: it is a file or below one, there is no permission, the disk is full or read-only, or nothing can have
+            such a name.
+    """
+    try:
+        if not os.path.exists(folder):
+            os.stat(folder)  # no folder yet; a name that none can have says so
+        if not os.path.isdir(folder):
+            raise OSError(errno.ENOTDIR, "it is not a folder")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refused.because(str(folder), f"cannot be written to ({reason})", remedy) from None
+    try:
+        with tempfile.TemporaryFile(dir=existing_folder(folder)) as file:
+            file.write(b"\0")
+            file.flush()
+    except OSError as error:
+        raise Refused.because(str(folder), f"cannot be written to ({error.strerror})", remedy) from None
+
+
+def output_folder(text: str) -> Path:
+    """The type of an option that names a folder to write to, for argparse; see `check_writable`."""
+    check_writable(text, "Give another folder.")
+    return Path(text)
+
+
+def output_file(text: str) -> Path:
+    """The type of an option that names a file to write, for argparse; see `check_writable`."""
+    if os.path.isdir(text):
+        raise Refused.because(text, "cannot be written (it is a folder)", "Give another file.")
+    check_writable(os.path.dirname(text) or ".", "Give another file.")
+    return Path(text)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,14 @@ def make_portable(folder: Path, files: dict[str, bytes]) -> None:
     """Let other programs, and transformers 4 too, read a model or an adapter that transformers 5 has just saved.
 
     transformers 5 writes processors that 4 cannot read: the folder gets `files`, those of the base model as
-    `processor_files` read them, instead.
+    `processor_files` read them, instead. And other users, as far as the umask lets them.
     """
     for name in PROCESSOR_FILES:
         (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    for weights in folder.glob("*.safetensors"):  # safetensors 0.8 lets their owner alone read them
+        weights.chmod(stat.S_IMODE((folder / next(iter(files))).stat().st_mode))
     add_older_names(folder)
 
 

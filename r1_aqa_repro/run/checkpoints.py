@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
-from r1_aqa_repro.common.errors import disk_full, is_full_disk
+from r1_aqa_repro.common.errors import Failed, Refused, disk_full, is_full_disk
+from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.model.files import make_portable, processor_files
 from r1_aqa_repro.model.loading import load_model, tokenizer_of
 from r1_aqa_repro.run.callbacks import StopAtLoss
@@ -49,11 +49,18 @@ def last_checkpoint(run_folder: str | os.PathLike[str]) -> Path | None:
 
 
 def is_last(checkpoint: Path, training: TrainingArguments) -> bool:
-    """Whether the run had reached its end when this checkpoint was written."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    threshold = getattr(training, "stop_at_loss", None)
-    at_loss = threshold is not None and StopAtLoss(threshold).reached(state["log_history"])
-    return state["global_step"] >= state["max_steps"] or at_loss
+    """Whether the run had reached its end when this checkpoint was written.
+
+    Raises:
+        Refused: its record of the run is damaged.
+    """
+    file, remedy = checkpoint / TRAINER_STATE_NAME, "Delete the checkpoint: the run goes on from the one before."
+    state, threshold = read_json(file, remedy), getattr(training, "stop_at_loss", None)
+    try:
+        at_loss = threshold is not None and StopAtLoss(threshold).reached(state["log_history"])
+        return bool(state["global_step"] >= state["max_steps"] or at_loss)
+    except (KeyError, TypeError) as error:
+        raise Refused.because(str(file), f"it does not tell how far the run is ({error!r})", remedy) from None
 
 
 def finish_from(checkpoint: Path, final: Path) -> None:
@@ -70,7 +77,8 @@ def told_of_full_disk(run_folder: Path) -> Iterator[None]:
     """Say plainly what of a run did not fit on the disk, and clear the part of it away.
 
     Raises:
-        Failed: in place of what a library raised for want of space. Other errors pass.
+        Failed: in place of what a library raised for want of space, and of what the system did not let the run read or
+            write. Other errors pass.
     """
     outer = threading.excepthook
     # TensorBoard writes in a thread of its own; the main thread meets its error at the next figure
@@ -79,15 +87,22 @@ def told_of_full_disk(run_folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if not is_full_disk(error):
+            if isinstance(error, OSError) and error.filename is not None:
+                why = f"{error.filename}: {error.strerror}"
+                raise Failed(f"{why}. {_kept(run_folder)}: mend that and give the same command again.") from error
             raise
         unfinished = [run_folder / path.name for path in (run_folder / STAGING).glob("*")]
         what = unfinished[0] if unfinished else f"the record of the run in {run_folder}"
         shutil.rmtree(run_folder / STAGING, ignore_errors=True)
-        last = last_checkpoint(run_folder)
-        kept = "There is no checkpoint yet" if last is None else f"{last} is whole"
-        raise disk_full(what, run_folder, f"{kept}: free some space and give the same command again.") from error
+        again = "free some space and give the same command again."
+        raise disk_full(what, run_folder, f"{_kept(run_folder)}: {again}") from error
     finally:
         threading.excepthook = outer
+
+
+def _kept(run_folder: Path) -> str:
+    last = last_checkpoint(run_folder)
+    return "There is no checkpoint yet" if last is None else f"{last} is whole"
 
 
 class ResumableTrainer(Trainer):

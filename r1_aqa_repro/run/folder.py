@@ -27,8 +27,8 @@ from trl import ModelConfig, get_peft_config
 from r1_aqa_repro.common.claim import differences
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import num_processes
-from r1_aqa_repro.common.errors import Problem
-from r1_aqa_repro.common.files import sha256_of, unreadable, write_atomically, write_json
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.files import read_json, sha256_of, unreadable, write_atomically, write_json
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.run.checkpoints import FINAL, WEIGHTS, last_checkpoint
@@ -75,14 +75,24 @@ def resolved_config(**parts: Any) -> dict[str, dict[str, Any]]:
 def check_run_folder(
     folder: Path, config: Mapping[str, Mapping[str, Any]], hashes: Mapping[str, Mapping[str, str]]
 ) -> list[Problem]:
-    """Why a run with this configuration, data and models must not go on in `folder`; empty if it may."""
+    """Why a run with this configuration, data and models must not go on in `folder`; empty if it may.
+
+    Raises:
+        Refused: the records of the run in it are damaged.
+    """
     remedy = "Choose another --output_dir, or give --overwrite to delete the earlier run."
     if not (folder / CONFIG).is_file():
         if last_checkpoint(folder) or (folder / FINAL).exists():
             return [Problem(str(folder), f"holds checkpoints but no {CONFIG}: it is no run of this project", remedy)]
         return []
-    record = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
-    there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    record = read_json(folder / RUN, remedy) if (folder / RUN).is_file() else {}
+    try:
+        there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        there = {part: dict(values) for part, values in there.items()}
+        known = {kind: dict(record.get(kind, {})) for kind in hashes}
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        what = f"its records are damaged, so that nothing tells which run it is ({CONFIG}, {RUN}: {error})"
+        raise Refused.because(str(folder), what, remedy) from None
     differing = []
     may_differ = _FREE + _FOR_MEMORY + _DERIVED
     for part, values in config.items():  # a key that is no longer known does not count
@@ -91,7 +101,7 @@ def check_run_folder(
         f"the content of {path} has changed" + (_OTHER_DIGEST if kind == "models" else "")
         for kind, digests in hashes.items()
         for path, digest in digests.items()
-        if record.get(kind, {}).get(path, digest) != digest
+        if known[kind].get(path, digest) != digest
     ]
     if not differing:
         return []

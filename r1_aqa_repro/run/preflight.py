@@ -13,9 +13,10 @@ from trl import ModelConfig
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import end_distributed, is_main_process
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
-from r1_aqa_repro.common.files import size_of, sole_use, write_json
+from r1_aqa_repro.common.files import check_writable, size_of, sole_use, write_json
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.model.files import model_digest
+from r1_aqa_repro.model.folder import check_files
 from r1_aqa_repro.run.arguments import EvaluationArguments, RunArguments
 from r1_aqa_repro.run.checkpoints import FINAL, is_last, last_checkpoint
 from r1_aqa_repro.run.checks import check_disk, check_evaluation, check_settings, check_tools, count_parameters
@@ -41,7 +42,9 @@ def sole_run(training: TrainingArguments) -> Iterator[None]:
     with ExitStack() as held:
         if is_main_process():
             with collecting(problems):
-                held.enter_context(sole_use(Path(str(training.output_dir)) / RUN_LOCK, "Choose another --output_dir."))
+                folder, remedy = Path(str(training.output_dir)), "Choose another --output_dir."
+                check_writable(folder, remedy)
+                held.enter_context(sole_use(folder / RUN_LOCK, remedy))
         _refuse(problems, [])
         yield
 
@@ -90,11 +93,13 @@ def prepare(
     if not problems and is_main_process():  # one is enough: they are large
         with collecting(problems):
             hashes["models"] = _model_digests(training, model)
-    if not data.overwrite:
-        problems += check_run_folder(folder, config, hashes)
-        last = None if (folder / FINAL).is_dir() else last_checkpoint(folder)
-        if last is not None and not is_last(last, training):
-            with collecting(problems):
+    with collecting(problems):
+        if not data.overwrite:
+            problems += check_run_folder(folder, config, hashes)
+            last = None if (folder / FINAL).is_dir() else last_checkpoint(folder)
+            if last is not None and not is_last(last, training):
+                if not training.deepspeed:  # which may keep the weights in files of its own
+                    check_files(last, "Delete the checkpoint: the run goes on from the one before.")
                 check_resumable(last, training)
     if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):
         cache = kind.cache_bytes(records, training, model, config_of_model)

@@ -12,7 +12,7 @@ from trl.data_utils import extract_prompt
 
 from data_prep.preference_formats import FORMATS, TEXT_EXTRACTED
 from data_prep.preferences import CONTRADICTION, is_held_out, main
-from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOSSES, EXIT_REFUSED
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_LOSSES, EXIT_REFUSED
 from r1_aqa_repro.data.conversations import read_pairs
 from tests.data_prep.conftest import Prepared, peak_of
 from tests.files import contents, read_lines, write_lines, write_parquet
@@ -461,10 +461,10 @@ def test_an_interruption_leaves_whole_files_and_the_report_comes_last(case, monk
     assert result(case.out) == whole
 
 
-def test_a_disk_that_cannot_be_written_leaves_nothing(case, capsys):
+def test_a_place_that_cannot_be_written_is_refused(case, capsys):
     case.write(TRL)
     case.out = case.input / "below a file"
-    assert case.run() == EXIT_FAILED
+    assert case.run() == EXIT_REFUSED
     assert "Not a directory" in capsys.readouterr().err
     assert case.wrote_nothing()
 

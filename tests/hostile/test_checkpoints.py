@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from r1_aqa_repro.common.escaping import visible
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.loading import load_model
-from tests.files import read_json, write_json
+from tests.files import contents, read_json, write_json
 from tests.model.damages import Change, cut_off, edit, edit_weights, remove
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -382,3 +382,42 @@ def test_every_command_refuses_a_damaged_model(
     assert not (tmp_path / "ran").exists()
     if command != "mmau" or damage != "another shape":  # shapes are compared once the folder of results is there
         assert not (tmp_path / "out").exists()
+
+
+# --- The folder of a run that is to go on
+
+RUNS: dict[str, tuple[dict[str, str], str]] = {
+    "a config that is no mapping": ({"config.resolved.yaml": "[1]"}, "its records are damaged"),
+    "a config with a part that is none": ({"config.resolved.yaml": "data: 7"}, "its records are damaged"),
+    "a config that is no YAML": ({"config.resolved.yaml": "{"}, "its records are damaged"),
+    "a record that is no JSON": ({"config.resolved.yaml": "{}", "run.json": "{"}, "run.json: malformed JSON"),
+    "a record of wrong types": ({"config.resolved.yaml": "{}", "run.json": '{"data": 7}'}, "its records are damaged"),
+    "a checkpoint that is empty": ({"config.resolved.yaml": "{}", "checkpoint-1/a": ""}, "trainer_state.json"),
+    "a state that is no JSON": (
+        {"config.resolved.yaml": "{}", "checkpoint-1/trainer_state.json": "{"}, "malformed JSON",
+    ),
+    "a state that tells nothing": (
+        {"config.resolved.yaml": "{}", "checkpoint-1/trainer_state.json": "{}"}, "does not tell how far the run is",
+    ),
+    "weights that are cut off": (
+        {
+            "config.resolved.yaml": "{}",
+            "checkpoint-1/trainer_state.json": '{"global_step": 1, "max_steps": 2}',
+            "checkpoint-1/model.safetensors": "cut off",
+        },
+        "damaged or cut off",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", RUNS)
+def test_a_run_folder_that_is_damaged(
+    damage: str, commands: dict[str, tuple], model_folder: Path, ends: Ends, tmp_path: Path
+) -> None:
+    files, what = RUNS[damage]
+    for name, content in files.items():
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(content)
+    before = contents(tmp_path / "out")
+    ends(*commands["train_sft"], model_folder, code=2, names=[str(tmp_path / "out"), what])
+    assert contents(tmp_path / "out") == before

@@ -169,6 +169,8 @@ def test_without_permission(barred: str, data: Path, tmp_path: Path, ends: Ends)
     own = ours(tmp_path / "run", data, ["Woman"] * 6)
     file = own if barred.startswith("run") else tmp_path / "theirs.json"
     (tmp_path / barred).chmod(0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
     with nobody(tmp_path):
         arguments = ["--predictions", file, "--data", data, "--out", tmp_path / "out"]
         ends("eval.mmau", *arguments, code=2, names=[str(tmp_path / barred), "Permission denied"])
@@ -193,7 +195,7 @@ def test_what_is_no_file_is_named(made: str, option: str, data: Path, tmp_path: 
 def test_a_folder_that_cannot_be_made(out: str, data: Path, tmp_path: Path, ends: Ends) -> None:
     before = contents(tmp_path) | {"theirs.json": theirs(tmp_path, 6).read_bytes()}
     arguments = ["--predictions", tmp_path / "theirs.json", "--data", data, "--out", tmp_path / out]
-    ends("eval.mmau", *arguments, code=1, names=[str(tmp_path / out)[:250]])
+    ends("eval.mmau", *arguments, code=2, names=[str(tmp_path / out)[:250], "cannot be written to"])
     assert contents(tmp_path) == before
 
 
