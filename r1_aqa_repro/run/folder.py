@@ -51,11 +51,11 @@ _FREE = (
     "trackio_space_id", "check_audio", "max_bad_clips",
 )  # fmt: skip
 
-# settings that change memory and the order of sums, not the mathematics: a resumed run may differ in them, and is told.
-# What is derived follows from them and from the number of processes
-_FOR_MEMORY = (
+# settings that change memory, time and the order of sums, not the mathematics: a resumed run may differ in them, and is
+# told. What is derived follows from them and from the number of processes
+_HOW_COMPUTED = (
     "activation_checkpointing", "max_prompts_per_device", "max_examples_per_device", "local_rollout_forward_batch_size",
-    "deepspeed",
+    "deepspeed", "sharing", "cuda_graphs",
 )  # fmt: skip
 _SAMPLED_TOGETHER = ("max_prompts_per_device", "local_rollout_forward_batch_size")  # how many completions are
 _DERIVED = (
@@ -94,7 +94,7 @@ def check_run_folder(
         what = f"its records are damaged, so that nothing tells which run it is ({CONFIG}, {RUN}: {error})"
         raise Refused.because(str(folder), what, remedy) from None
     differing = []
-    may_differ = _FREE + _FOR_MEMORY + _DERIVED
+    may_differ = _FREE + _HOW_COMPUTED + _DERIVED
     for part, values in config.items():  # a key that is no longer known does not count
         differing += differences({key: there.get(part, {}).get(key) for key in values}, values, may_differ)
     differing += [
@@ -152,7 +152,7 @@ def _note_changes(folder: Path, config: Mapping[str, Mapping[str, Any]]) -> None
     there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     changes = []
     for part, values in config.items():
-        before, now = ({key: each.get(key) for key in _FOR_MEMORY if key in each} for each in (there[part], values))
+        before, now = ({key: each.get(key) for key in _HOW_COMPUTED if key in each} for each in (there[part], values))
         changes += differences(before, now)
     changes += differences({"processes": record["processes"]}, {"processes": num_processes()})
     if not changes:

@@ -210,7 +210,12 @@ def test_a_run_goes_on_with_less_memory_and_is_told_that_its_bits_may_differ(
 
 
 @pytest.mark.parametrize(
-    ("more", "others"), [(["--max_prompts_per_device", "2"], True), (["--activation_checkpointing", "true"], False)]
+    ("more", "others"),
+    [
+        (["--max_prompts_per_device", "2"], True),
+        (["--activation_checkpointing", "true"], False),
+        (["--sharing", "off"], False),
+    ],
 )
 def test_a_run_that_samples_in_other_batches_is_told_that_it_draws_others(
     more: list[str], others: bool, start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
