@@ -81,7 +81,7 @@ def print_plan(plan: Plan, arguments: argparse.Namespace) -> None:
     )
     if job.task == "ppo":
         console.print(
-            f"  {job.rollout.completions} sampled at once; {job.passes} passes over the rollout, {job.updates} updates"
+            f"  {job.rollout.completions} sampled at once; passes over them: {job.passes}; updates: {job.updates}"
         )
     table = Table(title="Estimated GB (1e9 bytes) on each GPU", box=None, pad_edge=False)
     table.add_column("strategy", no_wrap=True)
