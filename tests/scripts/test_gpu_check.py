@@ -114,10 +114,10 @@ def test_what_was_measured_is_noted_before_the_planner_is_asked(
     """A planner needs no GPU: what it takes there may cost no figure of one."""
 
     def late(*_: Any) -> Any:
-        raise TimeoutError
+        raise RuntimeError
 
     monkeypatch.setattr(gpu_parts, "planned_step", late)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(RuntimeError):
         measured("full_step", tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["full_step"]
     assert set(figures) == {"shared_8", "shared_16", "shared_32", "plain_8", "error"}
