@@ -34,7 +34,7 @@ from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, composed, unreadabl
 from data_prep.pipeline import DEFAULT, Making, Record, Report, add_preparation_arguments, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
-from r1_aqa_repro.common.files import sha256_of, unreadable, write_atomically
+from r1_aqa_repro.common.files import as_json, sha256_of, unreadable, write_atomically
 from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, UNKNOWN, version_of
 from r1_aqa_repro.data.questions import AudioQuestion, question_from_mmau
 from r1_aqa_repro.data.records import (
@@ -150,7 +150,7 @@ def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making 
         report = pipeline.prepare(stream, out, making, settings, len(listed))
     finally:
         shutil.rmtree(out / _UNPACKED, ignore_errors=True)
-    write_atomically(out / SOURCE, "".join(json.dumps(one.raw, default=str) + "\n" for one in listed))
+    write_atomically(out / SOURCE, "".join(as_json(one.raw, default=str, ensure_ascii=True) + "\n" for one in listed))
     say(report.summary(out))
     return report
 

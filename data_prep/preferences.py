@@ -44,7 +44,16 @@ from r1_aqa_repro.common.errors import (
     existing_folder,
     failing_plainly,
 )
-from r1_aqa_repro.common.files import LOCK, output_folder, sha256_of, sole_use, unreadable, whole_file, write_json
+from r1_aqa_repro.common.files import (
+    LOCK,
+    as_lines,
+    output_folder,
+    sha256_of,
+    sole_use,
+    unreadable,
+    whole_file,
+    write_json,
+)
 from r1_aqa_repro.data.answers import fold
 from r1_aqa_repro.data.conversations import Message, TextPrompt
 from r1_aqa_repro.data.records import Rejected, no_records
@@ -176,7 +185,7 @@ def _digest(messages: list[Message], answers: list[str]) -> bytes:
 
 def _line(pair: TextPrompt) -> bytes:
     line = {"id": pair.id, **pair.row(), **pair.columns}
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    return as_lines([line]).encode()
 
 
 def _require_pairs(sifted: _Sifted, source: Path, skip_bad_records: bool) -> None:

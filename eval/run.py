@@ -25,6 +25,7 @@ from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.questions import read_questions, with_answers
 from r1_aqa_repro.model.files import model_digest
+from r1_aqa_repro.model.folder import check_finite
 
 if TYPE_CHECKING:
     from eval.generation import Generator
@@ -79,6 +80,8 @@ def prepare(settings: EvalSettings) -> Plan:
             "differ with --decoding checkpoint if the checkpoint's generation_config.json samples"
         )
     data_sha256 = sha256_of(data)
+    for one in filter(None, (folder, settings.adapter, base_folder(folder))):
+        check_finite(one)  # again when it is loaded, but something is written by then
     digest = model_digest(settings.adapter or folder, folder if settings.adapter else base_folder(folder))
     device = settings.device or _default_device()
     dtype = settings.dtype or ("float32" if device == "cpu" else "bfloat16")

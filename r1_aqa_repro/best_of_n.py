@@ -88,9 +88,12 @@ def prepare(arguments: Any) -> list[TextPrompt]:
 def settings_of(arguments: Any) -> dict[str, Any]:
     """Everything that the samples and their scores depend on."""
     from r1_aqa_repro.model.files import model_digest
+    from r1_aqa_repro.model.folder import check_finite, folder_of
     from r1_aqa_repro.model.generation import device_and_dtype
 
     reward_model = arguments.reward_model_name_or_path
+    for folder in filter(None, map(folder_of, filter(None, (arguments.model, reward_model)))):
+        check_finite(folder)  # again when they are loaded, but something is written by then
     return {
         "model": model_digest(arguments.model),
         "prompts": sha256_of(arguments.prompts),
@@ -194,6 +197,7 @@ class Sampler:
     ) -> dict[str, list[float]]:
         """The rewards of N answers to N prompts by name; the reward functions are called as a trainer calls them."""
         from r1_aqa_repro.data.conversations import answer
+        from r1_aqa_repro.rewards.rules import require_finite
 
         names = sorted({name for prompt in prompts for name in prompt.columns})
         columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names} | {
@@ -202,7 +206,7 @@ class Sampler:
             "completion_ids": token_ids,
         }
         return {
-            name: [0.0 if value is None else value for value in reward(**columns)]
+            name: [0.0 if value is None else value for value in require_finite(name, reward(**columns), texts)]
             for name, reward in self.rewards.items()
         }
 

@@ -23,7 +23,7 @@ from transformers import set_seed
 from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import EXIT_DONE
-from r1_aqa_repro.common.files import write_atomically
+from r1_aqa_repro.common.files import as_lines, write_atomically
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
 from r1_aqa_repro.score import pair_accuracy, pair_scores
@@ -119,7 +119,7 @@ def with_shuffled_labels(lines: str, seed: int) -> str:
     rng = random.Random(seed)
     for pair in rng.sample(pairs, len(pairs) // 2):
         pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
-    return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    return as_lines(pairs)
 
 
 def held_out_accuracy(checkpoint: Path, pairs: Sequence[TextPrompt]) -> Block:

@@ -14,6 +14,7 @@ from eval.matcher import MATCHERS
 from eval.scores import GROUPS
 from eval.targets import EMBEDDED_HEADING, GUESSING, against_published
 from r1_aqa_repro.common.escaping import markdown
+from r1_aqa_repro.common.files import as_json
 
 _NOT_LISTENING = {
     "chance": GUESSING,
@@ -83,5 +84,6 @@ def _environment() -> Environment:
         "p_value": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.1e}",
         "number": lambda correct: str(correct) if isinstance(correct, int) else f"{correct:.2f}",
     }
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    environment.policies["json.dumps_function"] = as_json
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment

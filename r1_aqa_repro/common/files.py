@@ -7,6 +7,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import stat
@@ -115,8 +116,8 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON, whole or not at all; see `as_json`."""
+    write_atomically(path, as_json(value, indent=2) + "\n")
 
 
 def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
@@ -139,9 +140,26 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     return value
 
 
+def as_json(value: Any, **options: Any) -> str:
+    """The JSON of a value, null for NaN and infinity, which it has no number for; `options` are `json.dumps`'s."""
+    options = {"ensure_ascii": False, "allow_nan": False} | options
+    try:
+        return json.dumps(value, **options)
+    except ValueError:
+        return json.dumps(_without_nan(value), **options)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {_without_nan(key): _without_nan(one) for key, one in value.items()}
+    return [_without_nan(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def as_lines(records: Iterable[Any]) -> str:
-    """A JSON value a line."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    """A JSON value a line; see `as_json`."""
+    return "".join(as_json(record) + "\n" for record in records)
 
 
 def write_lines(path: str | os.PathLike[str], records: Iterable[Any]) -> None:

@@ -9,7 +9,6 @@ Three formats are understood and told apart by their keys, never by the file nam
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from r1_aqa_repro.common.errors import Problem
-from r1_aqa_repro.common.files import write_atomically
+from r1_aqa_repro.common.files import as_lines, write_atomically
 from r1_aqa_repro.data.records import BadRecord, Read, id_of, label, optional_text, read_file, text, texts
 
 
@@ -69,7 +68,7 @@ def manifest_line(question: AudioQuestion, audio_path: str) -> str:
     """The line of a question, without the fields that it has no value for; `audio_path`, relative to the manifest,
     stands in for its own."""
     record = {field.name: getattr(question, field.name) for field in fields(question)} | {"audio_path": audio_path}
-    return json.dumps({k: v for k, v in record.items() if v is not None and v != ()}, ensure_ascii=False) + "\n"
+    return as_lines([{k: v for k, v in record.items() if v is not None and v != ()}])
 
 
 def _to_question(record: dict[str, Any], file: Path, audio_dir: Path | None) -> AudioQuestion:

@@ -35,7 +35,7 @@ from r1_aqa_repro.model.generation import complete
 from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, process, text_inputs
 from r1_aqa_repro.model.loading import base_of, check_reference, prepare_for_sharing, widen_adapter
 from r1_aqa_repro.model.shared_attention import share_prefixes
-from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction, completion_text
+from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction, completion_text, finite, require_finite
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.clips import Clips, ClipWatch
 from r1_aqa_repro.run.completion_table import CompletionTable
@@ -81,7 +81,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         super().__init__(
             model=model,
             args=args,
-            reward_funcs=[function for _, function in reward_funcs],
+            reward_funcs=[one if isinstance(one, torch.nn.Module) else finite(name, one) for name, one in reward_funcs],
             train_dataset=rows_of(questions, self._columns),
             processing_class=processing_class,
             **kwargs,
@@ -196,8 +196,12 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         with self.clock("reward"):
             rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         rollout = self._at_work[-1]
+        own = rewards[self.accelerator.process_index * len(inputs) :][: len(inputs)]
+        for name, function, column in zip(self.reward_func_names, self.reward_funcs, own.T, strict=True):
+            if isinstance(function, torch.nn.Module):  # TRL has asked it by itself
+                require_finite(name, column.tolist(), completions)
         rewards[self.accelerator.gather(rollout.lost.long()).bool()] = torch.nan
-        rollout.rewards = rewards[self.accelerator.process_index * len(inputs) :][: len(inputs)].clone()
+        rollout.rewards = own.clone()
         rollout.reward = (rollout.rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         return rewards
 
@@ -291,8 +295,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
     def _note_completions(self, rollout: Rollout) -> None:
         """Write the first group of a logged step's first batch into the run folder's table."""
         step = self.state.global_step + 1
-        logged = step % self.state.logging_steps == 0 and self.record.batches == 0
-        if not (logged and self.accelerator.is_main_process):
+        if step % self.state.logging_steps or self.record.batches or not self.accelerator.is_main_process:
             return
         group = slice(0, self.num_generations)
         texts = self._tokenizer.batch_decode(rollout.output["completion_ids"][group], skip_special_tokens=True)

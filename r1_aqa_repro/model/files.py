@@ -101,6 +101,12 @@ def model_digest(name_or_path: str | os.PathLike[str], base: str | os.PathLike[s
     return hashlib.sha256(json.dumps(digests, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def snapshot_of(hub_id: str | os.PathLike[str]) -> Path | None:
+    """Where the files of a hub id that has been loaded lie on this disk; None if they are not there."""
+    config = cached_file(str(hub_id), "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return None if config is None else Path(config).parent
+
+
 def processor_files(name_or_path: str | os.PathLike[str]) -> dict[str, bytes]:
     """The `PROCESSOR_FILES` of a folder, or of a hub id whose processor or tokenizer has been loaded, by name.
 

@@ -30,8 +30,8 @@ from r1_aqa_repro.data.audio import SAMPLING_RATE
 from r1_aqa_repro.data.prompts import PROMPT_STYLES, build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.audio_encoder import make_trimmable
-from r1_aqa_repro.model.files import adapter_base, adapter_config
-from r1_aqa_repro.model.folder import check_files, check_settings_files, check_template, folder_of
+from r1_aqa_repro.model.files import adapter_base, adapter_config, snapshot_of
+from r1_aqa_repro.model.folder import check_files, check_finite, check_settings_files, check_template, folder_of
 from r1_aqa_repro.model.plain_text import keep_texts
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.model.yarn import declare_reach
@@ -206,9 +206,11 @@ def load_complete(
     """`from_pretrained`, once it is known to find all tensors.
 
     Raises:
-        Refused: see `check_tensors`.
+        Refused: see `check_tensors` and `check_finite`.
     """
     check_tensors(model_class, name_or_path, accepted, config)
+    if (folder := folder_of(name_or_path) or snapshot_of(name_or_path)) is not None:
+        check_finite(folder)
     options |= {"config": config, "attn_implementation": "sdpa", "use_safetensors": True}
     model = model_class.from_pretrained(name_or_path, dtype=dtype, **options)
     for module in model.modules():
@@ -268,6 +270,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     if not any(folder.glob("adapter_model*.safetensors")):
         raise Refused.because(str(folder), "the folder holds no adapter weights", "Copy the adapter again.")
     check_files(folder, "Copy the adapter again.")
+    check_finite(folder)
     try:
         model = PeftModel.from_pretrained(base, str(folder))
         taken = set(get_peft_model_state_dict(model, save_embedding_layers=False))

@@ -45,9 +45,10 @@ from r1_aqa_repro.ppo.objectives import (
     whiten,
 )
 from r1_aqa_repro.rewards.reward_model import RewardModel
-from r1_aqa_repro.rewards.rules import RewardFunction
+from r1_aqa_repro.rewards.rules import RewardFunction, require_finite
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.completion_table import CompletionTable
+from r1_aqa_repro.run.finite_steps import shown_by_gradient
 
 CRITIC = "critic"  # folder inside a checkpoint
 _NOTED = 4  # completions of a logged step in completions.csv
@@ -273,7 +274,7 @@ class PPOTrainer(ResumableTrainer):
             "completions": [answer(text) for text in texts],
             "completion_ids": completion_ids,
         }
-        rewards = [function(**columns) for function in self.reward_funcs.values()]
+        rewards = [require_finite(name, function(**columns), texts) for name, function in self.reward_funcs.items()]
         known = [[float("nan") if value is None else value for value in values] for values in rewards]
         return torch.tensor(known, device=self.accelerator.device).T
 
@@ -297,17 +298,19 @@ class PPOTrainer(ResumableTrainer):
                         # the mean over the minibatch's tokens on all processes: what is divided by the number of
                         # processes (DDP) and of accumulation steps (accelerate) is multiplied by them first
                         scale = self.accelerator.num_processes * args.gradient_accumulation_steps / tokens
-                        self.accelerator.backward(self._loss(terms) * scale)
+                        self.accelerator.backward(shown_by_gradient(self._loss(terms) * scale))
                         if self.accelerator.sync_gradients:
                             bound = args.max_grad_norm or inf  # 0: no clipping, as for Trainer and DeepSpeed
-                            norms.append(self.accelerator.clip_grad_norm_(model.parameters(), bound))
+                            norms.append(float(self.accelerator.clip_grad_norm_(model.parameters(), bound)))
+                            if not self.may_be_taken(norms[-1]):
+                                self.optimizer.zero_grad()
                         self.optimizer.step()
                         self.optimizer.zero_grad()
                     for name, term in terms.items():
                         sums[name] += term.detach()
         seen = args.num_ppo_epochs * self._total(rollout.mask.sum())
         figures = {name: (self._total(total) / seen).item() for name, total in sums.items()}
-        return figures | {"grad_norm": float(sum(norms) / len(norms))}
+        return figures | {"grad_norm": sum(norms) / len(norms)}
 
     def _loss_terms(self, batch: Rollout) -> dict[str, torch.Tensor]:
         """Sums over the tokens of a batch of completions."""

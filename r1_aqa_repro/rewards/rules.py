@@ -6,21 +6,50 @@ the columns come from the training rows: `answer`, `choices`, `prompt_style`.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from r1_aqa_repro.common.errors import Failed
 from r1_aqa_repro.data.answers import answers_of, follows_format, is_correct, official
 from r1_aqa_repro.rewards.mathematics import are_equal
 
 Completion = str | list[dict[str, Any]]
 RewardFunction = Callable[..., Sequence[float | None]]  # None: the reward does not apply to the row
+_LARGEST = 3.4e38  # of float32
 
 
 def completion_text(completion: Completion) -> str:
     """The assistant's text of a completion in either of TRL's forms."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def require_finite(
+    name: str, rewards: Sequence[float | None], completions: Sequence[Completion]
+) -> Sequence[float | None]:
+    """The rewards that a function has given to completions, if every one is a number.
+
+    Raises:
+        Failed: one is NaN, infinite, or too large for float32; the function and the completion are named.
+    """
+    for reward, completion in zip(rewards, completions, strict=True):
+        if reward is not None and not abs(reward) <= _LARGEST:
+            what = f"the reward {name} gave {float(reward)} for the completion {completion_text(completion)!r:.300}"
+            raise Failed(f"{what}: a reward is a finite number, or None where it does not apply")
+    return rewards
+
+
+def finite(name: str, function: RewardFunction) -> RewardFunction:
+    """A reward function that fails where it gives no number (`require_finite`): TRL takes NaN for one that does not
+    apply."""
+
+    @functools.wraps(function)
+    def checked(completions: Sequence[Completion], **columns: Any) -> Sequence[float | None]:
+        return require_finite(name, function(completions=completions, **columns), completions)
+
+    return checked
 
 
 def accuracy_reward(

@@ -101,7 +101,7 @@ class StopAtLoss(TrainerCallback):
 
     def reached(self, log_history: list[dict[str, float]]) -> bool:
         """Whether training with this log is at its end."""
-        losses = [entry["loss"] for entry in log_history if "loss" in entry][-self.WINDOW :]
+        losses = [entry["loss"] for entry in log_history if entry.get("loss") is not None][-self.WINDOW :]
         return len(losses) == self.WINDOW and sum(losses) / self.WINDOW <= self.threshold
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 from r1_aqa_repro.common.errors import Failed, Refused, disk_full, is_full_disk
 from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.model.files import make_portable, processor_files
+from r1_aqa_repro.model.folder import not_finite
 from r1_aqa_repro.model.loading import load_model, tokenizer_of
 from r1_aqa_repro.run.callbacks import StopAtLoss
+from r1_aqa_repro.run.finite_steps import FiniteSteps, shown_by_gradient
 from r1_aqa_repro.run.training_state import (
     LATEST_UNIVERSAL,
     STAGING,
@@ -105,13 +109,25 @@ def _kept(run_folder: Path) -> str:
     return "There is no checkpoint yet" if last is None else f"{last} is whole"
 
 
+def last_good(run_folder: Path) -> str:
+    """What to do once a run's weights or gradients are not finite: a checkpoint that is there has finite weights."""
+    last = last_checkpoint(run_folder)
+    remedy = "lower learning_rate or max_grad_norm"
+    if last is None:
+        return f"There is no checkpoint yet: {remedy}, look into the data, and give --overwrite true."
+    again = "with another --output_dir and it as model_name_or_path"
+    return f"The last good checkpoint is {last}: {remedy} and start anew from it, {again}."
+
+
 class ResumableTrainer(Trainer):
-    """A Trainer (to be mixed in before any subclass of it) whose interrupted runs continue exactly.
+    """A Trainer (to be mixed in before any subclass of it) whose interrupted runs continue exactly, and whose weights
+    stay finite.
 
     What it saves, other programs can load: see `make_portable`.
 
     Attributes:
         write_card: writes the model card of the model that was just saved in a folder, if it is a run's.
+        finite_steps: says which updates may be taken.
         processor_files: those that tokenizer or processor were read from, which every saved model gets.
         seconds_to_save: what the last checkpoint of this process took; None before there is one.
     """
@@ -122,8 +138,41 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.finite_steps = FiniteSteps(partial(last_good, Path(str(self.args.output_dir))))
+        self.add_callback(self.finite_steps)
         # read now: the folder they lie in may be gone when a model is saved
         self.processor_files = processor_files(tokenizer_of(self.processing_class).name_or_path)
+
+    def compute_loss(self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        """As the trainer that this is mixed into, so that a loss that is not finite has no finite gradient."""
+        computed = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        if return_outputs:
+            loss, outputs = computed
+            return shown_by_gradient(loss), outputs
+        return shown_by_gradient(computed)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """The norm of the gradient that the update is about to take, over all processes; without gradients it takes
+        none, neither of weights nor of its own state. DeepSpeed has skipped one that is not finite by itself."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not self.may_be_taken(float(norm)):
+            model.zero_grad()
+        return norm
+
+    def may_be_taken(self, norm: float) -> bool:
+        """Whether an update with this norm of its gradient may be taken; see `FiniteSteps.may_be_taken`.
+
+        One that a loss scaler skips, to scale less from then on, is a matter of its own.
+        """
+        scaler, optimizer = self.accelerator.scaler, getattr(self.optimizer, "optimizer", None)
+        scale = getattr(optimizer, "loss_scale", 1) if scaler is None else scaler.get_scale()
+        if not math.isfinite(norm) and scale > 1:
+            return True
+        is_taken = self.is_deepspeed_enabled and not self.accelerator.optimizer_step_was_skipped
+        return self.finite_steps.may_be_taken(norm, self.state.global_step + 1, is_taken=is_taken)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(self.finite_steps.amended(logs, self.state.global_step), *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return os.path.join(self.args.output_dir, STAGING) if self._staging else self.args.output_dir
@@ -258,6 +307,12 @@ class ResumableTrainer(Trainer):
         yield staged
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            if broken := not_finite(staged.rglob("*.safetensors")):
+                shutil.rmtree(staged.parent, ignore_errors=True)
+                tensor = f"{broken[1]} of {broken[0].relative_to(staged)}"
+                raise Failed(
+                    f"{folder / name} is not saved: its weights are not finite ({tensor}). {last_good(folder)}"
+                )
             shutil.rmtree(folder / name, ignore_errors=True)
             os.rename(staged, folder / name)
             shutil.rmtree(staged.parent, ignore_errors=True)

@@ -197,10 +197,14 @@ def _dataset(name: str, records: Sequence[TextPrompt], training: TrainingArgumen
         return load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(folder / "cache"))
 
 
+def recorded(folder: Path) -> dict[str, Any]:
+    """What run.json holds; nothing if there is none."""
+    return dict(json.loads((folder / RUN).read_text(encoding="utf-8"))) if (folder / RUN).is_file() else {}
+
+
 def update_run(folder: Path, **values: Any) -> None:
     """Add keys to run.json."""
-    record = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    write_json(folder / RUN, record | values)
+    write_json(folder / RUN, recorded(folder) | values)
 
 
 def provenance() -> dict[str, Any]:

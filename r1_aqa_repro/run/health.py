@@ -215,7 +215,7 @@ class Doctor(TrainerCallback):
 
     def _examine(self, entry: Mapping[str, float]) -> list[Sign]:
         """Take up an entry of the log; the signs to report."""
-        logged = [name for name in _FIGURES & entry.keys() if entry[name] is not None and not math.isnan(entry[name])]
+        logged = [name for name in _FIGURES & entry.keys() if entry[name] is not None and math.isfinite(entry[name])]
         if BEST_METRIC in logged:
             self._figures[_REWARDS_BEFORE].append(len(self._figures["reward"]))
         for name in logged:

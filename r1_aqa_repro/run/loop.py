@@ -26,7 +26,7 @@ from r1_aqa_repro.run.checkpoints import (
     told_of_full_disk,
 )
 from r1_aqa_repro.run.checks import offloads_optimizer
-from r1_aqa_repro.run.folder import RUN
+from r1_aqa_repro.run.folder import RUN, recorded, update_run
 from r1_aqa_repro.run.model_card import write_card
 from r1_aqa_repro.run.universal import fit_to_processes
 
@@ -63,6 +63,8 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
     set_seed(training.seed)  # weights of an adapter or a new head are drawn before any trainer seeds
     trainer = build_trainer()
     trainer.write_card = partial(write_card, folder)
+    trainer.finite_steps.skipped = recorded(folder).get("skipped_steps", [])
+    trainer.finite_steps.note = partial(update_run, folder)
     stop = StopOnSignal(getattr(training, "save_on_signal", None), trainer)
     progress = ProgressBar() if sys.stderr.isatty() else ProgressLines()
     trainer.remove_callback(ProgressCallback)

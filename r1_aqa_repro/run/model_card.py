@@ -36,7 +36,8 @@ def write_card(run: Path, folder: Path, trainer: Trainer) -> None:
     else:
         architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     keys = [*_SETTINGS, *(_LORA if adapter else ())]
-    latest = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    logged = (figure for entry in trainer.state.log_history for figure in entry.items())
+    latest = {name: value for name, value in logged if value is not None}
     settings = yaml.safe_dump({key: config[key] for key in keys if config.get(key) is not None}, sort_keys=False)
     templates = Environment(
         loader=PackageLoader("r1_aqa_repro.run", "."),

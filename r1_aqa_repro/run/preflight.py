@@ -16,7 +16,7 @@ from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.common.files import check_writable, size_of, sole_use, write_json
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.model.files import model_digest
-from r1_aqa_repro.model.folder import check_files
+from r1_aqa_repro.model.folder import check_files, check_finite
 from r1_aqa_repro.run.arguments import EvaluationArguments, RunArguments
 from r1_aqa_repro.run.checkpoints import FINAL, is_last, last_checkpoint
 from r1_aqa_repro.run.checks import check_disk, check_evaluation, check_settings, check_tools, count_parameters
@@ -101,6 +101,8 @@ def prepare(
                 if not training.deepspeed:  # which may keep the weights in files of its own
                     check_files(last, "Delete the checkpoint: the run goes on from the one before.")
                 check_resumable(last, training)
+                if is_main_process():
+                    check_finite(last)
     if parameters is not None and (data.overwrite or not (folder / FINAL).is_dir()):
         cache = kind.cache_bytes(records, training, model, config_of_model)
         problems += check_disk(training, *parameters, len(records), max(0, cache - size_of(folder / ENCODED)))
@@ -126,7 +128,10 @@ def _model_digests(training: TrainingArguments, model: ModelConfig) -> dict[str,
     """By folder; what comes from the hub has a name instead."""
     keys = ("reward_model_name_or_path", "value_model_name_or_path")
     names = [getattr(training, key, None) for key in keys] + [model.model_name_or_path]
-    return {name: model_digest(name) for name in names if name is not None and Path(name).is_dir()}
+    folders = [name for name in names if name is not None and Path(name).is_dir()]
+    for folder in folders:
+        check_finite(Path(folder))  # by all processes when they load it, but the run's folder has begun by then
+    return {name: model_digest(name) for name in folders}
 
 
 def _refuse(problems: list[Problem], records: Sequence[Record]) -> None:

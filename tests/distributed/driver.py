@@ -7,6 +7,7 @@ The reward `hashed` is a function of the completion alone; `hashed_of_some` too,
 --fixed: completions are a function of (question id, sample index) alone.
 --break: what happens to process 1 in its third batch (its time is the modification time of RECORDS/broken):
     reward      a reward function raises
+    infinite    its loss is, while the gradient stays what it was
     kill        SIGKILL before it generates
     kill-peer-stuck     the same, while process 0 does not come back from its generation
 """
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("records", type=Path)
     parser.add_argument("--fixed", action="store_true")
-    parser.add_argument("--break", dest="how", choices=("reward", "kill", "kill-peer-stuck"), default="")
+    parser.add_argument("--break", dest="how", choices=("reward", "kill", "infinite", "kill-peer-stuck"), default="")
     options = parser.parse_args(own)
     options.records.mkdir(parents=True, exist_ok=True)
     batches = 0
@@ -71,6 +72,10 @@ def main(argv: list[str]) -> int:
             batches += 1
             self.question_ids = [row["question"].id for row in inputs]
             return super()._generate_and_score_completions(inputs)
+
+        def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super()._compute_loss(*args, **kwargs)
+            return loss + float("inf") if breaks_now("infinite") else loss
 
         def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
             if breaks_now("kill"):

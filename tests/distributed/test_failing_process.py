@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -51,3 +52,16 @@ def test_processes_of_a_second_run_in_a_folder_all_follow_the_refusal_of_the_mai
     assert done.stderr.count(f"error: {job.run / RUN_LOCK}: process {os.getpid()} on ") == 1
     assert time.monotonic() - began < 120
     assert not job.run.exists()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_a_loss_that_one_process_has_not_finite_is_learned_from_by_none(
+    strategy: str, manifest: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    job = Job(tmp_path, manifest, model_folder, strategy)
+    done = job.train("--max_steps", "4", "--save_steps", "1", driver=("--break", "infinite"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning: step 3: its loss or gradient is not finite") == 1
+    assert json.loads((job.run / "run.json").read_text(encoding="utf-8"))["skipped_steps"] == [3]
+    second, third, fourth = ((job.run / f"checkpoint-{step}" / "model.safetensors").read_bytes() for step in (2, 3, 4))
+    assert second == third != fourth

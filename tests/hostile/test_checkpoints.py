@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from r1_aqa_repro.common.escaping import visible
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -264,6 +264,14 @@ def ring(folder: Path) -> None:
 
 CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
+
+
+def spoil_adapter(folder: Path) -> None:
+    weights = load_file(folder / ADAPTER)
+    next(weights[name] for name in weights if name.endswith("lora_B.weight"))[0, 0] = float("nan")
+    save_file(weights, folder / ADAPTER, metadata={"format": "pt"})
+
+
 ADAPTERS: dict[str, tuple[Change, str]] = {
     "its own base": (lambda folder: edit(CONFIG, **{BASE: str(folder)})(folder), "it is an adapter itself"),
     "a ring": (ring, "it is an adapter itself"),
@@ -286,6 +294,7 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "wrong types": (edit(CONFIG, target_modules=7), "the adapter does not fit its base"),
     "another kind": (edit(CONFIG, peft_type="NONSENSE"), "NONSENSE"),
     "cut off": (cut_off(ADAPTER, 300), "damaged or cut off"),
+    "a weight that is NaN": (spoil_adapter, "lora_B.weight is not finite"),
     "no weights": (remove(ADAPTER), "the folder holds no weights"),
     "pickled": (pickled("adapter_model.bin", ADAPTER), "its weights are pickled (adapter_model"),
 }  # fmt: skip
@@ -313,17 +322,18 @@ def commands(manifest: Path, questions: list[AudioQuestion], text_set: Path, tmp
     pairs, sft = text_set / "pairs_train.jsonl", ("--train_file", text_set / "sft.jsonl")
     preferred = ("--train_file", pairs)
     trained = ("--output_dir", out, *TRAIN)
-    rewards = ("--reward_funcs", "random", "--prompts_per_step", "1", "--num_generations", "2")
+    groups = ("--prompts_per_step", "1", "--num_generations", "2")
+    short = ("--reward_funcs", "random", "--max_completion_length", "8")
     ppo = ("--prompts_per_step", "1", "--reward_funcs", "random")
     plan = tmp_path / "plan.yaml"
     plan.write_text("num_generations: 4\nprompts_per_step: 8\nmax_prompts_per_device: 4\n")
     return {
         "train_sft": (f"{package}.train_sft", *trained, *audio, "--model_name_or_path"),
-        "train_grpo": (f"{package}.train_grpo", *trained, *audio, *rewards[2:], "--model_name_or_path"),
+        "train_grpo": (f"{package}.train_grpo", *trained, *audio, *groups, "--model_name_or_path"),
         "train_sft_text": (f"{package}.train_sft_text", *trained, *sft, "--model_name_or_path"),
         "train_reward_model": (f"{package}.train_reward_model", *trained, *preferred, "--model_name_or_path"),
         "train_dpo": (f"{package}.train_dpo", *trained, *preferred, "--model_name_or_path"),
-        "train_grpo_text": (f"{package}.train_grpo_text", *trained, *prompts, *rewards, "--model_name_or_path"),
+        "train_grpo_text": (f"{package}.train_grpo_text", *trained, *prompts, *groups, *short, "--model_name_or_path"),
         "train_ppo_text": (f"{package}.train_ppo_text", *trained, *prompts, *ppo, "--model_name_or_path"),
         "mmau": ("eval.mmau", "--data", manifest, "--out", out, "--device", "cpu", "--ckpt"),
         "score": (f"{package}.score", "--file", pairs, "--out", out, "--model"),
@@ -340,17 +350,31 @@ HEARS = ("train_sft", "train_grpo", "mmau", "merge_adapter", "plan")
 READS = (
     "train_sft_text", "train_reward_model", "train_dpo", "train_grpo_text", "train_ppo_text", "score", "best_of_n",
 )  # fmt: skip
+SPOILT = "up_proj.weight is not finite"
 EVERYWHERE: dict[str, tuple[Change, str]] = {
     "settings that are a pipe": (in_its_place("generation_config.json", os.mkfifo), "it is a pipe"),
     "absurd sizes": (edit("config.json", vocab_size=10**12), SIZES),
     "pickled": (pickled("pytorch_model.bin", WEIGHTS), "its weights are pickled"),
     "another shape": (edit_weights(lambda weights: _reshape(weights, "q_proj.weight")), "mismatched keys"),
+    "a weight that is NaN": (edit_weights(lambda weights: _spoil(weights, torch.float32, float("nan"))), SPOILT),
+    "an infinite one in bfloat16": (
+        edit_weights(lambda weights: _spoil(weights, torch.bfloat16, float("-inf"))),
+        SPOILT,
+    ),
 }
+NO_WEIGHTS_NEEDED = ("settings that are a pipe", "absurd sizes")
 
 
 def _reshape(weights: dict[str, torch.Tensor], end: str) -> None:
     name = next(name for name in weights if name.endswith(end))
     weights[name] = torch.zeros(7, 9)
+
+
+def _spoil(weights: dict[str, torch.Tensor], dtype: torch.dtype, value: float) -> None:
+    """One number of one tensor."""
+    weights |= {name: tensor.to(dtype) for name, tensor in weights.items()}
+    name = next(name for name in weights if name.endswith("up_proj.weight"))
+    weights[name][-1, -1] = value
 
 
 @pytest.mark.parametrize(
@@ -359,7 +383,7 @@ def _reshape(weights: dict[str, torch.Tensor], end: str) -> None:
         (command, damage)
         for command in (*HEARS, *READS)
         for damage in EVERYWHERE
-        if command != "plan" or damage not in ("pickled", "another shape")  # it reads no weights
+        if command != "plan" or damage in NO_WEIGHTS_NEEDED  # it reads none
     ],
 )
 def test_every_command_refuses_a_damaged_model(

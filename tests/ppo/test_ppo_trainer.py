@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +23,7 @@ from transformers import (
 )
 
 from r1_aqa_repro import train_ppo_text
+from r1_aqa_repro.common.errors import Failed
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.model.files import processor_files
@@ -395,6 +398,34 @@ def test_where_the_critic_starts(policy: Path, reward_model: Path) -> None:
     assert not as_policy.score.weight.any()
     judge = load_file(reward_model / "model.safetensors")
     assert all(value.equal(judge[name]) for name, value in as_reward.state_dict().items())
+
+
+def test_updates_that_are_not_finite_move_nothing_and_the_third_in_a_row_ends_the_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollout has several updates: what counts as one in a row is an update."""
+    backward = Accelerator.backward
+    monkeypatch.setattr(Accelerator, "backward", lambda self, loss, **rest: backward(self, loss * math.nan, **rest))
+    trainer = make(num_ppo_epochs=1)
+    before = state_of(trainer.model)
+    trainer.train()
+    after = state_of(trainer.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert trainer.finite_steps.skipped == [1, 1]
+    [entry] = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert entry["grad_norm"] is None and entry["skipped_steps"] == 2
+
+    trainer = make()
+    with pytest.raises(Failed, match="not finite 3 times in a row, up to step 1: "):
+        trainer.train()
+    assert all(torch.equal(before[name], value) for name, value in state_of(trainer.model).items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_ends_the_run(value: float, make: Make) -> None:
+    trainer = make({"broken": lambda completions, **_: [None] * (len(completions) - 1) + [value]})
+    with pytest.raises(Failed, match=f"the reward broken gave {value} for the completion '"):
+        trainer.train()
 
 
 def test_what_cannot_work_is_refused_at_once(
