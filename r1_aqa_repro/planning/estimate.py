@@ -74,6 +74,11 @@ class Parameters:
     def policy(self) -> int:
         return self.total - self.critic
 
+    @property
+    def decoded(self) -> int:
+        """Those that decoding reads for every token: not the audio encoder, and of the embeddings a row."""
+        return self.layers + self.head + (self.trainable if self.adapters else 0)
+
     @classmethod
     def of(cls, model: nn.Module) -> Parameters:
         policy, *critics = networks(model)
@@ -356,7 +361,7 @@ def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, param
     if job.reward_models:
         rows = replace(job, shared=False).loss_shapes
         generated["reward models"] = times * job.reward_models * count_flops(lambda: backbone(policy, rows))
-    weights: float = size * parameters.policy
+    weights: float = size * parameters.decoded
     if job.quantised:  # unpacked into memory before each product
         weights += parameters.layers * (_BITS[job.nested] / 8 + size)
     moved = job.completion_tokens * (rounds * weights + full_rounds * kv_cache_bytes(rollout))

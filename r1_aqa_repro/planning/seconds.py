@@ -50,8 +50,8 @@ class Machine:
 def step_seconds(strategy: Strategy, job: Job, machine: Machine) -> dict[str, Range]:
     """Of one optimizer step of one process, by part.
 
-    Decoding waits for the memory, in which every token reads all weights and the cache (arXiv 2211.05102, 2.1), or for
-    the launches, whichever takes longer. What is sent in the loss hides behind its computing at best.
+    Decoding waits for the memory, in which every token reads layers, head and cache (arXiv 2211.05102, 2.1), or for the
+    launches, whichever takes longer. What is sent in the loss hides behind its computing at best.
     """
     work, offload = strategy.work, strategy.engine == "zero3_offload"
     seconds: dict[str, Range] = {}
@@ -128,7 +128,8 @@ def measured(file: Path, machine: Machine, job: Job) -> tuple[Machine, list[str]
     """The machine with the constants that `scripts/gpu_check.sh` measured on one of its GPUs, and each in words.
 
     - FLOP/s: of forward and backward of all parameters in this job's mode, else of a large matrix product;
-    - bytes a second: of a copy; seconds a kernel: of launches one after another;
+    - bytes a second: of a copy; seconds a kernel: at least of launches one after another, at most of all that was
+      launched to decode;
     - seconds a token: of 16 rows, if the model is the measured one, Qwen2-Audio-7B.
 
     Of several lengths of completions the nearest to the job's counts. What was not measured stays as it was.
@@ -146,8 +147,8 @@ def measured(file: Path, machine: Machine, job: Job) -> tuple[Machine, list[str]
     basis, words = parts.get("machine", {}), []
     mode = "shared" if job.shared else "plain"
     step = _nearest(parts.get("full_step", {}), mode, job.completion_tokens)
-    way = "cuda_graphs" if job.cuda_graphs else mode
-    token = _nearest(parts.get("decoding", {}), way, job.completion_tokens)
+    decoding = parts.get("decoding", {})
+    token = _nearest(decoding, "cuda_graphs" if job.cuda_graphs else mode, job.completion_tokens)
     planned, known = (config.get_text_config() for config in (job.model, qwen2_audio_7b_config()))
     same_sizes = all(getattr(planned, size) == getattr(known, size) for size in _SIZES)
     if tflops := step.get("tflops", basis.get("matmul_tflops")):
@@ -157,8 +158,11 @@ def measured(file: Path, machine: Machine, job: Job) -> tuple[Machine, list[str]
         machine = replace(machine, bytes_per_second=rate * 1e12)
         words.append(f"{rate:g} TB/s")
     if kernel := basis.get("kernel_us"):
-        machine = replace(machine, launch=(kernel / 1e6, kernel / 1e6))
-        words.append(f"{kernel:g} us a kernel")
+        launched = _nearest(decoding, mode, job.completion_tokens).get("ms_a_token")
+        kernels = decoding.get(f"{mode}_operations", {}).get("kernels")
+        between = max(kernel, 1000 * launched / kernels) if launched and kernels else kernel
+        machine = replace(machine, launch=(kernel / 1e6, between / 1e6))
+        words.append(f"{kernel:g} to {between:.3g} us a kernel")
     if (milliseconds := token.get("ms_a_token")) and basis.get("geometry") == "7b" and same_sizes:
         machine = replace(machine, token=milliseconds / 1000)
         words.append(f"{milliseconds:g} ms a token")

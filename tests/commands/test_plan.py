@@ -174,7 +174,7 @@ def test_measured_constants_are_named_and_used(
     options = ["--config", str(small_config), "--gpus", "1", "--gpu-memory", "80"]
     _, assumed, _ = plan(capsys, tmp_path / "a.json", *options)
     _, report, text = plan(capsys, tmp_path / "b.json", *options, "--measured", str(file))
-    assert "Measured: 0.5 TFLOP/s (a matrix product), 0.001 TB/s, 100 us a kernel" in text
+    assert "Measured: 0.5 TFLOP/s (a matrix product), 0.001 TB/s, 100 to 100 us a kernel" in text
     low, high = report["strategies"][0]["seconds"]["decoding"]
     assert low == high > assumed["strategies"][0]["seconds"]["decoding"][1]
     _, replayed, _ = plan(capsys, tmp_path / "c.json", *options, "--cuda_graphs", "true")

@@ -68,7 +68,8 @@ def test_attention_without_a_kernel_of_its_own_is_counted_as_such() -> None:
 
 def test_the_geometries_have_the_known_sizes() -> None:
     # Qwen2-Audio-7B-Instruct is published with 8.40 G parameters, its lm_head not tied
-    assert Parameters.of(build_model(qwen2_audio_7b_config(), torch.bfloat16)) == Parameters(
+    found = Parameters.of(build_model(qwen2_audio_7b_config(), torch.bfloat16))
+    assert found == Parameters(
         total=8_397_094_912,
         trainable=8_397_094_912 - 1500 * 1280,  # the encoder's positions are frozen
         largest=156_032 * 4096,
@@ -79,6 +80,8 @@ def test_the_geometries_have_the_known_sizes() -> None:
         # of the language model: embeddings, matrices, biases and norms of the layers, the last norm; a score
         scorer=156_032 * 4096 + 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008 + 5 * 4096) + 4096 + 4096,
     )
+    # a token reads neither the encoder nor the embeddings
+    assert found.decoded == 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008) + 156_032 * 4096
     assert Parameters.of(build_model(qwen2_7b_config(), torch.bfloat16)).total == 7_615_616_512
     assert Parameters.of(build_model(qwen2_0_5b_config(), torch.bfloat16)).total == 494_032_768
     assert Parameters.of(build_model(mid_config(), torch.float32)).total == 38_069_248

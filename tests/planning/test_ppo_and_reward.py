@@ -244,5 +244,5 @@ def test_a_last_round_of_fewer_completions_costs_their_part(policy: Path) -> Non
         assert parts[2].flops[part] == parts[4].flops[part] == parts[6].flops[part] > 0
     # each round reads the weights and launches its kernels anew
     assert parts[2].decode_kernels == 3 * parts[6].decode_kernels == 1.5 * parts[4].decode_kernels
-    weights = 4 * Parameters.of(build_model(config, torch.float32)).total
+    weights = 4 * Parameters.of(build_model(config, torch.float32)).decoded
     assert parts[2].decode_bytes - parts[6].decode_bytes == 2 * 5 * weights
