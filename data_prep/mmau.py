@@ -43,8 +43,10 @@ from r1_aqa_repro.data.records import (
     is_parquet,
     no_records,
     optional_text,
+    parse_json,
     parse_records,
     read_records,
+    require_object,
 )
 
 SOURCE = "source.jsonl"
@@ -213,12 +215,13 @@ def _flattened(raw: dict[str, Any]) -> dict[str, Any]:
     attributes = raw.get("other_attributes") or {}
     if isinstance(attributes, str):
         try:
-            attributes = json.loads(attributes)
+            attributes = parse_json(attributes)
         except (ValueError, RecursionError):
             attributes = None
     if not isinstance(attributes, dict):
         what = f"other_attributes is {raw['other_attributes']!r:.60}, not an object"
         raise BadRecord(what, "Fetch the file again.")
+    require_object(attributes)
     audio: dict[str, Any] = next((raw[name] for name in _AUDIO_COLUMNS if isinstance(raw.get(name), dict)), {})
     own = {"question": raw["instruction"], "choices": raw.get("choices"), "answer": raw.get("answer")}
     return {"id": raw.get("id"), "audio_id": audio.get("path"), **attributes, **own}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,7 @@ def held_out_set(folder: Path) -> dict[str, Any] | None:
         if not run_file.is_file():
             continue
         try:
-            named = json.loads(run_file.read_text(encoding="utf-8")).get("embedded_held_out")
+            named = read_json(run_file, "Give --data.").get("embedded_held_out")
             if named is not None:  # its paths are relative to run.json
                 paths = {key: run_file.parent / named[key] for key in ("data", "audio_dir") if named.get(key)}
                 return {"data": paths["data"], **named, **paths}

@@ -175,7 +175,7 @@ def _decoded(file: Path, number: int, line: bytes) -> str:
 
 def _list_records(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
-        records = _parsed(text)
+        records = parse_json(text)
     except (ValueError, RecursionError) as error:
         where = f"{file}:line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(file)
         remedy = "The file may have been cut off, or hold more than one list: fetch or write it again."
@@ -185,7 +185,7 @@ def _list_records(file: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _line_record(line: str) -> Any:
     try:
-        return _parsed(line)
+        return parse_json(line)
     except (ValueError, RecursionError) as error:
         return BadRecord(f"malformed JSON ({_json_problem(error)})", "Each line must be one JSON object.")
 
@@ -194,7 +194,13 @@ class _NoJSON(ValueError):
     """What Python reads and JSON does not have, or does not say the meaning of."""
 
 
-def _parsed(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or leaves open what it says.
+        RecursionError: it is nested too deeply.
+    """
     return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys)
 
 

@@ -6,6 +6,7 @@ date, of 010 and of 1:30 surprises people: a date stays a text, the numbers are 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import yaml
@@ -90,7 +91,7 @@ def _values_in(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
@@ -101,13 +102,14 @@ def read_yaml(path: str) -> dict[str, Any]:
         with open_file(path) as file:
             text = file.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
-            raise Refused.because(path, f"it has more than {_MOST_BYTES:,} bytes", "No config or rubric is that long.")
+            what = f"it has more than {_MOST_BYTES:,} bytes"
+            raise Refused.because(str(path), what, "No config or rubric is that long.")
         content = yaml.load(text.decode("utf-8"), _Plain)  # a safe loader
     except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a wrong escape
         reason = error.strerror if isinstance(error, OSError) else error
-        raise Refused.because(path, f"the config cannot be read ({reason})", "Give a YAML file.") from error
+        raise Refused.because(str(path), f"the config cannot be read ({reason})", "Give a YAML file.") from error
     except RecursionError:
-        raise Refused.because(path, "the config is nested too deeply", "Make it flat.") from None
+        raise Refused.because(str(path), "the config is nested too deeply", "Make it flat.") from None
     if not isinstance(content, dict):
-        raise Refused.because(path, "the config is no mapping", "Write `key: value` lines.")
+        raise Refused.because(str(path), "the config is no mapping", "Write `key: value` lines.")
     return content

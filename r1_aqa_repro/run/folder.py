@@ -30,6 +30,7 @@ from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import read_json, sha256_of, unreadable, write_atomically, write_json
 from r1_aqa_repro.data.conversations import TextPrompt
+from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.run.checkpoints import FINAL, WEIGHTS, last_checkpoint
 from r1_aqa_repro.run.clips import MEASURED, SKIPPED
@@ -85,12 +86,11 @@ def check_run_folder(
         if last_checkpoint(folder) or (folder / FINAL).exists():
             return [Problem(str(folder), f"holds checkpoints but no {CONFIG}: it is no run of this project", remedy)]
         return []
-    record = read_json(folder / RUN, remedy) if (folder / RUN).is_file() else {}
+    record = read_json(folder / RUN, remedy) if os.path.exists(folder / RUN) else {}
     try:
-        there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        there = {part: dict(values) for part, values in there.items()}
+        there = {part: dict(values) for part, values in read_yaml(folder / CONFIG).items()}
         known = {kind: dict(record.get(kind, {})) for kind in hashes}
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (Refused, ValueError, TypeError, AttributeError) as error:
         what = f"its records are damaged, so that nothing tells which run it is ({CONFIG}, {RUN}: {error})"
         raise Refused.because(str(folder), what, remedy) from None
     differing = []

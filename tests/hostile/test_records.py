@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from transformers import TrainingArguments
 
 from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.conversations import read_pairs, read_prompts
 from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.data.records import read_records
 from r1_aqa_repro.data.yaml_file import read_yaml
+from r1_aqa_repro.run.checkpoints import is_last
+from r1_aqa_repro.run.folder import check_run_folder
 from tests.conftest import ROOT
 from tests.files import read_json, read_lines, write_json, write_lines, write_parquet
 from tests.hostile.conftest import Ended
@@ -241,3 +246,69 @@ def test_a_value_that_could_be_an_option_is_asked_for_with_an_equals_sign(ends: 
     arguments = ["--ckpt", "any", "--audio", "clip.wav", "--question", "--x", "--choices", "a", "b"]
     ended: Ended = ends("r1_aqa_repro.ask", *arguments, code=2, names=["--question", "--option=VALUE"])
     assert not ended.out
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{"), ("run.json", "[]"), ("run.json", "[" * 10_000),
+        ("run.json", '{"data": [1]}'), ("config.resolved.yaml", "a: ["), ("config.resolved.yaml", "- 1"),
+        ("config.resolved.yaml", "data: 5\n"), ("config.resolved.yaml", LAUGHS), ("config.resolved.yaml", ""),
+    ],
+    ids=lambda value: repr(value)[:30],
+)  # fmt: skip
+def test_damaged_records_of_a_run_are_named(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.resolved.yaml").write_text("data: {seed: 0}\n")
+    write_json(tmp_path / "run.json", {"data": {"a": "0"}, "processes": 1})
+    assert not check_run_folder(tmp_path, {"data": {"seed": 0}}, {"data": {"a": "0"}})
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Refused) as refusal:
+        check_run_folder(tmp_path, {"data": {"seed": 0}}, {"data": {"a": "0"}})
+    assert str(tmp_path) in str(refusal.value) and name in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "[" * 10_000, "{}", '{"global_step": "1", "max_steps": 2}'])
+def test_a_damaged_state_of_a_trainer_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "trainer_state.json").write_text(content)
+    with pytest.raises(Refused, match=r"trainer_state\.json"):
+        is_last(tmp_path, TrainingArguments(str(tmp_path / "run"), use_cpu=True))
+
+
+def test_the_config_of_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    values = {
+        "a": "010", "b": "1:30", "c": "2026-11-29", "d": "=", "e": "<<", "f": 1e-6, "g": [1, -2.5, True, None],
+        "h": "no", "i": "1_000", "j": "\u2028é🎵\t", "k": {"0": "*a", "1": "!!int x"}, "l": "",
+        "m": 10**30, "n": "0x1F", "o": "~",
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    assert read_yaml(tmp_path / "config.yaml") == values
+
+
+@pytest.mark.parametrize(
+    ("attributes", "named"),
+    [
+        (r'{"id": "\ud800", "task": "sound"}', "'id' is no valid Unicode"),
+        ('{"id": "a", "id": "b"}', "other_attributes is"),
+        ('{"id": "a", "difficulty": NaN}', "other_attributes is"),
+        (f'{{"id": "a", "more": {DEEP}}}', "'more' is nested too deeply"),
+        ("[" * 10_000, "other_attributes is"),
+        ('["id"]', "other_attributes is"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_hostile_attributes_of_a_row_are_named(attributes: str, named: str, tmp_path: Path, ends: Any) -> None:
+    rows = [
+        {"instruction": "What?", "choices": ["x", "y"], "answer": "x", "other_attributes": one}
+        for one in (attributes, '{"id": "sound"}')
+    ]
+    source, out = write_parquet(tmp_path / "rows.parquet", rows), tmp_path / "out"
+    ends("data_prep.mmau", "--questions", source, "--out", out, "--workers", 1, code=3, names=[])
+    assert [one["id"] for one in read_lines(out / "manifest.jsonl")] == ["sound"]
+    assert named in json.dumps(read_json(out / "prep_report.json"), ensure_ascii=False)
+
+
+def test_a_line_of_megabytes_is_recorded_and_read_again(tmp_path: Path) -> None:
+    record = {"id": "a", "completion": "x" * 3_000_000}
+    with RecordFile(tmp_path / "file", "Choose another.") as file:
+        file.append([record, record])
+        assert file.read() == [record, record]

@@ -6,6 +6,7 @@ import csv
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from markdown_it import MarkdownIt
 from eval.report.markdown import markdown_report
 from eval.report.rendering import render
 from r1_aqa_repro.common.escaping import cell, code, code_fence, markdown, visible_line
+from r1_aqa_repro.data.questions import write_manifest
 from r1_aqa_repro.run.completion_table import CompletionTable
 from r1_aqa_repro.run.model_card import write_card
 from tests.eval.made_up import evaluation_of, make_questions, mmau_records, predictions_of
@@ -164,3 +166,32 @@ def sweep(label: str) -> dict[str, Any]:
         "run": label, "version": "unknown", "n": 2, "settings": {"prompt_style": "answer", "no_audio": False},
         "tasks": [label], "rows": [point], "points": [point], "marks": {label: []}, "sentences": [], "lines": {},
     }  # fmt: skip
+
+
+def test_an_evaluation_of_questions_with_hostile_ids(
+    model_folder: Path, questions: Any, tmp_path: Path, ends: Any
+) -> None:
+    ids = [
+        "..",
+        "/etc/passwd",
+        "a/b",
+        "-x",
+        "x" * 3_000,
+        "line\nfeed",
+        "\x1b[31m",
+        "\u202egnp.exe",
+        "nul\0",
+        "=1+1",
+        "`|<b>",
+    ]
+    asked = [replace(questions[index], id=one, task=one, category=one) for index, one in enumerate(ids)]
+    write_manifest(tmp_path / "manifest.jsonl", asked)
+    out = tmp_path / "out"
+    arguments = ["--ckpt", model_folder, "--data", tmp_path / "manifest.jsonl", "--out", out, "--device", "cpu"]
+    ended = ends("eval.mmau", *arguments, "--max-new-tokens", 2, code=0, names=[])
+    assert [json.loads(line)["id"] for line in (out / "predictions.jsonl").read_text().splitlines()] == ids
+    assert {path.name for path in out.iterdir()} == {
+        "predictions.jsonl", "settings.json", "clips.json", "scores.json", "verdicts.jsonl", "report.md", "report.html"
+    }  # fmt: skip
+    for text in (ended.out, ended.err, (out / "report.md").read_text(encoding="utf-8")):
+        assert not {"\x1b", "\u202e", "\0"} & set(text)
