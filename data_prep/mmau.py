@@ -16,7 +16,6 @@ was kept; 130 interrupted.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
