@@ -159,8 +159,10 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
             return EXIT_FAILED
         except OSError as error:  # of whatever had nothing better to say about it
             named = f"{error.filename}: {error.strerror}" if error.filename else error
-            print(f"error: {visible(named)}", file=sys.stderr, flush=True)
-            return EXIT_REFUSED if error.errno in _OUT_OF_REACH else EXIT_FAILED
+            is_out_of_reach = error.errno in _OUT_OF_REACH
+            remedy = ". Give what this user can reach." if is_out_of_reach else ""
+            print(f"error: {visible(named)}{remedy}", file=sys.stderr, flush=True)
+            return EXIT_REFUSED if is_out_of_reach else EXIT_FAILED
         except KeyboardInterrupt:
             say("\ninterrupted: the same command goes on from what is saved")
             return EXIT_INTERRUPTED

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from r1_aqa_repro.common.escaping import visible
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.model.loading import load_model
+from r1_aqa_repro.model.loading import load_model, load_processor
 from tests.files import contents, read_json, write_json
 from tests.model.damages import Change, cut_off, edit, edit_weights, remove
 
@@ -105,6 +105,13 @@ def template(text: str) -> Change:
     )
 
 
+def more_tokens(folder: Path) -> None:
+    """A tokenizer that knows tokens that the model does not."""
+    tokenizer = load_processor(folder).tokenizer
+    tokenizer.add_tokens([f"<new {index}>" for index in range(1000)])
+    tokenizer.save_pretrained(folder)
+
+
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 SIZES = "no number from 1 to"
 DAMAGES: dict[str, tuple[Change, str, str]] = {
@@ -165,6 +172,7 @@ DAMAGES: dict[str, tuple[Change, str, str]] = {
     "tokenizer of a class that is a number": (
         edit("tokenizer_config.json", tokenizer_class=7), "model", "no processor can be read there",
     ),
+    "tokenizer larger than the embeddings": (more_tokens, "model", "the processor does not fit the model"),
     "template with an error": (template("{% for %}"), "model", "the chat template fails"),
     "template that divides by 0": (template("{{ 1 / 0 }}"), "model", "the chat template fails (division by zero)"),
     "template that calls itself": (
