@@ -212,9 +212,9 @@ def sole_use(lock: Path, remedy: str) -> Iterator[None]:
                 raise Refused.because(str(lock), f"{holder} is at work here", f"Wait for it. {remedy}") from refusal
         raise
     try:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}".encode())
-        file.flush()
+        with suppress(OSError):  # a full disk: it is locked all the same
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         yield
     finally:
         lock.unlink(missing_ok=True)

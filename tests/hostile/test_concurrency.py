@@ -219,6 +219,20 @@ def test_where_nothing_can_be_locked_work_goes_on_with_a_warning(
     assert f"warning: {tmp_path / LOCK} cannot be locked (No locks available)" in capsys.readouterr().err
 
 
+def test_on_a_full_disk_a_place_is_locked_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with (
+        sole_use(tmp_path / LOCK, ""),
+        pytest.raises(Refused, match="another process is writing to it"),
+        sole_use(tmp_path / LOCK, ""),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_training_s_lock_is_not_that_of_a_run_of_several_stages() -> None:
     """The embedded audio run trains in the folder that it has for itself."""
     assert RUN_LOCK != LOCK
