@@ -2,22 +2,72 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.model.files import MODEL_FILES, adapter_base, adapter_config, require_no_adapter
 from r1_aqa_repro.model.folder import check_files, folder_of
 
 _REMEDY = "Give a checkpoint folder, or a hub id such as Qwen/Qwen2-Audio-7B-Instruct."
-# of a generation_config.json: what decides which token comes next; lengths and special tokens are not left to it
-_DECODING = (
-    "do_sample", "temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
-    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "suppress_tokens",
-    "begin_suppress_tokens",
-)  # fmt: skip
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_factor(value: Any) -> bool:
+    """As transformers has it: 2 is refused, 2.0 is not."""
+    return (isinstance(value, float) or value == 1) and 0 < value < math.inf
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value <= 1
+
+
+def _is_cutoff(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value))
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(word and _are_tokens(word) for word in value)
+
+
+def _are_biases(value: Any) -> bool:
+    pairs = value if isinstance(value, list) else []
+    return pairs != [] and all(
+        isinstance(pair, list) and len(pair) == 2 and _are_words(pair[:1]) and isinstance(pair[1], float)
+        for pair in pairs
+    )
+
+
+# of a generation_config.json: what decides which token comes next, and whether a value can be meant; lengths and
+# special tokens are not left to it
+_DECODING: dict[str, Callable[[Any], bool]] = {
+    "do_sample": lambda value: isinstance(value, bool),
+    "temperature": _is_factor,
+    "top_h": _is_share,
+    "top_k": _is_count,
+    "top_p": _is_share,
+    "min_p": lambda value: _is_cutoff(value) or value == 1,
+    "typical_p": _is_share,
+    "epsilon_cutoff": _is_cutoff,
+    "eta_cutoff": _is_cutoff,
+    "repetition_penalty": _is_factor,
+    "no_repeat_ngram_size": _is_count,
+    "bad_words_ids": _are_words,
+    "sequence_bias": _are_biases,
+    "suppress_tokens": _are_tokens,
+    "begin_suppress_tokens": _are_tokens,
+}
 _DEFAULT_TOP_K = 50  # transformers' own, for a checkpoint that samples and names no other
 
 
@@ -69,14 +119,18 @@ def decoding_settings(folder: Path) -> dict[str, Any]:
     `do_sample` is always there; if it is true, so is `top_k`.
 
     Raises:
-        Refused: the file is damaged, or asks for beam search.
+        Refused: the file is damaged, asks for beam search, or for what cannot be.
     """
     file = (base_folder(folder) or folder) / "generation_config.json"
-    own = read_json(file, "Repair it, or evaluate with --decoding greedy.") if file.is_file() else {}
-    if (own.get("num_beams") or 1) > 1:
-        remedy = "Evaluate with --decoding greedy."
+    remedy = "Repair it, or evaluate with --decoding greedy."
+    own = read_json(file, remedy) if file.is_file() else {}
+    if own.get("num_beams") not in (None, 0, 1):
         raise Refused.because(str(file), "it asks for beam search, which this evaluation does not do", remedy)
     chosen = {name: own[name] for name in _DECODING if own.get(name) is not None}
+    wrong = [Problem(str(file), f"{name} is {chosen[name]!r:.80}", remedy)
+             for name in chosen if not _DECODING[name](chosen[name])]  # fmt: skip
+    if wrong:
+        raise Refused(wrong)
     if not chosen.get("do_sample", False):
         return chosen | {"do_sample": False}
     return {"top_k": _DEFAULT_TOP_K} | chosen

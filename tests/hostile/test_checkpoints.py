@@ -453,3 +453,30 @@ def test_a_run_folder_that_is_damaged(
     before = contents(tmp_path / "out")
     ends(*commands["train_sft"], model_folder, code=2, names=[str(tmp_path / "out"), what])
     assert contents(tmp_path / "out") == before
+
+
+# --- Its own way of decoding
+
+DECODINGS: dict[str, Any] = {
+    "do_sample": "yes",
+    "temperature": float("nan"),
+    "top_k": -5,
+    "top_p": 7.5,
+    "min_p": -1,
+    "typical_p": "a",
+    "epsilon_cutoff": 9,
+    "repetition_penalty": 0,
+    "no_repeat_ngram_size": -1,
+    "num_beams": "several",
+    "bad_words_ids": 7,
+    "suppress_tokens": ["a"],
+    "sequence_bias": [[1]],
+}
+
+
+@pytest.mark.parametrize("key", DECODINGS)
+def test_a_decoding_that_cannot_be(key: str, folder: Path, manifest: Path, ends: Ends, tmp_path: Path) -> None:
+    edit("generation_config.json", **{"do_sample": True, key: DECODINGS[key]})(folder)
+    words = ("--ckpt", folder, "--data", manifest, "--decoding", "checkpoint", "--out", tmp_path / "out")
+    ends("eval.mmau", *words, code=2, names=["generation_config.json", "beam search" if key == "num_beams" else key])
+    assert not (tmp_path / "out").exists()
