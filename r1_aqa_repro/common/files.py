@@ -167,11 +167,16 @@ def write_lines(path: str | os.PathLike[str], records: Iterable[Any]) -> None:
     write_atomically(path, as_lines(records))
 
 
+class Taken(Refused):
+    """The refusal of a file that another process has locked."""
+
+
 def open_locked(path: Path, remedy: str) -> IO[bytes]:
     """Open a file for appending and reading that one process at a time can have; closing it lets the next one in.
 
     Raises:
-        Refused: it cannot be written, or another process has it. `remedy` says where else to write.
+        Taken: another process has it. `remedy` says where else to write.
+        Refused: it cannot be written.
     """
     while True:
         try:
@@ -184,7 +189,7 @@ def open_locked(path: Path, remedy: str) -> IO[bytes]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise Refused.because(str(path), "another process is writing to it", f"Wait for it. {remedy}") from None
+            raise Taken.because(str(path), "another process is writing to it", f"Wait for it. {remedy}") from None
         except OSError as error:
             say(f"warning: {path} cannot be locked ({error.strerror}): start nothing else that writes there")
         with suppress(FileNotFoundError):
@@ -204,11 +209,13 @@ def sole_use(lock: Path, remedy: str) -> Iterator[None]:
         Refused: see `open_locked`; it names the process and its host.
     """
     there = existing_folder(lock.parent)
+    if os.path.islink(lock):  # what it leads to would be emptied
+        raise Refused.because(str(lock), "it is a link, not a lock", f"Remove it. {remedy}")
     try:
         file = open_locked(lock, remedy)
-    except Refused as refusal:
+    except Taken as refusal:
         with suppress(OSError):
-            if holder := lock.read_text(encoding="utf-8"):
+            if holder := lock.read_text(encoding="utf-8", errors="replace"):
                 raise Refused.because(str(lock), f"{holder} is at work here", f"Wait for it. {remedy}") from refusal
         raise
     try:

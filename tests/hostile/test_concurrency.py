@@ -170,6 +170,41 @@ with sole_use(pathlib.Path({str(lock)!r}), ""):
     assert not lock.exists()
 
 
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (os.mkfifo, "not seekable"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is a link"),
+        (lambda path: path.symlink_to(path.with_name("notes")), "it is a link"),
+        (Path.mkdir, "Is a directory"),
+    ],
+)
+def test_what_is_no_lock_is_neither_waited_for_nor_read_nor_emptied(
+    make: Callable[[Path], None], what: str, tmp_path: Path
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    make(tmp_path / LOCK)
+    with pytest.raises(Refused, match=what), sole_use(tmp_path / LOCK, ""):
+        pass
+    assert (tmp_path / "notes").read_text() == "mine"
+    assert os.path.lexists(tmp_path / LOCK)
+
+
+def test_a_killed_command_of_another_user_is_not_said_to_be_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file may not be written, and still names it."""
+    lock = tmp_path / LOCK
+    lock.write_text("process 4711 on node3")
+
+    def denied(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("r1_aqa_repro.common.files.open", denied, raising=False)
+    with pytest.raises(Refused, match=r"cannot be written \(Permission denied\)"), sole_use(lock, ""):
+        pass
+
+
 def test_what_a_command_forks_does_not_keep_its_lock(tmp_path: Path) -> None:
     """A worker of a data loader has a copy of every file that was open."""
     with sole_use(tmp_path / LOCK, ""):
