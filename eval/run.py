@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eval.checkpoints import base_folder, check_adapter, decoding_settings, held_out_set, local_folder
 from eval.evaluation import NO_AUDIO, Evaluation, is_complete, scores_without_audio
 from eval.grid import prompts_of
-from eval.predictions import PREDICTIONS, PredictionFile
+from eval.predictions import MOST_REPEATS, PREDICTIONS, PredictionFile
 from eval.processes import ALONE, Processes
 from eval.results import write_results
 from eval.score_predictions import score_file
@@ -47,8 +47,11 @@ def prepare(settings: EvalSettings) -> Plan:
 
     Raises:
         Refused: no such checkpoint, adapter or data, bad records, some questions without answers and others with, or
-            not one clip in its place.
+            not one clip in its place; more answers to a question than are read back.
     """
+    if (times := settings.repeats * settings.permute_choices) > MOST_REPEATS:
+        what = f"each question would be asked {times:,} times"
+        raise Refused.because("--repeats, --permute-choices", what, f"Choose {MOST_REPEATS:,} at most together.")
     folder = local_folder(settings.ckpt)
     if settings.adapter is not None:
         check_adapter(settings.adapter, folder)

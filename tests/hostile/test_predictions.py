@@ -258,3 +258,9 @@ def test_a_full_disk_in_an_evaluation(
         made, whole = contents(out), contents(tmp_path / "whole")
         assert {name: made[name] for name in same} == {name: whole[name] for name in same}
         shutil.rmtree(out)
+
+
+def test_no_more_answers_are_asked_for_than_are_read_back(tmp_path: Path, ends: Ends) -> None:
+    """Those from the 10,000th on would be taken for damaged lines, and asked for again by every start."""
+    options = ["--repeats", "5001", "--permute-choices", "2"]
+    ends("eval.mmau", "--ckpt", tmp_path, *options, code=2, names=["--repeats, --permute-choices: ", "10,002 times"])
