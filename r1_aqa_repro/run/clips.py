@@ -8,7 +8,6 @@ the trainer lets its rows count for nothing; it is listed in the run folder, and
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -26,10 +25,11 @@ from transformers import ProcessorMixin, TrainerCallback, TrainerState
 from r1_aqa_repro.common.claim import read_claim
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import is_main_process, local_rank, num_cores, num_local_processes, rank
-from r1_aqa_repro.common.errors import Failed
+from r1_aqa_repro.common.errors import Failed, Refused
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.data.audio import NO_FILE, SAMPLING_RATE, AudioError, measure_audio
 from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.data.records import read_records
 from r1_aqa_repro.model.inputs import load_clip, minimum_seconds
 
 MEASURED, SKIPPED = "measured_clips.json", "skipped_records.json"
@@ -59,18 +59,24 @@ class Clips:
         check: `decode` or `headers`, how `measure` looks at clips.
         most: so many may fail in mid-run; None for a share of those seen.
         anew: an earlier run in the folder is to be deleted. What it measured is used where the file is the same.
+
+    Raises:
+        Refused: the folder's records of clips are damaged.
     """
 
     def __init__(self, folder: Path, check: str = "decode", most: int | None = None, anew: bool = False):
         self.folder, self.decodes, self.most = folder, check == "decode", most
-        kept = read_claim(folder / MEASURED, "Delete it: the clips will be measured again.") or {}
+        file, remedy = folder / MEASURED, "Delete it: the clips will be measured again."
+        kept = read_claim(file, remedy) or {}
         self.started = bool(kept) and not anew  # the same run goes on: it has the clips that it had
         usable = self.started or kept.get("decoded", False) or not self.decodes
         self._cached: dict[str, list[int]] = kept.get("clips", {}) if usable else {}  # size, mtime_ns, samples
+        if not isinstance(self._cached, dict) or not all(map(_is_measured, self._cached.values())):
+            raise Refused.because(str(file), "it is damaged", remedy)
         self._measured = dict(self._cached) if self.started else {}  # of this run
         self._samples = {name: samples for name, (*_, samples) in self._cached.items()}
         listed = [] if anew else self._listed()
-        self._lost = {one["clip"]: LostClip(**one) for one in listed if isinstance(one, dict)}
+        self._lost = {one.clip: one for one in listed if isinstance(one, LostClip)}
         self._new: list[LostClip] = []
 
     # --- Before the run
@@ -205,10 +211,20 @@ class Clips:
                 "last checkpoint. Or raise max_bad_clips."
             )
 
-    def _listed(self) -> list[Any]:
-        """What the run lists: a text for each record left out when it began, an object for each clip lost since."""
+    def _listed(self) -> list[str | LostClip]:
+        """What the run lists: a text for each record left out when it began, and each clip lost since.
+
+        Raises:
+            Refused: the list is damaged.
+        """
         file = self.folder / SKIPPED
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        if not os.path.exists(file):
+            return []
+        try:
+            return [one if isinstance(one, str) else LostClip(**one) for _, one in read_records(file)]
+        except TypeError:
+            remedy = "Delete it: clips that have failed will be heard again."
+            raise Refused.because(str(file), "it is damaged", remedy) from None
 
 
 class ClipWatch(TrainerCallback):
@@ -219,6 +235,10 @@ class ClipWatch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.clips.share_lost(state.global_step, min(1.0, state.epoch or 0.0) * self.num_questions)
+
+
+def _is_measured(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(number) is int for number in value)
 
 
 def _name(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.data.records import read_records
 from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.run.checkpoints import is_last
+from r1_aqa_repro.run.clips import MEASURED, SKIPPED, Clips
 from r1_aqa_repro.run.folder import check_run_folder
 from tests.conftest import ROOT
 from tests.files import read_json, read_lines, write_json, write_lines, write_parquet
@@ -265,6 +267,24 @@ def test_damaged_records_of_a_run_are_named(name: str, content: str, tmp_path: P
     with pytest.raises(Refused) as refusal:
         check_run_folder(tmp_path, {"data": {"seed": 0}}, {"data": {"a": "0"}})
     assert str(tmp_path) in str(refusal.value) and name in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *[(MEASURED, text) for text in ("{", '{"clips": [1]}', '{"clips": {"a": 5}}', '{"clips": {"a": [1, 2, "3"]}}')],
+        *[(SKIPPED, text) for text in ("[", "x", "[1]", '[{"clip": "a"}]', "[" * 10_000)],
+    ],
+    ids=lambda value: value[:30],
+)
+def test_damaged_records_of_clips_are_named(name: str, content: str, tmp_path: Path) -> None:
+    lost = {"id": "q", "clip": "a.wav", "reason": "gone", "step": 3}
+    write_json(tmp_path / MEASURED, {"decoded": True, "clips": {"a.wav": [1, 2, 3]}})
+    write_json(tmp_path / SKIPPED, ["left out", lost])
+    assert Clips(tmp_path).started
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Refused, match=re.escape(f"{tmp_path / name}:")):
+        Clips(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "[" * 10_000, "{}", '{"global_step": "1", "max_steps": 2}'])
