@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from r1_aqa_repro.common.errors import Failed, Refused, disk_full, is_full_disk
 from r1_aqa_repro.common.files import read_json
-from r1_aqa_repro.model.files import make_portable, processor_files
+from r1_aqa_repro.model.files import ADAPTER_CONFIG, make_portable, processor_files
 from r1_aqa_repro.model.folder import not_finite
 from r1_aqa_repro.model.loading import load_model, tokenizer_of
 from r1_aqa_repro.run.callbacks import StopAtLoss
@@ -115,7 +115,8 @@ def last_good(run_folder: Path) -> str:
     remedy = "lower learning_rate or max_grad_norm"
     if last is None:
         return f"There is no checkpoint yet: {remedy}, look into the data, and give --overwrite true."
-    again = "with another --output_dir and it as model_name_or_path"
+    merged = ", merged with r1_aqa_repro.merge_adapter," if (last / ADAPTER_CONFIG).is_file() else ""
+    again = f"with another --output_dir and it{merged} as model_name_or_path"
     return f"The last good checkpoint is {last}: {remedy} and start anew from it, {again}."
 
 

@@ -125,6 +125,16 @@ def test_without_a_checkpoint_the_end_says_so(
     assert "up to step 3: nothing can be learned so. There is no checkpoint yet" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_last_good_checkpoint_can_be_started_from_as_is_said(adapter: bool, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-2").mkdir()
+    write_json(tmp_path / "checkpoint-2" / ("adapter_config.json" if adapter else "config.json"), {"r": 1})
+    write_json(tmp_path / "checkpoint-2" / "trainer_state.json", {})
+    said = checkpoints.last_good(tmp_path)
+    assert f"The last good checkpoint is {tmp_path / 'checkpoint-2'}: " in said
+    assert ("merged with r1_aqa_repro.merge_adapter" in said) is adapter  # as it is an adapter would be refused
+
+
 @pytest.mark.parametrize("name", ["audio grpo", "audio sft"])
 def test_training_with_finite_gradients_gives_the_bytes_that_it_gives_unwatched(
     name: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
