@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -17,8 +16,8 @@ from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from r1_aqa_repro.common.console import LARGEST
-from r1_aqa_repro.common.errors import Problem, Refused
-from r1_aqa_repro.common.files import unreadable
+from r1_aqa_repro.common.errors import Problem, Refused, collecting
+from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.model.text_loading import TextModelConfig
 from r1_aqa_repro.run.arguments import (
@@ -123,9 +122,9 @@ def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
         remedy = "Set prompts_per_step and max_prompts_per_device (or examples_per_step and max_examples_per_device)."
         raise Refused.because(where, f"{', '.join(derived)} cannot be set: it is derived", remedy)
     problems = _check_values(content, types, where) + _check_typed(typed, types)
-    deepspeed = next(iter(typed.get("deepspeed", [])), content.get("deepspeed"))
-    if isinstance(deepspeed, str) and os.path.exists(deepspeed) and (reason := unreadable(deepspeed)) is not None:
-        problems.append(Problem(deepspeed, reason, "Give a JSON file with DeepSpeed's settings."))
+    with collecting(problems):
+        given = "".join(typed["deepspeed"]) if "deepspeed" in typed else content.get("deepspeed")
+        problems += _check_deepspeed(given, where)
     if problems:
         raise Refused(problems)
     parser = TrlParser(list(types), allow_abbrev=False, exit_on_error=False)
@@ -294,6 +293,51 @@ def _check_numbers(key: str, value: Any, where: str, kind: Any) -> list[Problem]
             if number not in allowed or not -_LARGEST[of] <= number <= _LARGEST[of]:
                 return [Problem(where, f"{key} is {one!s:.80}", f"Give {allowed.told(of)}.")]
     return []
+
+
+_DEEPSPEED = "Give a JSON file with DeepSpeed's settings, or leave deepspeed out."
+_SECTIONS = (
+    "zero_optimization",
+    "offload_optimizer",
+    "offload_param",
+    "bf16",
+    "fp16",
+    "optimizer",
+    "scheduler",
+    "params",
+)
+
+
+def _check_deepspeed(given: Any, where: str) -> list[Problem]:
+    """Problems of DeepSpeed's settings: transformers takes any text for JSON or base64, and asks whatever comes of it
+    for its sections.
+
+    Raises:
+        Refused: what is given is no file that holds a JSON object, nor, in YAML, a mapping.
+    """
+    if given is None:
+        return []
+    if not given or not isinstance(given, str | dict):
+        raise Refused.because(where, f"deepspeed is {given!r:.80}, no file", _DEEPSPEED)
+    where, settings = (given, read_json(given, _DEEPSPEED)) if isinstance(given, str) else (where, given)
+    wrong = [
+        f"{key} is {value!r:.80}, no mapping"
+        for key, value in _keys(settings)
+        if key in _SECTIONS and not isinstance(value, dict | NoneType)
+    ]
+    if not wrong and settings.get("zero_optimization") is None:
+        wrong = ["it has no zero_optimization"]
+    if not wrong and (stage := settings["zero_optimization"].get("stage", 0)) not in (0, 1, 2, 3):
+        wrong = [f"stage of zero_optimization is {stage!r:.80}, not 0, 1, 2 or 3"]
+    return [Problem(where, what, _DEEPSPEED) for what in wrong] + _check_numbers("deepspeed", settings, where, None)
+
+
+def _keys(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys of a mapping and of those in it, each with its value."""
+    for key, value in mapping.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _keys(value)
 
 
 def _flat(value: Any) -> Iterator[Any]:

@@ -174,3 +174,38 @@ def test_a_number_that_an_option_does_not_take_is_refused(
 ) -> None:
     name, value = option.split()
     ends(module, *given, f"{name}={value}", code=2, names=[f"argument {name}"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("null", "it holds no JSON object but a NoneType"),
+        ("[]", "it holds no JSON object but a list"),
+        ("", "malformed JSON"),
+        ("[" * 100_000, "malformed JSON (nested too deeply)"),
+        ("{}", "it has no zero_optimization"),
+        ('{"zero_optimization": 3}', "zero_optimization is 3, no mapping"),
+        ('{"zero_optimization": {"stage": "three"}}', "stage of zero_optimization is 'three', not 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}', "offload_optimizer is 'cpu', no mapping"),
+        ('{"zero_optimization": {"stage": 2}, "bf16": true}', "bf16 is True, no mapping"),
+        ('{"zero_optimization": {"stage": 2}, "gradient_clipping": NaN}', "deepspeed is nan"),
+    ],
+)
+def test_settings_of_deepspeed_that_it_cannot_work_with(content: str, said: str, ends: Ends, tmp_path: Path) -> None:
+    settings = tmp_path / "deepspeed.json"
+    settings.write_text(content)
+    config = ROOT / "configs/grpo_embedded.yaml"
+    ends("r1_aqa_repro.train_grpo", "--config", config, "--deepspeed", settings, code=2, names=[f"{settings}: {said}"])
+
+
+@pytest.mark.parametrize("given", ["null", "{}", "e30=", "0", "nothing.json"])
+def test_what_is_no_file_of_deepspeed_settings(given: str, ends: Ends) -> None:
+    config = ROOT / "configs/sft_embedded.yaml"
+    ends("r1_aqa_repro.train_sft", "--config", config, "--deepspeed", given, code=2, names=[f"{given}: it cannot be"])
+
+
+@pytest.mark.parametrize("given", ["3", "[]", "false", "''", "[a]"])
+def test_what_is_no_deepspeed_in_a_config(given: str, ends: Ends, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"deepspeed: {given}\noutput_dir: {tmp_path / 'run'}\n")
+    ends("r1_aqa_repro.train_sft", "--config", config, code=2, names=[f"{config}: deepspeed is ", "no file"])
