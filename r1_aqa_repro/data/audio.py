@@ -63,6 +63,7 @@ _FOUND_LESS = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should b
 _FEWER_FRAMES = re.compile(r"Calculated frame count \d+ does not match value from 'ds64' chunk of (\d+)")  # RF64
 _PADDING = 8  # bytes by which writers miscount
 _UNKNOWN_SIZE = 0x7FFFF000  # bytes; what is written into a pipe cannot know its length, and says more than any clip has
+_UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile gives for a FLAC that was written into a pipe, and cannot decode
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest: header, table of segments, segments
 
 
@@ -177,6 +178,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[soundfile.SoundFile,
             with soundfile.SoundFile(file.fileno(), closefd=False) as opened:
                 if opened.format not in _FORMATS:
                     raise AudioError(path, f"cannot be decoded ({opened.format} is no format of clips)")
+                if opened.frames == _UNKNOWN_FRAMES:
+                    raise AudioError(path, "its header does not say how long it is: write it to a file, not a pipe")
                 said = f"its header says {opened.frames:,} samples at {opened.samplerate:,} Hz"
                 if opened.frames * opened.channels > _MOST_SAMPLES or opened.frames > _MOST_SECONDS * opened.samplerate:
                     raise AudioError(path, f"{said}: too many for a clip")

@@ -151,6 +151,18 @@ def test_a_header_that_is_merely_odd_is_no_loss(tmp_path, change):
     assert np.array_equal(load_audio(path), whole)
 
 
+def test_a_flac_from_a_pipe_is_not_said_to_be_endless(tmp_path):
+    path = tmp_path / "clip.flac"
+    soundfile.write(path, melody(16_000), 16_000)
+    flac = bytearray(path.read_bytes())
+    flac[21] &= 0xF0  # the 36 bits of the number of samples
+    flac[22:26] = bytes(4)
+    path.write_bytes(flac)
+    for decode in (False, True):
+        with pytest.raises(AudioError, match="its header does not say how long it is"):
+            measure_audio(path, decode=decode)
+
+
 def test_check_of_the_length_reads_seconds_not_samples(tmp_path):
     for rate in (8_000, 48_000):
         soundfile.write(tmp_path / f"{rate}.wav", melody(rate, 0.2), rate)
