@@ -34,6 +34,7 @@ from r1_aqa_repro.run.training_state import (
     UNIVERSAL,
     delete_training_state,
     num_processes_of,
+    restoring,
 )
 
 FINAL = "final"
@@ -220,7 +221,8 @@ class ResumableTrainer(Trainer):
         PyTorch's AdamW counts steps in a tensor, DeepSpeed's for the CPU in a number, and their settings have other
         names. What was converted for another number of processes is deleted.
         """
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with restoring(checkpoint, "the optimizer or schedule"):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self.is_deepspeed_enabled:
             return
         optimizer = self.model_wrapped.basic_optimizer
@@ -240,7 +242,8 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None and num_processes_of(Path(checkpoint)) != self.args.world_size:
             set_seed(self.args.seed + self.state.global_step, device_specific=True)
         else:
-            super()._load_rng_state(checkpoint)
+            with restoring(checkpoint, "the state of the random numbers"):
+                super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load a full Qwen2-Audio checkpoint through `from_pretrained`, strictly.

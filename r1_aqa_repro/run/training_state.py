@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
 from r1_aqa_repro.common.errors import Refused
@@ -22,6 +26,26 @@ TRAINING_STATE = (*OPTIMIZER, *_REST, "trainer_state.json")
 def has_training_state(checkpoint: Path) -> bool:
     """Whether a run can go on from this checkpoint."""
     return any(path for pattern in OPTIMIZER for path in checkpoint.glob(pattern))
+
+
+@contextmanager
+def restoring(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Name the checkpoint where a library cannot restore `what` from it: files cut off, or with other things in them.
+
+    Raises:
+        Refused: in place of whatever the library raises, except for want of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError, pickle.PickleError) as error:
+        if checkpoint is None:
+            raise
+        reason = f"{what} in it cannot be restored ({type(error).__name__}: {error})"
+        raise Refused.because(
+            checkpoint, reason, "Delete the checkpoint: the run goes on from the one before."
+        ) from error
 
 
 def num_processes_of(checkpoint: Path) -> int:

@@ -455,6 +455,26 @@ def test_a_run_folder_that_is_damaged(
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("content", [b"", b"cut off", [1]], ids=["empty", "no pickle", "a list"])
+def test_a_training_state_that_is_damaged(
+    name: str, content: Any, commands: dict[str, tuple], model_folder: Path, ends: Ends, tmp_path: Path
+) -> None:
+    module, *given = commands["train_sft"]
+    given += [model_folder, "--max_steps", "2", "--save_steps", "1", "--save_total_limit", "2"]
+    ends(module, *given, code=0, names=[])
+    for later in ("checkpoint-2", "final"):
+        shutil.rmtree(tmp_path / "out" / later)
+    checkpoint = tmp_path / "out/checkpoint-1"
+    if isinstance(content, bytes):
+        (checkpoint / name).write_bytes(content)
+    else:
+        torch.save(content, checkpoint / name)
+    before = contents(checkpoint)
+    ends(module, *given, code=2, names=[f"{checkpoint}: the ", "in it cannot be restored", "Delete the checkpoint"])
+    assert contents(checkpoint) == before
+
+
 # --- Its own way of decoding
 
 DECODINGS: dict[str, Any] = {
