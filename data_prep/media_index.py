@@ -20,8 +20,8 @@ class MediaIndex:
     Folders that cannot be read are left out, with a warning.
 
     Raises:
-        Refused: two files beside each other have names that differ only in how accents are encoded or in the case of
-            their endings: nothing tells which is meant.
+        Refused: two files beside each other have names that differ only in how accents are encoded: nothing tells
+            which is meant.
     """
 
     def __init__(self, folders: list[Path]):
@@ -29,9 +29,9 @@ class MediaIndex:
         problems = []
         for folder in folders:
             paths = sorted(self._walk(folder), key=lambda path: (MEDIA_ENDINGS.index(_ending(path)), path))
-            beside: dict[tuple[str, str, str], str] = {}
+            beside: dict[str, str] = {}
             for path in paths:
-                place = (os.path.dirname(path), stem_of(path), _ending(path))
+                place = os.path.join(os.path.dirname(path), composed(os.path.basename(path)))
                 if (twin := beside.setdefault(place, path)) != path:
                     what = f"the file beside it has the same name, written otherwise ({os.path.basename(path)!a})"
                     problems.append(Problem(ascii(twin), what, "Remove or rename one of them."))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.files import read_json, write_json
 
 
 class Stages:
@@ -50,4 +49,4 @@ class Stages:
                 write_json(self.file, seconds if self.part is None else self._content() | {self.part: seconds})
 
     def _content(self) -> dict[str, Any]:
-        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        return read_json(self.file, "Delete it: the seconds so far are lost.") if self.file.is_file() else {}

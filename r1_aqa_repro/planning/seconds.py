@@ -8,13 +8,12 @@ slowest process) makes the sum a lower bound.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import open_file
+from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.planning.estimate import Engine, Parameters, Strategy
 from r1_aqa_repro.planning.geometries import qwen2_audio_7b_config
 from r1_aqa_repro.planning.job import Job
@@ -137,13 +136,8 @@ def measured(file: Path, machine: Machine, job: Job) -> tuple[Machine, list[str]
     Raises:
         Refused: the file cannot be read, or holds none of them.
     """
-    try:
-        with open_file(file) as opened:
-            found: Any = json.load(opened)
-        parts = {name: found[name] for name in ("machine", "full_step", "decoding") if name in found}
-    except (OSError, ValueError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise Refused.because(str(file), f"it cannot be read ({reason})", _MEASURE_AGAIN) from error
+    found = read_json(file, _MEASURE_AGAIN)
+    parts: dict[str, Any] = {name: found[name] for name in ("machine", "full_step", "decoding") if name in found}
     basis, words = parts.get("machine", {}), []
     mode = "shared" if job.shared else "plain"
     step = _nearest(parts.get("full_step", {}), mode, job.completion_tokens)

@@ -164,12 +164,18 @@ def test_an_archive_that_is_no_file(make: Callable[[Path], Any], prepare: Ends, 
 # --- Folders
 
 
-@pytest.mark.parametrize("twins", [(NAMES[0], DECOMPOSED), ("a.wav", "a.WAV")])
-def test_a_folder_with_twins(twins: tuple[str, str], prepare: Ends, clip: bytes, tmp_path: Path) -> None:
-    for name in twins:
-        (tmp_path / "clips").mkdir(exist_ok=True)
+def test_a_folder_with_twins(prepare: Ends, clip: bytes, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in (NAMES[0], DECOMPOSED):
         (tmp_path / "clips" / name).write_bytes(clip)
-    prepare(tmp_path / "clips", names=["has the same name, written otherwise", ascii(twins[0])[1:-1]])
+    prepare(tmp_path / "clips", names=["has the same name, written otherwise", ascii(NAMES[0])[1:-1]])
+
+
+def test_a_twin_by_the_case_of_its_ending_is_another_ending(prepare: Ends, clip: bytes, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in (*NAMES, "other.wav", "other.WAV"):
+        (tmp_path / "clips" / name).write_bytes(clip)
+    prepare(tmp_path / "clips", names=["3 of 3 records kept"], code=0)
 
 
 def test_a_folder_that_leads_back_to_itself(prepare: Ends, clip: bytes, tmp_path: Path) -> None:
