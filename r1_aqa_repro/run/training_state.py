@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.files import unreadable
 from r1_aqa_repro.run.part_rates import part_rates
 
 STAGING = ".partial"  # folder inside the run folder where a checkpoint is written before it gets its name
@@ -76,6 +78,11 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
         names = {0: "without ZeRO", 2: "with ZeRO-1 or 2", 3: "with ZeRO-3"}
         what = f"the optimizer state was saved {names[saved]} and cannot be read {names[wanted]}"
         raise Refused.because(str(checkpoint), what, f"Resume {names[saved]} (offloading may differ), or {remedy}")
+    # Trainer goes on without those that are no files
+    pair = [checkpoint / OPTIMIZER_NAME, checkpoint / SCHEDULER_NAME] if saved == 0 else []
+    for path in (*pair, *checkpoint.glob("rng_state*")):
+        if (reason := unreadable(path)) is not None:
+            raise Refused.because(str(path), reason, "Delete the checkpoint: the run goes on from the one before.")
     processes = num_processes_of(checkpoint)
     several = training.weight_decay or part_rates(training) or getattr(training, "critic_learning_rate", None)
     if wanted == 3 and processes != training.world_size and several:

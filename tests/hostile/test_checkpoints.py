@@ -456,7 +456,7 @@ def test_a_run_folder_that_is_damaged(
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-@pytest.mark.parametrize("content", [b"", b"cut off", [1]], ids=["empty", "no pickle", "a list"])
+@pytest.mark.parametrize("content", [b"", [1], None], ids=["empty", "a list", "a pipe"])
 def test_a_training_state_that_is_damaged(
     name: str, content: Any, commands: dict[str, tuple], model_folder: Path, ends: Ends, tmp_path: Path
 ) -> None:
@@ -468,11 +468,16 @@ def test_a_training_state_that_is_damaged(
     checkpoint = tmp_path / "out/checkpoint-1"
     if isinstance(content, bytes):
         (checkpoint / name).write_bytes(content)
+    elif content is None:
+        (checkpoint / name).unlink()
+        os.mkfifo(checkpoint / name)
     else:
         torch.save(content, checkpoint / name)
-    before = contents(checkpoint)
-    ends(module, *given, code=2, names=[f"{checkpoint}: the ", "in it cannot be restored", "Delete the checkpoint"])
-    assert contents(checkpoint) == before
+    said = (
+        [f"{checkpoint}: the ", "in it cannot be restored"] if content is not None else [str(checkpoint / name), "pipe"]
+    )
+    ends(module, *given, code=2, names=[*said, "Delete the checkpoint"])
+    assert not (tmp_path / "out/final").exists()
 
 
 # --- Its own way of decoding

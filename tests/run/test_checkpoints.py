@@ -251,7 +251,7 @@ def test_random_numbers_of_another_number_of_processes_are_drawn_anew_of_seed_an
 @pytest.mark.parametrize(
     ("files", "deepspeed", "refused"),
     [
-        (["optimizer.pt"], None, None),
+        (["optimizer.pt", "scheduler.pt"], None, None),
         (["optimizer.pt"], "zero2", "saved without ZeRO and cannot be read with ZeRO-1 or 2"),
         (["global_step2/mp_rank_00_model_states.pt"], "zero2", None),
         (["global_step2/mp_rank_00_model_states.pt"], "zero3", "with ZeRO-1 or 2 and cannot be read with ZeRO-3"),
