@@ -16,8 +16,8 @@ from r1_aqa_repro import train_grpo, train_sft
 from r1_aqa_repro.data.answers import answers_of, is_letter_alone
 from r1_aqa_repro.data.prompts import target_text
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
+from r1_aqa_repro.model import inputs
 from r1_aqa_repro.rewards.rules import REWARDS, completion_text
-from r1_aqa_repro.sft import trainer as sft
 from tests.conftest import ROOT
 from tests.slow.conftest import Run, WholeRun, finish
 
@@ -76,7 +76,7 @@ def test_drift_to_letters_shows_in_the_log(
         answers = (answers_of(completion_text(completion))[0] for completion in completions)
         return [float(is_letter_alone(answer, options)) for answer, options in zip(answers, choices, strict=True)]
 
-    monkeypatch.setattr(sft, "target_text", target)
+    monkeypatch.setattr(inputs, "target_text", target)
     monkeypatch.setitem(REWARDS, "letters", letters)
 
     def train(entry: Any, config: str, out: str, model: Path, *more: str) -> Path:
