@@ -295,7 +295,7 @@ def _check_numbers(key: str, value: Any, where: str, kind: Any) -> list[Problem]
     return []
 
 
-_DEEPSPEED = "Give a JSON file with DeepSpeed's settings, or leave deepspeed out."
+_DEEPSPEED = "Give a JSON file with DeepSpeed's settings, or '' for none."
 _SECTIONS = (
     "zero_optimization",
     "offload_optimizer",
@@ -315,9 +315,9 @@ def _check_deepspeed(given: Any, where: str) -> list[Problem]:
     Raises:
         Refused: what is given is no file that holds a JSON object, nor, in YAML, a mapping.
     """
-    if given is None:
+    if given is None or given == "":  # on a command line: without the file of the config
         return []
-    if not given or not isinstance(given, str | dict):
+    if not isinstance(given, str | dict):
         raise Refused.because(where, f"deepspeed is {given!r:.80}, no file", _DEEPSPEED)
     where, settings = (given, read_json(given, _DEEPSPEED)) if isinstance(given, str) else (where, given)
     wrong = [
