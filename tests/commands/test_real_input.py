@@ -39,6 +39,7 @@ def r1_aqa_lines(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_sft_and_grpo_run_on_r1_aqa_lines(r1_aqa_lines: Path, model_folder: Path, tmp_path: Path) -> None:
     sft, grpo = tmp_path / "sft", tmp_path / "grpo"
     settings = [*COMMON, "--train_file", str(r1_aqa_lines), "--max_completion_length", "6"]

@@ -93,6 +93,7 @@ def test_decoding(tmp_path: Path) -> None:
             assert figures[f"{way}_{tokens}"]["ms_a_token"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["lora_step", "full_step"])
 def test_steps_beside_the_planners_figures(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_parts, "STEPS", 1)
