@@ -12,6 +12,17 @@ from typing import Any
 
 import pytest
 
+# the embedded configuration of every training
+TRAININGS = {
+    "train_grpo": "grpo_embedded",
+    "train_sft": "sft_embedded",
+    "train_sft_text": "sft_text_embedded",
+    "train_reward_model": "reward_model_embedded",
+    "train_dpo": "dpo_embedded",
+    "train_grpo_text": "grpo_text_embedded",
+    "train_ppo_text": "ppo_text_embedded",
+}
+
 _NETWORK = ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo")
 _opened: list[str] | None = None  # sockets opened while a test runs
 
@@ -42,8 +53,11 @@ class Ended:
     err: str
 
 
+Ends = Callable[..., Ended]
+
+
 @pytest.fixture
-def ends(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Ended]:
+def ends(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Ends:
     """`ends("eval.mmau", "--ckpt", folder, ..., code=2, names=["folder"])`: run a command by its module, and check how
     it ends: the exit code, every one of `names` in what it says on stderr, no traceback, nothing written in part."""
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.data_prep.conftest import mmau_record, report_of, special, wav, write_tar
 from tests.files import contents, read_lines, write_json, write_lines, write_parquet
+from tests.hostile.conftest import Ends
 
-Ends = Callable[..., Any]
 COUNT = 3  # questions
 RECORDS = [mmau_record(index) for index in range(COUNT)]
 NAMES = [f"{record['id']}.wav" for record in RECORDS]

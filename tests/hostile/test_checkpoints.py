@@ -19,10 +19,10 @@ from r1_aqa_repro.common.escaping import visible
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.loading import load_model, load_processor
 from tests.files import contents, read_json, write_json
+from tests.hostile.conftest import Ends
 from tests.model.damages import Change, cut_off, edit, edit_weights, remove
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-Ends = Callable[..., Any]
 
 
 def write(name: str, content: str | bytes) -> Change:

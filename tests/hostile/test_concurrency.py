@@ -21,20 +21,10 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import LOCK, open_locked, sole_use
 from r1_aqa_repro.run.preflight import RUN_LOCK
 from tests.conftest import ROOT
-from tests.hostile.conftest import Ended
+from tests.files import contents
+from tests.hostile.conftest import TRAININGS, Ends
 
 HOLDER = f"process {os.getpid()} on {platform.node()}"
-TRAININGS = {
-    "train_grpo": "grpo_embedded",
-    "train_sft": "sft_embedded",
-    "train_sft_text": "sft_text_embedded",
-    "train_reward_model": "reward_model_embedded",
-    "train_dpo": "dpo_embedded",
-    "train_grpo_text": "grpo_text_embedded",
-    "train_ppo_text": "ppo_text_embedded",
-}
-
-Ends = Callable[..., Ended]
 
 
 @pytest.fixture
@@ -42,10 +32,6 @@ def held() -> Iterator[ExitStack]:
     """What an earlier command, here this process, holds until the test is over."""
     with ExitStack() as stack:
         yield stack
-
-
-def files_below(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("overwrite", ["false", "true"])
@@ -57,12 +43,12 @@ def test_a_second_training_in_a_folder_is_refused_and_touches_nothing(
     (folder / "checkpoint-2").mkdir(parents=True)
     (folder / "completions.csv").write_text("step,completion\n1,of the first run\n")
     held.enter_context(sole_use(folder / RUN_LOCK, ""))
-    before = files_below(folder)
+    before = contents(folder)
     arguments = ["--config", ROOT / "configs" / f"{TRAININGS[entry]}.yaml", "--output_dir", folder, "--use_cpu", "true"]
     arguments += ["--train_file", "nothing.jsonl", "--model_name_or_path", str(tmp_path), "--overwrite", overwrite]
     ended = ends(f"r1_aqa_repro.{entry}", *arguments, code=2, names=[f"{folder}/{RUN_LOCK}: {HOLDER} is at work here"])
     assert ended.err.count("error:") == 1
-    assert files_below(folder) == before
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -81,10 +67,10 @@ def test_a_second_command_for_a_place_is_refused(
 ) -> None:
     (tmp_path / "pairs.jsonl").write_text("{}\n")
     held.enter_context(sole_use(tmp_path / locked, ""))
-    before = files_below(tmp_path)
+    before = contents(tmp_path)
     filled = [argument.format(tmp_path) for argument in arguments]
     ends(module, *filled, code=2, names=[f"{tmp_path / locked}: {HOLDER} is at work here"])
-    assert files_below(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["comparison.json", "sweep.json"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,9 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.hostile.conftest import Ended
+from tests.hostile.conftest import TRAININGS, Ends
 
-CONFIGS = {
-    "train_grpo": "grpo_embedded",
-    "train_sft": "sft_embedded",
-    "train_sft_text": "sft_text_embedded",
-    "train_reward_model": "reward_model_embedded",
-    "train_dpo": "dpo_embedded",
-    "train_grpo_text": "grpo_text_embedded",
-    "train_ppo_text": "ppo_text_embedded",
-}
 INTEGER, NUMBER = "Give an integer", "Give a finite number"
-
-Ends = Callable[..., Ended]
 
 
 # entry point, key, value as YAML has it, what the remedy begins with
@@ -96,7 +84,7 @@ IN_CONFIG: list[tuple[str, str, str, str]] = [
 def test_a_number_in_a_config_that_no_run_can_work_with_is_refused(
     entry: str, key: str, value: str, remedy: str, ends: Ends, tmp_path: Path
 ) -> None:
-    content = yaml.safe_load((ROOT / "configs" / f"{CONFIGS[entry]}.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((ROOT / "configs" / f"{TRAININGS[entry]}.yaml").read_text(encoding="utf-8"))
     content.pop(key, None)
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(content) + f"{key}: {value}\n", encoding="utf-8")
@@ -127,7 +115,7 @@ def test_a_number_in_a_config_that_no_run_can_work_with_is_refused(
 def test_a_number_on_a_training_s_command_line_is_held_to_the_same(
     entry: str, arguments: list[str], said: str, ends: Ends, tmp_path: Path
 ) -> None:
-    config = ROOT / "configs" / f"{CONFIGS[entry]}.yaml"
+    config = ROOT / "configs" / f"{TRAININGS[entry]}.yaml"
     ended = ends(
         f"r1_aqa_repro.{entry}",
         *("--config", config, "--output_dir", tmp_path / "run", "--use_cpu", "true", *arguments),

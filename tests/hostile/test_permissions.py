@@ -23,8 +23,8 @@ from r1_aqa_repro.model.files import make_portable, processor_files
 from r1_aqa_repro.model.loading import load_model
 from tests.data_prep.conftest import mmau_record, write_tar
 from tests.files import contents, write_json
+from tests.hostile.conftest import Ends
 
-Ends = Callable[..., Any]
 _OVERRIDING = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 
 

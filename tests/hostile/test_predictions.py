@@ -18,8 +18,7 @@ from r1_aqa_repro.common.files import sha256_of, write_lines
 from r1_aqa_repro.data.questions import read_questions
 from tests.eval.made_up import mmau_records
 from tests.files import contents, read_json, write_json
-
-Ends = Callable[..., Any]
+from tests.hostile.conftest import Ends
 
 
 @pytest.fixture
