@@ -84,7 +84,7 @@ def prepare(settings: EvalSettings) -> Plan:
         )
     data_sha256 = sha256_of(data)
     for one in filter(None, (folder, settings.adapter, base_folder(folder))):
-        check_finite(one)  # again when it is loaded, but something is written by then
+        check_finite(one)  # before anything is written
     digest = model_digest(settings.adapter or folder, folder if settings.adapter else base_folder(folder))
     device = settings.device or _default_device()
     dtype = settings.dtype or ("float32" if device == "cpu" else "bfloat16")

@@ -93,7 +93,7 @@ def settings_of(arguments: Any) -> dict[str, Any]:
 
     reward_model = arguments.reward_model_name_or_path
     for folder in filter(None, map(folder_of, filter(None, (arguments.model, reward_model)))):
-        check_finite(folder)  # again when they are loaded, but something is written by then
+        check_finite(folder)  # before anything is written
     return {
         "model": model_digest(arguments.model),
         "prompts": sha256_of(arguments.prompts),

@@ -7,10 +7,11 @@ show a text within seconds.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,29 +149,38 @@ def _check_rank(folder: Path, shapes: Mapping[str, list[int]]) -> None:
 def check_finite(folder: Path) -> None:
     """Read all weights of a model's or an adapter's files, one tensor after the other, at some 5 GB a second.
 
+    A process that asks again, as it does when it loads what it has checked before, reads what has changed since.
+
     Raises:
         Refused: one of them is not finite; file and tensor are named. A file is damaged.
     """
-    try:
-        broken = not_finite(sorted(folder.glob("*.safetensors")))
-    except (SafetensorError, OSError) as error:
-        raise Refused.because(str(folder), f"its weights are damaged or cut off ({error})", _AGAIN) from error
-    if broken:
-        what = f"the tensor {broken[1]} is not finite (NaN or infinity): every answer of this model would be noise"
-        raise Refused.because(str(broken[0]), what, "Take an earlier checkpoint.")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            state = file.stat()
+            tensor = _known_not_finite(file, state.st_ino, state.st_size, state.st_mtime_ns)
+        except (SafetensorError, OSError) as error:
+            raise Refused.because(str(folder), f"its weights are damaged or cut off ({error})", _AGAIN) from error
+        if tensor is not None:
+            what = f"the tensor {tensor} is not finite (NaN or infinity): every answer of this model would be noise"
+            raise Refused.because(str(file), what, "Take an earlier checkpoint.")
 
 
-def not_finite(files: Iterable[Path]) -> tuple[Path, str] | None:
-    """The first file of weights that holds a number that is not finite, and the tensor; None if there is none."""
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                tensor = opened.get_tensor(name)
-                if tensor.numel() and tensor.is_floating_point():
-                    tensor = tensor.half() if tensor.itemsize == 1 else tensor  # of 8 bits there are no extremes
-                    # one pass and no copy; NaN is both
-                    if not all(extreme.isfinite() for extreme in tensor.aminmax()):
-                        return file, name
+@functools.cache
+def _known_not_finite(file: Path, *state: int) -> str | None:
+    """`not_finite` of a file in this state."""
+    return not_finite(file)
+
+
+def not_finite(file: Path) -> str | None:
+    """The first tensor in a file of weights that holds a number that is not finite; None if there is none."""
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118
+            tensor = opened.get_tensor(name)
+            if tensor.numel() and tensor.is_floating_point():
+                tensor = tensor.half() if tensor.itemsize == 1 else tensor  # of 8 bits there are no extremes
+                # one pass and no copy; NaN is both
+                if not all(extreme.isfinite() for extreme in tensor.aminmax()):
+                    return str(name)
     return None
 
 

@@ -78,8 +78,8 @@ def finish_from(checkpoint: Path, final: Path) -> None:
 
 
 @contextmanager
-def told_of_full_disk(run_folder: Path) -> Iterator[None]:
-    """Say plainly what of a run did not fit on the disk, and clear the part of it away.
+def told_what_is_kept(run_folder: Path) -> Iterator[None]:
+    """Say plainly what of a run could not be read or written and what is kept; clear away what did not fit on the disk.
 
     Raises:
         Failed: in place of what a library raised for want of space, and of what the system did not let the run read or
@@ -311,12 +311,13 @@ class ResumableTrainer(Trainer):
         yield staged
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            if broken := not_finite(staged.rglob("*.safetensors")):
-                shutil.rmtree(staged.parent, ignore_errors=True)
-                tensor = f"{broken[1]} of {broken[0].relative_to(staged)}"
-                raise Failed(
-                    f"{folder / name} is not saved: its weights are not finite ({tensor}). {last_good(folder)}"
-                )
+            for file in staged.rglob("*.safetensors"):
+                if tensor := not_finite(file):
+                    shutil.rmtree(staged.parent, ignore_errors=True)
+                    where = f"{tensor} of {file.relative_to(staged)}"
+                    raise Failed(
+                        f"{folder / name} is not saved: its weights are not finite ({where}). {last_good(folder)}"
+                    )
             shutil.rmtree(folder / name, ignore_errors=True)
             os.rename(staged, folder / name)
             shutil.rmtree(staged.parent, ignore_errors=True)

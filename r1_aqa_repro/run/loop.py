@@ -23,7 +23,7 @@ from r1_aqa_repro.run.checkpoints import (
     finish_from,
     is_last,
     last_checkpoint,
-    told_of_full_disk,
+    told_what_is_kept,
 )
 from r1_aqa_repro.run.checks import offloads_optimizer
 from r1_aqa_repro.run.folder import RUN, recorded, update_run
@@ -52,7 +52,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
         say(f"resuming from {checkpoint} (--overwrite starts anew)")
         if is_last(checkpoint, training):  # Trainer would take one step more
             if is_main_process():
-                with told_of_full_disk(folder):
+                with told_what_is_kept(folder):
                     finish_from(checkpoint, folder / FINAL)
             end_distributed()
             return EXIT_DONE
@@ -73,7 +73,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
     trainer.add_callback(stop)
     seconds = Stages(folder / RUN, "seconds")
     # a bar that is not closed would be drawn over the message of what went wrong
-    with closing(progress), told_of_full_disk(folder), seconds(stage) if is_main_process() else nullcontext():
+    with closing(progress), told_what_is_kept(folder), seconds(stage) if is_main_process() else nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not stop.stopped:
             trainer.save_final()

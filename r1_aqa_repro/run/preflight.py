@@ -130,7 +130,7 @@ def _model_digests(training: TrainingArguments, model: ModelConfig) -> dict[str,
     names = [getattr(training, key, None) for key in keys] + [model.model_name_or_path]
     folders = [name for name in names if name is not None and Path(name).is_dir()]
     for folder in folders:
-        check_finite(Path(folder))  # by all processes when they load it, but the run's folder has begun by then
+        check_finite(Path(folder))  # before the run's folder begins; other processes do when they load it
     return {name: model_digest(name) for name in folders}
 
 

@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from r1_aqa_repro import merge_adapter, train_grpo
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.run.callbacks import StopOnSignal
-from r1_aqa_repro.run.checkpoints import last_checkpoint, told_of_full_disk
+from r1_aqa_repro.run.checkpoints import last_checkpoint, told_what_is_kept
 from r1_aqa_repro.run.training_state import STAGING
 from tests.conftest import ROOT
 from tests.run.conftest import GRPO
@@ -158,7 +158,7 @@ def test_no_room_for_the_final_model(
 
 def test_other_errors_pass(small_disk: Path) -> None:
     for error in (OSError(5, "Input/output error"), RuntimeError("CUDA out of memory"), KeyError("x")):
-        with pytest.raises(type(error)) as raised, told_of_full_disk(small_disk):
+        with pytest.raises(type(error)) as raised, told_what_is_kept(small_disk):
             raise error
         assert raised.value is error
 
