@@ -16,7 +16,8 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import sinusoids
 
-from r1_aqa_repro.embedded.tiny_qwen2 import TextGeometry, random_model, save_whole, train_tokenizer
+from r1_aqa_repro.embedded.tiny_qwen2 import TextGeometry, random_model, train_tokenizer
+from r1_aqa_repro.model.files import save_whole
 
 _SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from r1_aqa_repro.common.files import write_json
-from r1_aqa_repro.model.files import add_older_names
+from r1_aqa_repro.model.files import save_whole
 
 _SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _SYSTEM = "You are a helpful assistant."  # what Qwen2-Instruct adds if a conversation has no system message
@@ -148,50 +145,3 @@ def random_model(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     return model
-
-
-def save_whole(out: Path, model: Any, tokenizer: PreTrainedTokenizerBase, *others: Any) -> None:
-    """Save a model and what belongs to it in a new folder, which appears by one rename.
-
-    The files are those of a published Qwen2 or Qwen2-Audio, which transformers 4 wrote.
-
-    Raises:
-        FileExistsError: `out` exists.
-    """
-    if out.exists():
-        raise FileExistsError(f"{out} exists already")
-    unfinished = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for part in (model, *others):
-        part.save_pretrained(unfinished)
-    add_older_names(unfinished)
-    _save_tokenizer(unfinished, tokenizer)
-    os.replace(unfinished, out)
-
-
-def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """`tokenizer.json`, `vocab.json`, `merges.txt` and `tokenizer_config.json` as transformers 4 wrote them."""
-    backend = tokenizer.backend_tokenizer
-    backend.save(str(folder / "tokenizer.json"))
-    backend.model.save(str(folder))
-    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    added = tokenizer.added_tokens_decoder
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "add_prefix_space": False,
-            "added_tokens_decoder": {id: {flag: getattr(token, flag) for flag in flags} for id, token in added.items()},
-            "additional_special_tokens": [token.content for token in added.values()],
-            "bos_token": None,
-            "chat_template": tokenizer.chat_template,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": tokenizer.eos_token,
-            "errors": "replace",
-            "model_max_length": tokenizer.model_max_length,
-            "pad_token": tokenizer.pad_token,
-            "padding_side": tokenizer.padding_side,
-            "split_special_tokens": False,
-            "tokenizer_class": "Qwen2Tokenizer",
-            "unk_token": None,
-        },
-    )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
 
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from r1_aqa_repro.common.errors import Refused
@@ -133,9 +135,14 @@ def make_portable(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    for weights in folder.glob("*.safetensors"):  # safetensors 0.8 lets their owner alone read them
-        weights.chmod(stat.S_IMODE((folder / next(iter(files))).stat().st_mode))
+    _let_others_read(folder, folder / next(iter(files)))
     add_older_names(folder)
+
+
+def _let_others_read(folder: Path, like: Path) -> None:
+    """Give weights the mode of another file: safetensors 0.8 lets their owner alone read them."""
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(stat.S_IMODE(like.stat().st_mode))
 
 
 def add_older_names(folder: Path) -> None:
@@ -157,3 +164,56 @@ def add_older_names(folder: Path) -> None:
             if rope["rope_type"] == "yarn":
                 part["max_position_embeddings"] = rope["original_max_position_embeddings"]
     write_json(folder / "config.json", config)
+
+
+def save_whole(out: Path, model: Any, tokenizer: PreTrainedTokenizerBase, *others: Any) -> None:
+    """Save a model and what belongs to it in a new folder, which appears by one rename.
+
+    The files are those of a published Qwen2 or Qwen2-Audio, which transformers 4 wrote.
+
+    Raises:
+        FileExistsError: `out` exists.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} exists already")
+    unfinished = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save_files(unfinished, model, tokenizer, *others)
+    os.replace(unfinished, out)
+
+
+def save_files(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, *others: Any) -> None:
+    """Save the same files, one after the other, in a folder that is made if it is not there."""
+    for part in (model, *others):
+        part.save_pretrained(folder)
+    add_older_names(folder)
+    _save_tokenizer(folder, tokenizer)
+    _let_others_read(folder, folder / "tokenizer_config.json")
+
+
+def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """`tokenizer.json`, `vocab.json`, `merges.txt` and `tokenizer_config.json` as transformers 4 wrote them."""
+    backend = tokenizer.backend_tokenizer
+    backend.save(str(folder / "tokenizer.json"))
+    backend.model.save(str(folder))
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    added = tokenizer.added_tokens_decoder
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_prefix_space": False,
+            "added_tokens_decoder": {id: {flag: getattr(token, flag) for flag in flags} for id, token in added.items()},
+            "additional_special_tokens": [token.content for token in added.values() if token.special],
+            "bos_token": None,
+            "chat_template": tokenizer.chat_template,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": tokenizer.eos_token,
+            "errors": "replace",
+            "model_max_length": tokenizer.model_max_length,
+            "pad_token": tokenizer.pad_token,
+            "padding_side": tokenizer.padding_side,
+            "split_special_tokens": False,
+            "tokenizer_class": "Qwen2Tokenizer",
+            "unk_token": None,
+        },
+    )

@@ -19,6 +19,7 @@ from transformers import (
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
     Qwen2ForCausalLM,
+    WhisperModel,
 )
 from transformers.integrations import deepspeed as integration
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -36,8 +37,17 @@ from r1_aqa_repro.model.plain_text import keep_texts
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.model.yarn import declare_reach
 
-MODEL_TYPE, TEXT_MODEL_TYPE = "qwen2_audio", "qwen2"
-EXAMPLES = {MODEL_TYPE: "Qwen/Qwen2-Audio-7B-Instruct", TEXT_MODEL_TYPE: "Qwen/Qwen2-7B-Instruct"}
+MODEL_TYPE, TEXT_MODEL_TYPE, ENCODER_MODEL_TYPE = "qwen2_audio", "qwen2", "whisper"
+EXAMPLES = {
+    MODEL_TYPE: "Qwen/Qwen2-Audio-7B-Instruct",
+    TEXT_MODEL_TYPE: "Qwen/Qwen2-7B-Instruct",
+    ENCODER_MODEL_TYPE: "openai/whisper-small",
+}
+_CLASSES = {
+    MODEL_TYPE: Qwen2AudioForConditionalGeneration,
+    TEXT_MODEL_TYPE: Qwen2ForCausalLM,
+    ENCODER_MODEL_TYPE: WhisperModel,
+}
 
 
 def read_or_refuse(read: Callable[[], Any], what: str, where: str, remedy: str) -> Any:
@@ -79,7 +89,9 @@ def read_config(
 
     def build() -> None:
         with _whole_models(), torch.device("meta"):
-            (Qwen2AudioForConditionalGeneration if config.model_type == MODEL_TYPE else Qwen2ForCausalLM)(config)
+            _CLASSES[config.model_type](config)
+        if config.model_type == ENCODER_MODEL_TYPE:
+            return
         text = config.get_text_config()
         declare_reach(text)
         if set(text.layer_types) != {"full_attention"}:  # a window would end at a shared prompt

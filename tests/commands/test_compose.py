@@ -1,0 +1,359 @@
+"""Composing a Qwen2-Audio: it hears and reads as its parts do, any command takes it, and nothing half done is left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Qwen2ForCausalLM,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+)
+from transformers.models.whisper.modeling_whisper import sinusoids
+
+from eval import mmau
+from r1_aqa_repro import ask
+from r1_aqa_repro.compose import main
+from r1_aqa_repro.data.audio import load_audio
+from r1_aqa_repro.data.prompts import prompt_text
+from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
+from r1_aqa_repro.embedded.tiny_qwen2 import TextGeometry, build_qwen2, build_text_tokenizer
+from r1_aqa_repro.model import composing, loading
+from r1_aqa_repro.model.files import save_whole
+from tests.real_parts import real_part
+
+# float32: features and logits of size 1 to 30 from the same products, perhaps in another order
+SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The sizes of random parts."""
+
+    mel_bins: int
+    tied: bool
+    key_value_heads: int
+    padding_rows: int  # of the vocabulary, behind the tokenizer's tokens
+    whole_whisper: bool = True  # with the decoder's head, as published, or a WhisperModel
+    window: int = 3
+
+
+GEOMETRIES = (
+    Parts(mel_bins=80, tied=True, key_value_heads=1, padding_rows=0),
+    Parts(mel_bins=128, tied=False, key_value_heads=2, padding_rows=40, whole_whisper=False, window=2),
+    Parts(mel_bins=80, tied=True, key_value_heads=2, padding_rows=2, window=5),
+)
+
+
+def make_whisper(folder: Path, parts: Parts) -> None:
+    """Random weights in float16; 8 s instead of 30."""
+    config = WhisperConfig(
+        vocab_size=60, num_mel_bins=parts.mel_bins, d_model=32, encoder_layers=2, encoder_attention_heads=4,
+        encoder_ffn_dim=64, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, max_source_positions=400,
+        max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=1, decoder_start_token_id=1,
+        begin_suppress_tokens=None, suppress_tokens=None, init_std=0.2,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = (WhisperForConditionalGeneration if parts.whole_whisper else WhisperModel)(config)
+    positions = model.get_encoder().embed_positions.weight
+    with torch.no_grad():
+        positions.copy_(sinusoids(*positions.shape))
+    model.half().save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=parts.mel_bins, chunk_length=8).save_pretrained(folder)
+
+
+def make_language_model(folder: Path, parts: Parts, questions: Sequence[AudioQuestion]) -> None:
+    geometry = TextGeometry(
+        max_vocabulary=320, hidden=32, layers=2, heads=2, key_value_heads=parts.key_value_heads, intermediate=64
+    )
+    tokenizer = build_text_tokenizer(geometry, [prompt_text(question, "answer") for question in questions])
+    model = build_qwen2(tokenizer, geometry, seed=2)
+    torch.manual_seed(3)
+    if parts.tied:
+        model.config.tie_word_embeddings = True
+    model.resize_token_embeddings(len(tokenizer) + parts.padding_rows, mean_resizing=False)
+    model.tie_weights()
+    save_whole(folder, model.to(torch.bfloat16), tokenizer)
+
+
+@dataclass(frozen=True)
+class Composed:
+    encoder: Path
+    language_model: Path
+    out: Path
+    window: int
+
+    @property
+    def argv(self) -> list[str]:
+        return [
+            *("--encoder", str(self.encoder), "--language-model", str(self.language_model)),
+            *("--window-seconds", str(self.window), "--out", str(self.out)),
+        ]
+
+
+def made(folder: Path, parts: Parts, questions: Sequence[AudioQuestion]) -> Composed:
+    folder.mkdir(parents=True, exist_ok=True)
+    composed = Composed(folder / "whisper", folder / "qwen2", folder / "composed", parts.window)
+    make_whisper(composed.encoder, parts)
+    make_language_model(composed.language_model, parts, questions)
+    return composed
+
+
+@pytest.fixture(scope="module")
+def composed(questions: list[AudioQuestion], tmp_path_factory: pytest.TempPathFactory) -> Composed:
+    """The first geometry, composed; shared, so change a copy only."""
+    made_up = made(tmp_path_factory.mktemp("composed"), GEOMETRIES[0], questions)
+    assert main(made_up.argv) == 0
+    return made_up
+
+
+@pytest.fixture
+def parts(composed: Composed, tmp_path: Path) -> Composed:
+    """A copy of its parts, to be changed."""
+    for folder in (composed.encoder, composed.language_model):
+        shutil.copytree(folder, tmp_path / folder.name)
+    return Composed(tmp_path / "whisper", tmp_path / "qwen2", tmp_path / "composed", composed.window)
+
+
+def plain_features(model: PreTrainedModel, processor: Any, clip: np.ndarray) -> torch.Tensor:
+    """[tokens, d_model] of a clip as transformers itself computes them, on the whole window."""
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "audio", "audio_url": "clip.wav"}]}], tokenize=False
+    )
+    inputs = processor(text=text, audio=[clip], sampling_rate=16_000, return_tensors="pt")
+    seen = []
+    tower = model.model.audio_tower
+    hook = tower.register_forward_hook(lambda module, given, output: seen.append(output.last_hidden_state[0]))
+    with torch.inference_mode():
+        model(**inputs)
+    hook.remove()
+    return seen[0][: (inputs["input_ids"] == model.config.audio_token_id).sum()]
+
+
+def whisper_on_frames(folder: Path, clip: np.ndarray, positions: int) -> torch.Tensor:
+    """Whisper's own forward, with a window of as many positions as the clip has, and pooled before the layer norm."""
+    whisper = WhisperModel.from_pretrained(folder, dtype=torch.float32).encoder.eval()
+    extractor = WhisperFeatureExtractor.from_pretrained(folder)
+    whisper.config.max_source_positions = positions
+    whisper.embed_positions = torch.nn.Embedding.from_pretrained(whisper.embed_positions.weight[:positions])
+    norm, whisper.layer_norm = whisper.layer_norm, torch.nn.Identity()
+    mel = extractor(clip, sampling_rate=16_000, return_tensors="pt").input_features[..., : 2 * positions]
+    with torch.inference_mode():
+        hidden = whisper(mel).last_hidden_state[0]
+        return norm(hidden.unfold(0, 2, 2).mean(-1))
+
+
+def check_hears_and_reads(composed: Composed, clip: np.ndarray, texts: Sequence[str]) -> None:
+    """With transformers alone, from the folder as it is: features are Whisper's, ids and logits Qwen2's.
+
+    Args:
+        clip: [samples], as long as the window; its last 25 ms are silence.
+    """
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(composed.out).eval()
+    processor = Qwen2AudioProcessor.from_pretrained(composed.out)
+    features = plain_features(model, processor, clip)
+    assert features.shape == (25 * composed.window, model.config.audio_config.d_model)
+    expected = whisper_on_frames(composed.encoder, clip, 50 * composed.window)
+    torch.testing.assert_close(features, expected, atol=SAME, rtol=0)
+
+    original = Qwen2ForCausalLM.from_pretrained(composed.language_model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(composed.language_model)
+    new = [processor.tokenizer.convert_tokens_to_ids(token) for token in composing.AUDIO_TOKENS]
+    old = [column for column in range(original.config.vocab_size) if column not in new]
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        assert processor.tokenizer(text)["input_ids"] == ids[0].tolist()
+        with torch.inference_mode():
+            logits, before = model(input_ids=ids).logits, original(input_ids=ids).logits
+        torch.testing.assert_close(logits[..., old], before[..., old], atol=SAME, rtol=0)
+        assert not set(logits[0].argmax(-1).tolist()) & set(new)  # a mean is no maximum
+
+    with torch.inference_mode():  # what the language model is given of a clip is as large as its words
+        given = model.model.multi_modal_projector(features)
+        words = original.get_input_embeddings().weight[: len(tokenizer)].detach()
+    # of some 10,000 random weights a channel's sum varies by a tenth or so, a mean over all channels less
+    assert float(given.square().mean() / words.square().mean()) == pytest.approx(1, rel=0.5)
+
+
+def window_of(clip: np.ndarray, seconds: int) -> np.ndarray:
+    """The clip cut or repeated to a window, with 25 ms of silence at its end: there mel frames see past the window."""
+    cut = np.resize(clip, seconds * 16_000).astype(np.float32)
+    cut[-400:] = 0
+    return cut
+
+
+def check_commands_take_it(folder: Path, manifest: Path, questions: Sequence[AudioQuestion], out: Path) -> None:
+    loading.load(folder)  # with all guards
+    argv = ["--ckpt", str(folder), "--data", str(manifest), "--out", str(out), "--max-new-tokens", "2"]
+    assert mmau.main([*argv, "--device", "cpu"]) == 0
+    scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    assert scores["n"] == len((out / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
+    question = questions[0]
+    asked = ["--ckpt", str(folder), "--audio", str(question.audio_path), "--question", question.question]
+    assert ask.main([*asked, "--choices", *question.choices]) == 0
+
+
+def test_a_composed_model_hears_and_reads_as_its_parts_do(composed: Composed, questions: list[AudioQuestion]) -> None:
+    clip = window_of(load_audio(questions[-1].audio_path), composed.window)
+    check_hears_and_reads(composed, clip, [prompt_text(question, "answer") for question in questions[:2]])
+
+
+def test_commands_take_a_composed_model(
+    composed: Composed, manifest: Path, questions: list[AudioQuestion], tmp_path: Path
+) -> None:
+    check_commands_take_it(composed.out, manifest, questions, tmp_path / "eval")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("geometry", GEOMETRIES[1:])
+def test_other_geometries_hear_and_read_too(
+    geometry: Parts, manifest: Path, questions: list[AudioQuestion], tmp_path: Path
+) -> None:
+    composed = made(tmp_path, geometry, questions)
+    assert main(composed.argv) == 0
+    clip = window_of(load_audio(questions[-1].audio_path), composed.window)
+    check_hears_and_reads(composed, clip, [prompt_text(question, "answer") for question in questions[:2]])
+    check_commands_take_it(composed.out, manifest, questions, tmp_path / "eval")
+
+
+@pytest.mark.slow
+def test_real_parts_hear_and_read(questions: list[AudioQuestion], tmp_path: Path) -> None:
+    composed = Composed(real_part("whisper-base"), real_part("smollm2-135m"), tmp_path / "composed", window=3)
+    assert main(composed.argv) == 0
+    clip = window_of(load_audio(sorted(real_part("clips").glob("**/*.flac"))[0]), composed.window)
+    check_hears_and_reads(composed, clip, [prompt_text(questions[0], "answer"), "The capital of France is"])
+    write_manifest(tmp_path / "manifest.jsonl", questions[:2])
+    check_commands_take_it(composed.out, tmp_path / "manifest.jsonl", questions, tmp_path / "eval")
+
+
+def test_audio_tokens_follow_those_of_the_language_model(composed: Composed) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(composed.language_model)
+    processor = loading.load_processor(composed.out)
+    ids = processor.tokenizer.convert_tokens_to_ids(list(composing.AUDIO_TOKENS))
+    assert ids == [len(tokenizer), len(tokenizer) + 1, len(tokenizer) + 2]
+    assert processor.audio_token_id == ids[0]
+    config = json.loads((composed.out / "config.json").read_text(encoding="utf-8"))
+    assert config["audio_token_index"] == ids[0] and config["text_config"]["vocab_size"] == ids[-1] + 1
+
+
+def test_it_ends_a_turn_decodes_greedily_and_pads_as_qwen2_audio_does(composed: Composed) -> None:
+    model, processor = loading.load(composed.out)
+    end, padding = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id) == (end, padding)
+    generation = model.generation_config
+    assert (generation.eos_token_id, generation.pad_token_id, generation.do_sample) == (end, padding, False)
+
+
+def test_the_same_seed_gives_the_same_files_and_another_another_projector(composed: Composed, tmp_path: Path) -> None:
+    again, other = (Composed(composed.encoder, composed.language_model, tmp_path / name, 3) for name in "ab")
+    assert main(again.argv) == 0 and main([*other.argv, "--seed", "1"]) == 0
+    for path in composed.out.iterdir():
+        assert (again.out / path.name).read_bytes() == path.read_bytes(), path.name
+    before, after = (load_file(each.out / "model.safetensors") for each in (composed, other))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"multi_modal_projector.linear.weight"}
+
+
+def test_the_card_names_parts_and_their_licences(parts: Composed) -> None:
+    (parts.encoder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A Whisper", encoding="utf-8")
+    assert main(parts.argv) == 0
+    card = (parts.out / "README.md").read_text(encoding="utf-8")
+    assert f"`{parts.encoder}`, licence `apache-2.0`" in card
+    assert f"`{parts.language_model}`, licence unknown" in card
+    assert "license:" not in card  # of the whole: nobody has said it of both parts
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def lose_a_tensor(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    save_file(dict(sorted(load_file(file).items())[:-1]), file, metadata={"format": "pt"})
+
+
+def rename_turns(folder: Path) -> None:
+    """A tokenizer without ChatML."""
+    for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        file.write_text(file.read_text(encoding="utf-8").replace("<|im_start|>", "<|turn|>"), encoding="utf-8")
+
+
+def swap(parts: Composed) -> None:
+    parts.encoder.rename(parts.encoder.with_name("other"))
+    parts.language_model.rename(parts.encoder)
+    parts.encoder.with_name("other").rename(parts.language_model)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (swap, ["whisper: the model is a qwen2, not a whisper", "qwen2: the model is a whisper, not a qwen2"]),
+        (lambda parts: parts.out.mkdir(), ["composed: is there already"]),
+        (lambda parts: lose_a_tensor(parts.encoder), ["whisper: the weights have 1 missing keys"]),
+        (lambda parts: lose_a_tensor(parts.language_model), ["qwen2: the weights have 1 missing keys"]),
+        (lambda parts: rename_turns(parts.language_model), ["qwen2: the tokenizer has no token <|im_start|>"]),
+        (
+            lambda parts: (parts.encoder / "preprocessor_config.json").unlink(),
+            ["whisper: no feature extractor can be read there"],
+        ),
+        (
+            lambda parts: change_json(parts.encoder / "preprocessor_config.json", chunk_length=30),
+            ["whisper: the feature extractor has a window of 3000 frames instead of 800"],
+        ),
+        (
+            lambda parts: change_json(parts.encoder / "preprocessor_config.json", feature_size=128),
+            ["whisper: the feature extractor has 128 mel bins instead of 80"],
+        ),
+    ],
+)
+def test_parts_that_do_not_do_are_refused_by_name(parts: Composed, capfd: Any, damage: Any, said: list[str]) -> None:
+    damage(parts)
+    before = set(parts.out.parent.iterdir())
+    assert main(parts.argv) == 2
+    error = capfd.readouterr().err
+    assert all(what in error for what in said), error
+    assert set(parts.out.parent.iterdir()) == before
+
+
+def test_a_window_beyond_whispers_own_is_refused(composed: Composed, tmp_path: Path, capfd: Any) -> None:
+    argv = Composed(composed.encoder, composed.language_model, tmp_path / "composed", window=9).argv
+    assert main(argv) == 2
+    assert "--window-seconds: 9 s are more than the 8 s that this Whisper hears" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [("audio_tower.conv2.bias", "features by 0."), ("language_model.model.norm.weight", "logits by ")],
+)
+def test_weights_that_are_not_the_parts_get_no_name(
+    composed: Composed, tmp_path: Path, capfd: Any, monkeypatch: Any, tensor: str, said: str
+) -> None:
+    """Such as by an error here or in transformers, which is stood in for by a change of what was written."""
+    from r1_aqa_repro import compose
+
+    def load(folder: Path) -> Any:
+        weights = load_file(folder / "model.safetensors")
+        weights[tensor][0] += 0.1
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return loading.load(folder)
+
+    monkeypatch.setattr(compose, "load", load)
+    argv = Composed(composed.encoder, composed.language_model, tmp_path / "composed", composed.window).argv
+    assert main(argv) == 1
+    assert f"error: the composed model differs from its parts: {said}" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
