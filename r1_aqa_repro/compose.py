@@ -17,8 +17,6 @@ written.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +35,9 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from r1_aqa_repro.common.console import Options, not_negative, positive, say
-from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command, failing_plainly
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
 from r1_aqa_repro.common.escaping import code
-from r1_aqa_repro.common.files import LOCK, output_folder, size_of, sole_use, write_atomically
+from r1_aqa_repro.common.files import LOCK, output_folder, size_of, sole_use, whole_folder, write_atomically
 from r1_aqa_repro.model import composing
 from r1_aqa_repro.model.files import require_no_adapter, save_files
 from r1_aqa_repro.model.folder import folder_of
@@ -88,17 +86,9 @@ def compose(encoder: str, language_model: str, window_seconds: int, out: Path, s
     """
     with sole_use(out.with_name(f".{out.name}{LOCK}"), "Choose another --out."):
         tokenizer, extractor = _check(encoder, language_model, window_seconds, out)
-        staged = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(staged, ignore_errors=True)
-        with failing_plainly(out, "Nothing of it is left: give the same command again once it can be."):
-            try:
-                originals, new_tokens = _write(
-                    encoder, language_model, tokenizer, extractor, window_seconds, staged, seed
-                )
-                _verify(staged, originals, new_tokens)
-                os.rename(staged, out)
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)
+        with whole_folder(out) as folder:
+            originals, new_tokens = _write(encoder, language_model, tokenizer, extractor, window_seconds, folder, seed)
+            _verify(folder, originals, new_tokens)
     return out
 
 

@@ -11,22 +11,15 @@ Exit codes: 0 done; 1 the disk filled up; 2 refused before anything was written.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2AudioForConditionalGeneration,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from r1_aqa_repro.common.console import Options, say
-from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, collecting, command, failing_plainly
-from r1_aqa_repro.common.files import LOCK, output_folder, size_of, sole_use
+from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, collecting, command
+from r1_aqa_repro.common.files import LOCK, output_folder, size_of, sole_use, whole_folder
 from r1_aqa_repro.model.files import (
     ADAPTER_CONFIG,
     adapter_base,
@@ -43,6 +36,7 @@ from r1_aqa_repro.model.loading import (
     load_adapter,
     load_model,
     load_processor,
+    num_parameters,
 )
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.run.checks import check_free_space
@@ -73,15 +67,9 @@ def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str 
         base = _check(adapter, out, base, dtype)
         merged = _load(adapter, base).merge_and_unload(safe_merge=True).to(DTYPES[dtype])
         files = processor_files(base)
-        staged = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(staged, ignore_errors=True)
-        with failing_plainly(out, "Nothing of it is left: give the same command again once it can be."):
-            try:
-                merged.save_pretrained(staged)
-                make_portable(staged, files)
-                os.rename(staged, out)
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)
+        with whole_folder(out) as folder:
+            merged.save_pretrained(folder)
+            make_portable(folder, files)
     return out
 
 
@@ -118,7 +106,7 @@ def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> str:
     base = base or str(adapter_base(adapter))
     try:
         require_no_adapter(base)
-        needed = _parameters(_base_config(base)) * DTYPES[dtype].itemsize
+        needed = num_parameters(_base_config(base)) * DTYPES[dtype].itemsize
         remedy = "Free some space, or choose another --out."
         full = check_free_space(out.parent, needed, "the merged weights")
     except Refused as refusal:
@@ -132,12 +120,6 @@ def _check(adapter: Path, out: Path, base: str | None, dtype: str) -> str:
 
 def _base_config(base: str) -> PreTrainedConfig:
     return check_model_folder(base, (MODEL_TYPE, TEXT_MODEL_TYPE))
-
-
-def _parameters(config: PreTrainedConfig) -> int:
-    with torch.device("meta"):
-        build = Qwen2AudioForConditionalGeneration if config.model_type == MODEL_TYPE else Qwen2ForCausalLM
-        return int(build(config).num_parameters())
 
 
 def _parser() -> Options:

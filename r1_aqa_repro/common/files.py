@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import rank
-from r1_aqa_repro.common.errors import Refused, existing_folder
+from r1_aqa_repro.common.errors import Refused, existing_folder, failing_plainly
 
 LOCK = ".lock"  # of a folder that several files are written to
 
@@ -113,6 +114,24 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     """Write a whole file, or leave the old one."""
     with whole_file(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to make and fill that gets the name `out`, which nothing has yet, when that is done; an error leaves
+    nothing.
+
+    Raises:
+        Failed: it could not be written, such as when the disk filled up.
+    """
+    unfinished = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with failing_plainly(out, "Nothing of it is left: give the same command again once it can be."):
+        try:
+            yield unfinished
+            os.rename(unfinished, out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -88,8 +88,8 @@ def read_config(
         raise Refused.because(where, what, remedy)
 
     def build() -> None:
-        with _whole_models(), torch.device("meta"):
-            _CLASSES[config.model_type](config)
+        with _whole_models():
+            num_parameters(config)
         if config.model_type == ENCODER_MODEL_TYPE:
             return
         text = config.get_text_config()
@@ -101,6 +101,12 @@ def read_config(
 
     read_or_refuse(build, "configuration of a model", where, remedy)
     return config
+
+
+def num_parameters(config: PreTrainedConfig) -> int:
+    """Parameters of the model of a configuration (Qwen2-Audio, Qwen2, Whisper), without memory for them."""
+    with torch.device("meta"):
+        return int(_CLASSES[config.model_type](config).num_parameters())
 
 
 def check_model_folder(
