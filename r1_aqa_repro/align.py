@@ -213,7 +213,7 @@ class Sums:
         covariance = self.features / self.clips - torch.outer(self.mean_feature, self.mean_feature)
         product = self.product / self.clips - torch.outer(self.mean_feature, target)
         variance = self.square / self.clips - target.square().sum()
-        penalty = ridge * covariance.diagonal().mean() * torch.eye(len(covariance), device=covariance.device)
+        penalty = ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
         coefficients = torch.linalg.solve(covariance + penalty, product)
         fitted = (coefficients * (covariance @ coefficients)).sum()
         residual = variance - 2 * (coefficients * product).sum() + fitted
@@ -245,7 +245,7 @@ def _check(given: argparse.Namespace) -> tuple[list[AudioQuestion], torch.dtype]
         read = read_questions(given.data)
         questions = read.records
         problems += read.problems + with_answers(questions, given.data)
-        if len(set(map(frozenset, answers_by_clip(questions).values()))) < 2:
+        if questions and len(set(map(frozenset, answers_by_clip(questions).values()))) < 2:
             what = "all clips have the same answer, so that there is nothing to tell apart"
             problems.append(Problem(str(given.data), what, "Give questions with different answers."))
     if not problems:  # to decode them takes the longest
@@ -278,9 +278,9 @@ def _card(given: argparse.Namespace, account: Mapping[str, Any]) -> str:
 
 ## Alignment
 
-The projector of {code(given.model)} was set by `r1_aqa_repro.align`: by ridge regression from the audio encoder's
-features to the embeddings of the right answers. This is supervised: the answers of these questions are in it, and it
-must not be evaluated on them.
+What stands above is of {code(given.model)}. Its projector has been replaced by `r1_aqa_repro.align`: by ridge regression
+from the audio encoder's features to the embeddings of the right answers. This is supervised: the answers of these
+questions are in it, and it must not be evaluated on them.
 
 - questions: {data}
 - {account["clips"]:,} clips with {account["answers"]:,} different answers, {account["tokens"]:,} audio tokens
