@@ -278,9 +278,9 @@ def _card(given: argparse.Namespace, account: Mapping[str, Any]) -> str:
 
 ## Alignment
 
-What stands above is of {code(given.model)}. Its projector has been replaced by `r1_aqa_repro.align`: by ridge regression
-from the audio encoder's features to the embeddings of the right answers. This is supervised: the answers of these
-questions are in it, and it must not be evaluated on them.
+What stands above is of {code(given.model)}. `r1_aqa_repro.align` has replaced its projector: by ridge regression from
+the audio encoder's features to the embeddings of the right answers. This is supervised: the answers of these questions
+are in it, and it must not be evaluated on them.
 
 - questions: {data}
 - {account["clips"]:,} clips with {account["answers"]:,} different answers, {account["tokens"]:,} audio tokens
