@@ -99,11 +99,13 @@ class Making:
         workers: number of decoding processes; the result does not depend on it.
         channel: `first` or `mean`, of several.
         format: one of `FORMATS`.
+        seconds: the length that every clip is cut or filled up to, see `Task`; None leaves each its own.
     """
 
     workers: int = field(default_factory=num_cores)
     channel: str = "first"
     format: str = "flac"
+    seconds: float | None = None
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Making:
@@ -127,8 +129,8 @@ def prepare(
         records: read once and in order, as a stream.
         out: folder to write to: new, or of a run with the same settings.
         making: how the clips are made.
-        settings: what, beside channel and format, the content of `out` depends on, such as the command's name and
-            the annotations' hash (JSON values): a folder made with others is refused.
+        settings: what, beside channel, format and seconds, the content of `out` depends on, such as the command's name
+            and the annotations' hash (JSON values): a folder made with others is refused.
         total: the number of records if it is known, for the progress bar.
 
     Raises:
@@ -141,6 +143,8 @@ def prepare(
     kept = "What was done is kept: mend that and give the same command again."
     with failing_plainly(out, kept):
         settings = {**settings, "channel": making.channel, "format": making.format, "decoder": decoder}
+        if making.seconds is not None:
+            settings["seconds"] = making.seconds
         check_own(out, settings, [out / MANIFEST, *(out / "audio").glob("*")])
         claim(out / SETTINGS, settings, REMEDY)
         (out / "audio").mkdir(exist_ok=True)
@@ -265,7 +269,7 @@ class _Run:
         outcome = self._earlier.get(stem)
         if outcome is None or outcome.source != signature or (outcome.clip and outcome.clip.size != _size(target)):
             outcome = Outcome(signature)
-            self.pool.submit(Task(target, source, self.making.channel))
+            self.pool.submit(Task(target, source, self.making.channel, self.making.seconds))
         self.outcomes[stem] = outcome
         return outcome
 

@@ -51,11 +51,19 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """A clip to be made; `target` ends in the format's name."""
+    """A clip to be made.
+
+    Attributes:
+        target: the file; it ends in the format's name.
+        source: what it is made from.
+        channel: see `decode`.
+        seconds: the length that it is cut to or, with silence at its end, filled up to; None leaves it as it is.
+    """
 
     target: Path
     source: Excerpt
     channel: str = "first"
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,9 @@ def make_clip(task: Task) -> Clip:
         OSError: it cannot be written.
     """
     samples = decode(task.source, task.channel)
+    if task.seconds is not None:
+        length = round(task.seconds * SAMPLING_RATE)
+        samples = np.pad(samples[:length], (0, max(0, length - len(samples))))
     # 2 ** 15 gives 16-bit sources back unchanged; what a lossy codec lets overshoot is clipped
     pcm = samples * np.float32(2**15)
     pcm = np.clip(np.rint(pcm, out=pcm), -(2**15), 2**15 - 1, out=pcm).astype(np.int16)

@@ -30,6 +30,22 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
+def clopper_pearson(correct: int, n: int, error: float = 0.05) -> tuple[float, float]:
+    """Exact interval of a proportion, as fractions 0-1, which misses it with a probability of `error` at most
+    (Clopper & Pearson 1934).
+
+    Raises:
+        ValueError: `n` is not positive or `correct` is not in 0..n.
+    """
+    from scipy.special import betaincinv  # slow to import
+
+    if n <= 0 or not 0 <= correct <= n:
+        raise ValueError(f"{correct} correct of {n} is no proportion")
+    low = betaincinv(correct, n - correct + 1, error / 2) if correct else 0.0
+    high = betaincinv(correct + 1, n - correct, 1 - error / 2) if correct < n else 1.0
+    return float(low), float(high)
+
+
 def unpaired_difference(correct: float, n: int, other_correct: float, other_n: int) -> tuple[float, float, float]:
     """Difference of two proportions of independent samples with its 95 % interval (Newcombe 1998, method 10).
 

@@ -22,7 +22,11 @@ from r1_aqa_repro.data.records import BadRecord, Read, id_of, label, optional_te
 
 @dataclass(frozen=True)
 class AudioQuestion:
-    """One multiple-choice question about one clip. `audio_path` is absolute once read from a file."""
+    """One multiple-choice question about one clip. `audio_path` is absolute once read from a file.
+
+    `source_video` is the recording that the clip was cut from, `source` the collection or library that has it, and
+    `licence` the clip's.
+    """
 
     id: str
     audio_path: Path
@@ -37,6 +41,8 @@ class AudioQuestion:
     sub_category: str | None = None
     version: str | None = None
     source_video: str | None = None
+    source: str | None = None
+    licence: str | None = None
     flags: tuple[str, ...] = ()
 
 

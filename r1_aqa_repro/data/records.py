@@ -130,7 +130,7 @@ def read_records(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[
         if source.peek(len(_PARQUET)).startswith(_PARQUET):
             yield from _rows(file, path_only)
             return
-        lines = ((number, _decoded(file, number, raw)) for number, raw in enumerate(source, start=1))
+        lines = ((number, decoded_line(file, number, raw)) for number, raw in enumerate(source, start=1))
         is_first = True
         for number, line in lines:
             if not line.strip():
@@ -165,7 +165,7 @@ def _rows(file: Path, path_only: Collection[str]) -> Iterator[tuple[str, dict[st
         raise Refused.because(str(file), f"no readable parquet file ({error})", "Fetch it again.") from None
 
 
-def _decoded(file: Path, number: int, line: bytes) -> str:
+def decoded_line(file: Path, number: int, line: bytes) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from r1_aqa_repro.common.intervals import (
+    clopper_pearson,
     detectable_difference,
     mcnemar,
     mean_interval,
@@ -30,15 +31,32 @@ def test_wilson(correct, n, low, high):
     assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
 
 
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [  # Newcombe 1998, table I, method 5
+        (81, 263, 0.2527, 0.3676),
+        (15, 148, 0.0578, 0.1617),
+        (0, 20, 0.0, 0.1684),
+        (1, 29, 0.0009, 0.1776),
+        (20, 20, 0.8316, 1.0),  # 0.025 ** (1 / 20)
+    ],
+)
+def test_clopper_pearson(correct, n, low, high):
+    assert clopper_pearson(correct, n) == pytest.approx((low, high), abs=5e-5)
+    wider = clopper_pearson(correct, n, error=0.001)
+    assert wider[0] <= low + 5e-5 and high - 5e-5 <= wider[1] and wider[1] - wider[0] > high - low
+
+
 @pytest.mark.parametrize("n", [*range(1, 20), 199, 1000])
 def test_wilson_bounds_are_exact_at_the_ends(n):
     assert (wilson(0, n)[0], wilson(n, n)[1]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5)])
-def test_wilson_refuses_what_is_no_proportion(correct, n):
+@pytest.mark.parametrize("interval", [wilson, clopper_pearson])
+def test_what_is_no_proportion_is_refused(correct, n, interval):
     with pytest.raises(ValueError, match="no proportion"):
-        wilson(correct, n)
+        interval(correct, n)
 
 
 @pytest.mark.parametrize("answers", [1, 4])  # of four a verdict is a share; the bootstrap is still one over questions
