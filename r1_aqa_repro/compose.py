@@ -136,10 +136,11 @@ def _check(
 
 
 def _bytes(heard: PreTrainedConfig, said: PreTrainedConfig) -> int:
-    """Of the composed model in float32, nearly: without projector and new tokens."""
+    """Of the composed weights in float32, all but those of projector and new tokens."""
     with torch.device("meta"):
-        untied = said.__class__(**(said.to_dict() | {"tie_word_embeddings": False}))
-        return 4 * (WhisperModel(heard).encoder.num_parameters() + Qwen2ForCausalLM(untied).num_parameters())
+        parameters = WhisperModel(heard).encoder.num_parameters() + Qwen2ForCausalLM(said).num_parameters()
+    untied = said.vocab_size * said.hidden_size if said.tie_word_embeddings else 0
+    return int(torch.float32.itemsize * (parameters + untied))
 
 
 def _write(

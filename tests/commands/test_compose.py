@@ -50,12 +50,13 @@ class Parts:
     key_value_heads: int
     padding_rows: int  # of the vocabulary, behind the tokenizer's tokens
     whole_whisper: bool = True  # with the decoder's head, as published, or a WhisperModel
+    sharded: bool = False
     window: int = 3
 
 
 GEOMETRIES = (
     Parts(mel_bins=80, tied=True, key_value_heads=1, padding_rows=0),
-    Parts(mel_bins=128, tied=False, key_value_heads=2, padding_rows=40, whole_whisper=False, window=2),
+    Parts(mel_bins=128, tied=False, key_value_heads=2, padding_rows=40, whole_whisper=False, sharded=True, window=2),
     Parts(mel_bins=80, tied=True, key_value_heads=2, padding_rows=2, window=5),
 )
 
@@ -89,6 +90,10 @@ def make_language_model(folder: Path, parts: Parts, questions: Sequence[AudioQue
     model.resize_token_embeddings(len(tokenizer) + parts.padding_rows, mean_resizing=False)
     model.tie_weights()
     save_whole(folder, model.to(torch.bfloat16), tokenizer)
+    if parts.sharded:
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("*.safetensors"))) > 2
 
 
 @dataclass(frozen=True)
@@ -278,6 +283,34 @@ def test_the_card_names_parts_and_their_licences(parts: Composed) -> None:
     assert "license:" not in card  # of the whole: nobody has said it of both parts
 
 
+def on_hub(folder: Path, cache: Path, hub_id: str) -> None:
+    """Put a folder into the hub's cache, as a download does."""
+    repository, revision = cache / f"models--{hub_id.replace('/', '--')}", "0" * 40
+    shutil.copytree(folder, repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+
+
+def test_parts_of_the_hub_are_named_and_linked_in_the_card(
+    parts: Composed, composed: Composed, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for folder, hub_id, licence in (
+        (parts.encoder, "someone/hears", "license: apache-2.0"),
+        (parts.language_model, "someone/reads", "license: other\nlicense_name: reads-research"),
+    ):
+        (folder / "README.md").write_text(f"---\n{licence}\n---\n# A part\n", encoding="utf-8")
+        on_hub(folder, tmp_path / "cache", hub_id)
+    argv = ["--encoder", "someone/hears", "--language-model", "someone/reads", "--window-seconds", "3"]
+    assert main([*argv, "--out", str(parts.out)]) == 0
+    card = (parts.out / "README.md").read_text(encoding="utf-8")
+    assert "base_model:\n- someone/hears\n- someone/reads\n" in card
+    assert "`someone/hears`, licence `apache-2.0`" in card and "`someone/reads`, licence `reads-research`" in card
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (parts.out / name).read_bytes() == (composed.out / name).read_bytes()
+
+
 def change_json(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
@@ -285,6 +318,12 @@ def change_json(file: Path, **values: Any) -> None:
 def lose_a_tensor(folder: Path) -> None:
     file = folder / "model.safetensors"
     save_file(dict(sorted(load_file(file).items())[:-1]), file, metadata={"format": "pt"})
+
+
+def spoil(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def rename_turns(folder: Path) -> None:
@@ -306,6 +345,7 @@ def swap(parts: Composed) -> None:
         (lambda parts: parts.out.mkdir(), ["composed: is there already"]),
         (lambda parts: lose_a_tensor(parts.encoder), ["whisper: the weights have 1 missing keys"]),
         (lambda parts: lose_a_tensor(parts.language_model), ["qwen2: the weights have 1 missing keys"]),
+        (lambda parts: spoil(parts.language_model), ["the tensor model.norm.weight is not finite"]),
         (lambda parts: rename_turns(parts.language_model), ["qwen2: the tokenizer has no token <|im_start|>"]),
         (
             lambda parts: (parts.encoder / "preprocessor_config.json").unlink(),

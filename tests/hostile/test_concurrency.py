@@ -55,6 +55,20 @@ def test_a_second_training_in_a_folder_is_refused_and_touches_nothing(
     ("module", "locked", "arguments"),
     [
         ("r1_aqa_repro.merge_adapter", f".merged{LOCK}", ["--adapter", "{}/adapter", "--out", "{}/merged"]),
+        (
+            "r1_aqa_repro.compose",
+            f".made{LOCK}",
+            [
+                "--encoder",
+                "{}/a",
+                "--language-model",
+                "{}/b",
+                "--window-seconds",
+                "3",
+                "--out",
+                "{}/made",
+            ],
+        ),
         ("r1_aqa_repro.score", f"scored/{LOCK}", ["--model", "{}", "--file", "{}/pairs.jsonl", "--out", "{}/scored"]),
         ("data_prep.preferences", f"made/{LOCK}", ["--input", "{}/pairs.jsonl", "--out", "{}/made"]),
         ("scripts.gpu_check", f".gpu.json{LOCK}", ["--geometry", "tiny", "--json", "{}/gpu.json"]),
