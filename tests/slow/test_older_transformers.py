@@ -8,24 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from r1_aqa_repro import train_grpo
+from r1_aqa_repro import compose, train_grpo
+from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.embedded.tiny_qwen2 import TEST_TEXT, build_tiny_qwen2
 from r1_aqa_repro.merge_adapter import merge_adapter
 from r1_aqa_repro.ppo.trainer import CRITIC
+from tests.random_parts import GEOMETRIES, made
 from tests.text_world import COMMON, ENTRIES, LORA, PPO_ENTRY, PROMPTS, arguments
 
 pytestmark = pytest.mark.slow
 
 
-def test_audio_models_full_and_merged(
-    check_older: Callable[..., None], manifest: Path, model_folder: Path, tmp_path: Path
+def test_audio_models_full_merged_and_composed(
+    check_older: Callable[..., None],
+    manifest: Path,
+    questions: list[AudioQuestion],
+    model_folder: Path,
+    tmp_path: Path,
 ) -> None:
     for name, settings in (("full", []), ("lora", LORA)):
         where = ["--output_dir", tmp_path / name, "--train_file", manifest, "--model_name_or_path", model_folder]
         settings = [*COMMON, *PROMPTS, "--reward_funcs", "random", *settings]
         assert train_grpo.main([*settings, *map(str, where)]) == 0
     merged = merge_adapter(tmp_path / "lora" / "final", tmp_path / "merged")
-    check_older(model_folder, tmp_path / "full" / "checkpoint-2", tmp_path / "full" / "final", merged)
+    composed = made(tmp_path, GEOMETRIES[0], questions)
+    assert compose.main(composed.argv) == 0
+    check_older(model_folder, tmp_path / "full" / "checkpoint-2", tmp_path / "full" / "final", merged, composed.out)
 
 
 def test_text_models(check_older: Callable[..., None], text_set: Path, policy: Path, tmp_path: Path) -> None:
