@@ -20,7 +20,7 @@ from trl import get_peft_config
 
 from eval.during_training import HarnessEvaluator
 from r1_aqa_repro.common.errors import Problem, command
-from r1_aqa_repro.model.loading import load_configured
+from r1_aqa_repro.model.loading import freeze, load_configured
 from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.run.config import AudioSFTConfig, parse_config
 from r1_aqa_repro.run.kinds import AudioQuestions
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
 
         def build_trainer() -> AudioSFTTrainer:
             model, processor = load_configured(model_config)
+            freeze(model, training.trained_parts)
             peft_config = get_peft_config(model_config)
             return AudioSFTTrainer(
                 model=get_peft_model(model, peft_config) if peft_config else model,

@@ -30,14 +30,14 @@ from r1_aqa_repro.grpo.monitor import StepClock, StepMonitor, StepRecord, answer
 from r1_aqa_repro.grpo.rollout import Rollout, group_rows, rows_of
 from r1_aqa_repro.grpo.scoring import score_plain, score_shared
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler, better_completions, draw_further
-from r1_aqa_repro.model.encoded_audio import ENCODED, EncodedAudio
+from r1_aqa_repro.model.encoded_audio import EncodedAudio
 from r1_aqa_repro.model.generation import complete
 from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, process, text_inputs
 from r1_aqa_repro.model.loading import base_of, check_reference, prepare_for_sharing, widen_adapter
 from r1_aqa_repro.model.shared_attention import share_prefixes
 from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction, completion_text, finite, require_finite
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
-from r1_aqa_repro.run.clips import Clips, ClipWatch
+from r1_aqa_repro.run.clips import Clips, ClipWatch, as_heard
 from r1_aqa_repro.run.completion_table import CompletionTable
 from r1_aqa_repro.run.config import AudioGRPOConfig, SharedPrefixGRPOConfig
 from r1_aqa_repro.run.evaluating import EvaluatingTrainer
@@ -359,9 +359,7 @@ class AudioGRPOTrainer(PartRatesTrainer, SharedPrefixGRPOTrainer):
         del model.config.image_token_id
         encoder = base_of(self.accelerator.unwrap_model(self.model)).model.audio_tower
         self.add_callback(ClipWatch(self.clips, len(questions)))
-        self._encoded: EncodedAudio | None = None
-        if self.share and not any(parameter.requires_grad for parameter in encoder.parameters()):
-            self._encoded = EncodedAudio(Path(str(args.output_dir)) / ENCODED, encoder, self.accelerator)
+        self._encoded = EncodedAudio.of_run(args.output_dir, encoder, self.accelerator) if self.share else None
 
     def _columns(self, question: AudioQuestion) -> dict[str, Any]:
         return question_columns(question, self.prompt_style)
@@ -373,10 +371,7 @@ class AudioGRPOTrainer(PartRatesTrainer, SharedPrefixGRPOTrainer):
         self.clips.are_lost(questions, [reason for _, reason in clips], step)
         if self._encoded is None or not self.share:
             return inputs
-        heard = [  # the clip's own name is not for what silence gives
-            question if reason is None else replace(question, audio_path=Path(f"silence-{len(samples)}"))
-            for question, (samples, reason) in zip(questions, clips, strict=True)
-        ]
+        heard = [as_heard(question, *clip) for question, clip in zip(questions, clips, strict=True)]
         return self._encoded(inputs, heard, self.audio_channel)
 
     def _lost(self, rows: Sequence[dict[str, Any]]) -> list[bool]:

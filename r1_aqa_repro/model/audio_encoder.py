@@ -47,14 +47,22 @@ class TrimmableAudioEncoder(Qwen2AudioEncoder):
     def encode(self, input_features: torch.Tensor, feature_attention_mask: torch.Tensor) -> torch.Tensor:
         """Features [d_model, tokens] of one clip, [1, num_mel_bins, frames] and [1, frames], for later forwards."""
         input_features, feature_attention_mask = trim_frames(input_features, feature_attention_mask)
-        positions, tokens = self._get_feat_extract_output_lengths(int(feature_attention_mask.sum()))
-        mask = torch.arange(input_features.size(-1) // 2, device=self.device)[None, None, None] < positions
-        output = self(input_features.to(self.device), attention_mask=mask.expand(1, 1, mask.size(-1), -1))
-        return output.last_hidden_state[0, :tokens].T
+        _, tokens = self._get_feat_extract_output_lengths(int(feature_attention_mask.sum()))
+        mask = self._attention_mask(feature_attention_mask.to(self.device))
+        return self(input_features.to(self.device), attention_mask=mask).last_hidden_state[0, :tokens].T
+
+    def _attention_mask(self, feature_attention_mask: torch.Tensor) -> torch.Tensor:
+        """bool [U, 1, frames // 2, frames // 2] of [U, frames]: which positions are a clip's own."""
+        positions, _ = self._get_feat_extract_output_lengths(feature_attention_mask.sum(-1))
+        length = feature_attention_mask.size(-1) // 2
+        mask = torch.arange(length, device=positions.device) < positions[:, None, None, None]
+        return mask.expand(-1, 1, length, -1)
 
 
 def make_trimmable(model: PreTrainedModel) -> None:
     """Let the encoder of a Qwen2-Audio (not wrapped by PEFT) take trimmed features. Weights and names stay as they are.
+
+    Called with `clip_of_row`, int64 [N], the model takes the features of U clips for N rows, and encodes each once.
 
     Raises:
         ValueError: the encoder drops whole layers at random, which the published Qwen2-Audio does not, or its width is
@@ -68,6 +76,25 @@ def make_trimmable(model: PreTrainedModel) -> None:
     if encoder.layerdrop > 0:
         raise ValueError(f"encoder_layerdrop is {encoder.layerdrop}: only 0 is supported")
     encoder.__class__ = TrimmableAudioEncoder
+    model.model.register_forward_pre_hook(_encode_each_clip_once, with_kwargs=True)
+
+
+def _encode_each_clip_once(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Give the rows of a Qwen2AudioModel, which takes one clip for each, what the encoder makes of their clips.
+
+    Inside the model's own forward, so that DDP, autocast and whatever else wraps it act on the encoder too.
+    """
+    if "clip_of_row" not in kwargs:
+        return None
+    clip_of_row, features, mask = (
+        kwargs.pop(key) for key in ("clip_of_row", "input_features", "feature_attention_mask")
+    )
+    encoder: TrimmableAudioEncoder = module.audio_tower  # type: ignore[assignment]
+    encoded = encoder(features, attention_mask=encoder._attention_mask(mask)).last_hidden_state  # [U, tokens, d_model]
+    rows = {"input_features": encoded[clip_of_row].transpose(1, 2), "feature_attention_mask": mask[clip_of_row]}
+    return args, kwargs | rows
 
 
 def trim_frames(

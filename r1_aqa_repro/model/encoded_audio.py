@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save
+from torch import nn
 from transformers import Qwen2AudioEncoderConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -28,6 +29,11 @@ def encoded_bytes(seconds: Iterable[float], config: Qwen2AudioEncoderConfig, bf1
     return tokens * config.d_model * (2 if bf16 else 4)
 
 
+def is_frozen(module: nn.Module) -> bool:
+    """Whether nothing in it is trained."""
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
 class EncodedAudio:
     """A folder of encoder outputs, filled as clips are met: 0.64 MB in bfloat16 for 10 s and Qwen2-Audio-7B's encoder.
 
@@ -40,13 +46,18 @@ class EncodedAudio:
     def __init__(self, folder: Path, encoder: TrimmableAudioEncoder, accelerator: Accelerator):
         self.folder, self.encoder, self.accelerator = folder, encoder, accelerator
 
+    @classmethod
+    def of_run(cls, folder: str, encoder: TrimmableAudioEncoder, accelerator: Accelerator) -> EncodedAudio | None:
+        """That of the run in this folder; None if the run trains its encoder."""
+        return cls(Path(folder) / ENCODED, encoder, accelerator) if is_frozen(encoder) else None
+
     def __call__(self, inputs: ModelInputs, questions: Sequence[AudioQuestion], channel: str) -> ModelInputs:
-        """`inputs` with encoded clips. Every process calls it with equally many questions."""
+        """`inputs` with encoded clips. Every process calls it, with at least one question."""
         files = [self._file(question, channel) for question in questions]
-        missing = [row for row, file in enumerate(files) if not file.is_file()]
-        if is_deepspeed_zero3_enabled():  # all processes gather the encoder's weights, or no process does
-            anywhere = self.accelerator.gather(torch.tensor([len(missing)], device=self.accelerator.device)).any()
-            missing = list(range(len(files))) if anywhere else []
+        missing = list({file: row for row, file in enumerate(files) if not file.is_file()}.values())
+        if is_deepspeed_zero3_enabled():  # all processes gather the encoder's weights equally often
+            counts = self.accelerator.gather(torch.tensor([len(missing)], device=self.accelerator.device))
+            missing += [0] * (int(counts.max()) - len(missing))
         for row in missing:
             with torch.no_grad(), self.accelerator.autocast():
                 encoded = self.encoder.encode(

@@ -321,9 +321,12 @@ def prepare_for_sharing(model: PreTrainedModel) -> None:
 
 def freeze(model: PreTrainedModel, trained_parts: str) -> None:
     """Leave only the wanted parts of a Qwen2-Audio trainable: `all` as in the paper, `no_encoder` for all but the audio
-    encoder, `projector` for the layer between encoder and language model alone."""
-    if trained_parts == "no_encoder":
+    encoder, `projector` for the layer between encoder and language model alone, `language_model` for what is behind
+    it, head and embeddings too."""
+    if trained_parts in ("no_encoder", "language_model"):
         model.model.audio_tower.requires_grad_(False)
+    if trained_parts == "language_model":
+        model.model.multi_modal_projector.requires_grad_(False)
     elif trained_parts == "projector":
         model.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(True)

@@ -35,7 +35,8 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1_aqa_repro.model.audio_encoder import make_trimmable
-from r1_aqa_repro.model.loading import base_of
+from r1_aqa_repro.model.encoded_audio import is_frozen
+from r1_aqa_repro.model.loading import base_of, freeze
 from r1_aqa_repro.ppo.actor_critic import ActorCritic, of_logits
 
 Task = Literal["grpo", "sft", "dpo", "reward", "ppo"]
@@ -47,9 +48,10 @@ class Shapes:
     """One forward and backward of one process.
 
     rows: rows of the language model (shared: one a question; plain: one a completion).
-    clips: clips encoded, each `frames` log-mel frames long; they give `audio_tokens` tokens each.
+    clips: clips heard, each `frames` log-mel frames long; they give `audio_tokens` tokens each.
     prefix: positions of a row in front of the scored ones.
     row_tokens: positions of a row in all; the last `row_tokens - prefix` are scored.
+    encoded: the clips come as a frozen encoder has put them out before.
     """
 
     rows: int
@@ -58,6 +60,7 @@ class Shapes:
     audio_tokens: int
     prefix: int
     row_tokens: int
+    encoded: bool = False
 
     @property
     def scored(self) -> int:
@@ -70,6 +73,7 @@ def build_model(
     peft_config: PeftConfig | None = None,
     checkpointing: bool = False,
     task: Task = "grpo",
+    trained_parts: str = "all",
 ) -> nn.Module:
     """The model as the trainers set it up, in training mode, on the meta device: of PPO the policy with its critic."""
 
@@ -84,6 +88,7 @@ def build_model(
         elif isinstance(config, Qwen2AudioConfig):
             model = made(Qwen2AudioForConditionalGeneration)
             make_trimmable(model)
+            freeze(model, trained_parts)
         else:
             model = made(Qwen2ForCausalLM)
         if task == "ppo":
@@ -108,21 +113,34 @@ def language_model(model: nn.Module) -> nn.Module:
     return getattr(inner, "language_model", inner)
 
 
+def encoder_is_frozen(model: nn.Module) -> bool:
+    """Whether the model hears, with an encoder of which nothing is trained."""
+    encoder = getattr(base_of(model).model, "audio_tower", None)
+    return encoder is not None and is_frozen(encoder)
+
+
+def encoding(model: nn.Module, clips: int, frames: int) -> torch.Tensor:
+    """What the encoder makes of clips, [clips, tokens, d_model]; its positions are seen by a mask."""
+    encoder, positions = base_of(model).model.audio_tower, frames // 2
+    with torch.device(base_of(model).device):
+        return encoder(
+            torch.empty(clips, encoder.config.num_mel_bins, frames),
+            attention_mask=torch.empty(clips, 1, positions, positions, dtype=torch.bool),
+        ).last_hidden_state
+
+
 def backbone(model: nn.Module, shapes: Shapes, cache: DynamicCache | None = None) -> torch.Tensor:
     """Hidden states [rows, row_tokens, hidden] of prompts with their clips, if they have any, under a 4-D mask as the
     shared prefix has it."""
     base = base_of(model)
-    device = base.device
-    frames_after_convolutions = shapes.frames // 2
-    with torch.device(device):
+    with torch.device(base.device):
         embeddings = base.get_input_embeddings()(torch.empty(shapes.rows, shapes.row_tokens, dtype=torch.long))
         if shapes.clips:
-            encoded = base.model.audio_tower(
-                torch.empty(shapes.clips, base.config.audio_config.num_mel_bins, shapes.frames),
-                attention_mask=torch.empty(
-                    shapes.clips, 1, frames_after_convolutions, frames_after_convolutions, dtype=torch.bool
-                ),
-            ).last_hidden_state
+            if shapes.encoded:
+                shape = (shapes.clips, shapes.audio_tokens, base.config.audio_config.d_model)
+                encoded = torch.empty(shape, dtype=base.dtype)
+            else:
+                encoded = encoding(model, shapes.clips, shapes.frames)
             features = base.model.multi_modal_projector(encoded)[:, : shapes.audio_tokens]
             # the same copy as `masked_scatter`, whose mask would need numbers
             embeddings = torch.cat([features.to(embeddings.dtype), embeddings[:, shapes.audio_tokens :]], dim=1)
@@ -141,11 +159,14 @@ def hidden_states(model: nn.Module, shapes: Shapes) -> Sequence[torch.Tensor]:
 
 
 def cross_entropy(model: nn.Module, shapes: Shapes) -> Sequence[torch.Tensor]:
-    """The loss of AudioSFTTrainer: every position's logits, in float32 for the softmax."""
+    """The loss of SFT: logits, in float32 for the softmax, of AudioSFTTrainer where a token of the target is predicted,
+    of text at every position."""
     hidden = backbone(model, shapes)
+    if shapes.clips:
+        hidden = hidden[:, shapes.prefix - 1 : -1].flatten(0, 1)  # [rows * target, hidden], a copy
     logits = base_of(model).get_output_embeddings()(hidden)
-    labels = torch.empty(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    return [ForCausalLMLoss(logits, labels, logits.size(-1))]
+    labels = torch.empty(logits.shape[:-1], dtype=torch.long, device=hidden.device)
+    return [ForCausalLMLoss(logits, None, logits.size(-1), shift_labels=labels)]
 
 
 def rewards(model: nn.Module, shapes: Shapes) -> Sequence[torch.Tensor]:
@@ -211,6 +232,7 @@ def loss_bytes(
     checkpointing: bool = False,
     autocast: bool = False,
     task: Task = "grpo",
+    trained_parts: str = "all",
     loss: Callable[[Any, Shapes], Sequence[torch.Tensor]] = hidden_states,
 ) -> int:
     """Most bytes that live at once in a forward and its backward, apart from the weights and accumulated gradients.
@@ -223,7 +245,7 @@ def loss_bytes(
         autocast: compute in bfloat16 with float32 weights, whose casts autograd keeps.
         loss: its forward, as far as it counts.
     """
-    model = build_model(config, dtype, peft_config, checkpointing, task)
+    model = build_model(config, dtype, peft_config, checkpointing, task, trained_parts)
     for network in networks(model):
         base_of(network).set_attn_implementation(_EFFICIENT)
     with ExitStack() as stack:

@@ -26,6 +26,8 @@ from r1_aqa_repro.planning.counting import (
     count_flops,
     cross_entropy,
     decode_flops,
+    encoder_is_frozen,
+    encoding,
     language_model,
     loss_bytes,
     networks,
@@ -189,7 +191,8 @@ def strategies(job: Job, adapters: Sequence[PeftConfig | None], engines: Sequenc
 
 def _with_engines(job: Job, peft_config: PeftConfig | None, engines: Sequence[Engine]) -> list[Strategy]:
     computed = torch.bfloat16 if job.bf16 else torch.float32
-    model = build_model(job.model, computed, peft_config, job.checkpointing, job.task)
+    model = build_model(job.model, computed, peft_config, job.checkpointing, job.task, job.trained_parts)
+    job = replace(job, encoded=job.encodes_once and encoder_is_frozen(model))
     parameters = Parameters.of(model)
     work = count_work(job, peft_config, model, parameters)
     measured: dict[tuple[torch.dtype, bool], tuple[int, int]] = {}
@@ -208,7 +211,15 @@ def measure_loss(
 ) -> tuple[int, int]:
     """Bytes of activations and of logits (or scores) in the loss and its backward."""
     count: Callable[..., int] = partial(
-        loss_bytes, job.model, job.loss_shapes, dtype, peft_config, job.checkpointing, autocast, job.task
+        loss_bytes,
+        job.model,
+        job.loss_shapes,
+        dtype,
+        peft_config,
+        job.checkpointing,
+        autocast,
+        job.task,
+        job.trained_parts,
     )
     activations = count()
     if job.task == "grpo":
@@ -327,6 +338,8 @@ def sampling_bytes(job: Job) -> int:
 def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, parameters: Parameters) -> Work:
     """FLOPs of an optimizer step by part, and what decoding moves in memory and launches.
 
+    A frozen encoder's are those of a step of the first epoch; later it has nothing to encode.
+
     The head of a backward: TRL's recomputes the logits, then takes their gradients (the other losses only the latter).
     """
     shapes, times, policy = job.loss_shapes, job.accumulation, networks(model)[0]
@@ -350,6 +363,8 @@ def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, param
         flops = {"reference": asked(reference) + head} | flops
     if job.task == "ppo":  # what was sampled, before anything is learnt from it
         flops = {"scoring": asked(policy) + head + asked(critic) + values} | flops
+    if job.encoded:
+        flops = {"encoder": count_flops(lambda: encoding(policy, job.prompts, job.frames))} | flops
     flops = {part: times * each for part, each in flops.items()}
     if not job.generates:
         return Work(flops)

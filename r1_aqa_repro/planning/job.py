@@ -60,6 +60,9 @@ class Job:
     accumulation: how often in a step.
     prompt_tokens: with the clip's `audio_tokens`. completion_tokens: of every completion (SFT: of the target).
     frames: log-mel frames encoded, trimmed or the whole window; 0 of text.
+    trained_parts: as `freeze` takes it; of an adapter `all`.
+    encodes_once: if the encoder is not trained, what it makes of a clip is kept for all the run.
+    encoded: so it is: a step's clips are encoded once, and only in the first epoch.
     shared: one packed row a prompt; otherwise a row a completion, with a clip of its own.
     reference: the starting model's log-probabilities are needed: of a second model, or with the adapter switched off.
     optimizer_copy: the optimizer's step makes another copy of its parameters (AdamW without `fused`).
@@ -96,6 +99,9 @@ class Job:
     updates: int = 1
     sampled: int | None = None
     entropy_gradient: bool = False
+    trained_parts: str = "all"
+    encodes_once: bool = False
+    encoded: bool = False
 
     @property
     def generates(self) -> bool:
@@ -128,14 +134,15 @@ class Job:
         return self._shapes(rows, length, length)
 
     def _shapes(self, rows: int, prefix: int, row_tokens: int) -> Shapes:
-        return Shapes(rows, rows if self.frames else 0, self.frames, self.audio_tokens, prefix, row_tokens)
+        clips = rows if self.frames else 0
+        return Shapes(rows, clips, self.frames, self.audio_tokens, prefix, row_tokens, self.encoded)
 
     @property
     def scored(self) -> int:
-        """Positions at which the head is computed for the loss: of GRPO the completions', of PPO one more of each, else
-        all."""
+        """Positions at which the head is computed for the loss: of GRPO the completions', of SFT on audio the targets',
+        of PPO one more of each, else all."""
         shapes = self.loss_shapes
-        if not self.generates:
+        if not self.generates and not self.frames:
             return shapes.rows * shapes.row_tokens
         return self.completions * (self.completion_tokens + (self.task == "ppo"))
 
@@ -157,8 +164,9 @@ def read_training(path: str, overrides: Sequence[str]) -> tuple[Training, ModelC
     hears = isinstance(sizes, Qwen2AudioConfig)
     kinds, parse = (_HEARING, parse_config) if hears else (_READING, parse_text_config)
     kind = min(kinds, key=lambda each: len(keys.keys() - {own.name for own in fields(each)}))
-    # bf16 is refused on a machine without a GPU, where a plan is made as well
-    _, training, model = parse(kind, ["--config", path, *overrides, "--use_cpu", "true"])
+    # bf16 is refused on a machine without a GPU, where a plan is made as well, and `auto` is meant for the GPUs
+    precision = ["--bf16", "true"] if keys.get("bf16") == "auto" else []
+    _, training, model = parse(kind, ["--config", path, *overrides, *precision, "--use_cpu", "true"])
     unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that is only counted
     problems = check_ppo(training, model) if isinstance(training, PPOConfig) else []
     if isinstance(training, RewardModelConfig):
@@ -272,6 +280,8 @@ def make_job(
         optimizer_copy=training.optim == "adamw_torch",
         quantised=model.load_in_4bit,
         nested=model.use_bnb_nested_quant,
+        trained_parts=getattr(training, "trained_parts", "all"),
+        encodes_once=hears and trimmed,
     )
 
 

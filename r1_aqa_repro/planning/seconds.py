@@ -62,7 +62,7 @@ def step_seconds(strategy: Strategy, job: Job, machine: Machine) -> dict[str, Ra
         computed = max(seconds["decoding"][0], work.decode_bytes / machine.bytes_per_second)
         low, high = (max(computed, work.decode_kernels * launch) for launch in machine.launch)
         seconds["decoding"] = (low, high) if machine.token is None else (tokens * machine.token,) * 2
-    hidden = sum(taken for part, (taken, _) in seconds.items() if part not in ("prefill", "decoding"))
+    hidden = sum(taken for part, (taken, _) in seconds.items() if part not in ("prefill", "decoding", "encoder"))
     for part, in_loss, apart in (
         ("sent between GPUs", *sent(strategy.engine, job, strategy.parameters, machine.link)),
         ("CPU to GPU", *(carried(job, strategy.parameters, machine.host_link) if offload else (0.0, 0.0))),

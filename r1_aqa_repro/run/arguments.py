@@ -15,7 +15,7 @@ from r1_aqa_repro.data.audio import CHANNELS
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.rewards.arguments import RewardArguments
 
-TRAINED_PARTS = ("all", "no_encoder", "projector")
+TRAINED_PARTS = ("all", "no_encoder", "projector", "language_model")
 CHECKS = ("decode", "headers")
 ADVANTAGE_FILTERS = ("none", "above_mean", "top_fraction")
 KEPT_OPTIMIZERS = ("all", "last")
@@ -92,11 +92,17 @@ class EvaluationArguments(HeldOutArguments):
 
 @dataclass
 class PartArguments:
-    """Learning rates of a Qwen2-Audio's parts; what is in none of them has `learning_rate`.
+    """Which of a Qwen2-Audio's parts are trained, and at which rates; what has no rate of its own has `learning_rate`.
 
     All follow the same schedule. With LoRA they are those of the adapter's matrices inside the part.
     """
 
+    trained_parts: str = key(
+        "all",
+        "all, as the paper; no_encoder: the audio encoder stays; projector: everything else stays; language_model: "
+        "encoder and projector stay.",
+        TRAINED_PARTS,
+    )
     encoder_learning_rate: float | None = key(None, "Of the audio encoder; learning_rate unless given.")
     projector_learning_rate: float | None = key(
         None, "Of the layer between encoder and language model; learning_rate unless given."
@@ -152,12 +158,6 @@ class GRPOArguments(CheckpointArguments):
 @dataclass
 class AudioGRPOArguments(PartArguments, EvaluationArguments, GRPOArguments):
     """GRPO on audio questions, with the evaluation while training."""
-
-    trained_parts: str = key(
-        "all",
-        "all, as the paper; no_encoder: the audio encoder stays; projector: everything else stays.",
-        TRAINED_PARTS,
-    )
 
 
 @dataclass

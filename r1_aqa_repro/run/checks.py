@@ -76,6 +76,9 @@ def check_settings(training: TrainingArguments, model: ModelConfig) -> list[Prob
     if model.attn_implementation not in (None, "sdpa"):
         what = f"{model.attn_implementation} does not take the shared-prefix mask for what it is"
         problems.append(Problem("attn_implementation", what, "Use sdpa."))
+    if model.use_peft and getattr(training, "trained_parts", "all") != "all":
+        what = f"{training.trained_parts} beside an adapter, which leaves everything but itself as it is"
+        problems.append(Problem("trained_parts", what, "Choose the adapter's modules with lora_target_modules."))
     if model.use_peft and getattr(model, "rope", None):
         what = "an adapter does not keep them: whoever loads it would get the base as it was"
         remedy = "Write them into the base's config.json, or leave use_peft out."
@@ -166,9 +169,6 @@ def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Pro
     if model.use_peft and model.lora_dropout:
         what = f"{model.lora_dropout}: completions would be scored by another model than the one that sampled them"
         problems.append(Problem("lora_dropout", what, "Set it to 0."))
-    if model.use_peft and getattr(training, "trained_parts", "all") != "all":
-        what = f"{training.trained_parts} beside an adapter, which leaves everything but itself as it is"
-        problems.append(Problem("trained_parts", what, "Choose the adapter's modules with lora_target_modules."))
     return problems
 
 

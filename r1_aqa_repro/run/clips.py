@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,11 @@ class Clips:
         except TypeError:
             remedy = "Delete it: clips that have failed will be heard again."
             raise Refused.because(str(file), "it is damaged", remedy) from None
+
+
+def as_heard(question: AudioQuestion, samples: np.ndarray, reason: str | None) -> AudioQuestion:
+    """The question with the name of what `Clips.hear` gave for its clip: the clip's own is not for silence."""
+    return question if reason is None else replace(question, audio_path=Path(f"silence-{len(samples)}"))
 
 
 class ClipWatch(TrainerCallback):

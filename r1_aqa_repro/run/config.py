@@ -8,14 +8,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
 
-from r1_aqa_repro.common.console import LARGEST
+from r1_aqa_repro.common.console import LARGEST, say
+from r1_aqa_repro.common.distributed import is_main_process
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.data.yaml_file import read_yaml
@@ -78,6 +81,7 @@ class TextGRPOConfig(TextGRPOArguments, SharedPrefixGRPOConfig):
     """GRPO on text prompts."""
 
 
+_TRUE = ("yes", "true", "t", "y", "1")  # as transformers reads a text
 _DERIVED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -103,6 +107,9 @@ def parse_text_config(
 def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
     """`--config FILE` and `--key value` pairs as these dataclasses; the command line overrides the file.
 
+    `bf16: auto` is true where the machine computes in bfloat16 by itself (`has_bf16`); the configuration holds what it
+    came to.
+
     Raises:
         Refused: an unreadable file, an unknown key, a derived key, or a value that does not fit.
     """
@@ -117,6 +124,8 @@ def parse_as(types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
         where = argv[position]
         content = read_yaml(where)
     typed = _typed(argv)
+    if typed.get("bf16", [content.get("bf16")]) == ["auto"]:
+        argv = _with_precision_of_machine(argv, typed.get("use_cpu", [content.get("use_cpu", False)]))
     derived = sorted((typed.keys() | content.keys()) & set(_DERIVED))
     if derived:
         remedy = "Set prompts_per_step and max_prompts_per_device (or examples_per_step and max_examples_per_device)."
@@ -247,6 +256,32 @@ def _check_values(content: dict[str, Any], types: Sequence[type], where: str) ->
         else:
             problems += _check_numbers(key, value, where, None if members else kind)
     return problems
+
+
+def has_bf16(on_cpu: bool) -> bool:
+    """Whether products of bfloat16 are one instruction here, so that they are faster than float32's: on the GPU, or on
+    a CPU with AVX512_BF16 or AMX."""
+    if on_cpu:
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.cuda.is_bf16_supported(False) if torch.cuda.is_available() else is_torch_bf16_gpu_available()
+
+
+def _with_precision_of_machine(argv: Sequence[str], use_cpu: Sequence[Any]) -> list[str]:
+    """The command line with what `bf16: auto`, in it or in the file, means here; given is the value of `use_cpu`.
+
+    Without a GPU transformers takes bf16 beside `use_cpu` alone.
+    """
+    on_cpu = not torch.accelerator.is_available() or use_cpu == [] or str(use_cpu[0]).lower() in _TRUE
+    found = str(has_bf16(on_cpu)).lower()
+    if is_main_process():
+        say(f"bf16: auto is {found} on this {'CPU' if on_cpu else 'GPU'}")
+    others = [
+        part
+        for before, part in pairwise(["", *argv])
+        if part != "--bf16" and not part.startswith("--bf16=") and (before != "--bf16" or part.startswith("--"))
+    ]
+    return [*others, "--bf16", found, *(["--use_cpu", "true"] if on_cpu else [])]
 
 
 def _hints(types: Sequence[type]) -> dict[str, Any]:

@@ -165,9 +165,9 @@ class AudioQuestions(Kind[AudioQuestion]):
         model: ModelConfig,
         config: PreTrainedConfig,
     ) -> int:
-        """Of `EncodedAudio`, which GRPO fills where the audio encoder is not trained."""
+        """Of `EncodedAudio`, which is filled where the audio encoder is not trained."""
         trains_encoder = getattr(training, "trained_parts", "all") == "all" and not model.use_peft
-        if getattr(training, "sharing", "off") == "off" or trains_encoder:
+        if getattr(training, "sharing", "auto") == "off" or trains_encoder:
             return 0
         seconds = map(self.clips.seconds, {question.audio_path for question in records})
         return encoded_bytes(seconds, config.audio_config, training.bf16)

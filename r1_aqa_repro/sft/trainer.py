@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.model.inputs import IGNORE, pad_right, process, target_ids
+from r1_aqa_repro.model.encoded_audio import EncodedAudio
+from r1_aqa_repro.model.inputs import AUDIO_KEYS, IGNORE, ModelInputs, pad_right, process, target_ids
+from r1_aqa_repro.model.loading import base_of
 from r1_aqa_repro.run.callbacks import StopAtLoss
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
-from r1_aqa_repro.run.clips import Clips, ClipWatch
+from r1_aqa_repro.run.clips import Clips, ClipWatch, as_heard
 from r1_aqa_repro.run.config import AudioSFTConfig
 from r1_aqa_repro.run.evaluating import EvaluatingTrainer
 from r1_aqa_repro.run.part_rates import PartRatesTrainer
@@ -25,8 +28,11 @@ from r1_aqa_repro.run.part_rates import PartRatesTrainer
 class SFTCollator:
     """Questions to a batch: prompt, target and end of turn, padded on the right; only target and end are labelled.
 
-    Beside the tensors it holds the `questions` and, for each, why its clip is not heard (`reasons`), which the trainer
-    takes out: whoever loads batches ahead, in a process of its own, does not know in which step they will be learned.
+    Each clip is there once, whatever the number of its questions: `clip_of_row` says which belongs to which row.
+
+    Beside the tensors it holds the `questions`, why the clip of each is not heard (`reasons`), and a question of each
+    clip `as_heard`, which the trainer takes out: whoever loads batches ahead, in a process of its own, has no encoder
+    and does not know in which step they will be learned.
     """
 
     def __init__(self, processor: ProcessorMixin, prompt_style: str, audio_channel: str, clips: Clips):
@@ -34,7 +40,12 @@ class SFTCollator:
         self.clips = clips
 
     def __call__(self, questions: list[AudioQuestion]) -> dict[str, Any]:
-        clips = [self.clips.hear(question, self.audio_channel, self.processor) for question in questions]
+        paths = [question.audio_path for question in questions]
+        row_of = {path: paths.index(path) for path in paths}  # its first
+        heard = {
+            path: self.clips.hear(questions[row], self.audio_channel, self.processor) for path, row in row_of.items()
+        }
+        clips = [heard[path] for path in paths]
         conversations = [build_messages(question, self.prompt_style) for question in questions]
         inputs = process(self.processor, conversations, [samples for samples, _ in clips])
         tokenizer = self.processor.tokenizer
@@ -44,14 +55,20 @@ class SFTCollator:
             "input_ids": pad_right([prompt + target for prompt, target in rows], tokenizer.pad_token_id),
             "attention_mask": pad_right([[1] * (len(prompt) + len(target)) for prompt, target in rows], 0),
             "labels": pad_right([[IGNORE] * len(prompt) + target for prompt, target in rows], IGNORE),
-            **inputs.audio("cpu"),
+            **inputs.audio("cpu", torch.tensor(list(row_of.values()))),
+            "clip_of_row": torch.tensor([list(row_of).index(path) for path in paths]),
             "questions": questions,
             "reasons": [reason for _, reason in clips],
+            "heard": [as_heard(questions[row], *heard[path]) for path, row in row_of.items()],
         }
 
 
 class AudioSFTTrainer(PartRatesTrainer, EvaluatingTrainer, ResumableTrainer, Trainer):
-    """Trainer whose loss is the mean cross-entropy over all labelled tokens of the optimizer step, of clips heard."""
+    """Trainer whose loss is the mean cross-entropy over all labelled tokens of the optimizer step, of clips heard.
+
+    The model, from `loading`, computes logits where a labelled token is predicted and nowhere else. A clip is encoded
+    once a batch, and once a run if the encoder is not trained.
+    """
 
     def __init__(
         self,
@@ -64,7 +81,7 @@ class AudioSFTTrainer(PartRatesTrainer, EvaluatingTrainer, ResumableTrainer, Tra
         clips: Clips | None = None,
         **kwargs: Any,
     ):
-        self.clips = clips or Clips(Path(str(args.output_dir)))
+        self.clips, self.audio_channel = clips or Clips(Path(str(args.output_dir))), audio_channel
         super().__init__(
             model=model,
             args=args,
@@ -77,6 +94,8 @@ class AudioSFTTrainer(PartRatesTrainer, EvaluatingTrainer, ResumableTrainer, Tra
         if args.stop_at_loss is not None:
             self.add_callback(StopAtLoss(args.stop_at_loss))
         self.add_callback(ClipWatch(self.clips, len(questions)))
+        encoder = base_of(self.model).model.audio_tower
+        self._encoded = EncodedAudio.of_run(args.output_dir, encoder, self.accelerator)
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
@@ -87,15 +106,36 @@ class AudioSFTTrainer(PartRatesTrainer, EvaluatingTrainer, ResumableTrainer, Tra
             batch["labels"][torch.tensor(lost)] = IGNORE
         return super()._get_num_items_in_batch(batch_samples, device)
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        heard = inputs.pop("heard")
+        if self._encoded is not None:
+            clips = ModelInputs([], *(inputs[key] for key in AUDIO_KEYS))
+            inputs["input_features"] = self._encoded(clips, heard, self.audio_channel).input_features
+        return super()._prepare_inputs(inputs)
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own, with `labels` as `token_loss` takes them."""
+        following = inputs["labels"][:, 1:]
+        is_target = following != IGNORE
+        inputs["labels"] = following[is_target]
+        inputs["scored"] = pad(is_target, (0, 1))  # nothing follows the last position
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
 
 def token_loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
     """Sum over this batch's labelled tokens, divided by those of the whole step on all processes.
 
+    Args:
+        outputs: with `logits` [1, S, vocabulary] of the S positions before labelled tokens.
+        labels: int64 [S], those tokens.
+        num_items_in_batch: labelled tokens of the step; None: of this batch.
+
     Qwen2-Audio's own loss averages over the batch at hand and ignores `num_items_in_batch`, which Trainer takes every
     model with keyword arguments to honour: with accumulation its gradient would be too large.
     """
     if num_items_in_batch is not None:  # none at all, if every clip of a step is lost
         num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
-    return ForCausalLMLoss(outputs.logits, labels, outputs.logits.size(-1), num_items_in_batch)
+    logits = outputs.logits
+    return ForCausalLMLoss(logits, None, logits.size(-1), num_items_in_batch, shift_labels=labels)

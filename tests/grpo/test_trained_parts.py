@@ -28,6 +28,7 @@ def moved(trainer: Any, start: dict[str, torch.Tensor]) -> set[str]:
         ("all", {"audio_tower", "multi_modal_projector", "language_model", "lm_head"}),
         ("no_encoder", {"multi_modal_projector", "language_model", "lm_head"}),
         ("projector", {"multi_modal_projector"}),
+        ("language_model", {"language_model", "lm_head"}),
     ],
 )
 def test_what_moves(parts: str, expected: set[str], make_trainer: Any, model_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.embedded.tiny_model import Geometry, build_tiny_qwen2_audio
 from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model import loading
-from r1_aqa_repro.model.inputs import question_inputs
+from r1_aqa_repro.model.inputs import question_inputs, target_ids
 from r1_aqa_repro.planning import estimate
 from r1_aqa_repro.planning.counting import Operations, build_model
 from r1_aqa_repro.planning.estimate import Memory, Parameters, kv_cache_bytes, memory_of, strategies
@@ -31,7 +32,8 @@ from r1_aqa_repro.planning.geometries import (
     qwen2_audio_7b_config,
 )
 from r1_aqa_repro.planning.job import Job
-from r1_aqa_repro.run.config import AudioGRPOConfig
+from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig
+from r1_aqa_repro.sft.trainer import AudioSFTTrainer
 from scripts.bench_grpo_step import KERNELS
 
 # large enough that the model's tensors, not bookkeeping, fill the memory; small enough for two steps in seconds
@@ -224,6 +226,51 @@ def test_flops_of_a_real_training_step(measured_folder: Path, questions: list[Au
     print(f"FLOPs a step: predicted {sum(estimated.work.flops.values()):.4e}, counted {counted:.4e}")
     # they are 0.2 % apart; the rest is room for completions that end early, which other random numbers may bring
     assert sum(estimated.work.flops.values()) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    ["all", "no_encoder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("projector", "language_model"))],
+)
+def test_flops_of_a_real_step_of_sft(
+    parts: str, measured_folder: Path, questions: list[AudioQuestion], tmp_path: Path
+) -> None:
+    """Copies of one question about copies of its clip: a step that meets each, and a step of the second epoch."""
+    asked = [replace(questions[-1], id=f"copy-{each}", audio_path=tmp_path / f"{each}.wav") for each in range(4)]
+    for each in asked:
+        shutil.copy(questions[-1].audio_path, each.audio_path)
+    args = AudioSFTConfig(
+        output_dir=str(tmp_path / "run"), max_steps=2, examples_per_step=4, max_examples_per_device=2,
+        trained_parts=parts, optim="adamw_torch", save_strategy="no", report_to="none", bf16=False,
+        activation_checkpointing=False, dataloader_pin_memory=False, use_cpu=True,
+    )  # fmt: skip
+    model, processor = loading.load(measured_folder)
+    loading.freeze(model, parts)
+    inputs = question_inputs(processor, asked[:1], "answer")
+    [prompt_ids] = inputs.prompt_ids
+    planned = job(
+        task="sft", model=model.config, num_processes=1, prompts=2, completions=2, accumulation=2,
+        prompt_tokens=len(prompt_ids), completion_tokens=len(target_ids(processor.tokenizer, asked[0], "answer")),
+        audio_tokens=prompt_ids.count(model.config.audio_token_id),
+        frames=inputs.audio("cpu")["input_features"].size(-1), shared=False, reference=False, bf16=False,
+        gather_for_generation=False, optimizer_copy=False, trained_parts=parts, encodes_once=True,
+    )  # fmt: skip
+    (estimated,) = strategies(planned, [None], ["ddp"])
+    flops, counted = estimated.work.flops, []
+
+    class Counting(AudioSFTTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter, sdpa_kernel(SDPBackend.MATH):
+                loss = super().training_step(*args, **kwargs)
+            counted.append(counter.get_total_flops())
+            return loss
+
+    Counting(model, args, asked, processor, "answer").train()
+    first, second = sum(counted[:2]), sum(counted[2:])
+    print(f"FLOPs a step: predicted {flops}, counted {first:.5e} and {second:.5e}")
+    assert sum(flops.values()) == pytest.approx(first, rel=1e-4)
+    assert flops["policy"] == pytest.approx(second, rel=1e-4)  # what has been encoded is there
+    assert ("encoder" in flops) == (parts != "all")
 
 
 def test_checkpointing_and_sharing_move_the_estimate(measured_folder: Path) -> None:

@@ -106,7 +106,7 @@ SETTINGS = [
     ("audio grpo", ["--trained_parts", "no_encoder", "--loss_type", "dapo", "--scale_rewards", "batch"]),
     ("audio grpo", ["--sharing", "off", "--loss_type", "dr_grpo", "--dynamic_sampling", "2"]),
     ("audio sft", []),
-    ("audio sft", ["--dataloader_num_workers", "1"]),
+    ("audio sft", ["--trained_parts", "no_encoder", "--dataloader_num_workers", "1"]),
 ]
 
 

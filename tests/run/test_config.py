@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import TrainingArguments
 from transformers.integrations import HfDeepSpeedConfig
@@ -23,6 +24,7 @@ from r1_aqa_repro.run.config import (
     SharedPrefixGRPOConfig,
     TextGRPOConfig,
     TextSFTConfig,
+    has_bf16,
     parse_as,
 )
 from tests.conftest import ROOT
@@ -172,6 +174,39 @@ class TestPrecedence:
     @pytest.mark.parametrize("text", ["sharing: off", "sharing: 'off'"])
     def test_off_is_a_word_though_yaml_reads_false(self, config_file, text, kind):
         assert parsed(kind, "--config", config_file(text))[1].sharing == "off"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("instruction", ["avx512_bf16", "amx_bf16", None])
+    def test_bf16_auto_is_what_the_cpu_has(self, config_file, kind, instruction, monkeypatch, capsys):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, str(instruction): True})
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        training = parse_as(KINDS[kind], ["--config", config_file("bf16: auto")])[1]
+        assert (training.bf16, training.use_cpu) == (instruction is not None, True)
+        assert f"bf16: auto is {str(training.bf16).lower()} on this CPU" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("argv", "expected"),
+        [
+            (["--bf16", "auto", "--beta", "0.1"], True),
+            (["--beta", "0.1", "--bf16=auto"], True),
+            (["--beta", "0.1", "--bf16", "false"], False),
+        ],
+    )
+    def test_the_command_line_decides_on_bf16_too(self, config_file, argv, expected, monkeypatch):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        file = config_file("bf16: auto\nuse_cpu: true")
+        training = parse_as(KINDS["grpo"], ["--config", file, *argv])[1]
+        assert (training.bf16, training.beta) == (expected, 0.1)
+
+    @pytest.mark.parametrize("native", [True, False])
+    def test_bf16_auto_on_a_gpu_leaves_out_what_it_emulates(self, native, monkeypatch):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not native})
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
+        )
+        assert has_bf16(on_cpu=False) == native
+        assert has_bf16(on_cpu=True) != native
 
     def test_rewards_follow_from_what_is_rewarded(self):
         assert parsed("grpo")[1].reward_funcs == ["accuracy", "format"]
