@@ -105,7 +105,12 @@ def test_the_gradient_is_that_of_all_logits_and_of_a_clip_a_question(
     parts: str, asked: list[AudioQuestion], model_folder: Path, tmp_path: Path, encoded: list[int]
 ) -> None:
     """A step of SGD at a rate of 1 is the gradient; the model's own loss takes logits everywhere, and a clip a row."""
-    settings = {"learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "trained_parts": parts}
+    settings: dict[str, Any] = {
+        "learning_rate": 1.0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "trained_parts": parts,
+    }
     trainer = one_step(model_folder, tmp_path, asked, **settings)
     assert encoded == ([3] if parts == "all" else [1, 1, 1])
 
@@ -120,9 +125,7 @@ def test_the_gradient_is_that_of_all_logits_and_of_a_clip_a_question(
     for name, start in model.named_parameters():
         expected = start.detach() if start.grad is None else start.detach() - start.grad
         # float32 sums in another order; gradients are up to 0.5, and most weights 0.02
-        torch.testing.assert_close(
-            moved[name].detach(), expected, atol=2e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(moved[name].detach(), expected, atol=2e-6, rtol=1e-5)
 
 
 def test_the_head_is_computed_where_a_token_is_learned(
@@ -148,7 +151,7 @@ def test_the_head_is_computed_where_a_token_is_learned(
 
 
 def test_the_command_trains_the_parts_it_is_told(model_folder: Path, manifest: Path, tmp_path: Path) -> None:
-    given = {"train_file": manifest, "model_name_or_path": model_folder, "output_dir": tmp_path}
+    given: dict[str, Any] = {"train_file": manifest, "model_name_or_path": model_folder, "output_dir": tmp_path}
     given |= {"trained_parts": "language_model", "examples_per_step": 4, "max_steps": 1, "learning_rate": 0.1}
     given |= {"optim": "sgd", "report_to": "none", "use_cpu": True, "dataloader_pin_memory": False}
     assert train_sft.main([part for key, value in given.items() for part in (f"--{key}", str(value))]) == 0
@@ -166,7 +169,7 @@ def test_a_frozen_encoder_encodes_a_clip_once_a_run_and_once_over_a_resume(
 ) -> None:
     """Four steps of three questions; the weights of a run that encodes at every step, and bytes that a resume keeps."""
     settings: dict[str, Any] = {"trained_parts": "no_encoder", "examples_per_step": 3, "max_steps": 4}
-    saving = {"save_strategy": "steps", "save_steps": 2}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
     cached = one_step(model_folder, tmp_path / "run", asked, **settings, **saving)
     assert encoded == [1, 1, 1]
     assert len(list((tmp_path / "run" / ENCODED).glob("*/*.safetensors"))) == 3
