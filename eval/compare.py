@@ -6,6 +6,7 @@
 Each run is the folder of an evaluation, or a file of predictions with --data. Every run is compared with the first one:
 the difference of their accuracies with a bootstrap interval over questions, McNemar's exact test, and the groups
 in which they differ. A question that was asked repeatedly counts once, with the share of its answers that are right.
+Where several questions share a clip, the bootstrap resamples clips and the test swaps whole clips.
 
 Exit codes: 0 done; 2 refused, above all if the runs are not on the same questions; 3 done, but more than half of
 a run's answers are missing.
@@ -13,7 +14,7 @@ a run's answers are missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,21 @@ from eval.matcher import MATCHERS
 from eval.report.markdown import print_markdown
 from eval.report.rendering import render
 from eval.score_predictions import background_of, read_predictions
-from eval.scores import GROUPS, by_label, mostly_missing, read_scores, read_verdicts, score, shares_right, tally
+from eval.scores import (
+    GROUPS,
+    by_label,
+    mostly_missing,
+    read_scores,
+    read_verdicts,
+    sample_size,
+    score,
+    shares_right,
+    tally,
+)
 from r1_aqa_repro.common.console import Options, not_negative, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
 from r1_aqa_repro.common.files import LOCK, output_folder, sole_use, write_atomically, write_json
-from r1_aqa_repro.common.intervals import mcnemar, paired_gain
+from r1_aqa_repro.common.intervals import paired_gain, paired_test
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
 SEED = 0
@@ -135,6 +146,7 @@ def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -
     if not common:
         raise Refused.because(" / ".join(run.name for run in runs), "no question is common to all", "Choose others.")
     questions = [first.questions[question_id] for question_id in common]
+    clips = [question.audio_path for question in questions]
     verdicts = [[run.verdicts[question_id] for question_id in common] for run in runs]
     return {
         "n": len(common),
@@ -142,7 +154,7 @@ def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -
         "versions": versions,
         "seed": seed,
         "runs": [
-            {"name": run.name, **{matcher: tally([row[matcher] for row in rows]) for matcher in MATCHERS}}
+            {"name": run.name, **{matcher: tally([row[matcher] for row in rows], clips) for matcher in MATCHERS}}
             for run, rows in zip(runs, verdicts, strict=True)
         ],
         "comparisons": [
@@ -157,31 +169,34 @@ def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -
     }
 
 
-def difference(before: Sequence[float], after: Sequence[float], seed: int = SEED) -> dict[str, Any]:
+def difference(
+    before: Sequence[float], after: Sequence[float], clips: Sequence[Hashable], seed: int = SEED
+) -> dict[str, Any]:
     """Difference of two runs on the same questions.
 
     Args:
         before, after: verdicts, one a question; a share 0-1 if it was asked repeatedly.
+        clips: the clip of each question.
         seed: of the bootstrap.
 
     Returns:
-        `n`; `first`, `second` (accuracies), `difference` and `ci95` in percent and points; `first_only`,
-        `second_only`: questions on which one run is better (without repeats: alone right); `p`: of McNemar's exact
-        test on these two counts (with repeats: the sign test).
+        `n`, and `clips` if there are fewer; `first`, `second` (accuracies), `difference` and `ci95` in percent and
+        points; `first_only`, `second_only`: questions on which one run is better (without repeats: alone right); `p`:
+        of McNemar's exact test on these two counts (with repeats: the sign test), or of `intervals.paired_test` over
+        clips.
     """
-
-    gain, low, high = paired_gain(before, after, seed=seed)
+    gain, low, high = paired_gain(before, after, clips, seed=seed)
     first_only = sum(one > other for one, other in zip(before, after, strict=True))
     second_only = sum(one < other for one, other in zip(before, after, strict=True))
     return {
-        "n": len(before),
+        **sample_size(clips),
         "first": 100 * sum(before) / len(before),
         "second": 100 * sum(after) / len(after),
         "difference": 100 * gain,
         "ci95": [100 * low, 100 * high],
         "first_only": first_only,
         "second_only": second_only,
-        "p": mcnemar(first_only, second_only),
+        "p": paired_test(before, after, clips),
     }
 
 
@@ -198,21 +213,19 @@ def _pair(
 ) -> dict[str, Any]:
     """Two runs as a whole, by matcher and by every grouping; `better` and `worse` name the questions."""
 
-    first, second = ([row["official"] for row in rows] for rows in (before, after))
-    result: dict[str, Any] = {
-        "total": difference(first, second, seed),
-        "matchers": {
-            name: difference([row[name] for row in before], [row[name] for row in after], seed) for name in MATCHERS
-        },
-    }
+    clips = [question.audio_path for question in questions]
+
+    def on(rows: Sequence[int], matcher: str = "official") -> dict[str, Any]:
+        first, second = ([run[row][matcher] for row in rows] for run in (before, after))
+        return difference(first, second, [clips[row] for row in rows], seed)
+
+    everything = range(len(questions))
+    result: dict[str, Any] = {"total": on(everything), "matchers": {name: on(everything, name) for name in MATCHERS}}
     for key in GROUPS:
-        result[key] = {
-            label: difference([first[index] for index in rows], [second[index] for index in rows], seed)
-            for label, rows in by_label(questions, key).items()
-        }
-    triples = list(zip(questions, first, second, strict=True))
-    result["better"] = [question.id for question, one, other in triples if other > one]
-    result["worse"] = [question.id for question, one, other in triples if other < one]
+        result[key] = {label: on(rows) for label, rows in by_label(questions, key).items()}
+    triples = list(zip(questions, before, after, strict=True))
+    result["better"] = [question.id for question, one, other in triples if other["official"] > one["official"]]
+    result["worse"] = [question.id for question, one, other in triples if other["official"] < one["official"]]
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from eval.matcher import MATCHERS, verdicts
 from eval.predictions import Prediction
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import read_json
-from r1_aqa_repro.common.intervals import wilson
+from r1_aqa_repro.common.intervals import effective_size, wilson
 from r1_aqa_repro.data.answers import follows_format, named_choice
 from r1_aqa_repro.data.mmau_versions import baselines
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -36,7 +36,7 @@ def score(
     Every question counts once, however often it was asked: if it was asked repeatedly, its verdict is the share of
     its answers that are right. `n` is therefore always a number of questions, `correct` need not be whole, and
     `accuracy` = 100 `correct` / `n` is the mean over the repeats. `missing` and `unparsed` count answers, of the
-    `asked` ones.
+    `asked` ones. Questions with the same `audio_path` are about one clip, and intervals take clips as independent.
 
     Args:
         questions: every question that was to be answered, each with its answer. One without a prediction is wrong.
@@ -61,6 +61,7 @@ def score(
         for name in MATCHERS
     }
     shares = {name: [sum(row) / times for row in rows] for name, rows in right.items()}
+    clips = [question.audio_path for question in questions]
     official = shares["official"]
     everything = [one for row in asked for one in row]
     statuses = [_status(one) for one in everything]
@@ -76,16 +77,19 @@ def score(
         "asked": len(everything),
         "missing": statuses.count("absent") + statuses.count("no_audio"),
         "unparsed": statuses.count("unparsed"),
-        "total": tally(official),
+        "total": tally(official, clips),
         **{
-            key: {label: tally([official[row] for row in rows]) for label, rows in by_label(questions, key).items()}
+            key: {
+                label: tally([official[row] for row in rows], [clips[row] for row in rows])
+                for label, rows in by_label(questions, key).items()
+            }
             for key in GROUPS
         },
-        "matchers": {name: tally(shares[name]) for name in MATCHERS},
+        "matchers": {name: tally(shares[name], clips) for name in MATCHERS},
         "disagreements": sum(len({tuple(right[name][index]) for name in MATCHERS}) > 1 for index in range(len(asked))),
         "format_rate": None if style is None else sum(_has_format(one, style) for one in everything) / len(everything),
         "baselines": baselines(questions),
-        "repeats": _repeats(right["official"]),
+        "repeats": _repeats(right["official"], clips),
         "no_audio": ids_with("no_audio"),
         "missing_ids": ids_with("absent", "no_audio"),
         "unparsed_ids": ids_with("unparsed"),
@@ -109,20 +113,31 @@ def unscored(questions: Sequence[AudioQuestion], predictions: Predictions, versi
     }
 
 
-def tally(shares: Sequence[float]) -> dict[str, Any]:
+def tally(shares: Sequence[float], clips: Sequence[Hashable]) -> dict[str, Any]:
     """Correct, n, accuracy and its 95 % Wilson interval (see `intervals.wilson`), the latter two in percent.
+
+    Where questions share clips there is `clips`, their number, and the interval is that of so many independent
+    questions as `intervals.effective_size` says.
 
     Args:
         shares: of each question's answers, how many are right: 0 or 1 if it was asked once.
+        clips: the clip of each question.
     """
     correct = round(math.fsum(shares), 9)  # thirds add up to whole numbers
-    low, high = wilson(correct, len(shares))
+    low, high = wilson(correct, len(shares), effective_size(shares, clips))
     return {
         "correct": int(correct) if correct.is_integer() else correct,
-        "n": len(shares),
+        **sample_size(clips),
         "accuracy": 100 * correct / len(shares),
         "ci95": [100 * low, 100 * high],
     }
+
+
+def sample_size(clips: Sequence[Hashable]) -> dict[str, int]:
+    """`n`, the number of questions, and `clips`, that of their clips, where there are fewer; `clips` has one of each
+    question."""
+    distinct = len(set(clips))
+    return {"n": len(clips)} | ({"clips": distinct} if distinct < len(clips) else {})
 
 
 def surviving(scores: Mapping[str, Any], without_audio: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,9 +260,9 @@ def _status(prediction: Prediction | None) -> str:
     return "absent" if prediction is None else prediction.status
 
 
-def _repeats(right: Sequence[Sequence[bool]]) -> dict[str, Any]:
+def _repeats(right: Sequence[Sequence[bool]], clips: Sequence[Hashable]) -> dict[str, Any]:
     """Accuracy and interval of each repeat in percent, and their mean and spread (sample standard deviation)."""
-    tallies = [tally(column) for column in zip(*right, strict=True)]
+    tallies = [tally(column, clips) for column in zip(*right, strict=True)]
     accuracies = [one["accuracy"] for one in tallies]
     return {
         "count": len(accuracies),
@@ -271,8 +286,8 @@ def _permutation(
     `always_right`: questions of which all answers are right. `by_place`: by the place, from 1, at which the right
     choice stood: a question counts once, with the share of these of its answers that are right.
     """
-    same, always, orders = [], [], 0
-    places: dict[int, list[float]] = {}
+    same, always, reordered, orders = [], [], [], 0
+    places: dict[int, list[tuple[float, Hashable]]] = {}  # (share, clip) of each question
     for question, row, hits in zip(questions, asked, right, strict=True):
         seen = {tuple(choices_as_asked(question, one)) for one in row if one is not None}
         orders = max(orders, len(seen))
@@ -282,16 +297,17 @@ def _permutation(
                 place = list(choices_as_asked(question, one)).index(question.answer) + 1
                 of_place.setdefault(place, []).append(hit)
         for place, there in of_place.items():
-            places.setdefault(place, []).append(sum(there) / len(there))
+            places.setdefault(place, []).append((sum(there) / len(there), question.audio_path))
         if len(seen) > 1:
             named = {choice_named(question, one) for one in row}
             same.append(len(named) == 1 and None not in named)
             always.append(all(hits))
+            reordered.append(question.audio_path)
     return {
         "orders": orders,
-        "same_choice": tally(same) if same else None,
-        "always_right": tally(always) if always else None,
-        "by_place": {str(place): tally(shares) for place, shares in sorted(places.items())},
+        "same_choice": tally(same, reordered) if same else None,
+        "always_right": tally(always, reordered) if always else None,
+        "by_place": {str(place): tally(*zip(*there, strict=True)) for place, there in sorted(places.items())},
     }
 
 

@@ -172,14 +172,16 @@ def summary(run: Path, folder: Path, points: Sequence[Point]) -> dict[str, Any]:
     last = ranked[-1]
     own_final = [_record(point, folder) for point in points if point.step is None]
     final = own_final[0] if own_final else last.name if (run / _FINAL).is_dir() else None
-    gain, low, high = (100 * value for value in paired_gain(last.right(), best.right()))
+    clips = [question.audio_path for question in last.evaluation.questions]
+    gain, low, high = (100 * value for value in paired_gain(last.right(), best.right(), clips))
     scores, evaluation = last.scores, points[-1].evaluation
     compared = against_published(scores, evaluation.settings)
     sentences = [f"{_said('Best', best)}; {_said('last', last)}."]
     if best is not last:
+        bootstrap = "paired bootstrap over clips" if "clips" in scores["total"] else "paired bootstrap"
         sentences.append(
             f"On the same questions the best is {gain:+.1f} points from the last, 95 % interval "
-            f"[{low:+.1f}, {high:+.1f}] (paired bootstrap, which does not allow for the picking)."
+            f"[{low:+.1f}, {high:+.1f}] ({bootstrap}, which does not allow for the picking)."
         )
     if len(ranked) > 1:
         sentences.append(_CAUTION)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -68,6 +68,11 @@ def interval(ci95: Sequence[float]) -> str:
     return "{:.1f} to {:.1f}".format(*ci95)
 
 
+def sample(tally: Mapping[str, Any]) -> str:
+    """Such as `300 questions`, or `300 questions about 100 clips` where several share one."""
+    return f"{tally['n']} questions" + (f" about {tally['clips']} clips" if "clips" in tally else "")
+
+
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
@@ -80,6 +85,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "md": markdown,
         "interval": interval,
+        "sample": sample,
         "percent": "{:.2f}".format,
         "p_value": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.1e}",
         "number": lambda correct: str(correct) if isinstance(correct, int) else f"{correct:.2f}",

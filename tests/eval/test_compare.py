@@ -40,7 +40,7 @@ def runs_of(tmp_path, data, *right, **more):
 def test_hand_computed_difference():
     before = [True, True, True, False, False, False, False, False]
     after = [True, True, False, True, True, True, True, True]
-    one = difference(before, after)
+    one = difference(before, after, range(8))
     assert (one["n"], one["first"], one["second"], one["difference"]) == (8, 37.5, 87.5, 50.0)
     assert (one["first_only"], one["second_only"]) == (1, 5)
     assert one["p"] == pytest.approx(14 / 64)  # 2 * (1 + 6) / 2^6
@@ -49,7 +49,7 @@ def test_hand_computed_difference():
 
 
 def test_repeats_are_averaged_a_question_first():
-    one = difference([0.25, 0.5, 1.0, 0.0], [0.75, 0.5, 0.75, 1.0])
+    one = difference([0.25, 0.5, 1.0, 0.0], [0.75, 0.5, 0.75, 1.0], range(4))
     assert one["difference"] == pytest.approx(100 * (0.5 + 0 - 0.25 + 1) / 4)
     assert (one["first_only"], one["second_only"]) == (1, 2)
 

@@ -104,7 +104,7 @@ def test_equal_repeats_change_no_figure():
     ],
 )
 def test_whole_numbers_stay_whole(shares, correct):
-    found = tally(shares)["correct"]
+    found = tally(shares, range(len(shares)))["correct"]
     assert (found, type(found)) == (correct, type(correct))
 
 
