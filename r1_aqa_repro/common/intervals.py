@@ -60,7 +60,7 @@ def effective_size(shares: Sequence[float], clusters: Sequence[Hashable]) -> flo
     mean as a ratio of two sums over k clusters, linearised, over the variance of the mean of n independent questions;
     at least 1. As the variance is an estimate from k clusters, the size is also multiplied by (t(n - 1) / t(k - 1))^2,
     the 97.5 % quantiles of Student's t (Korn and Graubard 1998, Survey Methodology 24). If no cluster is shared, the
-    result is n. Of the intervals for such a size Franco and others 2019 (Journal of Survey Statistics and Methodology 7)
+    result is n. Of intervals for such a size Franco and others 2019 (Journal of Survey Statistics and Methodology 7)
     recommend Wilson's.
 
     If all shares are equal, or there is a single cluster, there is no such estimate. The questions of a cluster are

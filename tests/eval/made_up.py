@@ -31,6 +31,11 @@ def make_questions(n, **fields):
     ]
 
 
+def about_clips(questions, each):
+    """The questions, so many in a row about one clip."""
+    return [replace(one, audio_path=Path(f"/clips/{index // each}.wav")) for index, one in enumerate(questions)]
+
+
 def predictions_of(questions, completions, orders=()):
     """Predictions by question and repeat.
 

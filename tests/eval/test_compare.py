@@ -8,7 +8,7 @@ import pytest
 from eval.compare import compare, difference, main, markdown, read_run
 from eval.score_predictions import score_file
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.intervals import paired_gain
+from r1_aqa_repro.common.intervals import paired_gain, paired_test
 from tests.eval.made_up import CHOICES, mmau_records
 from tests.files import write_json
 
@@ -52,6 +52,52 @@ def test_repeats_are_averaged_a_question_first():
     one = difference([0.25, 0.5, 1.0, 0.0], [0.75, 0.5, 0.75, 1.0], range(4))
     assert one["difference"] == pytest.approx(100 * (0.5 + 0 - 0.25 + 1) / 4)
     assert (one["first_only"], one["second_only"]) == (1, 2)
+
+
+def test_hand_computed_difference_of_questions_about_two_clips():
+    """The second run gains two questions on each clip: swapping both verdicts of a clip leaves 4, 0, 0 or -4."""
+    one = difference([0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0], "aaabbb")
+    assert (one["n"], one["clips"], one["first_only"], one["second_only"]) == (6, 2, 0, 4)
+    assert one["p"] == pytest.approx(2 / 4)
+    assert one["ci95"] == pytest.approx([100 * 4 / 6] * 2)  # both gained as much
+    assert difference([0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0], range(6))["p"] == pytest.approx(2 / 2**4)
+
+
+def test_clips_are_drawn_and_swapped_where_questions_share_them(tmp_path, data):
+    """Questions 0 to 5 are about one clip, 6 to 8 about another, the others about one each; a task has a question or
+    two of the first."""
+    records = mmau_records(12)
+    for index, record in enumerate(records):
+        record["audio_id"] = f"./{('a' * 6 + 'b' * 3 + 'cde')[index]}.wav"
+    shared = write_json(tmp_path / "shared.json", records)
+    right = [{0, 1, 2, 8}, {0, 1, 3, 4, 5, 6, 7, 10}]
+    folders = [tmp_path / name for name in ("own", "shared")]
+    for folder in folders:
+        folder.mkdir()
+    of_own, of_shared = (
+        compare(runs_of(folder, file, *right)) for folder, file in zip(folders, (data, shared), strict=True)
+    )
+    own, total = (one["comparisons"][0]["total"] for one in (of_own, of_shared))
+    verdicts = [[float(index in one) for index in range(12)] for one in right]
+    clips = "a" * 6 + "b" * 3 + "cde"
+    assert (total["n"], total["clips"]) == (12, 5)
+    assert total["ci95"] == [100 * bound for bound in paired_gain(*verdicts, clips)[1:]]
+    assert total["p"] == paired_test(*verdicts, clips)
+    assert own["p"] == paired_test(*verdicts)
+    for key in ("n", "first", "second", "difference", "first_only", "second_only"):
+        assert own[key] == total[key]
+    assert of_shared["comparisons"][0]["task"]["sound"]["clips"] == 3  # questions 0 and 3, 6, 9
+    assert of_shared["runs"][0]["official"]["clips"] == 5
+    assert "clips" not in json.dumps(of_own)
+    report = markdown(of_shared)
+    for said in (
+        "12 questions about 5 clips, version",
+        "bootstrap over clips",
+        "swaps the verdicts on whole clips, p = ",
+    ):
+        assert said in report
+    assert "McNemar" not in report
+    assert "clips" not in markdown(of_own)
 
 
 def test_folders_and_files_give_the_same(tmp_path, data):

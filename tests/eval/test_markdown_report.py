@@ -12,7 +12,7 @@ from eval.report.markdown import markdown_report
 from eval.scores import score
 from eval.targets import EMBEDDED_HEADING, TARGET, against_published
 from r1_aqa_repro.common.escaping import markdown
-from tests.eval.made_up import evaluation_of, make_questions, predictions_of
+from tests.eval.made_up import about_clips, evaluation_of, make_questions, predictions_of
 
 SETTINGS = {
     "prompt_style": "answer", "decoding": "greedy", "max_new_tokens": 8, "batch_size": 2, "dtype": "float32",
@@ -174,6 +174,22 @@ def test_repeats_and_orders_are_reported():
         "| right in every order | 0 | 3 | 0.00 |",
     ):
         assert said in report
+
+
+def test_shared_clips_are_reported_where_there_are_any():
+    completions = [["cat", "dog"]] * 6
+    questions = make_questions(6)
+    own, shared = (reported(one, predictions_of(one, completions)) for one in (questions, about_clips(questions, 2)))
+    for said in (
+        "6 questions about 3 clips, 95 % interval",
+        "take clips as what is independent",
+        "the choice of clips",
+    ):
+        assert said in shared
+        assert said not in own
+    for said in (": 3 of 6, 95 % interval", "with the number of questions as the size", "the choice of questions"):
+        assert said in own
+        assert said not in shared
 
 
 def test_every_disputed_missing_and_unparsed_question_is_named():

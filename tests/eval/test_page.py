@@ -143,6 +143,14 @@ def test_line_at_64_5_only_where_it_is_comparable(tmp_path, version, compared):
         assert all("Not compared with" in sentence for sentence in re.split("[<>]", page) if "64.5" in sentence)
 
 
+def test_shared_clips_are_said_where_there_are_any(tmp_path):
+    own = plain_questions(tmp_path, 6)
+    shared = [replace(one, audio_path=own[index // 2].audio_path) for index, one in enumerate(own)]
+    texts = [" ".join(Page(written(tmp_path, one, [])).text) for one in (own, shared)]
+    for said in ("0 of 6 questions about 3 clips, 95 % interval", "over clips, which several questions share"):
+        assert [said in text for text in texts] == [False, True]
+
+
 def test_bars_show_accuracies_intervals_and_lines(tmp_path):
     questions = plain_questions(tmp_path, 40)
     bar = charts_of(written(tmp_path, questions, [answered(one, one.answer) for one in questions[:30]]))[0]

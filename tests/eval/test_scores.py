@@ -1,5 +1,6 @@
 """Scores of made-up predictions."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -7,9 +8,9 @@ import pytest
 
 from eval.scores import score, shares_right, surviving, tally
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.intervals import wilson
+from r1_aqa_repro.common.intervals import effective_size, wilson
 from r1_aqa_repro.data.mmau_versions import version_of
-from tests.eval.made_up import make_questions, predictions_of
+from tests.eval.made_up import about_clips, make_questions, predictions_of
 
 KEPT, SWAPPED = ("dog", "cat"), ("cat", "dog")
 GROUPS = ("task", "difficulty", "category", "sub_category")
@@ -122,6 +123,44 @@ def test_every_group_adds_up_to_the_whole():
             assert group["ci95"][0] <= group["accuracy"] <= group["ci95"][1]
     assert scores["matchers"]["official"] == scores["total"]
     assert scores["repeats"]["mean"] == pytest.approx(scores["total"]["accuracy"])
+
+
+def test_questions_about_one_clip_are_no_independent_draws():
+    """Twelve questions, three a clip, one of each task: only within a task has every question a clip of its own."""
+    own, shared = make_questions(12), about_clips(make_questions(12), 3)
+    completions = [["cat", "cat"]] * 5 + [["cat", "dog"]] + [["dog", "dog"]] * 6
+    of_own, of_shared = (
+        score(questions, predictions_of(questions, completions), "answer", "unknown", times=2)[0]
+        for questions in (own, shared)
+    )
+    right, clips = [1] * 5 + [0.5] + [0] * 6, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    total = of_shared["total"]
+    assert (total["correct"], total["n"], total["clips"], total["accuracy"]) == (5.5, 12, 4, 550 / 12)
+    assert total["ci95"] == [100 * bound for bound in wilson(5.5, 12, effective_size(right, clips))]
+    assert total["ci95"][0] < of_own["total"]["ci95"][0]
+    assert total["ci95"][1] > of_own["total"]["ci95"][1]
+    assert of_shared["matchers"]["official"] == total
+    assert "clips" not in json.dumps(of_own)
+    assert of_shared["task"] == of_own["task"]
+    assert (of_shared["difficulty"]["hard"]["n"], of_shared["difficulty"]["hard"]["clips"]) == (6, 4)
+    first, second = ([float(one[place] == "cat") for one in completions] for place in range(2))
+    for ci95, verdicts in zip(of_shared["repeats"]["ci95"], (first, second), strict=True):
+        assert ci95 == [100 * bound for bound in wilson(sum(verdicts), 12, effective_size(verdicts, clips))]
+    changed = {key for key in of_own if of_own[key] != of_shared[key]}
+    assert changed == {"total", "difficulty", "matchers", "repeats"}
+
+
+def test_orders_of_questions_about_one_clip():
+    questions = about_clips(make_questions(4), 2)
+    predictions = predictions_of(
+        questions, [["cat", "cat"], ["cat", "cat"], ["dog", "dog"], ["cat", "dog"]], (KEPT, SWAPPED)
+    )
+    order = score(questions, predictions, "answer", "unknown", times=2)[0]["permutation"]
+    for one in (order["same_choice"], order["always_right"], *order["by_place"].values()):
+        assert (one["n"], one["clips"]) == (4, 2)
+    right = [1, 1, 0, 0]
+    expected = [100 * bound for bound in wilson(2, 4, effective_size(right, "aabb"))]
+    assert order["always_right"]["ci95"] == order["by_place"]["1"]["ci95"] == expected
 
 
 def test_orders_of_the_choices():

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ import torch
 import eval.generation
 from eval.mmau import main as evaluate
 from eval.predictions import digest
-from eval.sweep import main, markdown
+from eval.score_predictions import score_file
+from eval.sweep import Point, main, markdown, summary
+from r1_aqa_repro.common.intervals import paired_gain
 from r1_aqa_repro.model.loading import load_model
-from tests.files import contents, read_json, read_lines
+from tests.eval.made_up import mmau_records
+from tests.files import contents, read_json, read_lines, write_json
 
 RIGHT = {2: 3, 4: 6, 10: 5}  # right answers of each step, of 8
 OPTIONS = ["--limit", "8", "--max-new-tokens", "4", "--device", "cpu"]
@@ -149,3 +154,25 @@ def test_names_cannot_break_the_table():
     assert r"# Checkpoints of a\|\*b\*" in text
     assert r"a\|b\<i\>" in text
     assert "checkpoint-1 (best, last)" in text
+    assert "Version unknown, 2 questions, prompt" in text
+    point["total"] = tally | {"n": 4, "clips": 2}
+    assert "Version unknown, 4 questions about 2 clips, prompt" in markdown(found)
+
+
+@pytest.mark.parametrize("each", [1, 4])
+def test_the_gain_of_the_best_is_over_clips(each, tmp_path):
+    records = mmau_records(12)
+    for index, record in enumerate(records):
+        record["audio_id"] = f"./{index // each}.wav"
+    data, points = write_json(tmp_path / "data.json", records), []
+    for step, right in ((2, {0, 1, 2, 3, 4, 5, 6}), (4, {0, 1, 8})):
+        given = [{"id": f"q{index}", "model_output": "Woman" if index in right else "Man"} for index in range(12)]
+        theirs = write_json(tmp_path / f"{step}.json", given)
+        evaluation = score_file(theirs, data, tmp_path / f"checkpoint-{step}")
+        evaluation = replace(evaluation, settings={"prompt_style": "answer", "no_audio": False})
+        points.append(Point(f"checkpoint-{step}", step, SimpleNamespace(evaluation=evaluation), False))
+    found = summary(tmp_path, tmp_path, points)
+    first, last = ([float(index in right) for index in range(12)] for right in ({0, 1, 2, 3, 4, 5, 6}, {0, 1, 8}))
+    expected = paired_gain(last, first, [index // each for index in range(12)])
+    assert [found["gain"]["points"], *found["gain"]["ci95"]] == [100 * value for value in expected]
+    assert any("paired bootstrap over clips" in sentence for sentence in found["sentences"]) == (each > 1)
