@@ -63,7 +63,7 @@ def test_hand_computed_difference_of_questions_about_two_clips():
     assert difference([0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0], range(6))["p"] == pytest.approx(2 / 2**4)
 
 
-def test_clips_are_drawn_and_swapped_where_questions_share_them(tmp_path, data):
+def test_audio_that_questions_share_is_drawn_and_swapped_as_a_whole(tmp_path, data):
     """Questions 0 to 5 are about one clip, 6 to 8 about another, the others about one each; a task has a question or
     two of the first."""
     records = mmau_records(12)
