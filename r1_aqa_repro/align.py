@@ -151,8 +151,10 @@ def align(
     coefficients, r2, variance = sums.solve(ridge)
     if not r2 > _NOTHING:
         raise Failed("the encoder's features tell nothing of the answers: are the clips silent, or all the same?")
-    mean = table.double().mean(0)
-    coefficients *= ((table.double() - mean).square().mean() / variance).sqrt()
+    parts = table.split(8192)  # all of it in float64 would be 5 GB at 7B
+    mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(table)
+    size = torch.stack([(part.double() - mean).square().sum() for part in parts]).sum() / table.numel()
+    coefficients *= (size / variance).sqrt()
     projector.weight.copy_(coefficients.T)
     projector.bias.copy_(mean - sums.mean_feature @ coefficients)
     return Fit(len(answers), len(set().union(*answers.values())), sums.tokens, float(r2))
