@@ -5,7 +5,7 @@
 
 The encoder is that of any Whisper (80 or 128 mel bins), the language model any Qwen2 or Qwen2.5 for text (tied head or
 not), each a folder or a hub id. The folder is a Qwen2-Audio like any other, which hears and reads as its parts do and
-has not learned yet what one has to do with the other.
+has not learned yet what one has to do with the other: r1_aqa_repro.align is the next step.
 
 Weights are written in float32, the one type that holds those of both parts exactly (Whisper's are float16 or float32,
 Qwen2's bfloat16), and that a small model trains in. Before the folder gets its name it is loaded as every command here
@@ -52,8 +52,8 @@ from r1_aqa_repro.model.loading import (
     read_or_refuse,
 )
 from r1_aqa_repro.run.checks import check_free_space
+from r1_aqa_repro.run.model_card import CARD
 
-CARD = "README.md"
 _HEAD_OF_WHISPER = ("proj_out.weight",)  # its decoder's, tied to the decoder's embeddings; some files hold it too
 
 
@@ -213,7 +213,8 @@ Composed by r1_aqa_repro of pretrained parts, whose licences apply to it:
 {rows}
 
 Between them lies a projector that has learned nothing: random weights of seed {seed}, scaled so that what the
-language model is given of a clip is as large as its embeddings of words. **Train it before use.**
+language model is given of a clip is as large as its embeddings of words. **Align and train it before use**
+(`python -m r1_aqa_repro.align`).
 
 Clips are heard for {window_seconds} s; what is longer is cut. The encoder computes on a clip's frames what Whisper's
 layers compute on them (padding is hidden from it, two positions are averaged before the last layer norm, as in every

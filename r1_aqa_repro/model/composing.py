@@ -135,13 +135,13 @@ def compose_model(
         seed: of the projector.
     """
     tokenizer, text = processor.tokenizer, language_model.config
+    known = min(new_tokens, default=len(tokenizer))
     embeddings, head = (
-        _with_new_rows(layer.weight.detach(), len(tokenizer), new_tokens)
+        _with_new_rows(layer.weight.detach(), known, new_tokens)
         for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings())
     )
+    size = _root_mean_square(embeddings[:known]) / (_root_mean_square(features) * features.size(-1) ** 0.5)
     audio_token = tokenizer.convert_tokens_to_ids(processor.audio_token)
-    known = embeddings[: len(tokenizer) - len(new_tokens)]
-    size = _root_mean_square(known) / (_root_mean_square(features) * features.size(-1) ** 0.5)
     embeddings[audio_token] = 0
 
     positions = processor.feature_extractor.nb_max_frames // 2  # the second convolution halves them
@@ -181,11 +181,13 @@ def _root_mean_square(tensor: torch.Tensor) -> float:
     return float(tensor.norm()) / tensor.numel() ** 0.5
 
 
-def _with_new_rows(weight: torch.Tensor, tokens: int, new_tokens: list[int]) -> torch.Tensor:
-    """A copy of [vocabulary, hidden] with a row for each of so many tokens, those of `new_tokens` the mean of all that
-    the tokenizer had before; padding rows behind the tokenizer's stay."""
-    mean = weight[: tokens - len(new_tokens)].mean(0)
-    larger = torch.cat([weight, mean.expand(max(0, tokens - len(weight)), -1)])
+def _with_new_rows(weight: torch.Tensor, known: int, new_tokens: list[int]) -> torch.Tensor:
+    """A copy of [vocabulary, hidden], larger if it has to be, in which the rows of `new_tokens` are the mean of the
+    first `known`, those of the tokenizer's own tokens. Other rows, such as those a vocabulary is filled up with, stay.
+    """
+    mean = weight[:known].mean(0)
+    missing = max(0, max(new_tokens, default=0) + 1 - len(weight))
+    larger = torch.cat([weight, mean.expand(missing, -1)])
     larger[new_tokens] = mean
     return larger
 
