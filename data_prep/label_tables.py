@@ -221,7 +221,8 @@ def _rows_of_files(folder: Path, pattern: re.Pattern[str], account: Account) -> 
         inner.sort()
         for name in sorted(names):
             path = os.path.relpath(os.path.join(where, name), folder).replace(os.sep, "/")
-            if found := pattern.fullmatch(path):
+            found = pattern.fullmatch(path)
+            if found and path.isprintable():  # unlike a name that is no Unicode
                 rows.append((path, found.groupdict()))
             elif name.lower().endswith(MEDIA_ENDINGS):
                 account.records_in += 1

@@ -23,9 +23,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.contrib.concurrent import thread_map
-
 from data_prep.folder import REPORT, Account
+from data_prep.label_files import usable, without_twins
 from data_prep.label_questions import (
     Blind,
     Drawing,
@@ -45,13 +44,12 @@ from data_prep.split import HELD_OUT, TRAIN
 from r1_aqa_repro.common.console import Options, not_negative, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
 from r1_aqa_repro.common.files import sha256_of, unreadable, write_json
-from r1_aqa_repro.data.audio import NO_FILE, AudioError, read_header
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.data.yaml_file import read_yaml
 
 QUESTIONS = Path(__file__).with_name("labelled_questions.yaml")
 ANY_FAMILY = "default"
-MISSING, TOO_SHORT, NOT_ASKED_FOR = "missing", "shorter than 0.1 s", "not asked for"
+NOT_ASKED_FOR = "not asked for"
 
 _COLUMNS = {
     "path": "the clip's path below --audio",
@@ -73,12 +71,13 @@ def main(argv: list[str]) -> int:
     layout = PRESETS.get(arguments.preset) or csv_layout(arguments.table, _named_columns(arguments), dataset)
     account = Account()
     listed = read_clips(arguments.table, arguments.audio, layout, account)
-    clips = _usable(listed, arguments.audio, arguments.workers, account)
+    there = usable(listed, arguments.audio, arguments.workers, account)
+    clips = without_twins(there, arguments.audio, arguments.workers, account)
     _check_names(arguments, clips)
     parts = divide(clips, arguments.hold_out, arguments.hold_out_source, arguments.min_recordings, account)
     asked_for = {part: _asked_for(of_part, arguments, account) for part, of_part in parts.items()}
     parts = without_rare(asked_for, arguments.min_recordings, arguments.choices, account)
-    _require_questions(arguments, asked_for, parts)
+    _require_questions(arguments, asked_for, parts, account)
     account.kept = sum(map(len, parts.values()))
     drawing = Drawing(
         seed=arguments.seed,
@@ -113,38 +112,6 @@ def main(argv: list[str]) -> int:
         say(line)
     total = Report(sum(one.records_in for one in reports.values()), sum(one.kept for one in reports.values()))
     return EXIT_DONE if total.keeps(arguments.min_kept) else EXIT_LOSSES
-
-
-def _usable(clips: Sequence[LabelledClip], audio: Path, workers: int, account: Account) -> list[LabelledClip]:
-    """The clips that are there and, by their headers, long enough; the others are noted.
-
-    What only decoding tells is found later, when questions were drawn: the fewer of these are lost, the better they
-    stay balanced.
-
-    Raises:
-        Refused: none is there.
-    """
-
-    def problem_of(path: str) -> tuple[str, str] | None:
-        try:
-            seconds = read_header(audio / path).seconds
-        except AudioError as error:  # of a video, too, whose header this does not read
-            return (MISSING, str(error)) if error.reason == NO_FILE else None
-        return (TOO_SHORT, f"{audio / path} lasts {seconds:.3f} s") if 0 < seconds < MIN_SECONDS else None
-
-    paths = list(dict.fromkeys(clip.path for clip in clips))
-    found = thread_map(problem_of, paths, max_workers=workers, desc="headers", unit=" clips", disable=None)
-    problems = dict(zip(paths, found, strict=True))
-    if clips and all(problem and problem[0] == MISSING for problem in found):
-        what = f"none of the {len(paths):,} clips is there, the first being {paths[0]}"
-        raise Refused.because(str(audio), what, "Give the folder that the paths are below.")
-    usable = []
-    for clip in clips:
-        if problem := problems[clip.path]:
-            account.lose(clip.where, *problem)
-        else:
-            usable.append(clip)
-    return usable
 
 
 def _asked_for(clips: Iterable[LabelledClip], arguments: argparse.Namespace, account: Account) -> list[LabelledClip]:
@@ -247,7 +214,7 @@ def _check_names(arguments: argparse.Namespace, clips: Sequence[LabelledClip]) -
         raise Refused(problems)
 
 
-def _require_questions(arguments: argparse.Namespace, asked_for: Parts, parts: Parts) -> None:
+def _require_questions(arguments: argparse.Namespace, asked_for: Parts, parts: Parts, account: Account) -> None:
     """Refuse if nothing is left to ask about, or nothing of a family that --families names."""
     left = {clip.family for clip in parts[TRAIN]}
     names = arguments.families or ({clip.family for clip in asked_for[TRAIN]} if not left else ())
@@ -261,8 +228,10 @@ def _require_questions(arguments: argparse.Namespace, asked_for: Parts, parts: P
         for family in sorted(set(names) - left)
     ]
     if not left and not problems:
-        what = "no clip is left to train on"
-        problems = [Problem(str(arguments.table or arguments.audio), what, "Hold out fewer sources.")]
+        reasons = ", ".join(f"{reason}: {len(lost):,}" for reason, lost in account.dropped.items())
+        what = f"of {account.records_in:,} rows none is left to train on ({reasons})"
+        remedy = "Hold out fewer sources, or mend the table."
+        problems = [Problem(str(arguments.table or arguments.audio), what, remedy)]
     if problems:
         raise Refused(problems)
 
