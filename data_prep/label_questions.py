@@ -141,8 +141,8 @@ def without_rare(parts: Parts, minimum: int, choices: int, account: Account) -> 
     return kept
 
 
-def draw(part: str, clips: Sequence[LabelledClip], drawing: Drawing) -> list[tuple[AudioQuestion, LabelledClip]]:
-    """Questions of a part, family by family, each with its clip, in an order drawn in the end.
+def draw(part: str, clips: Sequence[LabelledClip], drawing: Drawing) -> list[AudioQuestion]:
+    """Questions of a part in an order that is drawn too; their `audio_path` is the clip's path in the table.
 
     Of the labels that still have clips as many as there are choices are drawn, then which of them is right, then its
     clip. So every choice is right with the same probability, whatever the text says, and labels come up alike, whatever
@@ -189,7 +189,7 @@ def draw(part: str, clips: Sequence[LabelledClip], drawing: Drawing) -> list[tup
                 source=clip.source,
                 licence=clip.licence or None,
             )
-            drawn.append((question, clip))
+            drawn.append(question)
     random.Random(f"{drawing.seed} {part}").shuffle(drawn)
     return drawn
 

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         dataset=dataset,
     )
     drawn = {part: draw(part, of_part, drawing) for part, of_part in parts.items()}
-    asked = {part: [question for question, _ in of_part] for part, of_part in drawn.items() if of_part}
+    asked = {part: questions for part, questions in drawn.items() if questions}
     blind = blind_baselines(asked)
     _refuse_biased(blind)
 

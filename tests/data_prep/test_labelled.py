@@ -17,6 +17,7 @@ from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
 from r1_aqa_repro.data.questions import read_questions
 from tests.conftest import ROOT
 from tests.data_prep.conftest import report_of, result, signal
+from tests.real_parts import real_part
 
 HEADER = "path,task,family,label,source,recording,licence"
 ANIMALS = ("dog", "cat", "snow_owl", "frog", "bee")
@@ -213,7 +214,7 @@ def test_a_bad_file_of_questions_is_refused(content, said, world, capsys):
         (("--min-recordings", "9"), "family animal: it has fewer than 4 labels of 9 recordings"),
         (
             ("--hold-out-source", "home", "--hold-out-source", "zoo"),
-            "of 40 rows none is left to train on (all are held out)",
+            "of 40 rows none is left to train on (label not in training: 40)",
         ),
         (("--preset", "esc50", "--label-column", "x"), "--label-column is given beside it"),
         (("--preset", "gtzan"), "gtzan has no table"),
@@ -265,6 +266,26 @@ def test_another_seed_needs_another_folder(world, capsys):
 def test_too_few_kept_is_said_by_the_exit_code(world):
     assert world.run("--min-kept", "1.0") == 0
     assert world.run("--min-kept", "1000") == 3
+
+
+@pytest.mark.slow
+def test_real_recordings_become_enough_questions_that_share_nothing_with_training(tmp_path):
+    clips = real_part("clips")
+    command = ["--table", clips / "clips.csv", "--audio", clips, "--out", tmp_path / "out", "--seconds", 3]
+    command += ["--families", "digit,instrument,kind,language", "--per-family", 100, "--held-out-per-family", 100]
+    command += ["--hold-out-source", "instrument=timgm6mb", "--hold-out-source", "language=ktuberling"]
+    assert main([str(part) for part in command]) == 0
+    account = report_of(tmp_path / "out")
+    recordings, lengths = {}, set()
+    for part in ("train", "held_out", "timgm6mb", "ktuberling"):
+        read = read_questions(tmp_path / "out" / part / "manifest.jsonl")
+        assert not read.problems and report_of(tmp_path / "out" / part)["dropped"] == {}
+        recordings[part] = {one.source_video for one in read.records}
+        lengths |= {len(load_audio(path)) for path in {one.audio_path for one in read.records}}
+        assert {one.category for one in read.records} == set(account["parts"][part])
+    assert lengths == {3 * SAMPLING_RATE}
+    assert sum(map(len, recordings.values())) == len(set().union(*recordings.values()))
+    assert sum(family["questions"] for family in account["parts"]["held_out"].values()) >= 300
 
 
 @pytest.mark.parametrize("preset", ["speech_commands", "gtzan"])
