@@ -78,8 +78,8 @@ def without_twins(clips: Sequence[LabelledClip], audio: Path, workers: int, acco
     kept = []
     for clip in clips:
         first, *others = alike[digests.get(clip.path, clip.path), clip.family]
-        if other := next((twin for twin in (first, *others) if twin.label != clip.label), None):
-            what = f"{clip.path} is {clip.label}, and {other.path}, which has the same bytes, {other.label}"
+        if unlike := next((twin for twin in (first, *others) if twin.label != clip.label), None):
+            what = f"{clip.path} is {clip.label}, and {unlike.path}, which has the same bytes, {unlike.label}"
             account.lose(clip.where, TWO_LABELS, what)
         elif clip is not first:
             account.lose(clip.where, REPEATED, f"{clip.path} has the same bytes as {first.path} of {first.where}")
