@@ -23,7 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.folder import REPORT, Account
+from data_prep.folder import REMEDY, REPORT, SETTINGS, Account, check_own
 from data_prep.label_files import usable, without_twins
 from data_prep.label_questions import (
     Blind,
@@ -41,9 +41,10 @@ from data_prep.media import MAX_SECONDS, MIN_SECONDS, Excerpt
 from data_prep.media_index import unreadable_folder
 from data_prep.pipeline import Making, Record, Report, add_preparation_arguments, prepare, safe_stem
 from data_prep.split import HELD_OUT, TRAIN
+from r1_aqa_repro.common.claim import claim
 from r1_aqa_repro.common.console import Options, not_negative, positive, say
-from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
-from r1_aqa_repro.common.files import sha256_of, unreadable, write_json
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command, failing_plainly
+from r1_aqa_repro.common.files import LOCK, sha256_of, sole_use, unreadable, write_json
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.data.yaml_file import read_yaml
 
@@ -93,21 +94,23 @@ def main(argv: list[str]) -> int:
     blind = blind_baselines(asked)
     _refuse_biased(blind)
 
-    settings = _settings(arguments, drawing)
+    out, settings = arguments.out, _settings(arguments, drawing)
     making = replace(Making.of(arguments), seconds=arguments.seconds)
-    reports = {}
-    for part, questions in asked.items():
-        say(f"{part}: {len(questions):,} questions about {len({q.audio_path for q in questions}):,} clips")
-        records = (_record(question, arguments.audio, making) for question in questions)
-        out = arguments.out / safe_stem(part)
-        reports[part] = prepare(records, out, making, {**settings, "part": part}, len(questions))
     facts = {part: _facts(part, parts[part], asked[part], blind) for part in asked}
-    write_json(arguments.out / REPORT, {**asdict(account), "comparisons": len(blind), "parts": facts})
+    reports = {}
+    with sole_use(out / LOCK, REMEDY), failing_plainly(out, "Mend that and give the same command again."):
+        check_own(out, settings, [out / REPORT])
+        claim(out / SETTINGS, settings, REMEDY)
+        for part, questions in asked.items():
+            say(f"{part}: {len(questions):,} questions about {len({q.audio_path for q in questions}):,} clips")
+            records = (_record(question, arguments.audio, making) for question in questions)
+            reports[part] = prepare(records, out / safe_stem(part), making, settings, len(questions))
+        write_json(out / REPORT, {**asdict(account), "comparisons": len(blind), "parts": facts})
     say(f"{account.kept:,} of {account.records_in:,} rows can be asked about")
-    for line in account.losses(arguments.out):
+    for line in account.losses(out):
         say(line)
     for part, report in reports.items():
-        say(report.summary(arguments.out / safe_stem(part)))
+        say(report.summary(out / safe_stem(part)))
     for line in _table(facts, len(blind)):
         say(line)
     total = Report(sum(one.records_in for one in reports.values()), sum(one.kept for one in reports.values()))

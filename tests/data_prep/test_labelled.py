@@ -1,5 +1,6 @@
 """The command for labelled clips: its parts, its account, the same files from the same seed, and what it refuses."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -83,7 +84,13 @@ def test_a_collection_becomes_parts_that_are_accounted_for(world, capsys):
     assert world.run("--hold-out-source", "animal=zoo", "--seconds", 1, "--per-family", 40) == 0
 
     out = world.folder / "out"
-    assert sorted(path.name for path in out.iterdir()) == ["held_out", "prep_report.json", "train", "zoo"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "held_out",
+        "prep_report.json",
+        "prep_settings.json",
+        "train",
+        "zoo",
+    ]
     account = report_of(out)
     assert account["records_in"] == 76
     assert {reason: sorted(lost) for reason, lost in account["dropped"].items()} == {
@@ -255,6 +262,18 @@ def test_questions_that_can_be_guessed_are_refused(world, capsys, monkeypatch):
     assert world.run() == 2
     assert "held_out, animal: 60 of 100 questions can be guessed" in capsys.readouterr().err
     assert not (world.folder / "out").exists()
+
+
+def test_the_folder_of_something_else_is_refused(world, capsys):
+    (world.folder / "out").mkdir()
+    for name, said in (("prep_report.json", "holds prep_report.json from elsewhere"), (".lock", "is at work here")):
+        file = world.folder / "out" / name
+        file.write_text("process 7 on another host")
+        with file.open("a") as holder:
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            assert world.run() == 2
+        assert said in capsys.readouterr().err and sorted((world.folder / "out").iterdir()) == [file]
+        file.unlink()
 
 
 def test_another_seed_needs_another_folder(world, capsys):
