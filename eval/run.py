@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from eval.generation import Generator
 
 DEFAULT_DATA = Path("data/mmau/manifest.jsonl")
+AS_TRAINING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # as GRPO samples
 _VERSIONS_OF = ("torch", "transformers", "librosa", "soundfile")  # the packages that predictions depend on
 
 
@@ -76,11 +77,13 @@ def prepare(settings: EvalSettings) -> Plan:
         what = f"none of the {len(questions)} clips can be read, the first being {questions[0].audio_path}"
         raise Refused.because(str(data), what, "Give the folder of the clips as --audio-dir.")
 
-    own_decoding = decoding_settings(folder) if settings.decoding == "checkpoint" else None
+    own_decoding = None
+    if settings.decoding != "greedy":
+        own_decoding = AS_TRAINING if settings.decoding == "sample" else decoding_settings(folder)
     if settings.repeats > 1 and not (own_decoding or {}).get("do_sample"):
         say(
             f"warning: decoding is greedy, so that the {settings.repeats} repeats of a question will be the same; they "
-            "differ with --decoding checkpoint if the checkpoint's generation_config.json samples"
+            "differ with --decoding sample, or checkpoint if its generation_config.json samples"
         )
     data_sha256 = sha256_of(data)
     for one in filter(None, (folder, settings.adapter, base_folder(folder))):

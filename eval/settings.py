@@ -53,8 +53,9 @@ class EvalSettings:
     prompt_style: str | None = key(None, "default: answer (embedded set: its own)", PROMPT_STYLES)
     decoding: str = key(
         "greedy",
-        "the likeliest token, or as the checkpoint's generation_config.json says, as R1-AQA evaluates",
-        ("greedy", "checkpoint"),
+        "the likeliest token; as the checkpoint's generation_config.json says, as R1-AQA evaluates; or sampled at "
+        "temperature 1 from the whole vocabulary, as training samples",
+        ("greedy", "checkpoint", "sample"),
     )
     repeats: int = key(1, "completions a question")
     permute_choices: int = key(1, "orders of the choices to ask each question in, the first being the file's")

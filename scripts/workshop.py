@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from r1_aqa_repro.data.conversations import TextPrompt, answer, read_prompts
 from r1_aqa_repro.embedded.text_set import write_text_set
 from r1_aqa_repro.embedded.text_tasks import TASKS, true_reward, vocabulary_texts
 from r1_aqa_repro.embedded.tiny_qwen2 import build_tiny_qwen2
+from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.model.generation import generate, greedy_config, sampling_config
 from r1_aqa_repro.model.inputs import text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
@@ -42,6 +44,7 @@ from r1_aqa_repro.rewards.reward_model import score_conversations
 from r1_aqa_repro.run.checkpoints import FINAL, last_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+STATE = "trainer_state.json"
 MAX_NEW_TOKENS = 24  # the longest good answer of the text set takes 22
 FIGURES = ("accuracy", "pair_accuracy", "true_reward")  # one of them stands in every block of results.json
 _AT_ONCE = 120  # prompts
@@ -110,6 +113,18 @@ class Workshop:
         if code != EXIT_DONE:
             raise Interrupted(code)
 
+    def run_apart(self, stage: str, entry: Any, argv: Sequence[str]) -> None:
+        """Run the command of a module in a process of its own: one with workers, each of which imports what the process
+        that was started first imports.
+
+        Raises:
+            Interrupted: it did not end with exit code 0.
+        """
+        with self.stages(stage):
+            code = _waited_for([sys.executable, "-m", entry.__name__, *argv])
+        if code != EXIT_DONE:
+            raise Interrupted(code)
+
     def train(
         self,
         entry: Any,
@@ -144,7 +159,12 @@ class Workshop:
 
 def _launched(entry: Any, argv: Sequence[str], processes: int) -> int:
     launcher = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", str(processes)]
-    with subprocess.Popen([*launcher, "-m", entry.__name__, *argv]) as process:
+    return _waited_for([*launcher, "-m", entry.__name__, *argv])
+
+
+def _waited_for(command: Sequence[str]) -> int:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # the project also without an installation
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}) as process:
         while True:
             try:
                 return process.wait()
@@ -293,10 +313,21 @@ def results(workshop: Workshop, chance: Block, before: Block, after: Block, **mo
 
 def log_of(run: Path) -> pandas.DataFrame:
     """What the trainer of a finished run has logged: a row a step, a column a figure, where it was logged."""
-    checkpoint = last_checkpoint(run)
-    assert checkpoint is not None, "a finished training leaves its last checkpoint"
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    if not (run / STATE).is_file():
+        checkpoint = last_checkpoint(run)
+        assert checkpoint is not None, "a finished training leaves its last checkpoint"
+        run = checkpoint
+    state = json.loads((run / STATE).read_text(encoding="utf-8"))
     return pandas.DataFrame(state["log_history"]).set_index("step")
+
+
+def keep_model_alone(run: Path) -> None:
+    """Delete what a finished run could be resumed from, the larger part of its folder; `log_of` still reads its log."""
+    if (checkpoint := last_checkpoint(run)) is not None:
+        os.replace(checkpoint / STATE, run / STATE)
+        for each in run.glob("checkpoint-*"):
+            shutil.rmtree(each)
+    shutil.rmtree(run / ENCODED, ignore_errors=True)
 
 
 # --- Tables and curves

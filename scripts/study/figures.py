@@ -1,0 +1,221 @@
+"""What the seeds of a study say together: accuracies, differences and their intervals, over questions of all seeds.
+
+Seeds ask other questions about the same clips. What is independent is a clip, over all seeds: intervals take each clip
+for one cluster (`common.intervals`). The spread over seeds stands beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas
+
+from eval.predictions import PREDICTIONS
+from eval.scores import read_scores
+from r1_aqa_repro.common.files import read_json
+from r1_aqa_repro.common.intervals import effective_size, paired_gain, wilson
+from scripts.study.seed import MODELS, SETS, SPENT, WARM_START, Manifests, Study, read_all
+
+DIFFERENCES = (
+    ("sft", WARM_START), ("grpo", WARM_START), ("grpo_think", WARM_START), ("grpo", "sft"), ("grpo_think", "grpo"),
+)  # fmt: skip
+BLIND_MARGIN = 0.07  # how far from chance a model may be that is given silence, in every family
+_REMEDY = "Give the same command again."
+
+Block = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said to a set of questions, all seeds together.
+
+    verdicts: a row a question with `seed`, `id`, `family`, `clip`, `chance`, `right` (in the file's order of choices,
+        0 or 1) and `permuted` (the share right in the other orders, NaN if it was asked in one).
+    format_rate: share of the completions that have the prompt's format, the mean over seeds.
+    """
+
+    verdicts: pandas.DataFrame
+    format_rate: float
+
+
+def read_answers(evaluations: Mapping[int, tuple[Path, Path]]) -> Answers:
+    """The finished evaluations of a model, by seed: manifest and folder."""
+    rows, rates = [], []
+    for seed, (manifest, folder) in evaluations.items():
+        right: dict[str, list[bool]] = {}
+        for line in (folder / "verdicts.jsonl").read_text(encoding="utf-8").splitlines():
+            verdict = json.loads(line)
+            right.setdefault(verdict["id"], []).append(verdict["official"])
+        for question in read_all(manifest):
+            first, *others = right[question.id]
+            rows.append(
+                {
+                    "seed": seed,
+                    "id": question.id,
+                    "family": question.category,
+                    "clip": question.audio_path.name,  # the same in all seeds
+                    "chance": 1 / len(question.choices),
+                    "right": float(first),
+                    "permuted": fmean(others) if others else float("nan"),
+                }
+            )
+        rates.append(read_scores(folder)["format_rate"])
+    return Answers(pandas.DataFrame(rows), fmean(rates))
+
+
+# --- Blocks of results.json
+
+
+def accuracy(verdicts: pandas.DataFrame, column: str = "right") -> Block:
+    """`accuracy`, its `ci95` over clips, `n` questions about so many `clips`, and the same `by_seed` without them."""
+    values, clips = verdicts[column].tolist(), verdicts["clip"].tolist()
+    low, high = wilson(sum(values), len(values), effective_size(values, clips))
+    means = verdicts.groupby("seed")[column].mean()
+    block = {"accuracy": fmean(values), "ci95": [low, high], "n": len(values), "clips": len(set(clips))}
+    return block | spread(means)
+
+
+def difference(after: pandas.DataFrame, before: pandas.DataFrame) -> Block:
+    """How much more of the same questions is right: `accuracy` (the difference), `ci95` over clips, `n`, `clips`, and
+    the differences by seed.
+
+    Raises:
+        ValueError: the questions are others.
+    """
+    if not after[["seed", "id"]].equals(before[["seed", "id"]]):
+        raise ValueError("two models are compared on the same questions only")
+    clips = after["clip"].tolist()
+    mean, low, high = paired_gain(before["right"].tolist(), after["right"].tolist(), clips)
+    block = {"accuracy": mean, "ci95": [low, high], "n": len(clips), "clips": len(set(clips))}
+    return block | spread((after["right"] - before["right"]).groupby(after["seed"]).mean())
+
+
+def spread(by_seed: pandas.Series) -> Block:
+    """`by_seed`, their `mean` and their sample standard deviation `sd`, None of one seed."""
+    values = [float(value) for value in by_seed]
+    return {
+        "by_seed": dict(zip(map(str, by_seed.index), values, strict=True)),
+        "mean": fmean(values),
+        "sd": stdev(values) if len(values) > 1 else None,
+    }
+
+
+def by_family(verdicts: pandas.DataFrame, column: str = "right") -> dict[str, Block]:
+    """`accuracy` of each family."""
+    return {str(family): accuracy(rows, column) for family, rows in verdicts.groupby("family")}
+
+
+def blind_check(without_audio: Mapping[str, pandas.DataFrame]) -> Block:
+    """Whether every model that is given silence stays within `BLIND_MARGIN` of chance in every family.
+
+    Returns:
+        `margin`, `held`, and `exceptions`: `model`, `family`, `accuracy` and `chance` of those that do not.
+    """
+    exceptions = []
+    for model, verdicts in without_audio.items():
+        for family, rows in verdicts.groupby("family"):
+            share, chance = float(rows["right"].mean()), float(rows["chance"].mean())
+            if abs(share - chance) > BLIND_MARGIN:
+                exceptions.append({"model": model, "family": str(family), "accuracy": share, "chance": chance})
+    return {"margin": BLIND_MARGIN, "held": not exceptions, "exceptions": exceptions}
+
+
+# --- All of it
+
+
+def results(study: Study, manifests: Mapping[int, Manifests]) -> dict[str, Any]:
+    """The content of results.json, from the evaluations of these seeds."""
+    held_out, blind, sources = SETS
+    seeds = list(manifests)
+    answers: dict[str, dict[str, Answers]] = {name: {} for name in SETS}
+    for name in SETS:
+        asked = {seed: one.sources if name == sources else one.held_out for seed, one in manifests.items()}
+        for model in MODELS:
+            folders = {seed: study.of_seed(seed) / "eval" / model / name for seed in seeds}
+            files = {seed: (file, folders[seed]) for seed, file in asked.items() if file is not None}
+            if files:
+                answers[name][model] = read_answers(files)
+    verdicts = {name: {model: one.verdicts for model, one in of.items()} for name, of in answers.items()}
+    return {
+        "seeds": seeds,
+        "half": study.half,
+        "chance": float(verdicts[held_out][WARM_START]["chance"].mean()),
+        "models": {
+            model: {
+                "held_out": accuracy(verdicts[held_out][model]) | {"by_family": by_family(verdicts[held_out][model])},
+                "without_audio": accuracy(verdicts[blind][model]) | {"by_family": by_family(verdicts[blind][model])},
+                "permuted": _permuted(verdicts[held_out][model]),
+                "held_out_sources": {
+                    model: accuracy(rows) | {"by_family": by_family(rows)} for model, rows in verdicts[sources].items()
+                }.get(model),
+                "format_rate": answers[held_out][model].format_rate,
+            }
+            | _spent(study, seeds, model)
+            for model in MODELS
+        },
+        "differences": [
+            {"after": after, "before": before}
+            | {
+                name: difference(verdicts[name][after], verdicts[name][before])
+                for name in (held_out, sources)
+                if verdicts[name]
+            }
+            | {"by_family": _differences_by_family(verdicts[held_out][after], verdicts[held_out][before])}
+            for after, before in DIFFERENCES
+        ],
+        "blind_check": blind_check(verdicts[blind]),
+        "completions": completions(study, manifests),
+    }
+
+
+def _permuted(verdicts: pandas.DataFrame) -> Block | None:
+    asked = verdicts.dropna(subset="permuted")
+    return accuracy(asked, "permuted") if len(asked) else None
+
+
+def _differences_by_family(after: pandas.DataFrame, before: pandas.DataFrame) -> dict[str, Block]:
+    families = after.groupby("family").indices
+    return {str(family): difference(after.iloc[rows], before.iloc[rows]) for family, rows in families.items()}
+
+
+def _spent(study: Study, seeds: Iterable[int], model: str) -> Block:
+    """Means over seeds of steps, of training FLOPs (of an arm those after the warm start; `pilot`: the pilot's part of
+    them) and of seconds of training; and the FLOPs by seed."""
+    spent = {seed: read_json(study.of_seed(seed) / SPENT, _REMEDY)[model] for seed in seeds}
+    seconds = [read_json(study.of_seed(seed) / "stages.json", _REMEDY)[model] for seed in seeds]
+    means = {key: fmean(one[key] for one in spent.values()) for key in ("steps", "flops", "pilot")}
+    by_seed = {str(seed): one["flops"] for seed, one in spent.items()}
+    return {**means, "flops_by_seed": by_seed, "seconds": fmean(seconds)}
+
+
+def completions(study: Study, manifests: Mapping[int, Manifests]) -> list[Block]:
+    """What every model said to the first questions of each family, of the first seed."""
+    seed, asked = next(iter(manifests.items()))
+    shown: list[Block] = []
+    said = {model: _first_completions(study.of_seed(seed) / "eval" / model / SETS[0]) for model in MODELS}
+    counts: dict[str | None, int] = {}
+    for question in read_all(asked.held_out):
+        counts[question.category] = counts.get(question.category, 0) + 1
+        if counts[question.category] <= study.settings.size.completions_shown:
+            shown.append(
+                {
+                    "id": question.id,
+                    "family": question.category,
+                    "question": question.question,
+                    "choices": list(question.choices),
+                    "answer": question.answer,
+                    "completions": {model: texts[question.id] for model, texts in said.items()},
+                }
+            )
+    return sorted(shown, key=lambda one: str(one["family"]))
+
+
+def _first_completions(folder: Path) -> dict[str, str]:
+    lines: Sequence[str] = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+    said = map(json.loads, lines)
+    return {one["id"]: one["completion"] for one in said if one["repeat"] == 0}

@@ -1,0 +1,85 @@
+"""Work that runs at the same time in processes of its own, each with its own log, all of which end with the first."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TextIO
+
+from r1_aqa_repro.common.console import print_anything, quiet_libraries, say
+from r1_aqa_repro.common.errors import EXIT_DONE, command
+
+Tell = Callable[[str], None]  # a line for the person at the terminal, from a process whose output is in its log
+_SHOWN = 15  # lines of a log whose process has failed
+
+
+def run_all(work: Callable[[int, Tell], int], seeds: Sequence[int], jobs: int, log_of: Callable[[int], Path]) -> int:
+    """Do the work of every seed, of `jobs` at a time; returns the first exit code that is not `EXIT_DONE`, if any.
+
+    If one fails the others go on. Ctrl-C interrupts all and waits for what they save. However this process ends, theirs
+    end with it.
+
+    Args:
+        work: to be pickled; returns the exit code.
+        log_of: where the output of a seed's process goes, behind what is there.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked PyTorch may hang
+    waiting, running, codes = list(seeds), dict[int, BaseProcess](), dict[int, int]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                seed = waiting.pop(0)
+                running[seed] = context.Process(target=_process, args=(work, seed, log_of(seed)))
+                running[seed].start()
+            wait([process.sentinel for process in running.values()])
+            for seed in [seed for seed, process in running.items() if process.exitcode is not None]:
+                codes[seed] = running.pop(seed).exitcode or EXIT_DONE
+                if codes[seed] != EXIT_DONE:
+                    _tell_end(seed, codes[seed], log_of(seed))
+    except KeyboardInterrupt:
+        say("interrupted: what is running saves what it has done")
+        for process in running.values():
+            os.killpg(process.pid or 0, signal.SIGINT)
+        for process in running.values():
+            process.join()
+        raise
+    return next((code for code in codes.values() if code != EXIT_DONE), EXIT_DONE)
+
+
+def _process(work: Callable[[int, Tell], int], seed: int, log: Path) -> None:
+    os.setsid()  # Ctrl-C is for the first process, which passes it on once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    quiet_libraries()
+    print_anything()
+    sys.exit(command(lambda _: work(seed, lambda text: _tell(terminal, seed, text)))([]))
+
+
+def _tell(terminal: TextIO, seed: int, text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  seed {seed}  {text}", file=terminal, flush=True)
+
+
+def _end_with_parent() -> None:
+    """What is done is safe however a process ends; without its parent nobody would know of this one."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.killpg(0, signal.SIGKILL)
+
+
+def _tell_end(seed: int, code: int, log: Path) -> None:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN:]
+    say("\n".join([f"seed {seed} ended with exit code {code}; the last lines of {log}:", *lines]))

@@ -1,0 +1,287 @@
+"""One seed of a small study: its questions, its warm start, each arm from there, and what all of them are worth."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep import labelled
+from eval.evaluation import NO_AUDIO, is_complete
+from eval.predictions import PREDICTIONS
+from eval.run import carry_out, prepare
+from eval.scores import read_verdicts
+from eval.settings import EvalSettings
+from r1_aqa_repro import align, train_grpo, train_sft
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.common.stopwatch import Stages
+from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
+from r1_aqa_repro.run.checkpoints import FINAL
+from scripts.study.flops import Meter, steps_for
+from scripts.study.processes import Tell
+from scripts.study.settings import ARMS, Settings
+from scripts.workshop import ROOT, Interrupted, Workshop, keep_model_alone, log_of
+
+WARM_START = "warm_start"
+MODELS = (WARM_START, *ARMS)
+SETS = ("held_out", f"held_out{NO_AUDIO}", "held_out_sources")
+STYLES = {"grpo_think": "think"}  # of an arm that is not asked with R1-AQA's prompt 2, `answer`
+FURTHER = 1000  # added to the seed of the questions that the arms learn from
+SPENT = "spent.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study is about.
+
+    folder: of everything that it makes; each seed has one in it.
+    table, audio, preset: the recordings, as `data_prep.labelled` takes them.
+    half: of the held-out recordings, see `half_of`.
+    dtype: of evaluations, as `eval.mmau` takes it.
+    """
+
+    folder: Path
+    settings: Settings
+    table: Path | None
+    audio: Path
+    preset: str | None
+    half: str
+    dtype: str
+
+    @property
+    def base(self) -> Path:
+        """The composed model, with a fresh projector."""
+        return self.folder / "base"
+
+    def of_seed(self, seed: int) -> Path:
+        return self.folder / f"seed-{seed}"
+
+
+class ToldStages(Stages):
+    """Stages that say when they begin and what they took."""
+
+    def __init__(self, file: Path, tell: Tell):
+        super().__init__(file)
+        self.tell = tell
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        self.tell(f"{stage} ...")
+        with super().__call__(stage):
+            yield
+        self.tell(f"{stage}: {time.perf_counter() - began:.0f} s")
+
+
+def carry_out_seed(study: Study, seed: int, tell: Tell) -> int:
+    """Carry out every stage of a seed that is not done yet. Returns the exit code."""
+    workshop = Workshop(study.of_seed(seed), seed)
+    workshop.stages = ToldStages(workshop.stages.file, tell)
+    try:
+        questions = make_questions(study, workshop)
+        warm = warm_start(study, workshop, questions)
+        compare(study, workshop, questions, warm)
+        evaluate_all(study, workshop, questions)
+    except Interrupted as interrupted:
+        return interrupted.code
+    return EXIT_DONE
+
+
+# --- Questions
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """Those of a seed.
+
+    warm: what the warm start learns from. pool: what every arm learns from. held_out: of the half that is asked.
+    sources: on held-out sources, all together; None in the half for tuning, and if no source is held out.
+    """
+
+    warm: Path
+    pool: Path
+    held_out: Path
+    sources: Path | None
+
+
+def manifests_of(study: Study, seed: int) -> Manifests:
+    """Where they are."""
+    warm, arms = (study.of_seed(seed) / "questions" / name for name in (WARM_START, "arms"))
+    return Manifests(
+        warm / "train" / "manifest.jsonl",
+        arms / "train" / "manifest.jsonl",
+        warm / f"held_out_{study.half}.jsonl",
+        warm / "held_out_sources.jsonl" if study.half == "report" and study.settings.held_out_sources else None,
+    )
+
+
+def make_questions(study: Study, workshop: Workshop) -> Manifests:
+    """Draw questions about the same recordings twice, and take the half of the held-out ones that is asked."""
+    settings, size, manifests = study.settings, study.settings.size, manifests_of(study, workshop.seed)
+    common = ["--audio", str(study.audio), "--families", ",".join(settings.families)]
+    common += ["--table", str(study.table)] if study.table else []
+    common += ["--min-recordings", str(settings.min_recordings), "--choices", str(settings.choices)]
+    common += ["--seconds", str(settings.seconds), "--questions-a-clip", str(settings.questions_a_clip)]
+    common += ["--hold-out", str(settings.hold_out), "--held-out-per-family", str(size.held_out_per_family)]
+    common += ["--preset", study.preset] if study.preset else []
+    for family, labels in settings.labels.items():
+        common += ["--labels", f"{family}={','.join(labels)}"]
+    for source in settings.held_out_sources:
+        common += ["--hold-out-source", source]
+    warm, arms = (manifest.parent.parent for manifest in (manifests.warm, manifests.pool))
+    draws = {warm: (size.per_family, workshop.seed), arms: (size.further_per_family, FURTHER + workshop.seed)}
+    for out, (per_family, seed) in draws.items():
+        own = ["--out", str(out), "--per-family", str(per_family), "--seed", str(seed)]
+        workshop.run_apart(f"questions/{out.name}", labelled, [*common, *own])
+
+    asked = [one for one in read_all(warm / "held_out" / "manifest.jsonl") if half_of(one) == study.half]
+    if not asked:
+        raise Failed(f"{warm / 'held_out'}: no recording is in the half {study.half}: hold out more of them")
+    write_manifest(manifests.held_out, asked)
+    if manifests.sources is not None:
+        elsewhere = [path for path in warm.glob("*/manifest.jsonl") if path.parent.name not in ("train", "held_out")]
+        write_manifest(manifests.sources, [question for path in sorted(elsewhere) for question in read_all(path)])
+    return manifests
+
+
+def read_all(manifest: Path) -> list[AudioQuestion]:
+    """The questions of a manifest that this study has made."""
+    return read_questions(manifest).records
+
+
+def half_of(question: AudioQuestion) -> str:
+    """Whether a held-out recording is for tuning a recipe or for reporting what came of it: by its name alone, so that
+    no seed, no family and no question moves it."""
+    name = f"half of the held-out: {question.source_video}"  # its bits are independent of those that held it out
+    return "report" if hashlib.sha256(name.encode()).digest()[0] % 2 else "tune"
+
+
+# --- The warm start
+
+
+def warm_start(study: Study, workshop: Workshop, questions: Manifests) -> Path:
+    """Set the projector in closed form, then fine-tune; the checkpoint."""
+    settings, aligned = study.settings, workshop.folder / "aligned"
+    if not aligned.is_dir():
+        config = ROOT / "configs" / f"{settings.align}.yaml"
+        argv = ["--model", str(study.base), "--data", str(questions.warm), "--out", str(aligned)]
+        workshop.run("align", align, [*argv, "--config", str(config)])
+    config, keys = training_of(settings, WARM_START, settings.size.warm_start_steps)
+    warm = workshop.train(train_sft, config, workshop.folder / WARM_START, aligned, questions.warm, keys)
+    keep_model_alone(workshop.folder / WARM_START)
+    return warm
+
+
+# --- The arms
+
+
+def compare(study: Study, workshop: Workshop, questions: Manifests, warm: Path) -> None:
+    """Train every arm from the warm start on the same pool of questions; GRPO first, for the others get its FLOPs.
+
+    What each training has taken is kept in `SPENT`: `steps`, `flops`, and what of these the pilot took, `pilot`.
+    """
+    settings, size, folder = study.settings, study.settings.size, workshop.folder
+    if (folder / SPENT).is_file():
+        return
+    pilot, ordered = folder / "pilot", folder / "questions" / "easy_to_hard.jsonl"
+    with workshop.stages("pilot"):
+        pool = read_all(questions.pool)
+        evaluate(study, warm, questions.pool, pilot, decoding="sample", repeats=size.pilot_samples)
+        rates = {name: one["official"] for name, one in read_verdicts(pilot / "verdicts.jsonl").items()}
+        write_manifest(ordered, easy_to_hard(pool, rates))
+
+    def grpo(arm: str, steps: int, out: Path) -> float:
+        """Train an arm of GRPO; its FLOPs."""
+        config, keys = training_of(settings, arm, steps)
+        workshop.train(train_grpo, config, out, warm, ordered, keys)
+        keep_model_alone(out)
+        return meter.grpo(arguments(config, keys, out), log_of(out))
+
+    meter = Meter(warm, pool, settings.seconds)
+    learned = grpo("grpo", size.grpo_steps, folder / "grpo")
+    config, keys = training_of(settings, "grpo", size.grpo_steps)
+    asked = meter.answering(arguments(config, keys, folder), size.pilot_samples, pilot / PREDICTIONS)
+    probe = folder / "grpo_think_probe"
+    a_step = grpo("grpo_think", size.think_probe_steps, probe) / size.think_probe_steps
+    thinking_steps = steps_for(learned, lambda steps: steps * a_step)
+    thinking = grpo("grpo_think", thinking_steps, folder / "grpo_think")
+
+    of_sft = meter.sft(arguments(*training_of(settings, "sft", 1), folder))
+    sft_steps = steps_for(asked + learned, of_sft)
+    config, keys = training_of(settings, "sft", sft_steps)
+    workshop.train(train_sft, config, folder / "sft", warm, questions.pool, keys)
+    keep_model_alone(folder / "sft")
+
+    of_warm_start = meter.sft(arguments(*training_of(settings, WARM_START, 1), folder))
+    spent = {
+        WARM_START: {"steps": size.warm_start_steps, "flops": of_warm_start(size.warm_start_steps), "pilot": 0.0},
+        "sft": {"steps": sft_steps, "flops": of_sft(sft_steps), "pilot": 0.0},
+        "grpo": {"steps": size.grpo_steps, "flops": asked + learned, "pilot": asked},
+        "grpo_think": {"steps": thinking_steps, "flops": asked + thinking, "pilot": asked},
+    }
+    write_json(folder / SPENT, spent)
+    shutil.rmtree(probe, ignore_errors=True)
+
+
+def training_of(settings: Settings, arm: str, steps: int) -> tuple[str, list[str]]:
+    """The name of the config of a training and its further keys."""
+    keys = settings.overrides(arm, prompt_style=STYLES.get(arm, "answer"), max_steps=steps)
+    if arm in ("sft", WARM_START):
+        return settings.sft, keys
+    config = settings.grpo_think if arm == "grpo_think" else settings.grpo
+    return config, [*keys, "--shuffle_dataset", "false"]  # from easy to hard
+
+
+def arguments(config: str, keys: Sequence[str], out: Path) -> list[str]:
+    """Those of a training, but for its model and data."""
+    return ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--output_dir", str(out), *keys]
+
+
+def easy_to_hard(questions: Sequence[AudioQuestion], rates: Mapping[str, float]) -> list[AudioQuestion]:
+    """Questions with signal first, those that were most often right before others; then those that were never right,
+    and at the end those that always were. Equal ones stay in their order.
+
+    Args:
+        rates: by id, which share of the answers was right.
+    """
+
+    def rank(question: AudioQuestion) -> tuple[int, float]:
+        rate = rates[question.id]
+        return (2 if rate == 1 else 1 if rate == 0 else 0), -rate
+
+    return sorted(questions, key=rank)
+
+
+# --- Evaluations
+
+
+def evaluate(study: Study, model: Path, data: Path, out: Path, **settings: Any) -> None:
+    """Evaluate a checkpoint unless that is done."""
+    if is_complete(out):
+        return
+    size = study.settings.size
+    wanted: dict[str, Any] = {"prompt_style": "answer", "max_new_tokens": size.answer_tokens} | settings
+    wanted |= {"batch_size": size.eval_batch_size, "dtype": study.dtype}
+    carry_out(prepare(EvalSettings(ckpt=str(model), data=data, out=out, **wanted)))
+
+
+def evaluate_all(study: Study, workshop: Workshop, questions: Manifests) -> None:
+    """The warm start and every arm on held-out recordings, also without audio, and on held-out sources."""
+    size = study.settings.size
+    for name in MODELS:
+        style = STYLES.get(name, "answer")
+        tokens = size.think_tokens if style == "think" else size.answer_tokens
+        asked = {"prompt_style": style, "max_new_tokens": tokens}
+        model, scored = workshop.folder / name / FINAL, workshop.folder / "eval" / name
+        with workshop.stages(f"eval/{name}"):
+            held_out, blind, sources = (scored / one for one in SETS)
+            evaluate(study, model, questions.held_out, held_out, permute_choices=size.orders, **asked)
+            evaluate(study, model, questions.held_out, blind, no_audio=True, **asked)
+            if questions.sources is not None:
+                evaluate(study, model, questions.sources, sources, **asked)

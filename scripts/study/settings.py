@@ -1,0 +1,151 @@
+"""How much of everything a small study takes: `configs/small_study.yaml`, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.data.yaml_file import read_yaml
+
+ARMS = ("sft", "grpo", "grpo_think")  # what is compared, each from the warm start
+HALVES = ("report", "tune")  # of the held-out recordings
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers of a setting, all of them counts.
+
+    per_family: questions of the warm start, at most, in each family.
+    further_per_family: questions that all arms learn from, drawn anew from the same recordings.
+    held_out_per_family: questions on held-out recordings, of which a half is asked, and on each held-out source.
+    warm_start_steps, grpo_steps: of these two trainings; the others' follow from GRPO's compute.
+    pilot_samples: answers of the warm start to each further question, from which GRPO's order follows.
+    think_probe_steps: of the run that measures what a step of GRPO with thoughts takes.
+    orders: in which each held-out question is asked.
+    answer_tokens, think_tokens: longest completion of an evaluation.
+    eval_batch_size: questions at once.
+    completions_shown: in the report, of each family.
+    """
+
+    per_family: int
+    further_per_family: int
+    held_out_per_family: int
+    warm_start_steps: int
+    grpo_steps: int
+    pilot_samples: int
+    think_probe_steps: int
+    orders: int
+    answer_tokens: int
+    think_tokens: int
+    eval_batch_size: int
+    completions_shown: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A study.
+
+    families, labels, min_recordings, choices, seconds, questions_a_clip, hold_out, held_out_sources: of the questions,
+        see `python -m data_prep.labelled --help`; `labels` lists those of a family, of which otherwise all are asked.
+    window_seconds: of the encoder.
+    align, sft, grpo, grpo_think: names of files in configs/, without .yaml.
+    arms: further keys of these files by arm; the warm start is an arm of its own here.
+    size: the numbers of the setting.
+    """
+
+    families: list[str]
+    labels: dict[str, Any]
+    min_recordings: int
+    choices: int
+    seconds: float
+    questions_a_clip: int
+    hold_out: float
+    held_out_sources: list[str]
+    window_seconds: int
+    align: str
+    sft: str
+    grpo: str
+    grpo_think: str
+    arms: dict[str, Any]
+    size: Size
+
+    def overrides(self, arm: str, **more: Any) -> list[str]:
+        """The keys of an arm as the arguments of a training command."""
+        keys = (self.arms.get(arm) or {}) | more
+        return [part for name, value in keys.items() for part in (f"--{name}", _as_argument(value))]
+
+
+def _as_argument(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def read_settings(path: Path, size: str) -> Settings:
+    """The settings in a YAML file, with the numbers under the key `size`.
+
+    Raises:
+        Refused: the file cannot be read; or with every key that is absent, unknown or of another kind.
+    """
+    content = read_yaml(path)
+    problems: list[Problem] = []
+    sizes = {name: content.pop(name, None) for name in ("small", "quick")}
+    for name, numbers in sizes.items():
+        problems += _problems(Size, numbers, f"{path}: {name}")
+    problems += _problems(Settings, content | {"size": {}}, str(path))
+    if not problems:
+        for arm, keys in content["arms"].items():
+            if arm not in ("warm_start", *ARMS) or not isinstance(keys, dict):
+                remedy = f"Give keys of a training under warm_start, {', '.join(ARMS)}."
+                problems.append(Problem(f"{path}: arms.{arm}", "it is no arm with keys of its own", remedy))
+        for family, labels in content["labels"].items():
+            if not _are_texts(labels):
+                problems.append(Problem(f"{path}: labels.{family}", f"{labels!r:.80}", "Give a list of labels."))
+        if content["window_seconds"] < content["seconds"]:
+            what = f"clips of {content['seconds']:g} s do not fit into {content['window_seconds']} s"
+            problems.append(Problem(f"{path}: window_seconds", what, "Give whole seconds, at least those of a clip."))
+        if not 0 < content["hold_out"] < 1:
+            problems.append(Problem(f"{path}: hold_out", f"{content['hold_out']}", "Give a share between 0 and 1."))
+    if problems:
+        raise Refused(problems)
+    return Settings(**content, size=Size(**sizes[size]))
+
+
+def _problems(kind: type, content: Any, where: str) -> list[Problem]:
+    """What is wrong with a mapping that is to become a record of this kind."""
+    if not isinstance(content, Mapping):
+        return [Problem(where, "it is absent, or no mapping", "See configs/small_study.yaml.")]
+    hints = get_type_hints(kind)
+    needed = [one.name for one in fields(kind)]
+    problems = [
+        Problem(where, f"there is no key {name}", f"Choose among {', '.join(needed)}.")
+        for name in content
+        if name not in hints
+    ]
+    problems += [
+        Problem(where, f"{name} is absent", "Name it: nothing is left to defaults.")
+        for name in needed
+        if name not in content
+    ]
+    for name, value in content.items():
+        if (wanted := _ACCEPTED.get(hints.get(name))) and not wanted[0](value):
+            problems.append(Problem(where, f"{name} is {value!r:.80}", f"Give {wanted[1]}."))
+    return problems
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+_ACCEPTED: dict[Any, tuple[Any, str]] = {
+    int: (_is_count, "a whole number above 0"),
+    float: (lambda value: type(value) in (int, float) and 0 < value < 1e6, "a number above 0"),
+    str: (lambda value: isinstance(value, str), "a name"),
+    list[str]: (_are_texts, "a list of names"),
+    dict[str, Any]: (lambda value: isinstance(value, dict), "a mapping"),
+}

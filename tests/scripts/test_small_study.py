@@ -1,0 +1,266 @@
+"""What a study counts and says: halves, orders, equal FLOPs, pooled figures. The whole of it runs in slow/."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import yaml
+
+from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.data.questions import AudioQuestion
+from scripts.small_study import CONFIG
+from scripts.study.figures import accuracy, blind_check, by_family, difference
+from scripts.study.flops import Meter, Spent, between, steps_for
+from scripts.study.report import sentences, tables, write_report
+from scripts.study.seed import MODELS, easy_to_hard, half_of
+from scripts.study.settings import read_settings
+from tests.conftest import ROOT
+
+QUESTION = AudioQuestion("q", Path("clip.wav"), "Which?", ("a", "b"), "a", source_video="recording")
+
+
+# --- Settings
+
+
+@pytest.mark.parametrize("size", ["small", "quick"])
+def test_the_shipped_settings_are_sound(size: str) -> None:
+    settings = read_settings(CONFIG, size)
+    for config in (settings.align, settings.sft, settings.grpo, settings.grpo_think):
+        assert (ROOT / "configs" / f"{config}.yaml").is_file()
+
+
+def test_everything_wrong_with_a_file_is_named_at_once(tmp_path: Path) -> None:
+    content = yaml.safe_load(CONFIG.read_text())
+    content |= {"family": ["digit"], "choices": "four", "window_seconds": 2, "arms": {"ppo": {}}}
+    del content["hold_out"], content["quick"]["grpo_steps"]
+    content["small"]["orders"] = 0
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(Refused) as refusal:
+        read_settings(file, "small")
+    said = str(refusal.value)
+    for part in (
+        "no key family",
+        "choices is 'four'",
+        "hold_out is absent",
+        "quick: grpo_steps is absent",
+        "orders is 0",
+    ):
+        assert part in said
+
+
+def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+    content = yaml.safe_load(CONFIG.read_text())
+    content |= {"window_seconds": 2, "arms": {"ppo": {}}, "hold_out": 1, "labels": {"digit": "one"}}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(Refused) as refusal:
+        read_settings(file, "small")
+    said = str(refusal.value)
+    for part in ("window_seconds: clips of 3 s do not fit", "arms.ppo", "hold_out: 1", "labels.digit"):
+        assert part in said
+
+
+def test_keys_of_an_arm_are_arguments_of_its_training() -> None:
+    settings = replace(read_settings(CONFIG, "small"), arms={"grpo": {"learning_rate": 1e-05, "sharing": False}})
+    assert settings.overrides("grpo", max_steps=7) == [
+        "--learning_rate",
+        "1e-05",
+        "--sharing",
+        "false",
+        "--max_steps",
+        "7",
+    ]
+    assert settings.overrides("sft") == []
+
+
+# --- Questions
+
+
+def test_a_half_goes_by_the_recording_alone() -> None:
+    names = [f"recording-{number}" for number in range(400)]
+    halves = [half_of(replace(QUESTION, source_video=name)) for name in names]
+    # 400 fair coins: 200 +- 4 standard deviations of 10
+    assert 160 < halves.count("report") < 240 and set(halves) == {"report", "tune"}
+    again = [half_of(replace(QUESTION, id="other", category="digit", source_video=name)) for name in names]
+    assert again == halves
+
+
+def test_questions_go_from_easy_to_hard_and_those_without_signal_come_last() -> None:
+    rates = {"always": 1.0, "never": 0.0, "half": 0.5, "often": 0.75, "half too": 0.5, "always too": 1.0}
+    ordered = easy_to_hard([replace(QUESTION, id=name) for name in rates], rates)
+    assert [one.id for one in ordered] == ["often", "half", "half too", "never", "always", "always too"]
+
+
+# --- FLOPs
+
+
+def test_what_a_run_did_follows_from_its_log() -> None:
+    """Two steps of 2 prompts. The first takes 2 s for its 2 prompts and 24 tokens; the second asks 3 further prompts:
+    5 in half a second, with 50 tokens. The last row is the run's summary."""
+    log = pandas.DataFrame(
+        {
+            "clips_per_second": [1.0, 10.0, None],
+            "tokens_per_second": [12.0, 100.0, None],
+            "dynamic_sampling/drawn": [0.0, 3.0, None],
+            "train_runtime": [None, None, 2.5],
+        }
+    )
+    assert Spent.of_log(log, prompts_per_step=2) == Spent(prompts=7, tokens=24 + 50, steps=2)
+    without = log.drop(columns="dynamic_sampling/drawn")
+    assert Spent.of_log(without, prompts_per_step=2) == Spent(prompts=4, tokens=24 + 20, steps=2)
+
+
+def test_a_length_between_two_whole_ones_lies_on_the_line() -> None:
+    assert between(lambda tokens: {"a": 10.0 * tokens, "b": 5.0}, 2.25) == {"a": 22.5, "b": 5.0}
+    assert between(lambda tokens: {"a": 10.0 * tokens}, 3.0) == {"a": 30.0}
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"), [(0.0, 1), (4.0, 1), (10.0, 1), (13.9, 1), (14.1, 2), (98.0, 12), (101.9, 12), (102.1, 13)]
+)
+def test_as_many_steps_as_come_nearest_to_the_budget(budget: float, steps: int) -> None:
+    """8 a step and 2 beside them: 12 steps take 98, and 13 take 106."""
+    assert steps_for(budget, lambda count: 8.0 * count + 2) == steps
+
+
+SFT = {
+    "output_dir": "out",
+    "prompt_style": "answer",
+    "trained_parts": "no_encoder",
+    "examples_per_step": 2,
+    "bf16": False,
+}
+GRPO = {"output_dir": "out", "prompt_style": "answer", "trained_parts": "no_encoder", "prompts_per_step": 2,
+        "max_prompts_per_device": 2, "num_generations": 2, "max_completion_length": 8, "bf16": False}  # fmt: skip
+
+
+def _argv(file: Path, content: dict[str, Any]) -> list[str]:
+    file.write_text(yaml.safe_dump(content))
+    return ["--config", str(file)]
+
+
+def test_flops_grow_with_what_a_run_did(model_folder: Path, questions: list[AudioQuestion], tmp_path: Path) -> None:
+    """Each further step, prompt and token takes as much as the one before; a clip is encoded once."""
+    meter = Meter(model_folder, questions[:4], seconds=1.0)
+    sft = meter.sft(_argv(tmp_path / "sft.yaml", SFT))
+    a_step = sft(4) - sft(3)  # all four clips are known after two steps
+    assert sft(2) - sft(1) > a_step > 0
+    two_clips = sft(2) - sft(1) - a_step
+    assert sft(7) == pytest.approx(7 * a_step + 2 * two_clips)
+
+    argv = _argv(tmp_path / "grpo.yaml", GRPO)
+
+    def grpo(steps: int, drawn: int, tokens_a_prompt: float) -> float:
+        rates = {"clips_per_second": [1.0] * steps, "tokens_per_second": [tokens_a_prompt] * steps}
+        return meter.grpo(argv, pandas.DataFrame(rates | {"dynamic_sampling/drawn": [float(drawn)] * steps}))
+
+    two = grpo(2, 0, 6.0)
+    assert grpo(4, 0, 6.0) == pytest.approx(2 * two - 2 * two_clips)
+    assert 0 < grpo(2, 2, 6.0) - two < two / 2  # two more prompts a step are answered, but not learned from
+    shorter, longer = grpo(2, 0, 5.0), grpo(2, 0, 7.0)
+    assert longer > two > shorter
+
+
+# --- Figures
+
+
+def verdicts(*rows: tuple[int, str, str, str, float]) -> pandas.DataFrame:
+    named = pandas.DataFrame(rows, columns=["seed", "id", "family", "clip", "right"])
+    return named.assign(chance=0.25, permuted=float("nan"))
+
+
+START = verdicts(
+    (1, "a", "digit", "one.wav", 0.0),
+    (1, "b", "digit", "two.wav", 1.0),
+    (2, "a", "digit", "one.wav", 0.0),
+    (2, "b", "kind", "three.wav", 1.0),
+)
+AFTER = START.assign(right=[1.0, 1.0, 1.0, 0.0])
+
+
+def test_seeds_are_pooled_question_by_question() -> None:
+    block = accuracy(AFTER)
+    assert (block["accuracy"], block["n"], block["clips"]) == (0.75, 4, 3)
+    assert block["by_seed"] == {"1": 1.0, "2": 0.5}
+    assert block["mean"] == 0.75 and block["sd"] == pytest.approx(0.5 / 2**0.5)  # of 1 and 0.5
+    assert by_family(AFTER)["digit"]["accuracy"] == 1.0
+    assert by_family(AFTER)["kind"] | {"ci95": 0} == {
+        "accuracy": 0.0, "ci95": 0, "n": 1, "clips": 1, "by_seed": {"2": 0.0}, "mean": 0.0, "sd": None,
+    }  # fmt: skip
+
+
+def test_a_difference_resamples_clips_over_all_seeds() -> None:
+    """Gains by clip: one.wav 1 + 1 of two questions, two.wav 0 of one, three.wav -1 of one. The least that three drawn
+    clips can give is -1 and the most is 1, each with probability 1 / 27: more than the 2.5 % that an interval leaves.
+    """
+    block = difference(AFTER, START)
+    assert (block["accuracy"], block["n"], block["clips"]) == (0.25, 4, 3)
+    assert block["ci95"] == [-1.0, 1.0]
+    assert block["by_seed"] == {"1": 0.5, "2": 0.0} and block["mean"] == 0.25
+    assert difference(AFTER, AFTER)["ci95"] == [0.0, 0.0]
+    with pytest.raises(ValueError, match="same questions"):
+        difference(AFTER, START.iloc[::-1])
+
+
+def test_a_model_that_guesses_right_without_audio_is_found_by_its_family() -> None:
+    """Of 100 questions a family: 32 right are 0.07 above chance, 33 are more; 17 are more below it."""
+
+    def answered(digit: int, kind: int) -> pandas.DataFrame:
+        rows = [(1, f"{family}{n}", family, f"{family}{n}.wav", float(n < right))
+                for family, right in (("digit", digit), ("kind", kind)) for n in range(100)]  # fmt: skip
+        return verdicts(*rows)
+
+    assert blind_check({"grpo": answered(32, 25)}) == {"margin": 0.07, "held": True, "exceptions": []}
+    found = blind_check({"sft": answered(25, 25), "grpo": answered(33, 17)})
+    assert not found["held"]
+    assert [(one["model"], one["family"]) for one in found["exceptions"]] == [("grpo", "digit"), ("grpo", "kind")]
+
+
+# --- Reports
+
+
+@pytest.fixture
+def found() -> dict[str, Any]:
+    block = accuracy(AFTER) | {"by_family": by_family(AFTER)}
+    gain = difference(AFTER, START)
+    model = {
+        "held_out": block, "without_audio": block, "permuted": None, "held_out_sources": None, "format_rate": 0.5,
+        "steps": 10.0, "flops": 2e12, "pilot": 0.0, "flops_by_seed": {"1": 1e12, "2": 3e12}, "seconds": 3.0,
+    }  # fmt: skip
+    pair = {"after": "grpo", "before": "sft", "held_out": gain, "by_family": dict.fromkeys(("digit", "kind"), gain)}
+    exception = {"model": "sft", "family": "digit", "accuracy": 0.5, "chance": 0.25}
+    said = {"grpo": "<answer>1</answer>", "sft": None}
+    shown = {"id": "a", "family": "digit", "question": "Which <b>|number|</b>?", "choices": ["1", "2"], "answer": "1"}
+    return {
+        "seeds": [1, 2],
+        "half": "report",
+        "chance": 0.25,
+        "models": dict.fromkeys(MODELS, model),
+        "differences": [pair],
+        "blind_check": {"margin": 0.07, "held": False, "exceptions": [exception]},
+        "completions": [shown | {"completions": said}],
+    }
+
+
+def test_the_tables_say_percent_and_points(found: dict[str, Any]) -> None:
+    shown = tables(found)
+    assert shown["Right, %"]["+ GRPO"]["held out"] == "75.0" and shown["Right, %"]["+ GRPO"]["TFLOP"] == "2.0"
+    pair = shown["Differences on the same questions, points"]["+ GRPO minus + SFT"]
+    assert pair["held out"] == "+25.0 (-100.0 to +100.0)"
+    said = " ".join(sentences(found))
+    assert "4 questions about 3 clips" in said and "NOT held: + SFT, digit: 50.0 % (chance 25.0 %)" in said
+
+
+def test_the_reports_hold_the_tables_and_nothing_that_acts(found: dict[str, Any], tmp_path: Path) -> None:
+    write_report(tmp_path, found)
+    markdown, page = ((tmp_path / name).read_text() for name in ("results.md", "results.html"))
+    header, rule, first = (markdown.split("## Right, %\n\n")[1].splitlines()[row] for row in range(3))
+    assert header.count("|") == rule.count("|") == first.count("|") and first.startswith("| warm start | 75.0 |")
+    assert "&lt;b&gt;" in page and "<b>" not in page and "&lt;answer&gt;1&lt;/answer&gt;" in page
+    assert "<b>" not in markdown
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
