@@ -14,7 +14,7 @@ from r1_aqa_repro.planning.seconds import step_seconds, total
 from tests.conftest import ROOT
 from tests.planning.test_seconds import MACHINE
 
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("align_"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith(("align_", "small_")))
 PPO = "prompts_per_step: 16\nmax_prompts_per_device: 4\nnum_mini_batches: 2\nkl_coef: 0.1\n"
 REWARD = "examples_per_step: 8\nmax_examples_per_device: 2\ncenter_rewards_coefficient: 0.01\n"
 DPO = "examples_per_step: 8\nbeta: 0.1\n"
