@@ -35,7 +35,7 @@ from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, parse_confi
 from scripts.study.figures import results
 from scripts.study.processes import run_all
 from scripts.study.report import sentences, tables, write_report
-from scripts.study.seed import MODELS, Study, arguments, carry_out_seed, manifests_of, training_of
+from scripts.study.seed import MODELS, WARM_START, Study, arguments, carry_out_seed, manifests_of, training_of
 from scripts.study.settings import HALVES, Settings, read_settings
 from scripts.workshop import ROOT, Interrupted, Workshop, table
 
@@ -95,10 +95,11 @@ def check(own: Namespace, settings: Settings) -> bool:
     bf16 = False
     for name in MODELS:
         kind: Any = AudioGRPOConfig if name.startswith("grpo") else AudioSFTConfig
+        config, keys = training_of(settings, name, 1)
         with collecting(problems):
-            config, keys = training_of(settings, name, 1)
-            _, training, _ = parse_config(kind, arguments(config, keys, own.output_dir))
-            bf16 = bool(training.bf16)
+            of_machine = [] if name == WARM_START else ["--bf16", "false"]  # `auto` is asked, and said, once
+            _, training, _ = parse_config(kind, [*arguments(config, keys, own.output_dir), *of_machine])
+            bf16 = bf16 or bool(training.bf16)
             if training.trained_parts == "all":
                 what = "trained_parts is all: the study counts on an encoder that stays as it is"
                 problems.append(Problem(f"{config}, {name}", what, "Choose no_encoder, language_model or projector."))

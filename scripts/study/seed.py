@@ -169,9 +169,8 @@ def warm_start(study: Study, workshop: Workshop, questions: Manifests) -> Path:
     """Set the projector in closed form, then fine-tune; the checkpoint."""
     settings, aligned = study.settings, workshop.folder / "aligned"
     if not aligned.is_dir():
-        config = ROOT / "configs" / f"{settings.align}.yaml"
-        argv = ["--model", str(study.base), "--data", str(questions.warm), "--out", str(aligned)]
-        workshop.run("align", align, [*argv, "--config", str(config)])
+        argv = ["--config", str(ROOT / "configs" / f"{settings.align}.yaml"), "--model", str(study.base)]
+        workshop.run("align", align, [*argv, "--data", str(questions.warm), "--out", str(aligned)])
     config, keys = training_of(settings, WARM_START, settings.size.warm_start_steps)
     warm = workshop.train(train_sft, config, workshop.folder / WARM_START, aligned, questions.warm, keys)
     keep_model_alone(workshop.folder / WARM_START)
