@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
     seeds = list(range(own.first_seed, own.first_seed + own.seeds))
     jobs = own.jobs or max(1, min(own.seeds, num_cores() // torch.get_num_threads()))
     workshop = Workshop(study.folder, own.first_seed)
-    claim(study.folder / "settings.json", claimed(own, settings), "Choose another --output_dir, or delete this one.")
+    asked = claimed(own, settings)
+    claim(study.folder / "settings.json", asked, "Choose another --output_dir, or delete this one.")
     say(f"small study in {study.folder}: seeds {', '.join(map(str, seeds))}, {jobs} at a time")
 
     try:
@@ -61,15 +62,16 @@ def main(argv: list[str]) -> int:
             workshop.run("compose", compose, [*parts, "--window-seconds", str(settings.window_seconds)])
     except Interrupted as interrupted:
         return interrupted.code
-    code = run_all(
-        functools.partial(carry_out_seed, study), seeds, jobs, log_of=lambda seed: study.of_seed(seed) / "log.txt"
-    )
+    with workshop.stages("seeds"):
+        work = functools.partial(carry_out_seed, study)
+        code = run_all(work, seeds, jobs, log_of=lambda seed: study.of_seed(seed) / "log.txt")
     if code != EXIT_DONE:
         return code
 
     with workshop.stages("results"):
         found = results(study, {seed: manifests_of(study, seed) for seed in seeds})
         write_report(study.folder, found)
+    found |= {"settings": asked, "seconds": workshop.stages.asked_for}
     shown = [table(title, rows) for title, rows in tables(found).items()]
     files = f"Results: {study.folder}/results.md, results.html, results.json, accuracy.png"
     workshop.report(study.folder, found, *shown, *sentences(found), files)
