@@ -116,6 +116,11 @@ class TestOwnDecoding:
         assert draws_of(("a", 0), 3).tolist() == draws_of(("a", 0), 5)[:3].tolist()
         assert len({draws_of(key, 1)[0] for key in [("a", 0), ("a", 1), ("b", 0), ("1 a", 0), ("a", 11)]}) == 5
 
+    def test_sampling_as_training_does_is_that_of_a_checkpoint_that_says_so(self, checkpoint, data, answers):
+        as_training = answers(checkpoint, data, "--decoding", "sample", "--repeats", 2)
+        set_own_decoding(checkpoint, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+        assert as_training == answers(checkpoint, data, "--decoding", "checkpoint", "--repeats", 2)
+
     def test_sharing_the_prompt_changes_no_sample(self, sampling, data, sampled, monkeypatch):
         plain = generation.generate
         monkeypatch.setattr(generation, "generate", lambda *a, **options: plain(*a, share=False, **options))
