@@ -146,7 +146,8 @@ def make_questions(study: Study, workshop: Workshop) -> Manifests:
     write_manifest(manifests.held_out, asked)
     if manifests.sources is not None:
         elsewhere = [path for path in warm.glob("*/manifest.jsonl") if path.parent.name not in ("train", "held_out")]
-        write_manifest(manifests.sources, [question for path in sorted(elsewhere) for question in read_all(path)])
+        per_source = [read_all(path)[: size.held_out_per_source] for path in sorted(elsewhere)]  # drawn in random order
+        write_manifest(manifests.sources, [question for questions in per_source for question in questions])
     return manifests
 
 

@@ -20,7 +20,8 @@ class Size:
 
     per_family: questions of the warm start, at most, in each family.
     further_per_family: questions that all arms learn from, drawn anew from the same recordings.
-    held_out_per_family: questions on held-out recordings, of which a half is asked, and on each held-out source.
+    held_out_per_family: questions on held-out recordings, of which a half is asked.
+    held_out_per_source: questions of each held-out source that are asked.
     warm_start_steps, grpo_steps: of these two trainings; the others' follow from GRPO's compute.
     pilot_samples: answers of the warm start to each further question, from which GRPO's order follows.
     think_probe_steps: of the run that measures what a step of GRPO with thoughts takes.
@@ -33,6 +34,7 @@ class Size:
     per_family: int
     further_per_family: int
     held_out_per_family: int
+    held_out_per_source: int
     warm_start_steps: int
     grpo_steps: int
     pilot_samples: int

@@ -55,7 +55,7 @@ def test_everything_wrong_with_a_file_is_named_at_once(tmp_path: Path) -> None:
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     content = yaml.safe_load(CONFIG.read_text())
-    content |= {"window_seconds": 2, "arms": {"ppo": {}}, "hold_out": 1, "labels": {"digit": "one"}}
+    content |= {"seconds": 3, "window_seconds": 2, "arms": {"ppo": {}}, "hold_out": 1, "labels": {"digit": "one"}}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(Refused) as refusal:
