@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         found = results(study, {seed: manifests_of(study, seed) for seed in seeds})
         write_report(study.folder, found)
     found |= {"settings": asked, "seconds": workshop.stages.asked_for}
-    shown = [table(title, rows) for title, rows in tables(found).items()]
+    shown = [table(title, rows) for title, rows in tables(found, complete=False).items()]
     files = f"Results: {study.folder}/results.md, results.html, results.json, accuracy.png"
     workshop.report(study.folder, found, *shown, *sentences(found), files)
     return EXIT_DONE

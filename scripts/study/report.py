@@ -19,43 +19,51 @@ NAMES = {WARM_START: "warm start", "sft": "+ SFT", "grpo": "+ GRPO", "grpo_think
 PICTURE = "accuracy.png"
 
 
-def tables(results: Mapping[str, Any]) -> dict[str, Rows]:
-    """Rows of figures by title and name; all rows of a table have the same columns."""
-    models, differences = results["models"], results["differences"]
+def tables(results: Mapping[str, Any], complete: bool = True) -> dict[str, Rows]:
+    """Rows of figures by title and name; all rows of a table have the same columns.
+
+    Args:
+        complete: with the table that no terminal is wide enough for.
+    """
+    models = results["models"]
     families = list(models[WARM_START]["held_out"]["by_family"])
-    of_pair = {f"{NAMES[one['after']]} minus {NAMES[one['before']]}": one for one in differences}
-    return {
-        "Right, %": {NAMES[name]: _model_row(models[name]) for name in MODELS},
-        "Differences on the same questions, points": {name: _difference_row(one) for name, one in of_pair.items()},
-        "Right by family, %, and without audio": {
-            family: {
-                f"{NAMES[name]}{said}": _percent(models[name][asked]["by_family"][family])
-                for asked, said in (("held_out", ""), ("without_audio", ", blind"))
-                for name in MODELS
-            }
+    of_pair = {f"{NAMES[one['after']]} minus {NAMES[one['before']]}": one for one in results["differences"]}
+
+    def by_family(asked: str) -> Rows:
+        return {
+            family: {NAMES[name]: _percent(models[name][asked]["by_family"][family]) for name in MODELS}
             for family in families
+        }
+
+    shown = {
+        "Right, % (95 % interval)": {NAMES[name]: _model_row(models[name]) for name in MODELS},
+        "Difference on the same questions, points (95 % interval)": {
+            name: _difference_row(one) for name, one in of_pair.items()
         },
-        "Differences by family, points": {
-            family: {name: _points(one["by_family"][family]) for name, one in of_pair.items()} for family in families
+        "Right by family, %": by_family("held_out"),
+        "Right by family without audio, %": by_family("without_audio"),
+        "Training, mean over seeds": {
+            NAMES[name]: _training_row(models[name], models["grpo"]["flops"]) for name in MODELS
         },
     }
+    if complete:
+        shown["Difference by family, points (95 % interval)"] = {
+            name: {family: _points(one["by_family"][family]) for family in families} for name, one in of_pair.items()
+        }
+    return shown
 
 
 def sentences(results: Mapping[str, Any]) -> list[str]:
     """What has to be known beside the tables."""
-    seeds, start = results["seeds"], results["models"][WARM_START]
-    asked, models = start["held_out"], results["models"]
-    shares = ", ".join(f"{NAMES[arm]} {models[arm]['flops'] / models['grpo']['flops']:.2f}" for arm in ARMS)
-    check = results["blind_check"]
+    seeds, asked, check = results["seeds"], results["models"][WARM_START]["held_out"], results["blind_check"]
     broken = "; ".join(
-        f"{NAMES[one['model']]}, {one['family']}: {100 * one['accuracy']:.1f} % (chance {100 * one['chance']:.1f} %)"
+        f"{NAMES[one['model']]}, {one['family']} {100 * one['accuracy']:.1f} % (chance {100 * one['chance']:.1f} %)"
         for one in check["exceptions"]
     )
     return [
-        f"{asked['n']} questions about {asked['clips']} clips of held-out recordings, half `{results['half']}`, seeds "
-        f"{', '.join(map(str, seeds))} together; chance {100 * results['chance']:.1f} %.",
-        "Intervals (95 %) take a clip, over all seeds, for what is independent; ±: standard deviation over seeds.",
-        f"Training FLOPs of the arms as a share of GRPO's, whose pilot counts: {shares}.",
+        f"{asked['n']} questions about {asked['clips']} clips of held-out recordings, half `{results['half']}`; "
+        f"seeds: {', '.join(map(str, seeds))}; chance {100 * results['chance']:.1f} %.",
+        "Intervals take a clip, over all seeds, for what is independent; ±: standard deviation over seeds.",
         f"Without audio within {100 * check['margin']:.0f} points of chance in every family: "
         + ("held." if check["held"] else f"NOT held: {broken}."),
     ]
@@ -106,15 +114,21 @@ def plot(path: Path, results: Mapping[str, Any]) -> None:
 def _model_row(model: Mapping[str, Any]) -> dict[str, str]:
     sources = model["held_out_sources"]
     return {
-        "held out": _percent(model["held_out"]),
-        "95 % interval": _interval(model["held_out"]),
+        "held out": _with_interval(model["held_out"]),
         "± seeds": _spread(model["held_out"]),
         "permuted": _percent(model["permuted"]),
         "blind": _percent(model["without_audio"]),
-        "other sources": f"{_percent(sources)} ({_interval(sources)})" if sources else "",
+        "other sources": _with_interval(sources) if sources else "",
         "format": f"{100 * model['format_rate']:.1f}",
+    }
+
+
+def _training_row(model: Mapping[str, Any], flops_of_grpo: float) -> dict[str, str]:
+    return {
         "steps": f"{model['steps']:.0f}",
         "TFLOP": f"{model['flops'] / 1e12:.1f}",
+        "of these the pilot": f"{model['pilot'] / 1e12:.1f}",
+        "share of GRPO's": f"{model['flops'] / flops_of_grpo:.2f}",
         "seconds": f"{model['seconds']:.0f}",
     }
 
@@ -137,9 +151,9 @@ def _points(block: Mapping[str, Any]) -> str:
     return f"{100 * block['accuracy']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def _interval(block: Mapping[str, Any]) -> str:
+def _with_interval(block: Mapping[str, Any]) -> str:
     low, high = block["ci95"]
-    return f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{_percent(block)} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _spread(block: Mapping[str, Any]) -> str:

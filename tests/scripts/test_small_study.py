@@ -249,18 +249,21 @@ def found() -> dict[str, Any]:
 
 def test_the_tables_say_percent_and_points(found: dict[str, Any]) -> None:
     shown = tables(found)
-    assert shown["Right, %"]["+ GRPO"]["held out"] == "75.0" and shown["Right, %"]["+ GRPO"]["TFLOP"] == "2.0"
-    pair = shown["Differences on the same questions, points"]["+ GRPO minus + SFT"]
+    right, training = shown["Right, % (95 % interval)"], shown["Training, mean over seeds"]
+    assert right["+ GRPO"]["held out"].startswith("75.0 (") and right["+ GRPO"]["other sources"] == ""
+    assert (training["+ SFT"]["TFLOP"], training["+ SFT"]["share of GRPO's"]) == ("2.0", "1.00")
+    pair = shown["Difference on the same questions, points (95 % interval)"]["+ GRPO minus + SFT"]
     assert pair["held out"] == "+25.0 (-100.0 to +100.0)"
+    assert set(shown) - set(tables(found, complete=False)) == {"Difference by family, points (95 % interval)"}
     said = " ".join(sentences(found))
-    assert "4 questions about 3 clips" in said and "NOT held: + SFT, digit: 50.0 % (chance 25.0 %)" in said
+    assert "4 questions about 3 clips" in said and "NOT held: + SFT, digit 50.0 % (chance 25.0 %)" in said
 
 
 def test_the_reports_hold_the_tables_and_nothing_that_acts(found: dict[str, Any], tmp_path: Path) -> None:
     write_report(tmp_path, found)
     markdown, page = ((tmp_path / name).read_text() for name in ("results.md", "results.html"))
-    header, rule, first = (markdown.split("## Right, %\n\n")[1].splitlines()[row] for row in range(3))
-    assert header.count("|") == rule.count("|") == first.count("|") and first.startswith("| warm start | 75.0 |")
+    header, rule, first = (markdown.split("## Right, % (95 % interval)\n\n")[1].splitlines()[row] for row in range(3))
+    assert header.count("|") == rule.count("|") == first.count("|") and first.startswith("| warm start | 75.0 (")
     assert "&lt;b&gt;" in page and "<b>" not in page and "&lt;answer&gt;1&lt;/answer&gt;" in page
     assert "<b>" not in markdown
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000

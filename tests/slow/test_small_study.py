@@ -1,10 +1,12 @@
-"""The small study from its command to its tables, with random parts, generated clips and hardly any steps."""
+"""The small study from its command to its tables, with random parts, generated clips and hardly any steps; killed on
+the way, and once more by itself."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,9 @@ import soundfile
 import yaml
 
 from scripts.small_study import CONFIG
+from scripts.study import seed as stages
+from scripts.study.settings import read_settings
+from scripts.workshop import Workshop
 from tests.conftest import ROOT, make_questions
 from tests.files import contents
 from tests.random_parts import GEOMETRIES, made
@@ -71,7 +76,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_study_that_is_killed_goes_on_to_all_that_it_reports(command: list[str], tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "study"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     killed = subprocess.Popen([*command, "--output-dir", str(folder)], env=environment, stderr=subprocess.PIPE)
@@ -114,3 +119,20 @@ def test_a_study_that_is_killed_goes_on_to_all_that_it_reports(command: list[str
     trained = folder / "seed-1" / "questions" / "arms" / "train" / "manifest.jsonl"
     learned = {json.loads(line)["source_video"] for line in trained.read_text(encoding="utf-8").splitlines()}
     assert not learned & (recordings[0] | recordings[1])  # about the same split
+    check_again(command, folder, tmp_path / "again")
+
+
+def check_again(command: list[str], folder: Path, again: Path) -> None:
+    """Seed 1 once more, by itself and uninterrupted: the same questions, the same models."""
+    options = dict(zip(command[2::2], command[3::2], strict=True))
+    settings = read_settings(Path(options["--config"]), "small")
+    shutil.copytree(folder / "base", again / "base")
+    study = stages.Study(again, settings, Path(options["--data"]), Path(options["--audio"]), None, "report", "float32")
+    workshop = Workshop(study.of_seed(1), 1)
+    questions = stages.make_questions(study, workshop)
+    stages.compare(study, workshop, questions, stages.warm_start(study, workshop, questions))
+    for part in ("questions", *(f"{model}/final" for model in stages.MODELS)):
+        before, after = contents(folder / "seed-1" / part), contents(again / "seed-1" / part)
+        files = (name for name in before if not Path(name).name.startswith("."))  # a journal tells who was first
+        made = {name for name in files if Path(name).suffix in (".jsonl", ".safetensors", ".flac")}
+        assert made and {name for name in made if before[name] != after.get(name)} == set(), part
