@@ -143,19 +143,33 @@ class _KeepGradients(TrainerCallback):
         self.gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
 
 
+def copies(question: AudioQuestion, count: int, folder: Path) -> list[AudioQuestion]:
+    """A question so many times, each about a copy of its clip."""
+    made = [replace(question, id=f"copy-{each}", audio_path=folder / f"{each}.wav") for each in range(count)]
+    for each in made:
+        shutil.copy(question.audio_path, each.audio_path)
+    return made
+
+
 def trainer_and_job(
-    folder: Path, questions: Sequence[AudioQuestion], out: Path, beta: float = 0.04, checkpointing: bool = False
+    folder: Path,
+    questions: Sequence[AudioQuestion],
+    out: Path,
+    beta: float = 0.04,
+    checkpointing: bool = False,
+    parts: str = "all",
 ) -> tuple[AudioGRPOTrainer, Job]:
     """A trainer whose step is known to the token: copies of one question, completions of one length."""
-    asked = [replace(questions[-1], id=f"copy-{index}") for index in range(2 * PROMPTS)]
+    asked = copies(questions[-1], 2 * PROMPTS, out)
     args = AudioGRPOConfig(
         output_dir=str(out), max_steps=2, prompts_per_step=2 * PROMPTS, max_prompts_per_device=PROMPTS,
         num_generations=GENERATIONS, max_completion_length=COMPLETION, generation_kwargs={"min_new_tokens": COMPLETION},
         reward_funcs=["random"], loss_type="grpo", beta=beta, use_bias_correction_kl=False, optim="adamw_torch",
         save_strategy="no", report_to="none", bf16=False, activation_checkpointing=checkpointing,
-        dataloader_pin_memory=False, use_cpu=True,
+        dataloader_pin_memory=False, use_cpu=True, trained_parts=parts,
     )  # fmt: skip
     model, processor = loading.load(folder)
+    loading.freeze(model, parts)
     trainer = AudioGRPOTrainer(model, args, asked, processor, "answer")
     inputs = question_inputs(processor, asked[:1], "answer")
     [prompt_ids] = inputs.prompt_ids
@@ -166,6 +180,7 @@ def trainer_and_job(
         frames=inputs.audio("cpu")["input_features"].size(-1), reference=beta != 0, bf16=False,
         checkpointing=checkpointing, gather_for_generation=False,
         optimizer_copy=False,  # AdamW on a CPU goes from tensor to tensor
+        trained_parts=parts, encodes_once=True,
     )  # fmt: skip
     return trainer, planned
 
@@ -216,9 +231,12 @@ def peak_bytes(profile: Any) -> int:
     return peak
 
 
-def test_flops_of_a_real_training_step(measured_folder: Path, questions: list[AudioQuestion], tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", ["all", pytest.param("no_encoder", marks=pytest.mark.slow)])
+def test_flops_of_a_real_training_step(
+    parts: str, measured_folder: Path, questions: list[AudioQuestion], tmp_path: Path
+) -> None:
     """Two steps of the trainer, rollout, reference, loss and backward, counted as they run."""
-    trainer, planned = trainer_and_job(measured_folder, questions, tmp_path)
+    trainer, planned = trainer_and_job(measured_folder, questions, tmp_path, parts=parts)
     (estimated,) = strategies(planned, [None], ["ddp"])
     with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter, sdpa_kernel(SDPBackend.MATH):
         trainer.train()
@@ -236,9 +254,7 @@ def test_flops_of_a_real_step_of_sft(
     parts: str, measured_folder: Path, questions: list[AudioQuestion], tmp_path: Path
 ) -> None:
     """Copies of one question about copies of its clip: a step that meets each, and a step of the second epoch."""
-    asked = [replace(questions[-1], id=f"copy-{each}", audio_path=tmp_path / f"{each}.wav") for each in range(4)]
-    for each in asked:
-        shutil.copy(questions[-1].audio_path, each.audio_path)
+    asked = copies(questions[-1], 4, tmp_path)
     args = AudioSFTConfig(
         output_dir=str(tmp_path / "run"), max_steps=2, examples_per_step=4, max_examples_per_device=2,
         trained_parts=parts, optim="adamw_torch", save_strategy="no", report_to="none", bf16=False,
