@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerControl, TrainerState
 
 from r1_aqa_repro import train_sft
@@ -43,7 +44,12 @@ def test_only_answer_and_end_of_turn_are_labelled(model_folder: Path, questions:
 
 
 def one_step(
-    model_folder: Path, folder: Path, questions: list[AudioQuestion], resume: str | None = None, **overrides: Any
+    model_folder: Path,
+    folder: Path,
+    questions: list[AudioQuestion],
+    resume: str | None = None,
+    peft_config: LoraConfig | None = None,
+    **overrides: Any,
 ) -> Any:
     settings: dict[str, Any] = {
         "output_dir": str(folder), "examples_per_step": 6, "max_examples_per_device": 6, "max_steps": 1,
@@ -53,7 +59,8 @@ def one_step(
     args = AudioSFTConfig(**(settings | overrides))
     model, processor = loading.load(model_folder)
     loading.freeze(model, args.trained_parts)
-    trainer = AudioSFTTrainer(model, args, questions, processor, "answer")
+    policy: Any = get_peft_model(model, peft_config) if peft_config else model
+    trainer = AudioSFTTrainer(policy, args, questions, processor, "answer")
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -142,11 +149,14 @@ def test_the_head_is_computed_where_a_token_is_learned(
     asked = questions[:4]
     labelled = int((collated(loading.load_processor(model_folder), asked)["labels"] != IGNORE).sum())
     one_step(model_folder, tmp_path / "heard", asked, examples_per_step=4)
-    assert rows == [((1, labelled), (labelled,))]
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)")
+    adapted = one_step(model_folder, tmp_path / "adapted", asked, peft_config=adapter, examples_per_step=4)
+    assert rows == [((1, labelled), (labelled,))] * 2
+    assert adapted.state.log_history[0]["grad_norm"] > 0
 
     monkeypatch.setattr(Clips, "are_lost", lambda self, asked, reasons, step: [True] * len(asked))
     trainer = one_step(model_folder, tmp_path / "lost", asked, examples_per_step=4)
-    assert rows[1:] == [((1, 0), (0,))]
+    assert rows[2:] == [((1, 0), (0,))]
     assert trainer.state.log_history[0]["loss"] == trainer.state.log_history[0]["grad_norm"] == 0.0
 
 
