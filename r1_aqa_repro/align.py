@@ -36,7 +36,7 @@ from r1_aqa_repro.common.console import Options, positive_number, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
 from r1_aqa_repro.common.escaping import code
 from r1_aqa_repro.common.files import (
-    LOCK,
+    lock_beside,
     open_file,
     output_folder,
     sole_use,
@@ -75,7 +75,7 @@ _NOTHING = 1e-9  # share of the variance: what is explained below it is rounding
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     given = _arguments(argv)
-    with sole_use(given.out.with_name(f".{given.out.name}{LOCK}"), "Choose another --out."):
+    with sole_use(lock_beside(given.out), "Choose another --out."):
         questions, dtype = _check(given)
         processor, model = load_processor(given.model), load_model(given.model, dtype)
         fit = align(model.to(device_and_dtype()[0]), processor, questions, given.ridge, given.audio_channel)
@@ -313,6 +313,9 @@ def _from_config(path: str) -> dict[str, Any]:
         where = f"{path}: {key}"
         if key not in _READ:
             problems.append(Problem(where, "there is no such key", f"The keys are {', '.join(_READ)}."))
+            continue
+        if not isinstance(value, str | int | float) or isinstance(value, bool):  # their text would be a path
+            problems.append(Problem(where, f"{value!r:.80} is no text and no number", "Correct the value."))
             continue
         with collecting(problems):
             try:

@@ -37,7 +37,7 @@ from transformers.utils.hub import cached_file
 from r1_aqa_repro.common.console import Options, not_negative, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
 from r1_aqa_repro.common.escaping import code
-from r1_aqa_repro.common.files import LOCK, output_folder, size_of, sole_use, whole_folder, write_atomically
+from r1_aqa_repro.common.files import lock_beside, output_folder, size_of, sole_use, whole_folder, write_atomically
 from r1_aqa_repro.model import composing
 from r1_aqa_repro.model.files import require_no_adapter, save_files
 from r1_aqa_repro.model.folder import folder_of
@@ -84,7 +84,7 @@ def compose(encoder: str, language_model: str, window_seconds: int, out: Path, s
             little space; everything at once.
         Failed: what was written does not compute what its parts do, or could not be written; nothing is left of it.
     """
-    with sole_use(out.with_name(f".{out.name}{LOCK}"), "Choose another --out."):
+    with sole_use(lock_beside(out), "Choose another --out."):
         tokenizer, extractor = _check(encoder, language_model, window_seconds, out)
         with whole_folder(out) as folder:
             originals, new_tokens = _write(encoder, language_model, tokenizer, extractor, window_seconds, folder, seed)

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, collecting, command
-from r1_aqa_repro.common.files import LOCK, output_folder, size_of, sole_use, whole_folder
+from r1_aqa_repro.common.files import lock_beside, output_folder, size_of, sole_use, whole_folder
 from r1_aqa_repro.model.files import (
     ADAPTER_CONFIG,
     adapter_base,
@@ -63,7 +63,7 @@ def merge_adapter(adapter: Path, out: Path, base: str | None = None, dtype: str 
         Refused: `out` exists, the adapter is not a LoRA or does not fit, its base cannot be read, too little space.
         Failed: it could not be written, such as when the disk filled up; nothing is left of `out`.
     """
-    with sole_use(out.with_name(f".{out.name}{LOCK}"), "Choose another --out."):
+    with sole_use(lock_beside(out), "Choose another --out."):
         base = _check(adapter, out, base, dtype)
         merged = _load(adapter, base).merge_and_unload(safe_merge=True).to(DTYPES[dtype])
         files = processor_files(base)

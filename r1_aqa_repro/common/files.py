@@ -116,6 +116,12 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def lock_beside(out: Path) -> Path:
+    """The lock of a folder to make. `.` and `/`, which are there already, have one too, so that they can be refused."""
+    out = out.absolute()
+    return out.parent / f".{out.name}{LOCK}"
+
+
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder to make and fill that gets the name `out`, which nothing has yet, when that is done; an error leaves

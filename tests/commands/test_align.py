@@ -212,12 +212,14 @@ def test_the_published_config_says_every_setting() -> None:
 
 def test_all_that_is_wrong_with_a_config_is_named(tmp_path: Path, capfd: Any) -> None:
     config = tmp_path / "align.yaml"
-    config.write_text("ridge: -1\naudio_channel: left\nrigde: 0.1\n", encoding="utf-8")
+    config.write_text("ridge: -1\naudio_channel: left\nrigde: 0.1\nmodel:\nout: [aligned]\n", encoding="utf-8")
     assert main(["--config", str(config)]) == 2
     said = capfd.readouterr().err
     assert f"error: {config}: ridge: -1 is not a positive number" in said
     assert f"error: {config}: audio_channel: left is not one of first, mean" in said
     assert f"error: {config}: rigde: there is no such key" in said
+    assert f"error: {config}: model: None is no text and no number" in said
+    assert f"error: {config}: out: ['aligned'] is no text and no number" in said
 
 
 def test_what_is_not_given_is_named(tmp_path: Path, capfd: Any) -> None:

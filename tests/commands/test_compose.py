@@ -307,6 +307,15 @@ def test_parts_that_do_not_do_are_refused_by_name(parts: Composed, capfd: Any, d
     assert set(parts.out.parent.iterdir()) == before
 
 
+def test_the_folder_it_is_started_in_is_refused(
+    composed: Composed, tmp_path: Path, capfd: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(Composed(composed.encoder, composed.language_model, Path("."), window=3).argv) == 2
+    assert "error: .: is there already" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir()) and not (tmp_path.parent / f".{tmp_path.name}.lock").exists()
+
+
 def test_a_window_beyond_whispers_own_is_refused(composed: Composed, tmp_path: Path, capfd: Any) -> None:
     argv = Composed(composed.encoder, composed.language_model, tmp_path / "composed", window=9).argv
     assert main(argv) == 2
