@@ -37,6 +37,10 @@ class Source:
     name: str
     family: str | None = None
 
+    def __str__(self) -> str:
+        """As `--hold-out-source` takes it."""
+        return f"{self.family}={self.name}" if self.family else self.name
+
     def has(self, clip: LabelledClip) -> bool:
         return clip.source == self.name and self.family in (None, clip.family)
 
@@ -117,21 +121,21 @@ def _digest(recording: str) -> bytes:
 def without_rare(parts: Parts, minimum: int, choices: int, account: Account) -> Parts:
     """The parts without what cannot be learned or asked about, which is noted in the `account`.
 
-    That is labels with fewer than `minimum` recordings in `train` and `held_out` together, families with fewer than
-    `choices` labels then in training, and elsewhere labels that training does not have.
+    That is labels with fewer than `minimum` recordings in `train` and `held_out` together, elsewhere labels that
+    training then does not have, and families of which a part has fewer than `choices` labels left.
     """
     found = recordings_of_labels([*parts[TRAIN], *parts[HELD_OUT]])
     frequent = {label for label, recordings in found.items() if len(recordings) >= minimum}
     trained = {(clip.family, clip.label) for clip in parts[TRAIN]} & frequent
-    number = Counter(family for family, _ in trained)
     kept: Parts = {part: [] for part in parts}
     for part, clips in parts.items():
+        number = Counter(family for family, _ in {(clip.family, clip.label) for clip in clips} & trained)
         for clip in clips:
             label = (clip.family, clip.label)
             if label in trained and number[clip.family] >= choices:
                 kept[part].append(clip)
             elif label in trained:
-                what = f"{clip.family} has {number[clip.family]} labels, and a question {choices} choices"
+                what = f"{clip.family} has {number[clip.family]} labels in {part}, and a question {choices} choices"
                 account.lose(clip.where, FEW_LABELS, what)
             elif part in (TRAIN, HELD_OUT) and label not in frequent:
                 what = f"{clip.label} has {len(found[label])} of the {minimum} recordings that it takes"

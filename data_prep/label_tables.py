@@ -173,7 +173,8 @@ def _csv_rows(file: Path, needed: list[str], problems: list[Problem]) -> Rows:
             else:
                 rows.append((where, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
-        problems.append(Problem(f"{file}:line {begins}", f"no CSV ({error})", "Close quotes, and double those inside."))
+        remedy = "End lines with a line feed, close quotes, and double those inside."
+        problems.append(Problem(f"{file}:line {begins}", f"no CSV ({error})", remedy))
     return rows
 
 
@@ -312,7 +313,10 @@ def csv_layout(table: Path, named: Mapping[str, str | None], dataset: str) -> La
     Raises:
         Refused: the table cannot be read.
     """
-    cells = next((cells for cells in csv.reader(_decoded(table)) if "".join(cells).strip()), [])
+    try:
+        cells = next((cells for cells in csv.reader(_decoded(table)) if "".join(cells).strip()), [])
+    except csv.Error:  # `read_clips` names the line
+        cells = []
     present = {cell.strip() for cell in cells} | {"path", "label"}
     columns = {name: column or name for name, column in named.items() if column or name in present}
     found: dict[str, Any] = {name: f"{{{column}}}" for name, column in columns.items()}

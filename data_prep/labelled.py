@@ -72,9 +72,10 @@ def main(argv: list[str]) -> int:
     layout = PRESETS.get(arguments.preset) or csv_layout(arguments.table, _named_columns(arguments), dataset)
     account = Account()
     listed = read_clips(arguments.table, arguments.audio, layout, account)
+    _check_names(arguments, listed)
+    templates = _templates(arguments.questions, {clip.family for clip in listed})
     there = usable(listed, arguments.audio, arguments.workers, account)
     clips = without_twins(there, arguments.audio, arguments.workers, account)
-    _check_names(arguments, clips)
     parts = divide(clips, arguments.hold_out, arguments.hold_out_source, arguments.min_recordings, account)
     asked_for = {part: _asked_for(of_part, arguments, account) for part, of_part in parts.items()}
     parts = without_rare(asked_for, arguments.min_recordings, arguments.choices, account)
@@ -83,7 +84,7 @@ def main(argv: list[str]) -> int:
     drawing = Drawing(
         seed=arguments.seed,
         choices=arguments.choices,
-        templates=_templates(arguments.questions, {clip.family for clip in clips}),
+        templates=templates,
         per_family=arguments.per_family,
         held_out_per_family=arguments.held_out_per_family,
         questions_a_clip=arguments.questions_a_clip,
@@ -211,14 +212,14 @@ def _check_names(arguments: argparse.Namespace, clips: Sequence[LabelledClip]) -
     for source in arguments.hold_out_source:
         if not any(map(source.has, clips)):
             known = sorted({clip.source for clip in clips if source.family in (None, clip.family)})
-            where = f"--hold-out-source {source.family + '=' if source.family else ''}{source.name}"
-            problems.append(Problem(where, "no clip is of it", f"The sources are {', '.join(known) or 'none'}."))
+            remedy = f"The sources are {', '.join(known) or 'none'}."
+            problems.append(Problem(f"--hold-out-source {source}", "no clip is of it", remedy))
     if problems:
         raise Refused(problems)
 
 
 def _require_questions(arguments: argparse.Namespace, asked_for: Parts, parts: Parts, account: Account) -> None:
-    """Refuse if nothing is left to ask about, or nothing of a family that --families names."""
+    """Refuse if nothing is left to ask about: in training, of a family that --families names, or of a source."""
     left = {clip.family for clip in parts[TRAIN]}
     names = arguments.families or ({clip.family for clip in asked_for[TRAIN]} if not left else ())
     problems = [
@@ -235,6 +236,16 @@ def _require_questions(arguments: argparse.Namespace, asked_for: Parts, parts: P
         what = f"of {account.records_in:,} rows none is left to train on ({reasons})"
         remedy = "Hold out fewer sources, or mend the table."
         problems = [Problem(str(arguments.table or arguments.audio), what, remedy)]
+    if left:
+        problems += [
+            Problem(
+                f"--hold-out-source {source}",
+                f"no family has {arguments.choices} labels there that are asked about in training",
+                "Hold out another one, leave it out, or give a smaller --choices.",
+            )
+            for source in arguments.hold_out_source
+            if not any(map(source.has, parts[source.name]))
+        ]
     if problems:
         raise Refused(problems)
 

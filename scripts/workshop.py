@@ -322,11 +322,14 @@ def log_of(run: Path) -> pandas.DataFrame:
 
 
 def keep_model_alone(run: Path) -> None:
-    """Delete what a finished run could be resumed from, the larger part of its folder; `log_of` still reads its log."""
-    if (checkpoint := last_checkpoint(run)) is not None:
+    """Delete what a finished run could be resumed from, the larger part of its folder; `log_of` still reads its log.
+
+    If it is killed, the next call goes on: as soon as one checkpoint is not whole, the log is no longer in it.
+    """
+    if not (run / STATE).is_file() and (checkpoint := last_checkpoint(run)) is not None:
         os.replace(checkpoint / STATE, run / STATE)
-        for each in run.glob("checkpoint-*"):
-            shutil.rmtree(each)
+    for each in run.glob("checkpoint-*"):
+        shutil.rmtree(each)
     shutil.rmtree(run / ENCODED, ignore_errors=True)
 
 

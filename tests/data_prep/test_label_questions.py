@@ -99,17 +99,20 @@ def test_what_cannot_be_learned_is_left_out_by_reason():
         *clips_of([5, 5, 5, 5, 4]),
         *clips_of([5] * 3, "small"),
         *clips_of([1] * 6, source="lab"),
+        *clips_of([1] * 3, source="shed"),
     ]
     account = Account()
-    parts = without_rare(parts_of(clips, sources=[Source("lab")], account=account), 5, 4, account)
+    sources = [Source("lab"), Source("shed")]
+    parts = without_rare(parts_of(clips, sources=sources, account=account), 5, 4, account)
     assert {one.label for one in parts["train"]} == {one.label for one in parts["held_out"]} == set("abcd")
-    assert {one.label for one in parts["lab"]} == set("abcd")
+    assert {one.label for one in parts["lab"]} == set("abcd") and not parts["shed"]
     assert {reason: len(lost) for reason, lost in account.dropped.items()} == {
         FEW_RECORDINGS: 4,
-        FEW_LABELS: 15,
+        FEW_LABELS: 15 + 3,
         UNTRAINED: 2,
     }
     assert "e has 4 of the 5 recordings" in account.details[FEW_RECORDINGS][0]
+    assert "f has 3 labels in shed, and a question 4 choices" in account.details[FEW_LABELS][-1]
 
 
 def test_training_asks_about_every_clip_of_a_label_before_any_again():

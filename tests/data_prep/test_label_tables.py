@@ -83,6 +83,8 @@ BAD_TABLES = {
     "labels that look alike": (HEADER + GOOD + "a.wav,GOOD,f,r\n", "line 3", "'GOOD' looks like 'good' of line 2"),
     "two recordings of a clip": (HEADER + GOOD + "good.wav,dog,g,r\n", "line 3", "and of another at line 2"),
     "two endings of a name": (HEADER + GOOD + "good.flac,dog,f,r\n", "line 3", "in its ending alone"),
+    "lines that end in carriage returns": ("path,label\ra.wav,dog\rb.wav,cat\r", "line 1", "no CSV"),
+    "a header without an end": (f'"path,label\na.wav,{"x" * 200_000}', "line 1", "no CSV"),
     "a cell without an end": (HEADER + GOOD + f"a.wav,{'x' * 200_000},f,r\n", "line 3", "no CSV"),
 }
 

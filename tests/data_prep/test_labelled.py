@@ -234,6 +234,26 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(options, said
     assert said in capsys.readouterr().err and not (world.folder / "out").exists()
 
 
+def test_a_source_that_nothing_can_be_asked_about_is_refused(world, capsys):
+    moved = [f"zoo-{label}0.wav" for label in ("dog", "cat", "bee")]
+    world.rows = [row.replace(",zoo,", ",lab,") if row.startswith(tuple(moved)) else row for row in world.rows]
+    assert world.run("--hold-out-source", "zoo", "--hold-out-source", "animal=lab") == 2
+    shown = capsys.readouterr().err
+    assert "--hold-out-source animal=lab: no family has 4 labels there that are asked about in training" in shown
+    assert "--hold-out-source zoo" not in shown and not (world.folder / "out").exists()
+    assert world.run("--hold-out-source", "zoo", "--hold-out-source", "animal=lab", "--choices", "3") == 0
+    assert {one.source_video for one in world.questions("lab")} < {name[:-4] for name in moved}
+
+
+def test_names_and_questions_are_checked_before_a_clip_is_opened(world, capsys, monkeypatch):
+    monkeypatch.setattr(labelled, "usable", None)
+    file = world.folder / "asked.yaml"
+    file.write_text("animal: 7", encoding="utf-8")
+    assert world.run("--families", "plant") == 2
+    assert world.run("--questions", file) == 2
+    assert "no clip is of that family" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options", [("--choices", "9"), ("--seconds", "0.05"), ("--hold-out", "1"), ("--labels", "x"), ("--seed", "-1")]
 )
