@@ -1,7 +1,8 @@
 """What the seeds of a study say together: accuracies, differences and their intervals, over questions of all seeds.
 
-Seeds ask other questions about the same clips. What is independent is a clip, over all seeds: intervals take each clip
-for one cluster (`common.intervals`). The spread over seeds stands beside them.
+Seeds ask other questions about the same recordings, of which one may have several clips, such as the two channels of a
+note. What is independent is a recording, over all seeds: intervals take each for one cluster (`common.intervals`). The
+spread over seeds stands beside them.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ Block = dict[str, Any]
 class Answers:
     """What a model said to a set of questions, all seeds together.
 
-    verdicts: a row a question with `seed`, `id`, `family`, `clip`, `chance`, `right` (in the file's order of choices,
-        0 or 1) and `permuted` (the share right in the other orders, NaN if it was asked in one).
+    verdicts: a row a question with `seed`, `id`, `family`, `recording`, `chance`, `right` (in the file's order of
+        choices, 0 or 1) and `permuted` (the share right in the other orders, NaN if it was asked in one).
     format_rate: share of the completions that have the prompt's format, the mean over seeds.
     """
 
@@ -58,7 +59,7 @@ def read_answers(evaluations: Mapping[int, tuple[Path, Path]]) -> Answers:
                     "seed": seed,
                     "id": question.id,
                     "family": question.category,
-                    "clip": question.audio_path.name,  # the same in all seeds
+                    "recording": question.source_video,
                     "chance": 1 / len(question.choices),
                     "right": float(first),
                     "permuted": fmean(others) if others else float("nan"),
@@ -72,26 +73,26 @@ def read_answers(evaluations: Mapping[int, tuple[Path, Path]]) -> Answers:
 
 
 def accuracy(verdicts: pandas.DataFrame, column: str = "right") -> Block:
-    """`accuracy`, its `ci95` over clips, `n` questions about so many `clips`, and the same `by_seed` without them."""
-    values, clips = verdicts[column].tolist(), verdicts["clip"].tolist()
-    low, high = wilson(sum(values), len(values), effective_size(values, clips))
+    """`accuracy`, its `ci95` over recordings, `n` questions about so many `recordings`, and the `spread` over seeds."""
+    values, recordings = verdicts[column].tolist(), verdicts["recording"].tolist()
+    low, high = wilson(sum(values), len(values), effective_size(values, recordings))
     means = verdicts.groupby("seed")[column].mean()
-    block = {"accuracy": fmean(values), "ci95": [low, high], "n": len(values), "clips": len(set(clips))}
+    block = {"accuracy": fmean(values), "ci95": [low, high], "n": len(values), "recordings": len(set(recordings))}
     return block | spread(means)
 
 
 def difference(after: pandas.DataFrame, before: pandas.DataFrame) -> Block:
-    """How much more of the same questions is right: `accuracy` (the difference), `ci95` over clips, `n`, `clips`, and
-    the differences by seed.
+    """How much more of the same questions is right: `accuracy` (the difference), `ci95` over recordings, `n`,
+    `recordings`, and the `spread` over seeds.
 
     Raises:
         ValueError: the questions are others.
     """
     if not after[["seed", "id"]].equals(before[["seed", "id"]]):
         raise ValueError("two models are compared on the same questions only")
-    clips = after["clip"].tolist()
-    mean, low, high = paired_gain(before["right"].tolist(), after["right"].tolist(), clips)
-    block = {"accuracy": mean, "ci95": [low, high], "n": len(clips), "clips": len(set(clips))}
+    recordings = after["recording"].tolist()
+    mean, low, high = paired_gain(before["right"].tolist(), after["right"].tolist(), recordings)
+    block = {"accuracy": mean, "ci95": [low, high], "n": len(after), "recordings": len(set(recordings))}
     return block | spread((after["right"] - before["right"]).groupby(after["seed"]).mean())
 
 

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TextIO
 
 from r1_aqa_repro.common.console import print_anything, quiet_libraries, say
-from r1_aqa_repro.common.errors import EXIT_DONE, command
+from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, command
 
 Tell = Callable[[str], None]  # a line for the person at the terminal, from a process whose output is in its log
 _SHOWN = 15  # lines of a log whose process has failed
@@ -41,17 +42,28 @@ def run_all(work: Callable[[int, Tell], int], seeds: Sequence[int], jobs: int, l
                 running[seed].start()
             wait([process.sentinel for process in running.values()])
             for seed in [seed for seed, process in running.items() if process.exitcode is not None]:
-                codes[seed] = running.pop(seed).exitcode or EXIT_DONE
-                if codes[seed] != EXIT_DONE:
-                    _tell_end(seed, codes[seed], log_of(seed))
+                code = running.pop(seed).exitcode or EXIT_DONE
+                codes[seed] = EXIT_FAILED if code < 0 else code
+                if code != EXIT_DONE:
+                    _tell_end(seed, code, log_of(seed))
     except KeyboardInterrupt:
         say("interrupted: what is running saves what it has done")
         for process in running.values():
-            os.killpg(process.pid or 0, signal.SIGINT)
+            _interrupt(process)
         for process in running.values():
             process.join()
         raise
     return next((code for code in codes.values() if code != EXIT_DONE), EXIT_DONE)
+
+
+def _interrupt(process: BaseProcess) -> None:
+    """Interrupt a seed's process and all that it has started; one that is only starting has no group of its own yet."""
+    assert process.pid is not None
+    with suppress(ProcessLookupError):  # it has ended
+        try:
+            os.killpg(process.pid, signal.SIGINT)
+        except ProcessLookupError:
+            os.kill(process.pid, signal.SIGINT)
 
 
 def _process(work: Callable[[int, Tell], int], seed: int, log: Path) -> None:
@@ -82,4 +94,7 @@ def _end_with_parent() -> None:
 
 def _tell_end(seed: int, code: int, log: Path) -> None:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN:]
-    say("\n".join([f"seed {seed} ended with exit code {code}; the last lines of {log}:", *lines]))
+    how = f"ended with exit code {code}"
+    if code < 0:
+        how = f"was killed ({signal.Signals(-code).name}), perhaps for want of memory: give a smaller --jobs"
+    say("\n".join([f"seed {seed} {how}; the last lines of {log}:", *lines]))

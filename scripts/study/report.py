@@ -61,9 +61,9 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         for one in check["exceptions"]
     )
     return [
-        f"{asked['n']} questions about {asked['clips']} clips of held-out recordings, half `{results['half']}`; "
+        f"{asked['n']} questions about {asked['recordings']} held-out recordings, half `{results['half']}`; "
         f"seeds: {', '.join(map(str, seeds))}; chance {100 * results['chance']:.1f} %.",
-        "Intervals take a clip, over all seeds, for what is independent; ±: standard deviation over seeds.",
+        "Intervals take a recording, over all seeds, for what is independent; ±: standard deviation over seeds.",
         f"Without audio within {100 * check['margin']:.0f} points of chance in every family: "
         + ("held." if check["held"] else f"NOT held: {broken}."),
     ]

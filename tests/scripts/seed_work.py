@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def refuse_two(folder: Path, seed: int, tell: Tell) -> int:
     (folder / f"{seed}.began").write_text(repr(time.time()))
     time.sleep(0.5)
     (folder / f"{seed}.ended").write_text(repr(time.time()))
+    return EXIT_DONE
+
+
+def be_killed(folder: Path, seed: int, tell: Tell) -> int:
+    """Ends as what the system kills for want of memory does."""
+    os.kill(os.getpid(), signal.SIGKILL)
     return EXIT_DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 import yaml
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
 from scripts.small_study import CONFIG
-from scripts.study.figures import accuracy, blind_check, by_family, difference
+from scripts.study.figures import accuracy, blind_check, by_family, difference, read_answers
 from scripts.study.flops import Meter, Spent, between, steps_for
 from scripts.study.report import sentences, tables, write_report
 from scripts.study.seed import MODELS, easy_to_hard, half_of
@@ -170,36 +171,49 @@ def test_flops_grow_with_what_a_run_did(model_folder: Path, questions: list[Audi
 
 
 def verdicts(*rows: tuple[int, str, str, str, float]) -> pandas.DataFrame:
-    named = pandas.DataFrame(rows, columns=["seed", "id", "family", "clip", "right"])
+    named = pandas.DataFrame(rows, columns=["seed", "id", "family", "recording", "right"])
     return named.assign(chance=0.25, permuted=float("nan"))
 
 
 START = verdicts(
-    (1, "a", "digit", "one.wav", 0.0),
-    (1, "b", "digit", "two.wav", 1.0),
-    (2, "a", "digit", "one.wav", 0.0),
-    (2, "b", "kind", "three.wav", 1.0),
+    (1, "a", "digit", "one", 0.0),
+    (1, "b", "digit", "two", 1.0),
+    (2, "a", "digit", "one", 0.0),
+    (2, "b", "kind", "three", 1.0),
 )
 AFTER = START.assign(right=[1.0, 1.0, 1.0, 0.0])
 
 
+def test_two_clips_of_a_recording_are_one_for_the_intervals(tmp_path: Path) -> None:
+    channels = [replace(QUESTION, id=name, audio_path=tmp_path / f"{name}.wav") for name in ("left", "right")]
+    write_manifest(tmp_path / "manifest.jsonl", [*channels, replace(QUESTION, id="other", source_video="another")])
+    right = {"left": [True, False], "right": [False, True], "other": [False, True]}  # in two orders of the choices
+    lines = [{"id": name, "official": one} for name, orders in right.items() for one in orders]
+    (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "scores.json").write_text(json.dumps({"n": 3, "asked": 6, "missing": 0, "format_rate": 0.5}))
+    answers = read_answers({seed: (tmp_path / "manifest.jsonl", tmp_path) for seed in (1, 2)})
+    assert answers.format_rate == 0.5 and answers.verdicts["permuted"].tolist() == [0, 1, 1] * 2
+    block = accuracy(answers.verdicts)
+    assert (block["accuracy"], block["n"], block["recordings"]) == (pytest.approx(1 / 3), 6, 2)
+
+
 def test_seeds_are_pooled_question_by_question() -> None:
     block = accuracy(AFTER)
-    assert (block["accuracy"], block["n"], block["clips"]) == (0.75, 4, 3)
+    assert (block["accuracy"], block["n"], block["recordings"]) == (0.75, 4, 3)
     assert block["by_seed"] == {"1": 1.0, "2": 0.5}
     assert block["mean"] == 0.75 and block["sd"] == pytest.approx(0.5 / 2**0.5)  # of 1 and 0.5
     assert by_family(AFTER)["digit"]["accuracy"] == 1.0
     assert by_family(AFTER)["kind"] | {"ci95": 0} == {
-        "accuracy": 0.0, "ci95": 0, "n": 1, "clips": 1, "by_seed": {"2": 0.0}, "mean": 0.0, "sd": None,
+        "accuracy": 0.0, "ci95": 0, "n": 1, "recordings": 1, "by_seed": {"2": 0.0}, "mean": 0.0, "sd": None,
     }  # fmt: skip
 
 
-def test_a_difference_resamples_clips_over_all_seeds() -> None:
-    """Gains by clip: one.wav 1 + 1 of two questions, two.wav 0 of one, three.wav -1 of one. The least that three drawn
-    clips can give is -1 and the most is 1, each with probability 1 / 27: more than the 2.5 % that an interval leaves.
-    """
+def test_a_difference_resamples_recordings_over_all_seeds() -> None:
+    """Gains by recording: one 1 + 1 of two questions, two 0 of one, three -1 of one. The least that three drawn
+    recordings can give is -1 and the most is 1, each with probability 1 / 27: more than the 2.5 % that an interval
+    leaves."""
     block = difference(AFTER, START)
-    assert (block["accuracy"], block["n"], block["clips"]) == (0.25, 4, 3)
+    assert (block["accuracy"], block["n"], block["recordings"]) == (0.25, 4, 3)
     assert block["ci95"] == [-1.0, 1.0]
     assert block["by_seed"] == {"1": 0.5, "2": 0.0} and block["mean"] == 0.25
     assert difference(AFTER, AFTER)["ci95"] == [0.0, 0.0]
@@ -211,7 +225,7 @@ def test_a_model_that_guesses_right_without_audio_is_found_by_its_family() -> No
     """Of 100 questions a family: 32 right are 0.07 above chance, 33 are more; 17 are more below it."""
 
     def answered(digit: int, kind: int) -> pandas.DataFrame:
-        rows = [(1, f"{family}{n}", family, f"{family}{n}.wav", float(n < right))
+        rows = [(1, f"{family}{n}", family, f"{family}{n}", float(n < right))
                 for family, right in (("digit", digit), ("kind", kind)) for n in range(100)]  # fmt: skip
         return verdicts(*rows)
 
@@ -256,7 +270,7 @@ def test_the_tables_say_percent_and_points(found: dict[str, Any]) -> None:
     assert pair["held out"] == "+25.0 (-100.0 to +100.0)"
     assert set(shown) - set(tables(found, complete=False)) == {"Difference by family, points (95 % interval)"}
     said = " ".join(sentences(found))
-    assert "4 questions about 3 clips" in said and "NOT held: + SFT, digit 50.0 % (chance 25.0 %)" in said
+    assert "4 questions about 3 held-out recordings" in said and "NOT held: + SFT, digit 50.0 % (chance 25.0 %)" in said
 
 
 def test_the_reports_hold_the_tables_and_nothing_that_acts(found: dict[str, Any], tmp_path: Path) -> None:

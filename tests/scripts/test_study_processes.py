@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from r1_aqa_repro.common.errors import EXIT_INTERRUPTED, EXIT_REFUSED
+from r1_aqa_repro.common.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED
+from scripts.study import processes
 from scripts.study.processes import run_all
 from tests.conftest import ROOT
-from tests.scripts.seed_work import refuse_two
+from tests.scripts.seed_work import be_killed, refuse_two, wait_for_ever
 
 # the same as a program of its own, to be interrupted and killed
 PROGRAM = """
@@ -60,6 +62,22 @@ def test_an_interrupt_reaches_every_seed_and_is_waited_for(tmp_path: Path, progr
     program.send_signal(signal.SIGINT)
     assert program.wait(timeout=30) == EXIT_INTERRUPTED
     assert all((tmp_path / f"{seed}.saved").is_file() for seed in (1, 2))
+
+
+def test_seeds_that_are_only_starting_are_interrupted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(functools.partial(wait_for_ever, tmp_path), [1, 2], 2, lambda seed: tmp_path / f"{seed}.txt")
+    assert not multiprocessing.active_children()
+
+
+def test_a_seed_that_the_system_kills_has_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = run_all(functools.partial(be_killed, tmp_path), [1], 1, lambda seed: tmp_path / f"{seed}.txt")
+    assert code == EXIT_FAILED
+    assert "seed 1 was killed (SIGKILL), perhaps for want of memory: give a smaller --jobs" in capfd.readouterr().err
 
 
 def test_no_seed_survives_a_killed_program(tmp_path: Path, program: subprocess.Popen[bytes]) -> None:

@@ -96,7 +96,7 @@ def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(command: list[str],
         held_out = model["held_out"]
         assert set(held_out["by_family"]) == set(LABELS) and set(held_out["by_seed"]) == {"1", "2"}, name
         low, high = held_out["ci95"]
-        assert low <= held_out["accuracy"] <= high and held_out["clips"] <= held_out["n"]
+        assert low <= held_out["accuracy"] <= high and held_out["recordings"] <= held_out["n"]
         assert model["without_audio"]["n"] == model["permuted"]["n"] == held_out["n"]
         assert model["held_out_sources"]["n"] > 0 and model["flops"] > 0 and model["seconds"] > 0
         assert name in results["completions"][0]["completions"]
