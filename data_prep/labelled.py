@@ -67,6 +67,47 @@ _COLUMNS = {
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     arguments = _parser().parse_args(argv)
+    account, parts, asked, blind, drawing = _drawn(arguments)
+    out, settings = arguments.out, _settings(arguments, drawing)
+    making = replace(Making.of(arguments), seconds=arguments.seconds)
+    facts = {part: _facts(part, parts[part], asked[part], blind) for part in asked}
+    reports = {}
+    with sole_use(out / LOCK, REMEDY), failing_plainly(out, "Mend that and give the same command again."):
+        check_own(out, settings, [out / REPORT])
+        claim(out / SETTINGS, settings, REMEDY)
+        for part, questions in asked.items():
+            say(f"{part}: {len(questions):,} questions about {len({q.audio_path for q in questions}):,} clips")
+            records = (_record(question, arguments.audio, making) for question in questions)
+            reports[part] = prepare(records, out / safe_stem(part), making, settings, len(questions))
+        write_json(out / REPORT, {**asdict(account), "comparisons": len(blind), "parts": facts})
+    say(f"{account.kept:,} of {account.records_in:,} rows can be asked about")
+    for line in account.losses(out):
+        say(line)
+    for part, report in reports.items():
+        say(report.summary(out / safe_stem(part)))
+    for line in _table(facts, len(blind)):
+        say(line)
+    total = Report(sum(one.records_in for one in reports.values()), sum(one.kept for one in reports.values()))
+    return EXIT_DONE if total.keeps(arguments.min_kept) else EXIT_LOSSES
+
+
+def check(argv: Sequence[str]) -> None:
+    """Do all that the command of these arguments does before it writes anything: for what makes clips later.
+
+    Raises:
+        Refused: the command would refuse the table, the folder, or what it is to ask.
+    """
+    _drawn(_parser().parse_args(argv))
+
+
+def _drawn(
+    arguments: argparse.Namespace,
+) -> tuple[Account, Parts, dict[str, list[AudioQuestion]], dict[tuple[str, str], Blind], Drawing]:
+    """The account of the rows, the clips and the questions of each part, what guesses score, how it was drawn.
+
+    Raises:
+        Refused: see `check`.
+    """
     _check_paths(arguments)
     dataset = arguments.preset or arguments.table.stem
     layout = PRESETS.get(arguments.preset) or csv_layout(arguments.table, _named_columns(arguments), dataset)
@@ -94,28 +135,7 @@ def main(argv: list[str]) -> int:
     asked = {part: questions for part, questions in drawn.items() if questions}
     blind = blind_baselines(asked)
     _refuse_biased(blind)
-
-    out, settings = arguments.out, _settings(arguments, drawing)
-    making = replace(Making.of(arguments), seconds=arguments.seconds)
-    facts = {part: _facts(part, parts[part], asked[part], blind) for part in asked}
-    reports = {}
-    with sole_use(out / LOCK, REMEDY), failing_plainly(out, "Mend that and give the same command again."):
-        check_own(out, settings, [out / REPORT])
-        claim(out / SETTINGS, settings, REMEDY)
-        for part, questions in asked.items():
-            say(f"{part}: {len(questions):,} questions about {len({q.audio_path for q in questions}):,} clips")
-            records = (_record(question, arguments.audio, making) for question in questions)
-            reports[part] = prepare(records, out / safe_stem(part), making, settings, len(questions))
-        write_json(out / REPORT, {**asdict(account), "comparisons": len(blind), "parts": facts})
-    say(f"{account.kept:,} of {account.records_in:,} rows can be asked about")
-    for line in account.losses(out):
-        say(line)
-    for part, report in reports.items():
-        say(report.summary(out / safe_stem(part)))
-    for line in _table(facts, len(blind)):
-        say(line)
-    total = Report(sum(one.records_in for one in reports.values()), sum(one.kept for one in reports.values()))
-    return EXIT_DONE if total.keeps(arguments.min_kept) else EXIT_LOSSES
+    return account, parts, asked, blind, drawing
 
 
 def _asked_for(clips: Iterable[LabelledClip], arguments: argparse.Namespace, account: Account) -> list[LabelledClip]:

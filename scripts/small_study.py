@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project a
 
 import torch
 
+from data_prep import labelled
 from data_prep.label_tables import PRESETS
 from r1_aqa_repro import compose
 from r1_aqa_repro.common.claim import claim
@@ -35,7 +36,16 @@ from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, parse_confi
 from scripts.study.figures import results
 from scripts.study.processes import run_all
 from scripts.study.report import sentences, tables, write_report
-from scripts.study.seed import MODELS, WARM_START, Study, arguments, carry_out_seed, manifests_of, training_of
+from scripts.study.seed import (
+    MODELS,
+    WARM_START,
+    Study,
+    arguments,
+    carry_out_seed,
+    drawings_of,
+    manifests_of,
+    training_of,
+)
 from scripts.study.settings import HALVES, Settings, read_settings
 from scripts.workshop import ROOT, Interrupted, Workshop, table
 
@@ -50,6 +60,8 @@ def main(argv: list[str]) -> int:
     dtype = "bfloat16" if check(own, settings) else "float32"
     study = Study(own.output_dir, settings, own.data, own.audio, own.preset, own.half, dtype)
     seeds = list(range(own.first_seed, own.first_seed + own.seeds))
+    if not study.base.is_dir():  # nothing is made yet; every draw is checked again as it is made
+        labelled.check(next(iter(drawings_of(study, own.first_seed).values())))
     jobs = own.jobs or max(1, min(own.seeds, num_cores() // torch.get_num_threads()))
     workshop = Workshop(study.folder, own.first_seed)
     asked = claimed(own, settings)

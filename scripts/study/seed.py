@@ -121,9 +121,9 @@ def manifests_of(study: Study, seed: int) -> Manifests:
     )
 
 
-def make_questions(study: Study, workshop: Workshop) -> Manifests:
-    """Draw questions about the same recordings twice, and take the half of the held-out ones that is asked."""
-    settings, size, manifests = study.settings, study.settings.size, manifests_of(study, workshop.seed)
+def drawings_of(study: Study, seed: int) -> dict[Path, list[str]]:
+    """{folder of questions: arguments of `data_prep.labelled`}: the same recordings are asked about twice."""
+    settings, size, manifests = study.settings, study.settings.size, manifests_of(study, seed)
     common = ["--audio", str(study.audio), "--families", ",".join(settings.families)]
     common += ["--table", str(study.table)] if study.table else []
     common += ["--min-recordings", str(settings.min_recordings), "--choices", str(settings.choices)]
@@ -135,11 +135,20 @@ def make_questions(study: Study, workshop: Workshop) -> Manifests:
     for source in settings.held_out_sources:
         common += ["--hold-out-source", source]
     warm, arms = (manifest.parent.parent for manifest in (manifests.warm, manifests.pool))
-    draws = {warm: (size.per_family, workshop.seed), arms: (size.further_per_family, FURTHER + workshop.seed)}
-    for out, (per_family, seed) in draws.items():
-        own = ["--out", str(out), "--per-family", str(per_family), "--seed", str(seed)]
-        workshop.run_apart(f"questions/{out.name}", labelled, [*common, *own])
+    draws = {warm: (size.per_family, seed), arms: (size.further_per_family, FURTHER + seed)}
+    return {
+        out: [*common, "--out", str(out), "--per-family", str(per_family), "--seed", str(drawn)]
+        for out, (per_family, drawn) in draws.items()
+    }
 
+
+def make_questions(study: Study, workshop: Workshop) -> Manifests:
+    """Draw questions, and take the half of the held-out ones that is asked."""
+    size, manifests = study.settings.size, manifests_of(study, workshop.seed)
+    for out, argv in drawings_of(study, workshop.seed).items():
+        workshop.run_apart(f"questions/{out.name}", labelled, argv)
+
+    warm = manifests.warm.parent.parent
     asked = [one for one in read_all(warm / "held_out" / "manifest.jsonl") if half_of(one) == study.half]
     if not asked:
         raise Failed(f"{warm / 'held_out'}: no recording is in the half {study.half}: hold out more of them")

@@ -14,6 +14,7 @@ from data_prep import labelled
 from data_prep.label_questions import Blind
 from data_prep.labelled import main
 from data_prep.split import main as split
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.audio import SAMPLING_RATE, load_audio
 from r1_aqa_repro.data.questions import read_questions
 from tests.conftest import ROOT
@@ -294,6 +295,14 @@ def test_the_folder_of_something_else_is_refused(world, capsys):
             assert world.run() == 2
         assert said in capsys.readouterr().err and sorted((world.folder / "out").iterdir()) == [file]
         file.unlink()
+
+
+def test_a_check_says_what_the_command_would_and_makes_nothing(world):
+    labelled.check(world.command())
+    world.rows.append("dog0.flac,sound,animal,cat,home,dog0,CC0")
+    with pytest.raises(Refused, match="line 42"):
+        labelled.check(world.command())
+    assert [path.name for path in world.folder.iterdir()] == ["clips.csv"]
 
 
 def test_another_seed_needs_another_folder(world, capsys):
