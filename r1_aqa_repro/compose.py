@@ -85,14 +85,14 @@ def compose(encoder: str, language_model: str, window_seconds: int, out: Path, s
         Failed: what was written does not compute what its parts do, or could not be written; nothing is left of it.
     """
     with sole_use(lock_beside(out), "Choose another --out."):
-        tokenizer, extractor = _check(encoder, language_model, window_seconds, out)
+        tokenizer, extractor = check_parts(encoder, language_model, window_seconds, out)
         with whole_folder(out) as folder:
             originals, new_tokens = _write(encoder, language_model, tokenizer, extractor, window_seconds, folder, seed)
             _verify(folder, originals, new_tokens)
     return out
 
 
-def _check(
+def check_parts(
     encoder: str, language_model: str, window_seconds: int, out: Path
 ) -> tuple[PreTrainedTokenizerBase, WhisperFeatureExtractor]:
     """Tokenizer and feature extractor of the parts.

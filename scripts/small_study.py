@@ -60,7 +60,8 @@ def main(argv: list[str]) -> int:
     dtype = "bfloat16" if check(own, settings) else "float32"
     study = Study(own.output_dir, settings, own.data, own.audio, own.preset, own.half, dtype)
     seeds = list(range(own.first_seed, own.first_seed + own.seeds))
-    if not study.base.is_dir():  # nothing is made yet; every draw is checked again as it is made
+    if not study.base.is_dir():  # nothing is made yet; all of it is checked again as it is made
+        compose.check_parts(own.encoder, own.language_model, settings.window_seconds, study.base)
         labelled.check(next(iter(drawings_of(study, own.first_seed).values())))
     jobs = own.jobs or max(1, min(own.seeds, num_cores() // torch.get_num_threads()))
     workshop = Workshop(study.folder, own.first_seed)

@@ -13,7 +13,7 @@ import yaml
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
-from scripts.small_study import CONFIG
+from scripts.small_study import CONFIG, main
 from scripts.study.figures import accuracy, blind_check, by_family, difference, read_answers
 from scripts.study.flops import Meter, Spent, between, steps_for
 from scripts.study.report import sentences, tables, write_report
@@ -281,3 +281,16 @@ def test_the_reports_hold_the_tables_and_nothing_that_acts(found: dict[str, Any]
     assert "&lt;b&gt;" in page and "<b>" not in page and "&lt;answer&gt;1&lt;/answer&gt;" in page
     assert "<b>" not in markdown
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+
+
+def test_a_refused_part_leaves_nothing_that_the_right_command_would_be_refused_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = tmp_path / "clips.csv", tmp_path / "study"
+    table.write_text("path,label\n")
+    parts = ["--encoder", str(tmp_path / "whisperr"), "--language-model", str(tmp_path / "qwen2")]
+    data = ["--data", str(table), "--audio", str(tmp_path)]
+    assert main([*parts, *data, "--output-dir", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "whisperr" in said and "qwen2" in said
+    assert not out.exists()
