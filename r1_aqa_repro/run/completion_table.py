@@ -36,9 +36,10 @@ class CompletionTable:
         self._columns = columns
         kept: list[list[str]] = []
         if before > 1 and self.file.is_file():
-            csv.field_size_limit(sys.maxsize)  # a prompt may be longer than the 128 KiB that are the default
+            limit = csv.field_size_limit(sys.maxsize)  # a prompt may be longer than the 128 KiB that are the default
             with open(self.file, encoding="utf-8", errors="replace", newline="") as lines:
                 rows = [row for row in csv.reader(lines) if len(row) == len(columns)]
+            csv.field_size_limit(limit)  # it is the whole process's, and guards other readers
             kept = [row for row in rows if row[0].isdecimal() and int(row[0]) < before]
         text = io.StringIO(newline="")
         csv.writer(text).writerows([[cell(name) for name in columns], *kept])
