@@ -17,7 +17,7 @@ from typing import Any
 import pandas
 
 from eval.predictions import PREDICTIONS
-from eval.scores import read_scores
+from eval.scores import read_scores, verdicts_of_question
 from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.common.intervals import effective_size, paired_gain, wilson
 from scripts.study.seed import MODELS, SETS, SPENT, WARM_START, Manifests, Study, read_all
@@ -48,12 +48,10 @@ def read_answers(evaluations: Mapping[int, tuple[Path, Path]]) -> Answers:
     """The finished evaluations of a model, by seed: manifest and folder."""
     rows, rates = [], []
     for seed, (manifest, folder) in evaluations.items():
-        right: dict[str, list[bool]] = {}
-        for line in (folder / "verdicts.jsonl").read_text(encoding="utf-8").splitlines():
-            verdict = json.loads(line)
-            right.setdefault(verdict["id"], []).append(verdict["official"])
+        lines = (folder / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
+        verdicts = verdicts_of_question(map(json.loads, lines))
         for question in read_all(manifest):
-            first, *others = right[question.id]
+            first, *others = (verdict["official"] for verdict in verdicts[question.id])
             rows.append(
                 {
                     "seed": seed,

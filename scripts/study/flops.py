@@ -108,8 +108,10 @@ class Meter:
     def _step(self, training: Any, model: Any, style: str, length: float) -> dict[str, float]:
         """FLOPs of a step by part if completions have `length` tokens in the mean and its clips are new."""
 
+        prompt = self.prompt_tokens(style)
+
         def count(tokens: int) -> Mapping[str, float]:
-            job = make_job(training, model, self.sizes, 1, self.prompt_tokens(style), self.seconds, tokens)
+            job = make_job(training, model, self.sizes, 1, prompt, self.seconds, tokens)
             network = build_model(self.sizes, torch.bfloat16, task=job.task, trained_parts=job.trained_parts)
             return count_work(replace(job, encoded=True), None, network, Parameters.of(network)).flops
 
