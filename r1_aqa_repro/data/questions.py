@@ -24,8 +24,9 @@ from r1_aqa_repro.data.records import BadRecord, Read, id_of, label, optional_te
 class AudioQuestion:
     """One multiple-choice question about one clip. `audio_path` is absolute once read from a file.
 
-    `source_video` is the recording that the clip was cut from, `source` the collection or library that has it, and
-    `licence` the clip's.
+    `modality` is what the clip holds (`speech`, `mix-sound-music`), `language` the one that is spoken in it, as its
+    benchmark has them. `source_video` is the recording that the clip was cut from, `source` the collection or library
+    that has it, and `licence` the clip's.
     """
 
     id: str
@@ -39,6 +40,8 @@ class AudioQuestion:
     difficulty: str | None = None
     category: str | None = None
     sub_category: str | None = None
+    modality: str | None = None
+    language: str | None = None
     version: str | None = None
     source_video: str | None = None
     source: str | None = None
