@@ -23,7 +23,7 @@ from eval.evaluation import times_asked
 from eval.matcher import MATCHERS
 from eval.report.markdown import print_markdown
 from eval.report.rendering import render
-from eval.score_predictions import background_of, read_predictions
+from eval.score_predictions import Background, background_of, read_predictions
 from eval.scores import (
     GROUPS,
     by_label,
@@ -71,11 +71,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if len(arguments.runs) < 2:
         raise Refused.because("runs", "there is only one", "Give two or more.")
-    files = arguments.data or [None]
-    if len(files) not in (1, len(arguments.runs)):
-        what = f"there are {len(files)} for {len(arguments.runs)} runs"
-        raise Refused.because("--data", what, "Give one for all, or one for each in their order.")
-    files = files * len(arguments.runs) if len(files) == 1 else files
+    files = a_file_for_each(arguments.runs, arguments.data)
     runs = [read_run(path, file) for path, file in zip(arguments.runs, files, strict=True)]
     comparison = compare(runs, arguments.intersection, arguments.seed)
     report = markdown(comparison)
@@ -100,14 +96,7 @@ def read_run(path: Path, data: Path | None = None) -> Run:
     Raises:
         Refused: something is missing, damaged, or of other questions than `data`.
     """
-    made = background_of(path, data)
-    questions = made.questions[: made.settings.get("questions")]
-    without_answer = with_answers(questions, made.data)
-    if without_answer:
-        raise Refused(without_answer)
-    if made.settings and made.settings.get("data_sha256") != made.data_sha256:
-        what = f"it was made with another file than {made.data}"
-        raise Refused.because(str(path), what, "Give as --data the one it was made with.")
+    made, questions = asked_of(path, data)
     if path.is_dir():
         scores, verdicts = read_scores(path), read_verdicts(path / "verdicts.jsonl")
     else:
@@ -118,6 +107,35 @@ def read_run(path: Path, data: Path | None = None) -> Run:
     if list(by_id) != list(verdicts):
         raise Refused.because(str(path), f"its verdicts are not on the questions of {made.data}", "Give --data.")
     return Run(str(path), made.version, by_id, verdicts, made.settings, mostly_missing(scores))
+
+
+def asked_of(path: Path, data: Path | None = None) -> tuple[Background, list[AudioQuestion]]:
+    """What a run was made of, and those of the questions that it was asked; arguments and errors as of `read_run`."""
+    made = background_of(path, data)
+    questions = made.questions[: made.settings.get("questions")]
+    without_answer = with_answers(questions, made.data)
+    if without_answer:
+        raise Refused(without_answer)
+    if made.settings and made.settings.get("data_sha256") != made.data_sha256:
+        what = f"it was made with another file than {made.data}"
+        raise Refused.because(str(path), what, "Give as --data the one it was made with.")
+    return made, questions
+
+
+def a_file_for_each(runs: Sequence[Path], files: Sequence[Path] | None) -> list[Path | None]:
+    """The --data of each run, if it was given once or once for each.
+
+    Raises:
+        Refused: it was given another number of times.
+    """
+    if files and len(files) not in (1, len(runs)):
+        raise Refused.because(
+            "--data",
+            f"there are {len(files)} for {len(runs)} runs",
+            "Give one for all, or one for each in their order.",
+        )
+    given: Sequence[Path | None] = files or [None]
+    return list(given) * len(runs) if len(given) == 1 else list(given)
 
 
 def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -> dict[str, Any]:
@@ -161,7 +179,7 @@ def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -
             {
                 "first": first.name,
                 "second": run.name,
-                "settings": _differing(first.settings, run.settings),
+                "settings": settings_that_differ([first.settings, run.settings]),
                 **_pair(questions, verdicts[0], rows, seed),
             }
             for run, rows in zip(others, verdicts[1:], strict=True)
@@ -229,22 +247,30 @@ def _pair(
     return result
 
 
-def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The settings that are not the same in both, as [first, second]; None for one that does not record it."""
-    keys = dict.fromkeys((*first, *second))
-    return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
+def settings_that_differ(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs, with their values in each; None for one that does not record
+    it."""
+    values = {key: [one.get(key) for one in settings] for key in dict.fromkeys(key for one in settings for key in one)}
+    return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
 
 
 def _same(one: AudioQuestion, other: AudioQuestion) -> bool:
     return (one.question, one.choices, one.answer) == (other.question, other.choices, other.answer)
 
 
+def add_runs(parser: Options) -> None:
+    """The options by which a command is given runs, and the questions of each."""
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation, or file of predictions"
+    )
+    parser.add_argument("--data", type=Path, action="append", metavar="FILE", help="manifest or MMAU JSON file; once, "
+        "or once for each run (default: as each folder names it)")  # fmt: skip
+
+
 def _parser() -> Options:
     parser = Options(__doc__, "python -m eval.compare")
+    add_runs(parser)
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation, or file of predictions")
-    add("--data", type=Path, action="append", metavar="FILE", help="manifest or MMAU JSON file; once, or once for each "
-        "run (default: as each folder names it)")  # fmt: skip
     add("--intersection", action="store_true", help="if questions differ, compare on those that all runs have")
     add("--seed", type=not_negative, default=SEED, metavar="N", help=f"of the bootstrap (default: {SEED})")
     add("--out", type=output_folder, metavar="DIR", help="where to write comparison.json and comparison.md")

@@ -10,10 +10,15 @@ from collections.abc import Callable, Sequence
 from r1_aqa_repro.data.answers import is_correct, normalise, official
 
 
-def strict(answer: str, gold: str, choices: Sequence[str]) -> bool:
-    """The answer is one choice and no other, up to case, white space and surrounding punctuation: the gold one."""
+def alone(answer: str, choices: Sequence[str]) -> set[str]:
+    """The choices that the answer is, up to case, white space and surrounding punctuation, and nothing else."""
     wanted = normalise(answer)
-    return bool(wanted) and {choice for choice in choices if normalise(choice) == wanted} == {gold}
+    return {choice for choice in choices if wanted and normalise(choice) == wanted}
+
+
+def strict(answer: str, gold: str, choices: Sequence[str]) -> bool:
+    """The answer is one choice alone and no other: the gold one."""
+    return alone(answer, choices) == {gold}
 
 
 MATCHERS: dict[str, Callable[[str, str, Sequence[str]], bool]] = {

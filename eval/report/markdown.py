@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 from eval.evaluation import Evaluation
 from eval.matcher import verdicts
 from eval.report.rendering import render, shared_values
@@ -54,6 +51,8 @@ def _disagreements(evaluation: Evaluation) -> list[tuple[str, str, str, dict[str
 
 def print_report(path: str | os.PathLike[str]) -> None:
     """Show a report.md on the terminal, its long lists of ids cut, followed by where it is."""
+    from rich.console import Console
+
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     print_markdown("\n".join(line if len(line) < 2000 else f"{line[:500]} ... (all in the file)" for line in lines))
     Console().print(f"\n{visible_line(path)}", markup=False, highlight=False, soft_wrap=True)
@@ -61,4 +60,7 @@ def print_report(path: str | os.PathLike[str]) -> None:
 
 def print_markdown(text: str) -> None:
     """Show Markdown on the terminal."""
+    from rich.console import Console  # slow to import, and needed to show a report only
+    from rich.markdown import Markdown
+
     Console().print(Markdown(text))

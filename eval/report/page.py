@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import soundfile
-
 from eval.evaluation import Evaluation
 from eval.matcher import MATCHERS
 from eval.predictions import Prediction
 from eval.report.rendering import render, shared_values
+from eval.rules import RULES, answers_of, tallies
 from eval.scores import GROUPS, choice_named, choices_as_asked
 from eval.targets import reference_lines
 from r1_aqa_repro.common.files import write_atomically
@@ -47,6 +46,7 @@ def write_page(evaluation: Evaluation, embed_audio: bool = False) -> Path:
     }
     labels_by_key = [(key, name, labels[key]) for key, name in GROUPS.items() if labels[key]]
     listed = [_listed(evaluation, question, labels, embed_audio) for question in evaluation.questions]
+    by_rule = tallies(evaluation, answers_of(evaluation))
     templates = resources.files("eval.report") / "templates"
     script, css = ((templates / name).read_text("utf-8") for name in ("report.js", "report.css"))
     page = render(
@@ -55,6 +55,8 @@ def write_page(evaluation: Evaluation, embed_audio: bool = False) -> Path:
         policy=_policy(script),
         lines=reference_lines(evaluation.scores, values["compared"]),
         labels_by_key=labels_by_key,
+        rules=RULES,
+        by_other_rule={name: tally for name, tally in by_rule.items() if name not in MATCHERS},
         script=script,
         css=css,
         data={"matchers": list(MATCHERS), "labels": labels_by_key, "questions": listed},
@@ -101,7 +103,9 @@ def _answer(question: AudioQuestion, prediction: Prediction | None, verdict: Map
 
 def _embedded(question: AudioQuestion) -> str:
     """The clip as a data URL, as the model heard it; a clip that cannot be read is an empty one."""
-    from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, load_audio  # slow to import, and needed here only
+    import soundfile  # slow to import, and needed here only
+
+    from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, load_audio
 
     compressed = io.BytesIO()
     try:

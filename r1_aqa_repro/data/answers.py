@@ -95,9 +95,16 @@ def official(answer: str, gold: str, choices: Sequence[str]) -> bool:
     Right is an answer that has tokens, holds all tokens of the gold text, and holds none that stands in another choice
     but not in the gold text.
     """
+    said, lacking, foreign = official_tokens(answer, gold, choices)
+    return bool(said) and not lacking and not foreign
+
+
+def official_tokens(answer: str, gold: str, choices: Sequence[str]) -> tuple[set[str], set[str], set[str]]:
+    """What `official` looks at: the tokens of the answer, those of the gold text that it lacks, and those in it that
+    stand in another choice but not in the gold text."""
     said, wanted = _tokens(answer), _tokens(gold)
-    forbidden = set().union(*map(_tokens, choices)) - wanted
-    return bool(said) and wanted <= said and not said & forbidden
+    others = set().union(*map(_tokens, choices)) - wanted
+    return said, wanted - said, said & others
 
 
 def named_choice(answer: str, choices: Sequence[str]) -> str | None:
@@ -108,6 +115,24 @@ def named_choice(answer: str, choices: Sequence[str]) -> str | None:
         return choices[index]
     accepted = {choice for choice in choices if official(answer, choice, choices)}
     return accepted.pop() if len(accepted) == 1 else None
+
+
+def mentioned(completion: str, choices: Sequence[str]) -> list[str]:
+    """The choices whose texts stand in the completion, in the order in which each is mentioned last.
+
+    A text is mentioned where it stands as whole words (folded, without punctuation at its end) and not inside another
+    choice's longer text: `old man` mentions no `man`. A text that fits choices with different texts mentions none.
+    """
+    texts: dict[str, set[str]] = {}
+    for choice in choices:
+        text = fold(choice)
+        texts.setdefault(text.rstrip(".,;:!?") or text, set()).add(choice)
+    longest_first = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+    found: dict[str, None] = {}
+    for match in re.finditer(rf"(?<!\w)(?:{longest_first})(?!\w)", fold(_TAG.sub(" \0 ", completion))):
+        found.pop(match[0], None)  # to stand where it is mentioned last
+        found[match[0]] = None
+    return [choice for text in found if len(texts[text]) == 1 for choice in texts[text]]
 
 
 def is_letter_alone(answer: str, choices: Sequence[str]) -> bool:

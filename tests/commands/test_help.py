@@ -30,8 +30,13 @@ import runpy, sys
 try:
     runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
 finally:
-    print(sorted({"torch", "transformers", "trl"} & set(sys.modules)))
+    slow = "torch transformers trl datasets matplotlib numba pandas pyarrow scipy".split()
+    print(sorted(set(slow) & set(sys.modules)))
 """
+# what asks for options, unlike a command that has moved
+EVALUATIONS = sorted(
+    path.stem for path in (ROOT / "eval").glob("*.py") if " = Options(__doc__" in path.read_text("utf-8")
+)
 
 
 def help_of(command: str) -> str:
@@ -45,6 +50,15 @@ def help_of(command: str) -> str:
 @pytest.mark.parametrize("name", ["ask", "best_of_n", "plan", "score"])
 def test_help_of_other_commands_comes_at_once_too(name: str) -> None:
     assert "--" in help_of(f"r1_aqa_repro.{name}")
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_help_of_every_evaluation_comes_at_once_too(name: str) -> None:
+    assert "--" in help_of(f"eval.{name}")
+
+
+def test_evaluations_are_found() -> None:
+    assert {"mmau", "compare", "reconcile", "sweep"} <= set(EVALUATIONS)
 
 
 @pytest.mark.parametrize("name", ENTRIES)

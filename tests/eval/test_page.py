@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 from dataclasses import replace
@@ -14,6 +15,7 @@ import eval.mmau
 from eval import html_report
 from eval.predictions import predict
 from eval.report.page import REPORT, write_page
+from eval.rules import RULES
 from eval.score_predictions import score_file
 from eval.scores import tally
 from r1_aqa_repro.data.questions import read_questions
@@ -132,6 +134,21 @@ def test_every_answer_is_listed_with_its_verdicts(tmp_path):
     assert [one["chosen"] for one in third["answers"]] == [2, None]
     assert third["answers"][1]["order"] == list(turned.choices)
     assert [one["verdicts"] for one in fourth["answers"]] == [[False] * 3] * 2
+
+
+def test_the_rules_of_others_stand_beside_the_matchers(tmp_path):
+    questions = plain_questions(tmp_path, 4)
+    page = written(
+        tmp_path, questions, [answered(one, text) for one, text in zip(questions, ["(A)", "a cat"], strict=False)]
+    )
+    rows = dict(re.findall(r"<bdi>([a-z_]+)</bdi></th><td>([^<]*)</td><td>\d+</td><td>", page))
+    assert {name: rows[name] for name in RULES} == {
+        **{"official": "1", "strict": "1", "letter_aware": "2"},
+        **{"official_answered": "1", "exact_alnum": "0", "named_last": "2"},
+        **{"letter_lmms": "1.75", "letter_lmms_mmau": "1.75"},  # three guesses at four choices
+    }
+    assert "lmms-eval's task mmau" in html.unescape(page)
+    assert "official_answered" not in written(tmp_path, questions, [])  # it would leave out all
 
 
 @pytest.mark.parametrize(("version", "compared"), [("original", True), ("v05.15.25", False)])

@@ -72,6 +72,7 @@ def test_more_than_half_missing_ends_with_3_and_says_so(
     assert read_json(out / "scores.json")["missing"] == 6 - answered
     for run in (file, out):  # as a file and as the folder of an evaluation
         ends("eval.compare", run, run, "--data", data, "--data", data, code=code, names=said)
+        ends("eval.reconcile", run, "--data", data, code=code, names=said)
 
 
 def test_of_withheld_answers_too(tmp_path: Path, ends: Ends) -> None:
@@ -114,6 +115,7 @@ def test_damaged_settings_are_named(damage: Any, named: str, data: Path, tmp_pat
     before = contents(tmp_path)
     ends("eval.mmau", "--predictions", file, "--data", data, code=2, names=[str(settings), named])
     ends("eval.compare", tmp_path / "run", file, "--data", data, code=2, names=[str(settings), named])
+    ends("eval.reconcile", tmp_path / "run", "--data", data, code=2, names=[str(settings), named])
     assert contents(tmp_path) == before
 
 

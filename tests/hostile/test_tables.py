@@ -141,12 +141,29 @@ def test_a_comparison_of_runs_with_hostile_names(tmp_path: Path, ends: Any) -> N
     runs = []
     for name in ("a`|<b>x<\x1b[31m", "[l](http:⁄⁄e.x) \u202e# h\nx"):
         runs.append(write_json(tmp_path / name, mmau_records(6, model_output="Woman")))
-    ended = ends("eval.compare", *runs, "--data", data, "--out", tmp_path / "out", code=0, names=[])
-    report = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
-    for text in (ended.out, ended.err, report):
+    for module, written in (("compare", "comparison.md"), ("reconcile", "reconcile.md")):
+        ended = ends(f"eval.{module}", *runs, "--data", data, "--out", tmp_path / module, code=0, names=[])
+        report = (tmp_path / module / written).read_text(encoding="utf-8")
+        for text in (ended.out, ended.err, report):
+            assert "\x1b" not in text and "\u202e" not in text
+        page = MarkdownIt("commonmark").enable("table").render(report)
+        assert "<b>" not in page and "<a " not in page
+
+
+def test_completions_and_choices_in_reasons_are_text(tmp_path: Path, ends: Any) -> None:
+    evil = [text for text in EVIL if text]
+    records = [
+        record | {"choices": [text, "no"], "answer": "no", "model_output": f"{text} or B no"}
+        for record, text in zip(mmau_records(len(evil)), evil, strict=True)
+    ]
+    file = write_json(tmp_path / "theirs.json", records)
+    ended = ends("eval.reconcile", file, "--data", file, "--out", tmp_path / "out", code=0, names=[])
+    report = (tmp_path / "out" / "reconcile.md").read_text(encoding="utf-8")
+    for text in (ended.out, report):
         assert "\x1b" not in text and "\u202e" not in text
     page = MarkdownIt("commonmark").enable("table").render(report)
-    assert "<b>" not in page and "<a " not in page
+    own = {"h1", "h2", "h3", "p", "ul", "li", "em", "code", "table", "thead", "tbody", "tr", "th", "td"}
+    assert set(re.findall(r"</?(\w+)", page)) <= own
 
 
 def test_other_commands_print_names_as_text(tmp_path: Path, ends: Any) -> None:
