@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
-import string
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +32,7 @@ from data_prep.pipeline import DEFAULT, Making, Record, Report, add_preparation_
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused, command
 from r1_aqa_repro.common.files import as_json, sha256_of, unreadable, write_atomically
-from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, UNKNOWN, version_of
+from r1_aqa_repro.data.benchmark_records import without_letters
 from r1_aqa_repro.data.questions import AudioQuestion, question_from_mmau
 from r1_aqa_repro.data.records import (
     BadRecord,
@@ -47,10 +45,10 @@ from r1_aqa_repro.data.records import (
     read_records,
     require_object,
 )
+from r1_aqa_repro.data.versions import MMAU_VERSIONS, UNKNOWN, version_of
 
 SOURCE = "source.jsonl"
 
-_LETTER = re.compile(r"\(([A-Z])\) ?")
 _AUDIO_COLUMNS = ("context", "audio")
 _UNPACKED = ".unpacked"
 _LOST = "audio/missing"
@@ -203,7 +201,7 @@ def _find(asked: Asked, folders: Sequence[Path], index: MediaIndex, names: _Name
 def _asked(raw: dict[str, Any], where: str) -> Asked:
     record = _flattened(raw)
     question = question_from_mmau(record, Path())
-    choices, answer = _without_letters(question.choices, question.answer)
+    choices, answer = without_letters(question.choices, question.answer)
     return Asked(replace(question, choices=choices, answer=answer), raw, optional_text(record, "audio_id"))
 
 
@@ -224,17 +222,6 @@ def _flattened(raw: dict[str, Any]) -> dict[str, Any]:
     audio: dict[str, Any] = next((raw[name] for name in _AUDIO_COLUMNS if isinstance(raw.get(name), dict)), {})
     own = {"question": raw["instruction"], "choices": raw.get("choices"), "answer": raw.get("answer")}
     return {"id": raw.get("id"), "audio_id": audio.get("path"), **attributes, **own}
-
-
-def _without_letters(choices: tuple[str, ...], answer: str | None) -> tuple[tuple[str, ...], str | None]:
-    """`(A) Man`, `(B) Woman` -> `Man`, `Woman`, if every choice has its own letter."""
-    found = [_LETTER.match(choice) for choice in choices]
-    letters = "".join(letter[1] for letter in found if letter)
-    if not letters or letters != string.ascii_uppercase[: len(choices)]:
-        return choices, answer
-    clean = tuple(choice[letter.end() :] for choice, letter in zip(choices, found, strict=True) if letter)
-    meant = (one for one, choice in zip(clean, choices, strict=True) if answer and choice.strip() == answer.strip())
-    return clean, next(meant, answer)
 
 
 def _unpack(archive: Path, unpacked: Path, names: _Names) -> Path:

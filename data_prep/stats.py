@@ -25,8 +25,8 @@ from r1_aqa_repro.common.errors import EXIT_DONE, Refused, command
 from r1_aqa_repro.common.escaping import visible, visible_line
 from r1_aqa_repro.common.files import output_folder, write_json
 from r1_aqa_repro.data.audio import AudioError, read_header
-from r1_aqa_repro.data.mmau_versions import baselines
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
+from r1_aqa_repro.data.versions import baselines
 
 # field: what it is called; AVQA's relation and type stand in the manifest's task and category
 _KINDS = {

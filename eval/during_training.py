@@ -26,8 +26,8 @@ from eval.settings import EvalSettings
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
-from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.questions import read_questions
+from r1_aqa_repro.data.versions import version_of
 from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.model.inputs import minimum_seconds, too_long
 from r1_aqa_repro.run.arguments import DataArguments

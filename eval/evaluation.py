@@ -29,7 +29,7 @@ class Evaluation:
         predictions: by question id and repeat.
         settings: what the predictions depend on, as in settings.json; what it lacks is not known.
         paths: `data`, and `checkpoint` or, of predictions made elsewhere, `predictions`; as in settings.json.
-        version: of the benchmark, see `mmau_versions.version_of`.
+        version: of the benchmark, see `versions.version_of`.
         without_audio: the content of scores.json of the same evaluation without audio, if there is one.
     """
 

@@ -12,9 +12,9 @@ from eval.report.page import write_page
 from eval.scores import Predictions
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import write_atomically, write_json, write_lines
-from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.data.records import parse_records
+from r1_aqa_repro.data.versions import MMAU_VERSIONS
 
 SOURCE = "source.jsonl"  # as `data_prep.mmau` names it
 PREDICTED = ("model_prediction", "model_output")  # the first is R1-AQA's and the benchmark's older name

@@ -22,8 +22,8 @@ from r1_aqa_repro.common.distributed import local_rank
 from r1_aqa_repro.common.errors import Failed, Refused, failing_plainly
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
-from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.questions import read_questions, with_answers
+from r1_aqa_repro.data.versions import version_of
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.model.folder import check_finite
 

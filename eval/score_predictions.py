@@ -15,10 +15,10 @@ from eval.results import PREDICTED, write_results
 from r1_aqa_repro.common.claim import read_claim
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import sha256_of, unreadable, write_json
-from r1_aqa_repro.data.mmau_versions import version_of
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.data.records import BadRecord, Rejected, id_of, no_records, parse_records
+from r1_aqa_repro.data.versions import version_of
 
 _OF_OURS = {"settings_hash", "question_hash"}  # keys that tell a line of a predictions.jsonl
 _REMEDY = "Repair the file, or give the data it was made for."
@@ -103,7 +103,7 @@ class Background:
 
     @property
     def version(self) -> str:
-        """Of the benchmark, see `mmau_versions.version_of`."""
+        """Of the benchmark, see `versions.version_of`."""
         return version_of(self.questions)
 
 

@@ -14,9 +14,9 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.common.intervals import effective_size, wilson
 from r1_aqa_repro.data.answers import follows_format, named_choice
-from r1_aqa_repro.data.mmau_versions import baselines
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.data.records import BadRecord, Rejected, id_of, parse_records
+from r1_aqa_repro.data.versions import baselines
 
 _REMEDY = "Evaluate again: what is generated is only scored."
 GROUPS = {"task": "task", "difficulty": "difficulty", "category": "category", "sub_category": "sub-category"}  # names

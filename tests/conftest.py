@@ -21,6 +21,7 @@ from r1_aqa_repro.model.loading import load_processor
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_MMAU = ROOT.parent / "shared" / "data" / "mmau"
+MMAR_FILE = ROOT.parent / "shared" / "data" / "mmar" / "MMAR-meta.jsonl"
 
 pytest_plugins = ["tests.generations", "tests.text_world"]
 

@@ -1,23 +1,41 @@
 """The one record of the project, `AudioQuestion`, and every file format it is read from.
 
-Three formats are understood and told apart by their keys, never by the file name:
+These formats are understood and told apart by their keys, never by the file name:
 
 - `manifest.jsonl`, this project's own: one AudioQuestion a line, `audio_path` relative to the manifest;
 - R1-AQA's JSONL lines (AVQA records with `dataset_name` and `audio_path`, `answer` a 0-based index);
-- MMAU's JSON list (`audio_id`, `sub-category`; `answer` as text).
+- MMAU's JSON list (`audio_id`, `sub-category`; `answer` as text);
+- MMAR's records (`modality` with `sub-category` and `answer` as text, or with `subcategory` and `answer` as a letter);
+- MMSU's records (`choice_a` to `choice_d`; `answer` as text or as a letter);
+- MMAU-Pro's records (`sub-cat`; `answer` as text or as a letter), of which some are no questions with choices.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.common.files import as_lines, write_atomically
+from r1_aqa_repro.data.benchmark_records import (
+    DOTTED,
+    NotAsked,
+    chosen,
+    clip_paths,
+    only_clip,
+    without_letters,
+)
 from r1_aqa_repro.data.records import BadRecord, Read, id_of, label, optional_text, read_file, text, texts
+
+# flags of a question: its clip goes on after the 30 s that Qwen2-Audio hears, see `audio.HEARD_SECONDS`; a choice is
+# empty, and was published so
+LONGER, EMPTY_CHOICE = "longer_than_30_s", "empty_choice"
+
+_LETTERED = {"A": "choice_a", "B": "choice_b", "C": "choice_c", "D": "choice_d"}  # MMSU's keys
+_PART = "Prepare the file with `python -m data_prep.mmau_pro`, which names all that it leaves out."
 
 
 @dataclass(frozen=True)
@@ -52,10 +70,10 @@ class AudioQuestion:
 def read_questions(
     path: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None
 ) -> Read[AudioQuestion]:
-    """Read a manifest, R1-AQA lines or an MMAU JSON file; see `records.read_file`.
+    """Read a manifest, R1-AQA lines or a benchmark's file; see `records.read_file`.
 
-    The audio paths of an MMAU file are relative to `audio_dir` (default: the file's own folder): a path is looked up
-    there as it stands and, if that is absent, by its file name.
+    The audio paths of a benchmark's file are relative to `audio_dir` (default: the file's own folder): a path is looked
+    up there as it stands and, if that is absent, by its file name.
     """
 
     def parse(record: dict[str, Any], where: str) -> AudioQuestion:
@@ -83,13 +101,21 @@ def manifest_line(question: AudioQuestion, audio_path: str) -> str:
 def _to_question(record: dict[str, Any], file: Path, audio_dir: Path | None) -> AudioQuestion:
     if "multi_choice" in record:
         return question_from_avqa(record, _path_in_r1_aqa(record, file))
+    root = audio_dir or file.parent
     if "audio_id" in record:
-        return question_from_mmau(record, _path_in_mmau(record, audio_dir or file.parent))
+        return question_from_mmau(record, _path_below(root, text(record, "audio_id")))
+    if not record.keys().isdisjoint(_LETTERED.values()):
+        return question_from_mmsu(record, _clip_below(root, record))
+    if "sub-cat" in record:
+        return replace(question_from_mmau_pro(record, Path()), audio_path=_clip_below(root, record))
+    if "modality" in record and not record.keys().isdisjoint(("sub-category", "subcategory")):
+        return question_from_mmar(record, _clip_below(root, record))
     if "audio_path" in record and "choices" in record:
         return _from_manifest(record, file)
     raise BadRecord(
         f"unknown record format with keys {sorted(record)}",
-        "A manifest line has audio_path and choices, an R1-AQA line multi_choice, an MMAU record audio_id.",
+        "A manifest line has audio_path and choices, an R1-AQA line multi_choice, an MMAU record audio_id, one of MMAR "
+        "modality and sub-category, one of MMSU choice_a, one of MMAU-Pro sub-cat.",
     )
 
 
@@ -167,20 +193,108 @@ def question_from_mmau(record: dict[str, Any], audio_path: Path) -> AudioQuestio
     )
 
 
-def _path_in_mmau(record: dict[str, Any], root: Path) -> Path:
-    audio_path = root / text(record, "audio_id")
+def question_from_mmar(record: dict[str, Any], audio_path: Path) -> AudioQuestion:
+    """The question of a record as MMAR's own file has it, or as ngqtrung/mmar does: the choices with letters
+    (`A. Man`), of which the answer is one. Four of the 1,000 have an empty choice, which is kept and flagged.
+
+    Raises:
+        BadRecord: a field is absent or of another kind.
+    """
+    listed = texts(record, "choices")
+    (choices, _), answer = without_letters(listed, None, DOTTED), text(record, "answer")
+    return AudioQuestion(
+        id=id_of(record),
+        audio_path=audio_path,
+        question=text(record, "question"),
+        choices=choices,
+        answer=answer if choices == listed else chosen(answer, choices),
+        dataset="MMAR",
+        category=label(record, "category"),
+        sub_category=label(record, "sub-category") or label(record, "subcategory"),
+        modality=label(record, "modality"),
+        language=label(record, "language"),
+        source=label(record, "source"),
+        flags=(EMPTY_CHOICE,) if any(not choice.strip() for choice in choices) else (),
+    )
+
+
+def question_from_mmsu(record: dict[str, Any], audio_path: Path) -> AudioQuestion:
+    """The question of a record as MMSU's files have it.
+
+    Of `choice_a` to `choice_d` those that are null or empty are no choices: some questions have two, in any of the four
+    places, whose letters stay theirs. The answer, `answer` or `answer_gt`, is a choice's text or its letter. A record
+    without an id has its clip's name.
+
+    Raises:
+        BadRecord: a field is absent or of another kind, or the answer names no choice or might name two.
+    """
+    if absent := [key for key in _LETTERED.values() if key not in record]:
+        raise BadRecord(f"{' and '.join(absent)} absent", "Give all four; null where there is no choice.")
+    given = {letter: optional_text(record, key) for letter, key in _LETTERED.items()}
+    by_letter = {letter: choice for letter, choice in given.items() if choice is not None}
+    choices = tuple(by_letter.values())
+    clip = only_clip(record)
+    return AudioQuestion(
+        id=id_of(record, Path(clip).stem if clip else None),
+        audio_path=audio_path,
+        question=text(record, "question"),
+        choices=choices,
+        answer=chosen(text(record, "answer" if "answer" in record else "answer_gt"), choices, "".join(by_letter)),
+        dataset="MMSU",
+        task=label(record, "task_name"),
+        category=label(record, "category"),
+        sub_category=label(record, "sub-category") or label(record, "sub_category"),
+    )
+
+
+def question_from_mmau_pro(record: dict[str, Any], audio_path: Path) -> AudioQuestion:
+    """The question of a record as MMAU-Pro's file has it; the answer is a choice's text or its letter.
+
+    How long its clip is does not show in the record, see `data_prep.mmau_pro`.
+
+    Raises:
+        NotAsked: it is about several clips, or has no choices or only one.
+        BadRecord: a field is absent or of another kind, or the answer names no choice or might name two.
+    """
+    if (number := len(clip_paths(record))) > 1:
+        raise NotAsked("several clips", f"it is about {number} clips", _PART)
+    if "choices" in record and record["choices"] in (None, []):
+        raise NotAsked("no choices", "it has no choices", _PART)
+    choices = texts(record, "choices")
+    if len(choices) == 1:
+        raise NotAsked("only one choice", f"it has the one choice {choices[0]!r:.200}", _PART)
+    return AudioQuestion(
+        id=id_of(record),
+        audio_path=audio_path,
+        question=text(record, "question"),
+        choices=choices,
+        answer=chosen(text(record, "answer"), choices),
+        dataset="MMAU-Pro",
+        category=label(record, "category"),
+        sub_category=label(record, "sub-cat"),
+    )
+
+
+def _clip_below(root: Path, record: dict[str, Any]) -> Path:
+    """Where the only clip of a benchmark's record is; without a path it has the record's name."""
+    return _path_below(root, only_clip(record) or f"{id_of(record)}.wav")
+
+
+def _path_below(root: Path, path: str) -> Path:
+    audio_path = root / path
     by_name = root / audio_path.name
     is_by_name = not os.path.exists(audio_path) and os.path.exists(by_name)  # False also for what cannot be a path
     return (by_name if is_by_name else audio_path).absolute()
 
 
 def check_question(question: AudioQuestion) -> None:
-    """Raise BadRecord unless a question has a text, two choices or more, and its answer, if any, among them."""
+    """Raise BadRecord unless a question has a text, two choices or more, none of them empty unless it is flagged so,
+    and its answer, if any, among them."""
     if not question.question.strip():
         raise BadRecord("the question is empty", "Give its text.")
     if len(question.choices) < 2:
         raise BadRecord(f"only {len(question.choices)} choice(s)", "A question needs at least 2 choices.")
-    if any(not choice.strip() for choice in question.choices):
+    if EMPTY_CHOICE not in question.flags and any(not choice.strip() for choice in question.choices):
         raise BadRecord("a choice is empty", "Give every choice a text.")
     if question.answer is not None and question.answer not in question.choices:
         raise BadRecord(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.mmau import _without_letters, main
-from r1_aqa_repro.data.mmau_versions import version_of
+from data_prep.mmau import main
+from r1_aqa_repro.data.benchmark_records import without_letters
 from r1_aqa_repro.data.questions import read_questions
+from r1_aqa_repro.data.versions import version_of
 from tests.conftest import SHARED_MMAU
 from tests.data_prep.conftest import Prepared, mmau_record, report_of, result, special, wav, write_tar
 from tests.files import read_json, read_lines, write_json, write_parquet
@@ -184,7 +185,7 @@ def test_every_form_of_audio_gives_the_same(world, form):
     ],
 )
 def test_letters_before_choices(choices, answer, clean, meant):
-    assert _without_letters(tuple(choices), answer) == (tuple(clean), meant)
+    assert without_letters(tuple(choices), answer) == (tuple(clean), meant)
 
 
 def test_a_question_without_a_usable_clip_stays(world, capsys):

@@ -9,8 +9,8 @@ import pytest
 from eval.matcher import strict, verdicts
 from eval.predictions import predict
 from eval.scores import score
-from r1_aqa_repro.data.mmau_versions import baselines, version_of
 from r1_aqa_repro.data.questions import read_questions
+from r1_aqa_repro.data.versions import baselines, version_of
 from tests.eval.made_up import PUBLISHED, is_right, published, words
 
 LETTERS = "ABCDEFGH"

@@ -14,8 +14,8 @@ from eval.run import prepare
 from eval.scores import read_verdicts
 from eval.settings import EvalSettings
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.data.mmau_versions import MMAU_VERSIONS, questions_digest
 from r1_aqa_repro.data.questions import read_questions
+from r1_aqa_repro.data.versions import MMAU_VERSIONS, questions_digest
 from tests.bad_clips import BAD_CLIPS
 from tests.conftest import ROOT
 from tests.eval.conftest import (

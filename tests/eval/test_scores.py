@@ -9,7 +9,7 @@ import pytest
 from eval.scores import score, shares_right, surviving, tally
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.intervals import effective_size, wilson
-from r1_aqa_repro.data.mmau_versions import version_of
+from r1_aqa_repro.data.versions import version_of
 from tests.eval.made_up import about_clips, make_questions, predictions_of
 
 KEPT, SWAPPED = ("dog", "cat"), ("cat", "dog")

@@ -11,22 +11,23 @@ from r1_aqa_repro.data.questions import AudioQuestion
 
 UNKNOWN = "unknown"
 
-# published test-mini files by `questions_digest` of what they ask: the same in whatever form people have them
-MMAU_VERSIONS = {
+# published files by `questions_digest` of what they ask: the same in whatever form people have them
+MMAU_VERSIONS = {  # of test-mini
     "cded6fe68a8c60ef2c1f414ad50600d6e7e1f5de595af57dd895866e5c27f749": "original",
     "8e9a2d07448b2e50f7165bceefcc67ec380ad431df7381e479f512a7ca3610b7": "v05.15.25",
 }
+MMAR_VERSIONS = {"25cfd0cbafb9fc29acbf8a24413203a82eef227ab4eba95bbac147fd7e7b8430": "mmar"}
 
 
 def version_of(questions: Sequence[AudioQuestion]) -> str:
     """Which version of which benchmark all questions of a file are, whatever version its records name.
 
-    `original` or `v05.15.25` for those of a published MMAU file; `embedded` for the project's own synthetic set;
-    otherwise `unknown`.
+    `original` or `v05.15.25` for those of a published MMAU file; `mmar` for MMAR's 1,000; `embedded` for the project's
+    own synthetic set; otherwise `unknown`.
     """
     if all(question.dataset == "embedded" for question in questions):
         return "embedded"
-    return MMAU_VERSIONS.get(questions_digest(questions), UNKNOWN)
+    return (MMAU_VERSIONS | MMAR_VERSIONS).get(questions_digest(questions), UNKNOWN)
 
 
 def questions_digest(questions: Iterable[AudioQuestion]) -> str:
