@@ -23,8 +23,9 @@ class Account:
 
     Attributes:
         dropped: ids of the records that were dropped, by reason.
-        flagged: ids of those that were kept without their clip, by flag.
-        details: a text for each record of both kinds, by reason.
+        flagged: ids of those that were kept under a flag, by flag: without their clip, or about one that is not heard
+            whole.
+        details: a text for each record that was dropped or lost its clip, by reason.
     """
 
     records_in: int = 0

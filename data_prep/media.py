@@ -18,12 +18,13 @@ import numpy as np
 import soxr
 
 from r1_aqa_repro.common.files import open_file
-from r1_aqa_repro.data.audio import CHANNELS, HEAD, SAMPLING_RATE, impossible, no_recording
+from r1_aqa_repro.data.audio import CHANNELS, HEAD, HEARD_SECONDS, SAMPLING_RATE, impossible, no_recording
 
 MAX_SECONDS = 600.0  # longest file taken whole: a longer one is a recording, not a clip
 MIN_SECONDS = 0.1
 SILENCE = 1e-4  # peak amplitude under which a clip is silent: 3 steps of 16 bits, -80 dB
-REASONS = ("missing", "undecodable", "no audio track", "shorter than 0.1 s", "silent", "bad record")
+TOO_LONG = f"longer than {HEARD_SECONDS:.0f} s"
+REASONS = ("missing", "undecodable", "no audio track", "shorter than 0.1 s", TOO_LONG, "silent", "bad record")
 
 # What FFmpeg may take a file for, by its demuxers' names. And whatever that says, no other file or host is opened: none
 # is not the name of a protocol, and the file itself is read by Python.
@@ -59,12 +60,14 @@ class Excerpt:
             file may last 600 s at most).
         cut_over: cut only a file that lasts longer than this many seconds; any other is the clip already. A file
             whose header has no length is decoded up to there to find out.
+        is_heard_whole: refuse a file, taken to its end, that goes on after `HEARD_SECONDS`.
     """
 
     media: Path | bytes
     start: float | None = None
     seconds: float | None = None
     cut_over: float | None = None
+    is_heard_whole: bool = False
 
 
 def decode(clip: Excerpt, channel: str = "first") -> np.ndarray:
@@ -169,8 +172,9 @@ def _samples(
     if cut_over is not None and (declared is None or declared <= cut_over):
         start = seconds = None
     start = start or 0.0
-    longest = MAX_SECONDS if seconds is None else seconds
-    if seconds is None and declared is not None and declared - start > MAX_SECONDS:
+    limit = HEARD_SECONDS if part.is_heard_whole else MAX_SECONDS
+    longest = limit if seconds is None else seconds
+    if seconds is None and limit == MAX_SECONDS and declared is not None and declared - start > limit:
         raise MediaError("undecodable", f"{name} lasts {declared:.0f} s: too long to be one clip ({MAX_SECONDS:.0f} s)")
 
     origin = (container.start_time or 0) / av.time_base
@@ -190,6 +194,8 @@ def _samples(
         raise MediaError("shorter than 0.1 s", f"{name} ends at {declared:.1f} s, before the clip begins")
     if not rate:
         raise MediaError("undecodable", f"{name} gives not one sample")
+    if part.is_heard_whole and position > end:
+        raise MediaError(TOO_LONG, f"{name} goes on after {HEARD_SECONDS:.0f} s")
     if seconds is None and position > end:
         raise MediaError("undecodable", f"{name} is too long to be one clip (over {MAX_SECONDS:.0f} s)")
     found = sum(map(len, parts)) / rate

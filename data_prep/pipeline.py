@@ -27,15 +27,15 @@ from tqdm import tqdm
 
 from data_prep.folder import REMEDY, REPORT, SETTINGS, Account, check_own, printable
 from data_prep.journal import Outcome, facts_of, outcomes_of
-from data_prep.media import Excerpt, MediaError
+from data_prep.media import TOO_LONG, Excerpt, MediaError
 from data_prep.workers import PARTIAL, PassingError, Task, Workers, add_workers_argument
 from r1_aqa_repro.common.claim import claim
 from r1_aqa_repro.common.distributed import num_cores
 from r1_aqa_repro.common.errors import failing_plainly
 from r1_aqa_repro.common.files import output_folder, require_regular, whole_file, write_json
 from r1_aqa_repro.common.record_file import RecordFile
-from r1_aqa_repro.data.audio import CHANNELS
-from r1_aqa_repro.data.questions import AudioQuestion, check_question, manifest_line
+from r1_aqa_repro.data.audio import CHANNELS, HEARD_SECONDS
+from r1_aqa_repro.data.questions import LONGER, AudioQuestion, check_question, manifest_line
 from r1_aqa_repro.data.records import BadRecord, Rejected
 
 MANIFEST = "manifest.jsonl"
@@ -62,6 +62,16 @@ class Record:
     stem: str
     missing: str = "no media file"
     path_if_lost: str | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A sound record that is not for the manifest: its id, as it stood, why in a few words, and what it is."""
+
+    id: str
+    raw: Any
+    reason: str
+    detail: str
 
 
 @dataclass
@@ -117,11 +127,12 @@ DEFAULT = Making()
 
 
 def prepare(
-    records: Iterable[Record | Rejected],
+    records: Iterable[Record | Rejected | LeftOut],
     out: Path,
     making: Making,
     settings: Mapping[str, Any],
     total: int | None = None,
+    flag_longer: bool = False,
 ) -> Report:
     """Make every record's clip, then write the report and the manifest.
 
@@ -132,6 +143,7 @@ def prepare(
         settings: what, beside channel, format and seconds, the content of `out` depends on, such as the command's name
             and the annotations' hash (JSON values): a folder made with others is refused.
         total: the number of records if it is known, for the progress bar.
+        flag_longer: flag the questions whose clips go on after what is heard of them, see `audio.HEARD_SECONDS`.
 
     Raises:
         Refused: `out` was made with other settings, holds something from elsewhere, or another run works in it.
@@ -153,7 +165,7 @@ def prepare(
                 leftover.unlink(missing_ok=True)
             with whole_file(out / MANIFEST) as manifest:
                 with tqdm(total=total, unit=" records", disable=None) as bar:
-                    run = _Run(out, journal, pool, making, manifest, bar)
+                    run = _Run(out, journal, pool, making, manifest, bar, flag_longer)
                     run.through(records, window=8 * making.workers + 16)
                 report = run.report
                 report.audio = facts_of([one.clip for one in run.outcomes.values() if one.clip])
@@ -208,9 +220,18 @@ class _Waiting:
 class _Run:
     """One run: the records in its window wait for their clips, and leave in their order."""
 
-    def __init__(self, out: Path, journal: RecordFile, pool: Workers, making: Making, manifest: IO[bytes], bar: tqdm):
+    def __init__(
+        self,
+        out: Path,
+        journal: RecordFile,
+        pool: Workers,
+        making: Making,
+        manifest: IO[bytes],
+        bar: tqdm,
+        flag_longer: bool,
+    ):
         self.audio, self.journal, self.pool, self.making = out / "audio", journal, pool, making
-        self.manifest, self.bar = manifest, bar
+        self.manifest, self.bar, self.flag_longer = manifest, bar, flag_longer
         self.report = Report()
         self.outcomes: dict[str, Outcome] = {}  # of the clips that this run's records have, by stem
         self._earlier = outcomes_of(journal.read())
@@ -218,7 +239,7 @@ class _Run:
         self._waiting: deque[_Waiting] = deque()
         self._unsaved: list[dict[str, Any]] = []
 
-    def through(self, records: Iterable[Record | Rejected], window: int) -> None:
+    def through(self, records: Iterable[Record | Rejected | LeftOut], window: int) -> None:
         """Take every record from beginning to end, at most `window` at once."""
         started = saved = time.perf_counter()
         try:
@@ -234,9 +255,11 @@ class _Run:
         finally:
             self._save()
 
-    def _begin(self, record: Record | Rejected) -> _Waiting:
+    def _begin(self, record: Record | Rejected | LeftOut) -> _Waiting:
         """Check a record and see to it that its clip is there or in the making."""
         self.report.records_in += 1
+        if isinstance(record, LeftOut):
+            return _Waiting(record.id, Outcome("", reason=record.reason, detail=record.detail))
         if isinstance(record, Rejected):
             return _Waiting(record.id, Outcome("", reason="bad record", detail=record.problem.what))
         record_id, bare = record.question.id, replace(record, source=None)
@@ -283,8 +306,11 @@ class _Run:
             one = self._waiting.popleft()
             record, reason, detail = one.record, one.outcome.reason, one.outcome.detail
             if record is not None and not reason:
-                line = _line(record.question, f"audio/{record.stem}.{self.making.format}")
-            elif record is not None and record.path_if_lost is not None:
+                flags = [LONGER] if self.flag_longer and _is_longer(one.outcome) else []
+                for longer in flags:
+                    self.report.flagged.setdefault(longer, []).append(printable(one.id))
+                line = _line(record.question, f"audio/{record.stem}.{self.making.format}", *flags)
+            elif record is not None and record.path_if_lost is not None and reason != TOO_LONG:
                 flag = "missing_audio" if reason == "missing" else "undecodable"
                 self.report.lose(one.id, reason, detail, flag)
                 line = _line(record.question, record.path_if_lost, flag)
@@ -317,6 +343,10 @@ def _line(question: AudioQuestion, audio_path: str, *flags: str) -> str:
     if len(set(question.choices)) < len(question.choices):
         flags = (*flags, "duplicate_choices")
     return manifest_line(replace(question, flags=(*question.flags, *flags)), audio_path)
+
+
+def _is_longer(outcome: Outcome) -> bool:
+    return outcome.clip is not None and outcome.clip.seconds > HEARD_SECONDS
 
 
 def _signature(source: Excerpt) -> str:

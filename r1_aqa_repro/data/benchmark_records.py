@@ -15,10 +15,11 @@ from r1_aqa_repro.data.records import BadRecord, optional_text
 BRACKETED = re.compile(r"\(([A-Z])\) ?")  # `(A) Man`, MMAU's copy on the Hugging Face hub
 DOTTED = re.compile(r"([A-Z])\. ?")  # `A. Man`, MMAR's (ngqtrung/mmar)
 AUDIO_KEYS = ("audio_path", "audio")  # what names or holds the clip of a record
+NOT_ASKED = SEVERAL_CLIPS, NO_CHOICES, ONE_CHOICE = "several clips", "no choices", "only one choice"
 
 
 class NotAsked(BadRecord):
-    """Raised for a sound record that is no question about one clip with choices: `reason` in a few words."""
+    """Raised for a sound record that is no question about one clip with choices: `reason` is one of `NOT_ASKED`."""
 
     def __init__(self, reason: str, what: str, remedy: str):
         super().__init__(what, remedy)

@@ -22,6 +22,9 @@ from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.common.files import as_lines, write_atomically
 from r1_aqa_repro.data.benchmark_records import (
     DOTTED,
+    NO_CHOICES,
+    ONE_CHOICE,
+    SEVERAL_CLIPS,
     NotAsked,
     chosen,
     clip_paths,
@@ -257,12 +260,12 @@ def question_from_mmau_pro(record: dict[str, Any], audio_path: Path) -> AudioQue
         BadRecord: a field is absent or of another kind, or the answer names no choice or might name two.
     """
     if (number := len(clip_paths(record))) > 1:
-        raise NotAsked("several clips", f"it is about {number} clips", _PART)
+        raise NotAsked(SEVERAL_CLIPS, f"it is about {number} clips", _PART)
     if "choices" in record and record["choices"] in (None, []):
-        raise NotAsked("no choices", "it has no choices", _PART)
+        raise NotAsked(NO_CHOICES, "it has no choices", _PART)
     choices = texts(record, "choices")
     if len(choices) == 1:
-        raise NotAsked("only one choice", f"it has the one choice {choices[0]!r:.200}", _PART)
+        raise NotAsked(ONE_CHOICE, f"it has the one choice {choices[0]!r:.200}", _PART)
     return AudioQuestion(
         id=id_of(record),
         audio_path=audio_path,

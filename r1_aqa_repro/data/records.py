@@ -116,7 +116,8 @@ def read_records(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[
     """Yield (`line N`, `record N` or `row N`; JSON value, row or BadRecord) for JSON lines, a JSON list or Parquet.
 
     Which of them it is shows in the content. Lines and rows are read one by one, so that a large file is not held in
-    memory; a list is read whole. Of the columns `path_only` of a Parquet file, which hold audio, `path` alone is read.
+    memory; a list is read whole. Of the columns `path_only` of a Parquet file, which hold audio, the paths alone are
+    read: `path` of `{bytes, path}`, a text, or either in lists; bytes become None.
 
     Raises:
         Refused: the file cannot be read, is not UTF-8, holds one JSON object over several lines, or is a broken list
@@ -157,12 +158,26 @@ def _rows(file: Path, path_only: Collection[str]) -> Iterator[tuple[str, dict[st
 
     try:
         with pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
-            columns = [f"{name}.path" if name in path_only else name for name in table.schema_arrow.names]
+            leaves = [table.schema.column(index) for index in range(len(table.schema))]
+            paths = [leaf.path for leaf in leaves if leaf.name == "path" or leaf.logical_type.type == "STRING"]
+            columns: list[str] = []
+            for name in table.schema_arrow.names:
+                own = [path for path in paths if name in path_only and path.partition(".")[0] == name]
+                columns += own or [name]
             batches = table.iter_batches(batch_size=_ROWS, columns=columns)
             for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
-                yield f"row {number}", row
+                blank = {name: _without_bytes(row[name]) for name in path_only if name in row}
+                yield f"row {number}", row | blank
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last one of a text that is not UTF-8
         raise Refused.because(str(file), f"no readable parquet file ({error})", "Fetch it again.") from None
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_bytes(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _without_bytes(one) for key, one in value.items()}
+    return None if isinstance(value, bytes) else value
 
 
 def decoded_line(file: Path, number: int, line: bytes) -> str:

@@ -61,6 +61,25 @@ def test_rows_of_a_parquet_file_are_records_and_audio_may_be_left_out(tmp_path):
     assert read_file(file, named, "rows").records == [Named(str(n)) for n in range(20)]
 
 
+@pytest.mark.parametrize(
+    ("audio", "without"),
+    [
+        ([{"bytes": b"RIFF", "path": "a.wav"}, {"bytes": b"RIFF", "path": None}], [{"path": "a.wav"}, {"path": None}]),
+        (["a.wav", "b.wav"], ["a.wav", "b.wav"]),
+        ("a.wav", "a.wav"),
+        (b"RIFF", None),
+        ([b"RIFF", b"RIFF"], [None, None]),
+        ({"bytes": b"RIFF"}, {"bytes": None}),
+        ({"bytes": b"RIFF", "path": None}, {"path": None}),
+        ({"bytes": b"RIFF", "path": "a.wav", "sampling_rate": 16_000}, {"path": "a.wav"}),
+    ],
+)
+def test_of_audio_in_any_form_the_paths_are_read(tmp_path, audio, without):
+    file = write_parquet(tmp_path / "rows", [{"audio": audio, "id": "1"}])
+    (row,) = [row for _, row in read_records(file, path_only=("audio",))]
+    assert row == {"audio": without, "id": "1"} and list(row) == ["audio", "id"]
+
+
 def damaged_parquet(folder):
     """Whole at both ends; noise cannot be compressed away."""
     file = write_parquet(folder / "rows", [{"id": random.Random(n).randbytes(999)} for n in range(50)], rows_a_group=20)
