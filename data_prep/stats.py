@@ -37,6 +37,8 @@ _KINDS = {
     "difficulty": "difficulty",
     "category": "category / type",
     "sub_category": "sub-category",
+    "modality": "modality",
+    "language": "language",
 }
 _SHOWN = 30  # rows of one kind that are printed
 
