@@ -3,7 +3,8 @@
 Prompts, processor call, decoding, loop, parsing, matching and scoring are those of `python -m eval.mmau`, so that a
 figure of step N is what that command gives for `checkpoint-N` if it computes with the same precision (on GPUs training
 uses autocast, the command bfloat16 weights; `settings.json` says which it was). Each evaluation leaves the harness's
-files in `<output_dir>/eval/step-N`.
+files in `<output_dir>/eval/step-N`; with `eval_no_audio` those of the same questions without audio are in
+`step-N-no-audio`, and run.json has both accuracies of each evaluated step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from eval.evaluation import Evaluation
+from eval.evaluation import NO_AUDIO, Evaluation
 from eval.generation import Generator
 from eval.processes import of_this_run
 from eval.run import complete, recorded_settings
@@ -32,7 +33,8 @@ from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.model.inputs import minimum_seconds, too_long
 from r1_aqa_repro.run.arguments import DataArguments
 from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig
-from r1_aqa_repro.run.evaluating import EVALUATIONS, Autocast
+from r1_aqa_repro.run.evaluating import EVALUATIONS, WITHOUT_AUDIO, Autocast
+from r1_aqa_repro.run.folder import recorded, update_run
 
 _NAMED = 10  # ids of lost questions that are printed
 
@@ -64,6 +66,7 @@ class HarnessEvaluator:
             max_new_tokens=training.max_completion_length,
             audio_channel=data.audio_channel,
         )
+        self.without_audio_too = training.eval_no_audio
         read = read_questions(self.file)
         answered = [one for one in read.records[: training.eval_limit] if one.answer is not None]
         style, room = data.prompt_style, training.max_completion_length
@@ -81,13 +84,34 @@ class HarnessEvaluator:
             say(f"{self.file}: {lost}{most} count as wrong for want of a clip: {named}")
 
     def __call__(self, model: PreTrainedModel, step: int, autocast: Autocast) -> dict[str, float]:
-        """See `evaluating.Evaluator`. Accuracies and format rate 0-1, `unparsed`, `no_audio` numbers of questions."""
-        start = time.perf_counter()
+        """See `evaluating.Evaluator`. Accuracies and format rate 0-1, `unparsed`, `no_audio` numbers of questions.
+
+        With `eval_no_audio` there is the accuracy without audio too, `WITHOUT_AUDIO`.
+        """
+        start, processes = time.perf_counter(), of_this_run()
+        # first: the report of the one with audio then shows it
+        without = self._scores(model, step, autocast, no_audio=True) if self.without_audio_too else None
+        scores = self._scores(model, step, autocast)
+
+        def noted() -> dict[str, float]:
+            figures = _figures(scores)
+            if without is not None:
+                figures[WITHOUT_AUDIO] = _figures(without)["accuracy"]
+                at_step = {name: figures[name] for name in ("accuracy", WITHOUT_AUDIO)}
+                earlier = recorded(self.run_folder).get("evaluations", {})
+                update_run(self.run_folder, evaluations=earlier | {str(step): at_step})
+            return figures | {"seconds": round(time.perf_counter() - start, 2)}
+
+        return processes.from_main(noted)
+
+    def _scores(self, model: PreTrainedModel, step: int, autocast: Autocast, no_audio: bool = False) -> dict[str, Any]:
+        """The content of scores.json, on every process."""
         with autocast():
-            settings = replace(self.settings, dtype=_computed_in(model), device=str(model.device))
+            dtype, device = _computed_in(model), str(model.device)
+        settings = replace(self.settings, dtype=dtype, device=device, no_audio=no_audio)
         made_with = recorded_settings(settings, self.data_sha256, len(self.questions))
         evaluation = Evaluation(
-            folder=self.run_folder / EVALUATIONS / f"step-{step}",
+            folder=self.run_folder / EVALUATIONS / f"step-{step}{NO_AUDIO if no_audio else ''}",
             questions=self.questions,
             predictions={},
             settings={"training_step": step, **made_with},
@@ -100,19 +124,19 @@ class HarnessEvaluator:
             greedy_config(model, self.processor, settings.max_new_tokens),
             str(settings.prompt_style),
             settings.audio_channel,
-            autocast=autocast,
+            no_audio,
+            autocast,
         )
         processes = of_this_run()
         if processes.is_main:
             shutil.rmtree(evaluation.folder, ignore_errors=True)  # of an interrupted attempt
-        scores = complete(
+        return complete(
             evaluation,
             lambda: generator,
             processes,
             unreadable=self.unreadable,
             in_step=is_deepspeed_zero3_enabled(),
         )
-        return processes.from_main(lambda: _figures(scores) | {"seconds": round(time.perf_counter() - start, 2)})
 
 
 def _figures(scores: dict[str, Any]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from trl import get_peft_config
 from eval.during_training import HarnessEvaluator
 from r1_aqa_repro.common.errors import Problem, command
 from r1_aqa_repro.model.loading import freeze, load_configured
+from r1_aqa_repro.run.checks import check_contribution
 from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.run.config import AudioSFTConfig, parse_config
 from r1_aqa_repro.run.kinds import AudioQuestions
@@ -33,12 +34,14 @@ from r1_aqa_repro.sft.trainer import AudioSFTTrainer
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_config(AudioSFTConfig, argv)
-    problems = []
+    problems = check_contribution(data)
     if data.prompt_style == "think":
         problems.append(Problem("prompt_style", "think has no thoughts to imitate", "Use direct or answer for SFT."))
     clips = Clips(Path(str(training.output_dir)), data.check_audio, data.max_bad_clips, data.overwrite)
     with sole_run(training):
-        kind = AudioQuestions(clips, data.prompt_style, training.max_completion_length)
+        is_weighted = data.contribution_weight is not None
+        room = training.max_completion_length
+        kind = AudioQuestions(clips, data.prompt_style, room, data.contribution, is_weighted)
         questions, _ = prepare(data, training, model_config, kind, problems)
 
         def build_trainer() -> AudioSFTTrainer:
@@ -52,6 +55,7 @@ def main(argv: list[str]) -> int:
                 processing_class=processor,
                 prompt_style=data.prompt_style,
                 audio_channel=data.audio_channel,
+                weak_weight=data.contribution_weight,
                 clips=clips,
                 evaluator=HarnessEvaluator(data, training, processor, model.config) if training.eval_file else None,
             )

@@ -33,6 +33,8 @@ from r1_aqa_repro.data.benchmark_records import (
 )
 from r1_aqa_repro.data.records import BadRecord, Read, id_of, label, optional_text, read_file, text, texts
 
+CONTRIBUTIONS = ("weak", "strong")
+
 # flags of a question: its clip goes on after the 30 s that Qwen2-Audio hears, see `audio.HEARD_SECONDS`; a choice is
 # empty, and was published so
 LONGER, EMPTY_CHOICE = "longer_than_30_s", "empty_choice"
@@ -47,7 +49,8 @@ class AudioQuestion:
 
     `modality` is what the clip holds (`speech`, `mix-sound-music`), `language` the one that is spoken in it, as its
     benchmark has them. `source_video` is the recording that the clip was cut from, `source` the collection or library
-    that has it, and `licence` the clip's.
+    that has it, and `licence` the clip's. `contribution` is one of `CONTRIBUTIONS`: whether the audio is needed to
+    answer, as AudioMCQ labels its questions (arXiv 2509.21060).
     """
 
     id: str
@@ -67,6 +70,7 @@ class AudioQuestion:
     source_video: str | None = None
     source: str | None = None
     licence: str | None = None
+    contribution: str | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -304,6 +308,9 @@ def check_question(question: AudioQuestion) -> None:
             f"answer {question.answer!r} is not among the choices {list(question.choices)}",
             "The answer must be one of the choices, character by character.",
         )
+    if question.contribution not in (None, *CONTRIBUTIONS):
+        what = f"contribution is {question.contribution!r:.200}"
+        raise BadRecord(what, f"It is {' or '.join(CONTRIBUTIONS)}; or leave it out.")
 
 
 def with_answers(questions: Iterable[AudioQuestion], file: str | os.PathLike[str]) -> list[Problem]:
@@ -313,3 +320,8 @@ def with_answers(questions: Iterable[AudioQuestion], file: str | os.PathLike[str
         for question in questions
         if question.answer is None
     ]
+
+
+def weights_of(questions: Iterable[AudioQuestion], weak: float) -> list[float]:
+    """What each question counts in training: `weak` if it is labelled so, else 1."""
+    return [float(weak) if question.contribution == CONTRIBUTIONS[0] else 1.0 for question in questions]

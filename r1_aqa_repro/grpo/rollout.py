@@ -10,6 +10,8 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
+from r1_aqa_repro.data.prompts import build_messages
+from r1_aqa_repro.data.questions import AudioQuestion, weights_of
 from r1_aqa_repro.grpo.selection import informative_groups
 from r1_aqa_repro.model.inputs import PromptInputs
 
@@ -67,6 +69,12 @@ class Rollout:
             self.reward = torch.cat([self.reward, further.reward])[rows]
         return replaced
 
+    def weigh(self, weak: float) -> None:
+        """Multiply the advantages by their questions' weights, see `weights_of`."""
+        advantages = self.output["advantages"]
+        weights = weights_of((row["question"] for row in self.rows), weak)
+        self.output["advantages"] = advantages * advantages.new_tensor(weights)
+
 
 def picked_rows(
     output: dict[str, Any], further: dict[str, Any], rows: torch.Tensor, pad_token_id: int
@@ -107,6 +115,17 @@ def rows_of(questions: Sequence[Any], columns: Callable[[Any], dict[str, Any]]) 
         return {name: [made[index][name] for index in indices] for name in made[indices[0]]}
 
     return Dataset.from_dict({"index": list(range(len(questions)))}).with_transform(rows)
+
+
+def question_columns(question: AudioQuestion, prompt_style: str) -> dict[str, Any]:
+    """What TRL and the rewards read of an audio question, by name."""
+    return {
+        "prompt": build_messages(question, prompt_style),
+        "answer": question.answer,
+        "choices": list(question.choices),
+        "task": question.task,
+        "prompt_style": prompt_style,
+    }
 
 
 def group_rows(questions: Sequence[Any], num_generations: int) -> torch.Tensor:

@@ -24,10 +24,9 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from r1_aqa_repro.data.conversations import TextPrompt
-from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo.monitor import StepClock, StepMonitor, StepRecord, answer_shares
-from r1_aqa_repro.grpo.rollout import Rollout, group_rows, rows_of
+from r1_aqa_repro.grpo.rollout import Rollout, group_rows, question_columns, rows_of
 from r1_aqa_repro.grpo.scoring import score_plain, score_shared
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler, better_completions, draw_further
 from r1_aqa_repro.model.encoded_audio import EncodedAudio
@@ -336,6 +335,7 @@ class AudioGRPOTrainer(PartRatesTrainer, SharedPrefixGRPOTrainer):
         processing_class: the model's processor.
         prompt_style, audio_channel: how questions are asked and clips are read.
         clips: of the run; by default of one whose clips nobody has measured.
+        weak_weight: what multiplies the advantages of questions labelled weak; None leaves them.
         **kwargs: passed on.
     """
 
@@ -348,9 +348,10 @@ class AudioGRPOTrainer(PartRatesTrainer, SharedPrefixGRPOTrainer):
         prompt_style: str,
         audio_channel: str = "first",
         clips: Clips | None = None,
+        weak_weight: float | None = None,
         **kwargs: Any,
     ):
-        self.prompt_style, self.audio_channel = prompt_style, audio_channel
+        self.prompt_style, self.audio_channel, self.weak_weight = prompt_style, audio_channel, weak_weight
         self.clips = clips or Clips(Path(str(args.output_dir)))
         # TRL suppresses `config.image_token_id` in sampling; a sampled audio token breaks the count of features too
         model.config.image_token_id = model.config.audio_token_id
@@ -360,6 +361,14 @@ class AudioGRPOTrainer(PartRatesTrainer, SharedPrefixGRPOTrainer):
         encoder = base_of(self.accelerator.unwrap_model(self.model)).model.audio_tower
         self.add_callback(ClipWatch(self.clips, len(questions)))
         self._encoded = EncodedAudio.of_run(args.output_dir, encoder, self.accelerator) if self.share else None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.weak_weight is not None:
+            rollout: Rollout = output["rollout"][0]
+            rollout.weigh(self.weak_weight)
+            output["advantages"] = rollout.output["advantages"]
+        return output
 
     def _columns(self, question: AudioQuestion) -> dict[str, Any]:
         return question_columns(question, self.prompt_style)
@@ -432,14 +441,3 @@ class TextGRPOTrainer(SharedPrefixGRPOTrainer):
             own.rope_parameters, own.max_position_embeddings = wanted.rope_parameters, wanted.max_position_embeddings
             model.model.rotary_emb = type(model.model.rotary_emb)(own).to(model.device)
         share_prefixes(model)
-
-
-def question_columns(question: AudioQuestion, prompt_style: str) -> dict[str, Any]:
-    """What TRL and the rewards read of an audio question, by name."""
-    return {
-        "prompt": build_messages(question, prompt_style),
-        "answer": question.answer,
-        "choices": list(question.choices),
-        "task": question.task,
-        "prompt_style": prompt_style,
-    }

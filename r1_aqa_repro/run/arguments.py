@@ -13,6 +13,7 @@ from r1_aqa_repro.common.console import key
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.data.audio import CHANNELS
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
+from r1_aqa_repro.data.questions import CONTRIBUTIONS
 from r1_aqa_repro.rewards.arguments import RewardArguments
 
 TRAINED_PARTS = ("all", "no_encoder", "projector", "language_model")
@@ -40,6 +41,12 @@ class DataArguments(RunArguments):
 
     prompt_style: str = key("answer", "direct, answer or think.", PROMPT_STYLES)
     audio_channel: str = key("first", "first channel, as R1-AQA, or the mean of all.", CHANNELS)
+    contribution: str | None = key(
+        None, "Learn from the questions of train_file with this label alone, see data_prep.contribution.", CONTRIBUTIONS
+    )
+    contribution_weight: float | None = key(
+        None, "What a question labelled weak counts in the loss, where one labelled strong counts 1; 1 unless given."
+    )
     check_audio: str = key("decode", "Before a run, decode every clip to its end once, or read headers alone.", CHECKS)
     max_bad_clips: int | None = key(
         None, "More clips that fail in mid-run end it; by default one per cent of those seen, at least 8."
@@ -80,6 +87,7 @@ class EvaluationArguments(HeldOutArguments):
     """Evaluation by the accuracy of answers; the best checkpoint is that of the highest `eval_accuracy`."""
 
     eval_limit: int | None = key(None, "Only the first so many questions of eval_file.")
+    eval_no_audio: bool = key(False, "Evaluate without audio too: silence of the same length in place of every clip.")
     per_device_eval_batch_size: int = key(16, "Questions of an evaluation answered at once; eval.mmau's --batch-size.")
 
     def __post_init__(self) -> None:

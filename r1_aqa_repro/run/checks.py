@@ -20,7 +20,7 @@ from trl import ModelConfig, get_peft_config
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem, Refused, existing_folder
 from r1_aqa_repro.model.loading import freeze
-from r1_aqa_repro.run.arguments import BEST_METRIC
+from r1_aqa_repro.run.arguments import BEST_METRIC, DataArguments
 from r1_aqa_repro.run.checkpoints import checkpoints
 from r1_aqa_repro.run.config import AudioSFTConfig, SharedPrefixGRPOConfig, TextSFTConfig
 from r1_aqa_repro.run.part_rates import check_part_rates
@@ -126,7 +126,8 @@ def check_reward_adapter(model: ModelConfig) -> list[Problem]:
 def check_evaluation(training: TrainingArguments) -> list[Problem]:
     """A problem for each key of the evaluation while training that is ignored, or contradicts another."""
     if getattr(training, "eval_file", None) is None:
-        given = [key for key in ("eval_steps", "eval_limit", "eval_on_start") if getattr(training, key, None)]
+        keys = ("eval_steps", "eval_limit", "eval_on_start", "eval_no_audio")
+        given = [key for key in keys if getattr(training, key, None)]
         given += ["eval_strategy"] if training.eval_strategy != "no" else []
         remedy = "Set eval_file too, or leave this out." if hasattr(training, "eval_file") else "Leave this out."
         return [Problem(key, "there is nothing to evaluate on", remedy) for key in given]
@@ -142,6 +143,14 @@ def check_evaluation(training: TrainingArguments) -> list[Problem]:
         what = f"{training.eval_steps} is no multiple of save_steps ({training.save_steps}): the best could not be kept"
         problems.append(Problem("eval_steps", what, "Evaluate only where a checkpoint is saved."))
     return problems
+
+
+def check_contribution(data: DataArguments) -> list[Problem]:
+    """A problem if the weight of questions labelled weak would be ignored."""
+    if data.contribution is None or data.contribution_weight is None:
+        return []
+    what = f"it weighs weak questions against strong ones, of which contribution: {data.contribution} leaves one kind"
+    return [Problem("contribution_weight", what, "Leave out one of the two keys.")]
 
 
 def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Problem]:

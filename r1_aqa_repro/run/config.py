@@ -193,8 +193,9 @@ _RANGES: dict[str, Range] = {
         (
             _FROM_0,
             (
-                "learning_rate", "critic_learning_rate", "encoder_learning_rate", "projector_learning_rate", "seed",
-                "data_seed", "save_steps", "eval_steps", "eval_delay", "save_total_limit", "warmup_steps", "top_k",
+                "learning_rate", "critic_learning_rate", "encoder_learning_rate", "projector_learning_rate",
+                "contribution_weight", "seed", "data_seed",
+                "save_steps", "eval_steps", "eval_delay", "save_total_limit", "warmup_steps", "top_k",
                 "dynamic_sampling", "max_bad_clips", "dataloader_num_workers", "num_completions_to_print",
                 "weight_decay", "max_grad_norm", "adam_epsilon", "beta", "epsilon", "epsilon_high", "delta", "kl_coef",
                 "vf_coef", "missing_eos_penalty", "neftune_noise_alpha", "center_rewards_coefficient",

@@ -26,6 +26,7 @@ from r1_aqa_repro.run.arguments import BEST_METRIC
 
 Autocast = Callable[[], AbstractContextManager[object]]
 EVALUATIONS = "eval"  # folder inside the run folder, one folder a step in it
+WITHOUT_AUDIO = "accuracy_without_audio"  # a figure of an evaluation with `eval_no_audio`
 
 
 class Evaluator(Protocol):
@@ -96,7 +97,10 @@ class EvaluatingTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         if is_main_process():
             accuracy = 100 * metrics[BEST_METRIC]
-            tqdm.write(f"step {self.state.global_step}: accuracy {accuracy:.2f} % on held-out questions", sys.stderr)
+            without = metrics.get(f"eval_{WITHOUT_AUDIO}")
+            beside = "" if without is None else f", {100 * without:.2f} % without audio"
+            said = f"step {self.state.global_step}: accuracy {accuracy:.2f} % on held-out questions{beside}"
+            tqdm.write(said, sys.stderr)
         Trainer.log(self, metrics)  # TRL's would add, and so use up, what training has to log at its next step
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

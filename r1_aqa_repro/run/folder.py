@@ -49,7 +49,7 @@ _FREE = (
     "dataloader_prefetch_factor", "dataloader_persistent_workers", "save_total_limit", "save_steps", "save_strategy",
     "keep_optimizer", "save_on_signal", "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo",
     "resume_from_checkpoint", "log_completions", "num_completions_to_print", "ddp_timeout", "project",
-    "trackio_space_id", "check_audio", "max_bad_clips",
+    "trackio_space_id", "check_audio", "max_bad_clips", "eval_no_audio",
 )  # fmt: skip
 
 # settings that change memory, time and the order of sums, not the mathematics: a resumed run may differ in them, and is

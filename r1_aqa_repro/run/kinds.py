@@ -20,10 +20,11 @@ from transformers import (
 )
 from trl import ModelConfig
 
+from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.data.conversations import Read, TextPrompt, read_prompts
 from r1_aqa_repro.data.prompts import prompt_text
-from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
+from r1_aqa_repro.data.questions import CONTRIBUTIONS, AudioQuestion, read_questions, with_answers
 from r1_aqa_repro.model.encoded_audio import encoded_bytes
 from r1_aqa_repro.model.files import adapter_config
 from r1_aqa_repro.model.inputs import minimum_seconds, token_ids, too_long
@@ -70,6 +71,10 @@ class Kind(ABC, Generic[Record]):
             Refused: the file cannot be read, or no run can learn from all of it together.
         """
 
+    def trainable(self, file: str) -> tuple[list[Record], list[Problem]]:
+        """The records of `train_file` that the run is to learn from: `usable`, and what else chooses among them."""
+        return self.usable(file)
+
     def sound(self, records: list[Record], file: str) -> tuple[list[Record], list[Problem]]:
         """What of usable records takes long to know, asked when all else is right; all processes call it together."""
         return records, []
@@ -106,12 +111,18 @@ class AudioQuestions(Kind[AudioQuestion]):
         clips: of the run.
         style: of the prompts.
         room: tokens of the longest completion.
+        contribution: of the training questions only those with this label are learned from; None takes all.
+        is_weighted: whether their labels say what they count.
     """
 
     family, build = "Qwen2-Audio", Qwen2AudioForConditionalGeneration
 
-    def __init__(self, clips: Clips, style: str, room: int) -> None:
+    def __init__(
+        self, clips: Clips, style: str, room: int, contribution: str | None = None, is_weighted: bool = False
+    ) -> None:
         self.clips, self.style, self.room = clips, style, room
+        self.contribution, self.is_weighted = contribution, is_weighted
+        self.chosen: str | None = None  # what labels have left of the training questions, in words
         self.shortest = 0.1  # seconds of a clip; better known once the model is
         self.model: tuple[PreTrainedConfig, ProcessorMixin] | None = None  # once they are known to be sound
 
@@ -125,8 +136,36 @@ class AudioQuestions(Kind[AudioQuestion]):
 
     def usable(self, file: str, limit: int | None = None) -> tuple[list[AudioQuestion], list[Problem]]:
         read = read_questions(file)
-        asked = read.records[:limit]
-        problems = read.problems + with_answers(asked, file)
+        return self._usable(read.records[:limit], read.problems, file)
+
+    def trainable(self, file: str) -> tuple[list[AudioQuestion], list[Problem]]:
+        read = read_questions(file)
+        chosen, unlabelled = self._chosen(read.records, file)
+        return self._usable(chosen, read.problems + unlabelled, file)
+
+    def _chosen(self, questions: list[AudioQuestion], file: str) -> tuple[list[AudioQuestion], list[Problem]]:
+        """The questions with the label that is wanted, and a problem for each without one if labels matter."""
+        if self.contribution is None and not self.is_weighted:
+            return questions, []
+        remedy = "Label it with data_prep.contribution, or leave contribution and contribution_weight out."
+        unlabelled = [
+            Problem(f"{file}: {question.id}", "it has no contribution, weak or strong", remedy)
+            for question in questions
+            if question.contribution is None
+        ]
+        wanted = CONTRIBUTIONS if self.contribution is None else (self.contribution,)
+        chosen = [question for question in questions if question.contribution in wanted]
+        if not chosen and not unlabelled:
+            what = f"none of its {len(questions):,} questions is labelled {self.contribution}"
+            raise Refused.because(file, what, "Leave contribution out, or label them by another model.")
+        labels = " or ".join(wanted)
+        self.chosen = f"{file}: {len(chosen):,} of {len(questions):,} questions are learned from, labelled {labels}"
+        return chosen, unlabelled
+
+    def _usable(
+        self, asked: list[AudioQuestion], problems: list[Problem], file: str
+    ) -> tuple[list[AudioQuestion], list[Problem]]:
+        problems = problems + with_answers(asked, file)
         answered = [question for question in asked if question.answer is not None]
         heard, bad = self._heard(answered, file)
         if self.model is None:
@@ -156,6 +195,8 @@ class AudioQuestions(Kind[AudioQuestion]):
         return [question for question in questions if question.audio_path not in bad], problems
 
     def begin(self) -> None:
+        if self.chosen is not None:
+            say(self.chosen)
         self.clips.keep()
 
     def cache_bytes(

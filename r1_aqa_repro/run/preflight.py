@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -71,20 +71,21 @@ def prepare(
 
     dropped: list[Problem] = []
 
-    def usable(file: str | None, limit: int | None = None) -> list[Record]:
+    def usable(file: str | None, read: Callable[[str], tuple[list[Record], list[Problem]]]) -> list[Record]:
         records: list[Record] = []
         bad: list[Problem] = []
         with collecting(bad):
             if file is None:
                 remedy = "Set train_file: docs/data.md has the formats."
                 raise Refused.because("train_file", "no training data is given", remedy)
-            records, bad = kind.usable(file, limit)
+            records, bad = read(file)
         (dropped if data.skip_bad_records and records else problems).extend(bad)
         return records
 
     eval_file = getattr(training, "eval_file", None)
-    records = usable(data.train_file)
-    held_out = [] if eval_file is None else usable(eval_file, getattr(training, "eval_limit", None))
+    records = usable(data.train_file, kind.trainable)
+    limit = getattr(training, "eval_limit", None)
+    held_out = [] if eval_file is None else usable(eval_file, lambda file: kind.usable(file, limit))
     problems += kind.check_held_out(records, held_out, str(eval_file))
 
     folder = Path(str(training.output_dir))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.nn.functional import pad
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1_aqa_repro.data.prompts import build_messages
-from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.data.questions import AudioQuestion, weights_of
 from r1_aqa_repro.model.encoded_audio import EncodedAudio
 from r1_aqa_repro.model.inputs import AUDIO_KEYS, IGNORE, ModelInputs, pad_right, process, target_ids
 from r1_aqa_repro.model.loading import base_of
@@ -32,12 +33,20 @@ class SFTCollator:
 
     Beside the tensors it holds the `questions`, why the clip of each is not heard (`reasons`), and a question of each
     clip `as_heard`, which the trainer takes out: whoever loads batches ahead, in a process of its own, has no encoder
-    and does not know in which step they will be learned.
+    and does not know in which step they will be learned. With a `weak_weight` there are `weights`, float32 [N], of the
+    rows.
     """
 
-    def __init__(self, processor: ProcessorMixin, prompt_style: str, audio_channel: str, clips: Clips):
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        prompt_style: str,
+        audio_channel: str,
+        clips: Clips,
+        weak_weight: float | None = None,
+    ):
         self.processor, self.prompt_style, self.audio_channel = processor, prompt_style, audio_channel
-        self.clips = clips
+        self.clips, self.weak_weight = clips, weak_weight
 
     def __call__(self, questions: list[AudioQuestion]) -> dict[str, Any]:
         paths = [question.audio_path for question in questions]
@@ -51,7 +60,11 @@ class SFTCollator:
         tokenizer = self.processor.tokenizer
         targets = [target_ids(tokenizer, question, self.prompt_style) for question in questions]
         rows = list(zip(inputs.prompt_ids, targets, strict=True))
+        weights = {}
+        if self.weak_weight is not None:
+            weights = {"weights": torch.tensor(weights_of(questions, self.weak_weight))}
         return {
+            **weights,
             "input_ids": pad_right([prompt + target for prompt, target in rows], tokenizer.pad_token_id),
             "attention_mask": pad_right([[1] * (len(prompt) + len(target)) for prompt, target in rows], 0),
             "labels": pad_right([[IGNORE] * len(prompt) + target for prompt, target in rows], IGNORE),
@@ -68,6 +81,9 @@ class AudioSFTTrainer(PartRatesTrainer, EvaluatingTrainer, ResumableTrainer, Tra
 
     The model, from `loading`, computes logits where a labelled token is predicted and nowhere else. A clip is encoded
     once a batch, and once a run if the encoder is not trained.
+
+    With a `weak_weight` the cross-entropy of each token counts that many times if its question is labelled weak; the
+    mean is over the same tokens.
     """
 
     def __init__(
@@ -79,6 +95,7 @@ class AudioSFTTrainer(PartRatesTrainer, EvaluatingTrainer, ResumableTrainer, Tra
         prompt_style: str,
         audio_channel: str = "first",
         clips: Clips | None = None,
+        weak_weight: float | None = None,
         **kwargs: Any,
     ):
         self.clips, self.audio_channel = clips or Clips(Path(str(args.output_dir))), audio_channel
@@ -86,7 +103,7 @@ class AudioSFTTrainer(PartRatesTrainer, EvaluatingTrainer, ResumableTrainer, Tra
             model=model,
             args=args,
             train_dataset=questions,
-            data_collator=SFTCollator(processing_class, prompt_style, audio_channel, self.clips),
+            data_collator=SFTCollator(processing_class, prompt_style, audio_channel, self.clips, weak_weight),
             processing_class=processing_class,
             compute_loss_func=token_loss,
             **kwargs,
@@ -119,11 +136,17 @@ class AudioSFTTrainer(PartRatesTrainer, EvaluatingTrainer, ResumableTrainer, Tra
         is_target = following != IGNORE
         inputs["labels"] = following[is_target]
         inputs["scored"] = pad(is_target, (0, 1))  # nothing follows the last position
+        if (weights := inputs.pop("weights", None)) is not None:
+            of_tokens = weights[:, None].expand_as(is_target)[is_target]
+            self.compute_loss_func = partial(token_loss, weights=of_tokens)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def token_loss(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    outputs: Any,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum over this batch's labelled tokens, divided by those of the whole step on all processes.
 
@@ -131,6 +154,7 @@ def token_loss(
         outputs: with `logits` [1, S, vocabulary] of the S positions before labelled tokens.
         labels: int64 [S], those tokens.
         num_items_in_batch: labelled tokens of the step; None: of this batch.
+        weights: float32 [S], how often each counts in the sum; None: once.
 
     Qwen2-Audio's own loss averages over the batch at hand and ignores `num_items_in_batch`, which Trainer takes every
     model with keyword arguments to honour: with accumulation its gradient would be too large.
@@ -138,4 +162,7 @@ def token_loss(
     if num_items_in_batch is not None:  # none at all, if every clip of a step is lost
         num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
     logits = outputs.logits
+    if weights is not None:
+        losses = cross_entropy(logits[0].float(), labels, reduction="none")
+        return (losses * weights).sum() / (max(1, len(labels)) if num_items_in_batch is None else num_items_in_batch)
     return ForCausalLMLoss(logits, None, logits.size(-1), num_items_in_batch, shift_labels=labels)

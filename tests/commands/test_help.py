@@ -57,6 +57,10 @@ def test_help_of_every_evaluation_comes_at_once_too(name: str) -> None:
     assert "--" in help_of(f"eval.{name}")
 
 
+def test_help_of_labelling_comes_at_once_too() -> None:
+    assert "--answers" in help_of("data_prep.contribution")
+
+
 def test_evaluations_are_found() -> None:
     assert {"mmau", "compare", "reconcile", "sweep"} <= set(EVALUATIONS)
 

@@ -8,8 +8,7 @@ import pytest
 
 from r1_aqa_repro.data.prompts import PROMPT_STYLES, build_messages, prompt_text, target_text
 from r1_aqa_repro.data.questions import AudioQuestion
-from r1_aqa_repro.grpo.rollout import rows_of
-from r1_aqa_repro.grpo.trainer import question_columns
+from r1_aqa_repro.grpo.rollout import question_columns, rows_of
 
 QUESTION = AudioQuestion("1", Path("/clips/a.wav"), "Who speaks in the video?", ("Man", "Woman"), "Woman")
 ASKED = "Who speaks in the video? Please choose the answer from the following options: ['Man', 'Woman']."

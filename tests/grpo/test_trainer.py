@@ -14,11 +14,11 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.grpo import trainer as module
-from r1_aqa_repro.grpo.rollout import group_rows
+from r1_aqa_repro.grpo.rollout import Rollout, group_rows
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler
 from r1_aqa_repro.model import loading
 from r1_aqa_repro.model.generation import Completions, complete
-from r1_aqa_repro.model.inputs import question_inputs
+from r1_aqa_repro.model.inputs import PromptInputs, question_inputs
 
 
 def test_trl_suppresses_the_sampled_audio_token(make_trainer: Any) -> None:
@@ -51,6 +51,38 @@ def test_training_changes_every_parameter_and_logs_the_rewards(make_trainer: Any
     assert frozen == ["model.audio_tower.embed_positions.weight"]
     logged = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert len(logged) == 2 and 0 < logged[0]["rewards/random_reward/mean"] < 1
+
+
+def test_advantages_are_multiplied_by_the_weight_of_their_question(questions: list[AudioQuestion]) -> None:
+    weak, strong = (replace(questions[0], contribution=label) for label in ("weak", "strong"))
+    rows = [{"question": question} for question in (strong, strong, weak, weak)]
+    rollout = Rollout(PromptInputs([[1], [2]]), torch.tensor([0, 0, 1, 1]), rows)
+    rollout.output = {"advantages": torch.tensor([1.0, -1.0, 0.5, -0.5])}
+    rollout.weigh(0.25)
+    assert rollout.output["advantages"].tolist() == [1.0, -1.0, 0.125, -0.125]
+
+
+def test_the_gradient_of_a_weak_question_is_multiplied_by_its_weight(
+    make_trainer: Any, questions: list[AudioQuestion]
+) -> None:
+    """A step of SGD at a rate of 1 is the gradient: linear in the weight, and with a weight of 1 what it is without."""
+    asked = [
+        replace(each, contribution=label)
+        for each, label in zip(questions[:3], ["weak", "strong", "strong"], strict=True)
+    ]
+    sgd = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+
+    def stepped(weight: float | None) -> torch.Tensor:
+        trainer = make_trainer(asked, reward_funcs=["random"], max_steps=1, **sgd)
+        trainer.weak_weight = weight
+        trainer.train()
+        return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+    unweighed, none, one, two = map(stepped, (None, 0.0, 1.0, 2.0))
+    assert torch.equal(one, unweighed)
+    assert (one - none).abs().max() > 1e-3  # the weak question's own gradient
+    # differences of weights of up to 1 or so, in float32
+    torch.testing.assert_close(two - one, one - none, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 1.3}, {"num_iterations": 2}, {"dynamic_sampling": 3}], ids=str)

@@ -147,6 +147,22 @@ class TestFigures:
         assert (scores["n"], scores["missing"], scores["no_audio"]) == (13, 3, ["q2", "q5", "q7"])
         assert [entry["eval_no_audio"] for entry in evaluations(run)] == [3]
 
+    def test_without_audio_are_the_commands_too(self, warm: Path, train: Train, held_out: Path, tmp_path: Path) -> None:
+        more = ["--max_steps", "2", "--save_steps", "2", "--eval_no_audio", "true"]
+        assert train("audio sft", tmp_path, warm / "checkpoint-40", *more) == 0
+        out, during = (tmp_path / folder / "step-2-no-audio" for folder in ("command", "eval"))
+        argv = ["--ckpt", str(tmp_path / "checkpoint-2"), "--data", str(held_out), "--out", str(out), "--device", "cpu"]
+        assert mmau.main([*argv, "--batch-size", "3", "--max-new-tokens", "10", "--no-audio"]) == 0
+        assert (during / "verdicts.jsonl").read_bytes() == (out / "verdicts.jsonl").read_bytes()
+        assert_as_the_command_says(tmp_path, 2, held_out)  # whose scores tell those without audio too
+        assert "blind" in read_json(tmp_path / "eval/step-2/scores.json")
+        scores = read_json(out / "scores.json")
+        without = scores["total"]["correct"] / scores["n"]
+        [logged] = evaluations(tmp_path)
+        assert logged["eval_accuracy_without_audio"] == without
+        both = {"accuracy": logged["eval_accuracy"], "accuracy_without_audio": without}
+        assert read_json(tmp_path / "run.json")["evaluations"] == {"2": both}
+
     def test_of_an_adapter_are_the_commands(self, warm: Path, train: Train, held_out: Path, tmp_path: Path) -> None:
         lora = ["--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj"]
         assert train("audio sft", tmp_path, warm / "final", *lora, "--max_steps", "2") == 0
@@ -173,7 +189,8 @@ class TestNoTraceInTraining:
     ) -> None:
         more = [*more, "--save_total_limit", "9"]
         assert train(name, tmp_path / "without", warm / "final", *more, eval_file=None) == 0
-        assert train(name, tmp_path / "with", warm / "final", *more, "--eval_on_start", "true") == 0
+        evaluation = ["--eval_on_start", "true", "--eval_no_audio", "true"]
+        assert train(name, tmp_path / "with", warm / "final", *more, *evaluation) == 0
         for step in (2, 4, 6):
             plain, evaluated = (tmp_path / name / f"checkpoint-{step}" for name in ("without", "with"))
             for file in ("model.safetensors", "optimizer.pt", "generation_config.json"):

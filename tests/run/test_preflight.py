@@ -240,6 +240,65 @@ def test_max_length_above_what_the_model_takes(refusal: Refusal, text_set: Path,
         assert f"more than the {limit}" in refusal("dpo", "--train_file", file, "--max_length", max_length)[-1]
 
 
+# --- Labels of what the audio contributes
+
+LABELS = ("weak", "strong", "strong", "weak")
+
+
+@pytest.fixture
+def labelled(case: Case) -> Case:
+    for record, label in zip(case.records, LABELS, strict=True):
+        record["contribution"] = label
+    case.write()
+    return case
+
+
+@pytest.mark.parametrize(
+    ("contribution", "is_weighted", "learned"),
+    [
+        (None, False, ["q0", "q1", "q2", "q3"]),
+        (None, True, ["q0", "q1", "q2", "q3"]),
+        ("strong", False, ["q1", "q2"]),
+        ("weak", False, ["q0", "q3"]),
+    ],
+)
+def test_labels_choose_what_is_learned_from_and_not_what_is_evaluated_on(
+    labelled: Case, contribution: str | None, is_weighted: bool, learned: list[str]
+) -> None:
+    kind = AudioQuestions(Clips(labelled.output), "answer", 8, contribution, is_weighted)
+    trainable, problems = kind.trainable(str(labelled.data))
+    assert ([question.id for question in trainable], problems) == (learned, [])
+    assert [question.id for question in kind.usable(str(labelled.data))[0]] == ["q0", "q1", "q2", "q3"]
+
+
+def test_clips_of_questions_that_are_not_learned_from_are_not_asked_for(labelled: Case) -> None:
+    labelled.clip(0).unlink()
+    for contribution, found in (("strong", 0), ("weak", 1)):
+        kind = AudioQuestions(Clips(labelled.output), "answer", 8, contribution)
+        assert len(kind.trainable(str(labelled.data))[1]) == found
+
+
+@pytest.mark.parametrize("setting", [["--contribution", "strong"], ["--contribution_weight", "0.5"]])
+@pytest.mark.parametrize("name", AUDIO)
+def test_an_unlabelled_question_is_named_if_labels_matter(name: str, setting: list[str], labelled: Case) -> None:
+    del labelled.records[2]["contribution"]
+    [line] = labelled.errors(*setting, name=name)
+    assert line.startswith(f"error: {labelled.data}: q2: it has no contribution, weak or strong.")
+    assert "Label it with data_prep.contribution" in line
+
+
+def test_a_label_that_no_question_has_is_refused(labelled: Case) -> None:
+    for record in labelled.records:
+        record["contribution"] = "weak"
+    [line] = labelled.errors("--contribution", "strong")
+    assert f"{labelled.data}: none of its 4 questions is labelled strong" in line
+
+
+def test_a_weight_beside_one_kind_alone_is_refused(labelled: Case) -> None:
+    [line] = labelled.errors("--contribution", "weak", "--contribution_weight", "2")
+    assert "contribution_weight: it weighs weak questions against strong ones" in line
+
+
 # --- Settings
 
 ADAPTER = f"{shlex.join(LORA)} --lora_task_type SEQ_CLS"
@@ -264,6 +323,9 @@ REFUSED = [
     (ALL, "--eval_on_start true", "eval_on_start: there is nothing to evaluate on"),
     (ALL, "--eval_steps 2", "eval_steps: there is nothing to evaluate on"),
     (list(AUDIO), "--eval_limit 2", "eval_limit: there is nothing to evaluate on"),
+    (list(AUDIO), "--eval_no_audio true", "eval_no_audio: there is nothing to evaluate on"),
+    (list(AUDIO), "--contribution some", "invalid choice: 'some'"),
+    (list(AUDIO), "--contribution_weight -1", "contribution_weight is -1"),
     (list(AUDIO), "--check_audio all", "invalid choice: 'all'"),
     (ALL, "--lerning_rate 1e-6", "--lerning_rate"),
     (TEXT, """--rope_parameters '{"type": "yarn"}'""", "rope_parameters: "),

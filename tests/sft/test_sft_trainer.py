@@ -49,6 +49,7 @@ def one_step(
     questions: list[AudioQuestion],
     resume: str | None = None,
     peft_config: LoraConfig | None = None,
+    weak_weight: float | None = None,
     **overrides: Any,
 ) -> Any:
     settings: dict[str, Any] = {
@@ -60,7 +61,7 @@ def one_step(
     model, processor = loading.load(model_folder)
     loading.freeze(model, args.trained_parts)
     policy: Any = get_peft_model(model, peft_config) if peft_config else model
-    trainer = AudioSFTTrainer(policy, args, questions, processor, "answer")
+    trainer = AudioSFTTrainer(policy, args, questions, processor, "answer", weak_weight=weak_weight)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -83,6 +84,30 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_step(
     assert accumulated.state.log_history[0]["grad_norm"] == pytest.approx(
         whole.state.log_history[0]["grad_norm"], rel=1e-4
     )
+
+
+def test_a_question_of_weight_two_counts_as_two_of_it(
+    model_folder: Path, questions: list[AudioQuestion], tmp_path: Path
+) -> None:
+    """Sums over tokens are the same; the mean is over the tokens that there are. Accumulated as well as at once."""
+    labelled = [replace(one, contribution="strong") for one in questions[:4]]
+    labelled[1] = replace(labelled[1], contribution="weak")
+    processor = loading.load_processor(model_folder)
+
+    def total(asked: list[AudioQuestion], name: str, at_once: int, **settings: Any) -> float:
+        """The sum behind the loss of a step on all of them."""
+        sizes: dict[str, Any] = {"examples_per_step": len(asked), "max_examples_per_device": at_once}
+        trainer = one_step(model_folder, tmp_path / name, asked, **sizes, **settings)
+        tokens = int((collated(processor, asked)["labels"] != IGNORE).sum())
+        return float(trainer.state.log_history[0]["loss"]) * tokens
+
+    once, twice = total(labelled, "once", 4), total([*labelled, labelled[1]], "twice", 5)
+    assert twice > 1.1 * once
+    for at_once in (4, 2):
+        # float32 sums in another order
+        assert total(labelled, f"weighed-{at_once}", at_once, weak_weight=2.0) == pytest.approx(twice, rel=1e-4)
+        assert total(labelled, f"same-{at_once}", at_once, weak_weight=1.0) == pytest.approx(once, rel=1e-4)
+    assert total(labelled, "none", 4, weak_weight=0.0) == pytest.approx(2 * once - twice, rel=1e-3)
 
 
 @pytest.fixture
