@@ -4,8 +4,9 @@
 
 finds each question's clip under the --media folders: `ID_000030` or `ID_30` with any of the usual endings (mp4, mkv,
 webm, wav, flac, mp3, ogg, m4a), or the whole video `ID`, of which the 10 seconds are cut out. R1-AQA's own JSONL lines
-and parquet files with embedded audio are taken as annotations too. It writes manifest.jsonl, prep_report.json and
-audio/. The same command goes on with a preparation that was interrupted.
+and parquet or Arrow files with embedded audio (such as gijs/avqa-processed, whose choices stand in the question) are
+taken as annotations too. It writes manifest.jsonl, prep_report.json and audio/. The same command goes on with a
+preparation that was interrupted.
 
 Exit codes: 0 done, and missing clips are listed; 1 failed, such as on a full disk, and what was done is kept; 2 refused
 before starting; 3 done, but less than --min-kept was kept, or nothing; 130 interrupted.
@@ -19,10 +20,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 from data_prep.fingerprints import YOUTUBE_CLIP
+from data_prep.lettered import meant, spelled_out
 from data_prep.media import Excerpt
 from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, stem_of, unreadable_folder
 from data_prep.pipeline import Making, Record, add_preparation_arguments, prepare, safe_stem
@@ -98,7 +99,9 @@ def _clip_or_video(file: Path, start: int) -> Excerpt:
 def records(annotations: list[Path], index: MediaIndex) -> Iterator[Record | Rejected]:
     """Each record of the annotations with its media; a bad one says why it is bad."""
     for file in annotations:
-        split = next((split for split in ("train", "val", "test") if file.name.startswith(split)), None)
+        # shards as `datasets.save_to_disk` names them, data-00000-of-00007.arrow, lie in a folder named after the split
+        name = file.absolute().parent.name if file.name.startswith("data-") else file.name
+        split = next((split for split in ("train", "val", "test") if name.startswith(split)), None)
         parse = partial(_record, file=file, split=split, index=index)
         yield from (record for _, record in parse_records(file, parse))
 
@@ -112,7 +115,7 @@ def _record(raw: dict[str, Any], where: str, file: Path, split: str | None, inde
         what = f"no multi_choice, only {sorted(raw)}"
         raise BadRecord(what, "Give AVQA's annotations, R1-AQA's lines or rows with embedded audio.")
     video = optional_text(raw, "video_name")
-    path = optional_text(raw, "audio_path") or optional_text(audio, "path")
+    path = optional_text(raw, "audio_path") or optional_text(audio, "path") or optional_text(raw, "file_name")
     name = video or (path and stem_of(path))
     if "multi_choice" not in raw:
         raw = {**raw, **_spelled_out(raw)}
@@ -142,24 +145,14 @@ def _media(video: str | None, path: str | None, file: Path, index: MediaIndex) -
 
 
 def _spelled_out(raw: dict[str, Any]) -> dict[str, Any]:
-    """AVQA's fields of a copy whose question reads `Q\\nChoices:\\nA. ...\\nB. ...`."""
-    question, _, listed = text(raw, "question").partition("\nChoices:\n")
-    lettered = re.findall(r"^[ \t]*\(?([A-Z])[.):][ \t]*(.*?)[ \t]*$", listed, re.MULTILINE)
-    if not lettered:
-        raise BadRecord("the question has no `Choices:` with lines such as `A. dog`", "Give them.")
-    letters, choices = "".join(letter for letter, _ in lettered), [choice for _, choice in lettered]
-    if not ascii_uppercase.startswith(letters):
-        what = f"the choices are lettered {', '.join(letters)}, not A, B, C, ... in order"
-        raise BadRecord(what, "Correct the letters.")
+    """AVQA's fields of a copy whose question reads `Q\\nChoices:\\nA. ...\\nB. ...` and whose answer is a text."""
+    question, choices, rest = spelled_out(text(raw, "question"))
+    if rest:
+        raise BadRecord(f"after the choices comes {rest!r:.200}", "Give every choice a letter, or remove it.")
     answer = raw.get("answer")
-    if answer in choices:
-        answer = choices.index(answer)
-    elif not isinstance(answer, int):
-        letter = re.match(r"\s*\(?([A-Z])(?:[.):]|\s*$)", str(answer))
-        if letter is None or letter[1] not in letters:
-            raise BadRecord(f"answer is {answer!r:.200}, neither a choice nor the letter of one", "Correct it.")
-        answer = letters.index(letter[1])
-    return {"question_text": question, "multi_choice": choices, "answer": answer}
+    if not isinstance(answer, int):
+        answer = choices.index(meant(text(raw, "answer"), choices))
+    return {"question_text": question, "multi_choice": list(choices), "answer": answer}
 
 
 def _survey(file: Path) -> tuple[int, bool]:
@@ -176,7 +169,7 @@ def _survey(file: Path) -> tuple[int, bool]:
 
 def _check_paths(annotations: list[Path], media: list[Path]) -> None:
     """Refuse, all at once, what is not there."""
-    wanted = "Give train_qa.json, R1-AQA's JSONL or parquet files."
+    wanted = "Give train_qa.json, R1-AQA's JSONL, parquet or Arrow files."
     problems = [Problem(str(file), reason, wanted) for file in annotations if (reason := unreadable(file)) is not None]
     wanted = "Give folders that hold the media."
     problems += [Problem(str(one), reason, wanted) for one in media if (reason := unreadable_folder(one)) is not None]
@@ -188,7 +181,7 @@ def _parser() -> Options:
     parser = Options(__doc__, "python -m data_prep.avqa")
     add = parser.add_argument
     add("--annotations", required=True, nargs="+", type=Path, metavar="FILE", help="train_qa.json or val_qa.json, "
-        "R1-AQA's JSONL lines, or parquet files with embedded audio")  # fmt: skip
+        "R1-AQA's JSONL lines, or parquet or Arrow files with embedded audio")  # fmt: skip
     add("--media", nargs="+", type=Path, default=[], metavar="DIR", help="folders that hold the media, at any depth")
     add_preparation_arguments(parser)
     return parser

@@ -3,6 +3,7 @@
 import json
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 
 
@@ -28,6 +29,14 @@ def write_lines(path, records):
 
 def write_parquet(path, rows, rows_a_group=None):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=rows_a_group)
+    return path
+
+
+def write_arrow(path, rows, rows_a_batch=None, is_stream=True):
+    """As `datasets.save_to_disk` writes a shard, or in the random access format."""
+    table = pyarrow.Table.from_pylist(rows)
+    with (pyarrow.ipc.new_stream if is_stream else pyarrow.ipc.new_file)(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows_a_batch)
     return path
 
 

@@ -1,4 +1,4 @@
-"""The one reader of records: JSON lines, a JSON list or a Parquet file, each record checked field by field.
+"""The one reader of records: JSON lines, a JSON list, a Parquet or an Arrow file, each record checked field by field.
 
 A bad record never stops the reading: it becomes a `Problem` that names the file and the line, and the caller decides
 whether that refuses the run or drops the record.
@@ -20,8 +20,10 @@ from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import open_file, unreadable
 
 _PARQUET = b"PAR1"  # what such a file begins with
+# what Arrow files begin with: the random access format, and the stream, whose messages begin with a continuation mark
+_ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
 _DEEPEST = 64  # lists and objects in one another, in a record
-_ROWS = 8  # of a Parquet file, with their audio, in memory at once
+_ROWS = 8  # of a Parquet or Arrow file, with their audio, in memory at once
 _BUFFER = 1 << 20  # bytes of a Parquet file's column read at once: it would read a whole row group
 
 
@@ -88,14 +90,18 @@ def no_records(file: Path) -> Refused:
 
 
 def parse_records(
-    file: Path, parse: Callable[[dict[str, Any], str], T], path_only: Collection[str] = (), any_text: bool = False
+    file: Path,
+    parse: Callable[[dict[str, Any], str], T],
+    path_only: Collection[str] = (),
+    any_text: bool = False,
+    one_object: bool = False,
 ) -> Iterator[tuple[str, T | Rejected]]:
     """Yield (place, what `parse` makes of the object there) for every record of a file; see `read_records`.
 
     `parse` is given the object and its place and raises BadRecord for one that it cannot read. With `any_text` it also
     gets what is no valid Unicode.
     """
-    for where, raw in read_records(file, path_only):
+    for where, raw in read_records(file, path_only, one_object):
         record: T | Rejected
         try:
             record = parse(require_object(raw, any_text), where)
@@ -112,24 +118,30 @@ def _id_or_place(raw: Any, place: str) -> str:
         return place
 
 
-def read_records(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield (`line N`, `record N` or `row N`; JSON value, row or BadRecord) for JSON lines, a JSON list or Parquet.
+def read_records(file: Path, path_only: Collection[str] = (), one_object: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield (`line N`, `record N` or `row N`; JSON value, row or BadRecord) for JSON lines, a JSON list, Parquet or
+    Arrow (`datasets.save_to_disk` writes its streams).
 
     Which of them it is shows in the content. Lines and rows are read one by one, so that a large file is not held in
-    memory; a list is read whole. Of the columns `path_only` of a Parquet file, which hold audio, the paths alone are
-    read: `path` of `{bytes, path}`, a text, or either in lists; bytes become None.
+    memory; a list is read whole. Of the columns `path_only` of a Parquet or Arrow file, which hold audio, the paths
+    alone are read: `path` of `{bytes, path}`, a text, or either in lists; bytes become None. With `one_object` a JSON
+    object over several lines is a record, whose place is `object`.
 
     Raises:
-        Refused: the file cannot be read, is not UTF-8, holds one JSON object over several lines, or is a broken list
-            or Parquet file.
+        Refused: the file cannot be read, is not UTF-8, holds one JSON object over several lines, or is a broken list,
+            Parquet or Arrow file.
     """
     try:
         source = open_file(file)
     except OSError as error:
         raise Refused.because(str(file), f"it cannot be read ({error.strerror})", "Give a file of records.") from None
     with source:  # divided at line feeds alone: other separators may stand inside a JSON text
-        if source.peek(len(_PARQUET)).startswith(_PARQUET):
-            yield from _rows(file, path_only)
+        beginning = source.peek(len(_ARROW[0]))
+        if beginning.startswith((_PARQUET, *_ARROW)):
+            rows = _parquet_rows if beginning.startswith(_PARQUET) else _arrow_rows
+            for number, row in enumerate(rows(file, path_only), start=1):
+                blank = {name: _without_bytes(row[name]) for name in path_only if name in row}
+                yield f"row {number}", row | blank
             return
         lines = ((number, decoded_line(file, number, raw)) for number, raw in enumerate(source, start=1))
         is_first = True
@@ -138,6 +150,10 @@ def read_records(file: Path, path_only: Collection[str] = ()) -> Iterator[tuple[
                 continue
             if is_first and line.lstrip().startswith("["):
                 yield from _list_records(file, "\n" * (number - 1) + line + "".join(text for _, text in lines))
+                return
+            if is_first and line.strip() == "{" and one_object:
+                whole = "\n" * (number - 1) + "[" + line + "".join(text for _, text in lines) + "]"
+                yield from (("object", value) for _, value in _list_records(file, whole))
                 return
             if is_first and line.strip() == "{":
                 remedy = "Give a JSON list of records, or one record a line."
@@ -152,7 +168,7 @@ def is_parquet(file: Path) -> bool:
         return opened.read(len(_PARQUET)) == _PARQUET
 
 
-def _rows(file: Path, path_only: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(file: Path, path_only: Collection[str]) -> Iterator[dict[str, Any]]:
     import pyarrow  # only for those who have such a file
     import pyarrow.parquet
 
@@ -164,12 +180,33 @@ def _rows(file: Path, path_only: Collection[str]) -> Iterator[tuple[str, dict[st
             for name in table.schema_arrow.names:
                 own = [path for path in paths if name in path_only and path.partition(".")[0] == name]
                 columns += own or [name]
-            batches = table.iter_batches(batch_size=_ROWS, columns=columns)
-            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
-                blank = {name: _without_bytes(row[name]) for name in path_only if name in row}
-                yield f"row {number}", row | blank
+            for batch in table.iter_batches(batch_size=_ROWS, columns=columns):
+                yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last one of a text that is not UTF-8
         raise Refused.because(str(file), f"no readable parquet file ({error})", "Fetch it again.") from None
+
+
+def _arrow_rows(file: Path, path_only: Collection[str]) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.compute
+
+    try:
+        with pyarrow.memory_map(str(file)) as mapped:  # of a batch only the pages of what is read come into memory
+            if mapped.read(len(_ARROW[0])) == _ARROW[0]:
+                source = pyarrow.ipc.open_file(mapped)
+                batches = (source.get_batch(number) for number in range(source.num_record_batches))
+            else:
+                mapped.seek(0)
+                batches = iter(pyarrow.ipc.open_stream(mapped))
+            for batch in batches:
+                for index, field in enumerate(batch.schema):
+                    if field.name in path_only and pyarrow.types.is_struct(field.type) and "path" in field.type.names:
+                        path = pyarrow.compute.struct_field(batch.column(index), "path")
+                        batch = batch.set_column(index, field.name, pyarrow.StructArray.from_arrays([path], ["path"]))
+                for start in range(0, batch.num_rows, _ROWS):
+                    yield from batch.slice(start, _ROWS).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise Refused.because(str(file), f"no readable Arrow file ({error})", "Fetch it again.") from None
 
 
 def _without_bytes(value: Any) -> Any:

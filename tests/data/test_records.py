@@ -4,6 +4,7 @@ import datetime
 import json
 import random
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -21,7 +22,7 @@ from r1_aqa_repro.data.records import (
     text,
     texts,
 )
-from tests.files import write_parquet
+from tests.files import write_arrow, write_parquet
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,18 @@ def test_values_of_every_kind_of_file_come_with_their_places(tmp_path):
     assert (first, second, third) == ("line 2", "line 4", "line 5") and isinstance(bad, BadRecord)
 
 
-def test_rows_of_a_parquet_file_are_records_and_audio_may_be_left_out(tmp_path):
+TABLES = {
+    "parquet": partial(write_parquet, rows_a_group=20),
+    "arrow stream": partial(write_arrow, rows_a_batch=13),
+    "arrow file": partial(write_arrow, is_stream=False),
+}
+
+
+@pytest.mark.parametrize("write", TABLES.values(), ids=TABLES)
+def test_rows_of_a_table_are_records_and_audio_may_be_left_out(write, tmp_path):
     audio = {"bytes": b"RIFF", "path": "a.wav"}
     rows = [{"id": str(n), "audio": audio, "made": datetime.date(2024, 2, n + 1)} for n in range(20)]
-    file = write_parquet(tmp_path / "rows", rows, rows_a_group=20)
+    file = write(tmp_path / "rows", rows)
     assert list(read_records(file)) == [(f"row {n}", row) for n, row in enumerate(rows, start=1)]
     without = [row | {"audio": {"path": "a.wav"}} for row in rows]
     assert [row for _, row in read_records(file, path_only=("audio", "context"))] == without
@@ -80,12 +89,31 @@ def test_of_audio_in_any_form_the_paths_are_read(tmp_path, audio, without):
     assert row == {"audio": without, "id": "1"} and list(row) == ["audio", "id"]
 
 
+def test_audio_that_is_no_structure_in_an_arrow_file_stays(tmp_path):
+    rows = [{"id": "a", "audio": "a.wav"}, {"id": "b", "audio": None}]
+    assert [row for _, row in read_records(write_arrow(tmp_path / "rows", rows), path_only=("audio",))] == rows
+
+
+def test_one_object_is_one_record_where_files_may_hold_one(tmp_path):
+    file = tmp_path / "file"
+    file.write_text(json.dumps({"id": "a", "choice": ["A. x", "B. y"]}, indent=2))
+    assert list(read_records(file, one_object=True)) == [("object", {"id": "a", "choice": ["A. x", "B. y"]})]
+    file.write_text('\n{\n  "id": "a",\n  "choice": [\n}\n')
+    with pytest.raises(Refused, match=f"{file}:line 5: malformed JSON"):
+        list(read_records(file, one_object=True))
+
+
 def damaged_parquet(folder):
     """Whole at both ends; noise cannot be compressed away."""
     file = write_parquet(folder / "rows", [{"id": random.Random(n).randbytes(999)} for n in range(50)], rows_a_group=20)
     content = bytearray(file.read_bytes())
     content[4 : len(content) // 3] = b"\xff" * (len(content) // 3 - 4)
     return bytes(content)
+
+
+def broken_off_arrow(folder):
+    content = write_arrow(folder / "rows", [{"id": str(n)} for n in range(50)]).read_bytes()
+    return content[: len(content) // 2]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +136,9 @@ def damaged_parquet(folder):
         (b"PAR1 and no more", "", "no readable parquet file"),
         (b"PAR1", "", "no readable parquet file"),
         (damaged_parquet, "", "no readable parquet file"),
+        (b"ARROW1 and no more", "", "no readable Arrow file"),
+        (b"\xff\xff\xff\xff", "", "no readable Arrow file"),
+        (broken_off_arrow, "", "no readable Arrow file"),
     ],
     ids=lambda value: getattr(value, "__name__", repr(value)[:40]),  # every process must find the same names
 )

@@ -16,6 +16,7 @@ import pandas
 import psutil
 import pytest
 import soundfile
+from datasets import Dataset
 
 from data_prep.avqa import find_media, main
 from data_prep.media import Excerpt, decode
@@ -256,6 +257,44 @@ def test_parquet_with_embedded_audio_brings_question_and_choices_in_one_text(wor
     as_in_avqa = [{**avqa_record(n, f"{VIDEO}_000030"), "audio": audio} for n in range(3)]
     assert world.rows(as_in_avqa, "val.parquet").run(media=None, out="columns") == 0
     assert [question.split for question in world.questions] == ["val"] * 3
+
+
+def test_shards_of_save_to_disk_are_read_as_they_are_published(world):
+    """gijs/avqa-processed holds Arrow streams in folders named after the splits, and the answer with its letter."""
+    audio = {"bytes": wav(world.folder / "clip.wav").read_bytes(), "path": None}
+    text = "What happened in the video?\nChoices:\nA. motorboat\nB. Yacht consignment\nC. A\nD. Consignment car"
+    rows = [
+        {"audio": audio, "question": question, "answer": answer, "file_name": f"{VIDEO}_00003{number}.mp4"}
+        for number, (question, answer) in enumerate(
+            [
+                (text, "B. Yacht consignment"),
+                (text, "A"),  # the letter of one choice and the text of another
+                (text, "B. motorboat"),  # letter and text of two choices
+                (f"{text}\nand others", "B"),  # does the last choice go on?
+                (text.replace("C. A", "and so on"), "B"),
+            ]
+        )
+    ]
+    Dataset.from_list(rows).save_to_disk(world.folder / "train")
+    world.annotations = world.folder / "train" / "data-00000-of-00001.arrow"
+    assert world.run(media=None) == 0
+    (line,) = world.lines
+    assert line == line | {
+        "question": "What happened in the video?",
+        "choices": ["motorboat", "Yacht consignment", "A", "Consignment car"],
+        "answer": "Yacht consignment",
+        "dataset": "AVQA",
+        "split": "train",
+        "source_video": f"{VIDEO}_000030",
+    }
+    bad = world.report["details"]["bad record"]
+    told = [
+        "the text of one choice and the letter of another",
+        "neither one of",
+        "after the choices",
+        "has no letter",
+    ]
+    assert [what in detail for what, detail in zip(told, bad, strict=True)] == [True] * 4
 
 
 def test_a_number_in_a_name_is_not_always_a_start(world):
