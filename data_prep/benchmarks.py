@@ -7,19 +7,24 @@ evaluation counts it as wrong. What the records look like, and which are left ou
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_prep import pipeline
-from data_prep.archives import is_tar, unpack
 from data_prep.media import TOO_LONG, Excerpt
-from data_prep.media_index import MEDIA_ENDINGS, MediaIndex, composed, unreadable_folder
+from data_prep.media_index import composed
+from data_prep.named_clips import (
+    AUDIO_COLUMNS,
+    UNPACKED,
+    NamedClip,
+    NamedClips,
+    audio_bytes,
+    id_and_path,
+    problems_of,
+)
 from data_prep.pipeline import DEFAULT, LeftOut, Making, Record, Report, add_preparation_arguments, safe_stem
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused
@@ -28,7 +33,6 @@ from r1_aqa_repro.data.audio import HEARD_SECONDS
 from r1_aqa_repro.data.benchmark_records import NOT_ASKED, NotAsked, only_clip
 from r1_aqa_repro.data.questions import LONGER, AudioQuestion, check_question
 from r1_aqa_repro.data.records import (
-    BadRecord,
     Rejected,
     id_of,
     is_parquet,
@@ -40,8 +44,6 @@ from r1_aqa_repro.data.versions import UNKNOWN, version_of
 
 SOURCE = "source.jsonl"
 
-AUDIO_COLUMNS = ("context", "audio")
-_UNPACKED = ".unpacked"
 _LOST = "audio/missing"
 
 
@@ -56,10 +58,6 @@ def reading(
         return question, only_clip(raw)
 
     return read
-
-
-def _named(row: dict[str, Any]) -> tuple[str, str | None]:
-    return str(row.get("id")), only_clip(row)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Benchmark:
     name: str
     files: str
     read: Callable[[dict[str, Any]], tuple[AudioQuestion, str | None]]
-    named: Callable[[dict[str, Any]], tuple[str, str | None]] = _named
+    named: Callable[[dict[str, Any]], tuple[str, str | None]] = id_and_path
     versions: Collection[str] = ()
     part: str | None = None
     full_account: bool = True
@@ -104,50 +102,12 @@ class Asked:
     audio_id: str | None
 
     @property
-    def path(self) -> PurePosixPath:
-        """What the clip is looked for under: `audio_id`, else the id."""
-        return PurePosixPath(composed(self.audio_id or self.question.id))
-
-    @property
-    def clip(self) -> str:
-        """Name, without ending, by which the clip is looked for."""
-        return PurePosixPath(self.audio_id).stem if self.audio_id else self.question.id
+    def clip(self) -> NamedClip:
+        """What the record calls its clip."""
+        return NamedClip(self.audio_id, self.question.id)
 
 
 Listed = Asked | LeftOut | Rejected
-
-
-class _Names:
-    """The names of the clips that questions ask for, of which several in different folders may have the same.
-
-    Attributes:
-        shared: names that clips of several paths have, and that tell nothing therefore.
-        wanted: names by which alone a clip can be known.
-    """
-
-    def __init__(self, records: Iterable[Listed]):
-        all_asked = [asked for asked in records if isinstance(asked, Asked)]
-        paths: dict[str, set[PurePosixPath]] = defaultdict(set)
-        for asked in all_asked:
-            paths[composed(asked.clip)].add(asked.path)
-        self.shared = {name for name, found in paths.items() if len(found) > 1}
-        self.wanted = {*paths, *(composed(asked.question.id) for asked in all_asked)} - self.shared
-        self._paths = {str(path) for name in self.shared for path in paths[name]}
-
-    def looked_for(self, asked: Asked) -> str:
-        """The path if the name alone tells nothing, else the name."""
-        return str(asked.path) if composed(asked.clip) in self.shared else asked.clip
-
-    def unpacked(self, member: str) -> str | None:
-        """The file name for a member of an archive: its own, or that of the only clip that its path fits."""
-        path = PurePosixPath(composed(member))
-        if path.suffix.lower() not in MEDIA_ENDINGS:
-            return None
-        if path.stem in self.wanted:
-            return path.name
-        ends = ("/".join(path.parts[start:]) for start in range(len(path.parts)))
-        nearest = next((end for end in ends if end in self._paths), None)
-        return nearest and f"{safe_stem(nearest)}{path.suffix}"
 
 
 def run(benchmark: Benchmark, doc: str | None, argv: list[str]) -> int:
@@ -179,11 +139,11 @@ def prepare(
     if benchmark.part is not None:
         settings["part"] = benchmark.part
     version = _version(benchmark, questions, listed) if benchmark.versions else None
-    stream = _records(benchmark, by_file, audio, version, out / _UNPACKED, making.format)
+    stream = _records(benchmark, by_file, audio, version, out / UNPACKED, making.format)
     try:
         report = pipeline.prepare(stream, out, making, settings, len(listed), benchmark.full_account)
     finally:
-        shutil.rmtree(out / _UNPACKED, ignore_errors=True)
+        shutil.rmtree(out / UNPACKED, ignore_errors=True)
     write_atomically(out / SOURCE, "".join(as_json(one.raw, default=str, ensure_ascii=True) + "\n" for one in listed))
     say("\n".join([report.summary(out), *_to_be_known(benchmark, report)]))
     return report
@@ -252,90 +212,24 @@ def _records(
     audio_format: str,
 ) -> Iterator[Record | Rejected | LeftOut]:
     """Each question with its clip, ready for `pipeline.prepare`; archives are unpacked to a folder first."""
-    names = _Names(record for listed in by_file.values() for record in listed)
-    folders = [source if os.path.isdir(source) else _unpack(benchmark, source, unpacked, names) for source in audio]
-    index = MediaIndex(folders)
+    asked = (record.clip for listed in by_file.values() for record in listed if isinstance(record, Asked))
+    clips = NamedClips(asked, audio, unpacked, benchmark.named)
     for file, listed in by_file.items():
         has_audio = is_parquet(file)
-        embedded = (_audio_bytes(row) for _, row in read_records(file)) if has_audio else (None for _ in listed)
+        embedded = (audio_bytes(row) for _, row in read_records(file)) if has_audio else (None for _ in listed)
         for record, own in zip(listed, embedded, strict=True):
             if not isinstance(record, Asked):
                 yield record
                 continue
-            stem = safe_stem(names.looked_for(record))
-            media = own if own is not None else _find(record, folders, index, names)
-            missing = f"no file is named {names.looked_for(record)}" if audio else "no --audio was given"
+            name = clips.name_of(record.clip)
+            stem = safe_stem(name)
+            media = own if own is not None else clips.find(record.clip)
+            missing = f"no file is named {name}" if audio else "no --audio was given"
             lost = f"{_LOST}/{stem}.{audio_format}"  # no folder of ours: nothing is ever there
             if record.audio_id and not audio and not has_audio:
                 lost = record.audio_id
             source_of_clip = None if media is None else Excerpt(media, is_heard_whole=benchmark.part is not None)
             yield Record(replace(record.question, version=version), source_of_clip, stem, missing, lost)
-
-
-def _find(asked: Asked, folders: Sequence[Path], index: MediaIndex, names: _Names) -> Path | None:
-    """By `audio_id` as it stands below a folder, else by its name, else by the question's id.
-
-    A name that clips of several paths have counts only if an archive was unpacked by these.
-    """
-    path = asked.audio_id and PurePosixPath(asked.audio_id)
-    if path and not path.is_absolute() and ".." not in path.parts:
-        for folder in folders:
-            if os.path.isfile(folder / path):  # Path.is_file raises if a name is too long to be one
-                return folder / path
-    by_name = index[safe_stem(str(asked.path)) if composed(asked.clip) in names.shared else asked.clip]
-    if by_name is not None or composed(asked.question.id) in names.shared:
-        return by_name
-    return index[asked.question.id] or index[safe_stem(asked.question.id)]  # the latter out of a parquet file
-
-
-def _unpack(benchmark: Benchmark, archive: Path, unpacked: Path, names: _Names) -> Path:
-    """Write the archive's clips that are wanted to a folder whose name changes when the archive does."""
-    say(f"unpacking {archive}")
-    found = archive.stat()
-    state = f"{archive.absolute()} {found.st_size} {found.st_mtime_ns}"
-    folder = unpacked / hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
-    if is_parquet(archive):
-        number = _unpack_parquet(benchmark, archive, folder, names)
-    else:
-        number = unpack(archive, folder, names.unpacked)
-    say(f"{number:,} of its clips belong to questions")
-    return folder
-
-
-def _unpack_parquet(benchmark: Benchmark, file: Path, folder: Path, names: _Names) -> int:
-    """Write the embedded clips under their question's id, or under their own name if that has no question."""
-    folder.mkdir(parents=True, exist_ok=True)
-    modified = file.stat().st_mtime
-    found = set()
-    for _, row in read_records(file):
-        try:
-            row_id, path = benchmark.named(row)
-        except BadRecord:
-            continue
-        own_name = PurePosixPath(path or "").stem
-        name = next((name for name in (row_id, own_name) if composed(name) in names.wanted), None)
-        audio = _audio_bytes(row)
-        if name is None or audio is None or name in found:
-            continue
-        found.add(name)
-        # the ending says nothing of the format, which is read from the content
-        target = folder / f"{safe_stem(name)}.wav"
-        target.write_bytes(audio)
-        os.utime(target, (modified, modified))  # so that the journal, which goes by size and time, knows it again
-    return len(found)
-
-
-def _audio_bytes(row: dict[str, Any]) -> bytes | None:
-    """The audio of a row: bytes, `{bytes, path}`, or a list of one of these."""
-    for name in AUDIO_COLUMNS:
-        audio = row.get(name)
-        if isinstance(audio, list) and len(audio) == 1:
-            (audio,) = audio
-        if isinstance(audio, dict):
-            audio = audio.get("bytes")
-        if isinstance(audio, bytes) and audio:
-            return audio
-    return None
 
 
 def _check_sources(benchmark: Benchmark, questions: list[Path], audio: list[Path]) -> None:
@@ -345,13 +239,7 @@ def _check_sources(benchmark: Benchmark, questions: list[Path], audio: list[Path
         for file in questions
         if (reason := unreadable(file)) is not None
     ]
-    for source in audio:
-        is_folder = os.path.isdir(source)
-        if (reason := unreadable_folder(source) if is_folder else unreadable(source)) is not None:
-            problems.append(Problem(str(source), reason, "Give a folder or file that holds the clips."))
-        elif not is_folder and not is_parquet(source) and not is_tar(source):
-            what = "it is no folder, no tar archive and no parquet file"
-            problems.append(Problem(str(source), what, "It may be damaged: fetch it again, or give the folder."))
+    problems += problems_of(audio)
     if not problems and benchmark.part is not None and not audio and not any(map(_holds_audio, questions)):
         what = f"there are no clips, by whose length questions are kept: those with {benchmark.part}"
         problems.append(Problem(str(questions[0]), what, "Give --audio."))
@@ -360,7 +248,7 @@ def _check_sources(benchmark: Benchmark, questions: list[Path], audio: list[Path
 
 
 def _holds_audio(file: Path) -> bool:
-    return is_parquet(file) and any(_audio_bytes(row) is not None for _, row in read_records(file))
+    return is_parquet(file) and any(audio_bytes(row) is not None for _, row in read_records(file))
 
 
 def _parser(benchmark: Benchmark, doc: str | None) -> Options:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import benchmarks
-from data_prep.benchmarks import AUDIO_COLUMNS, Benchmark
+from data_prep.benchmarks import Benchmark
+from data_prep.named_clips import AUDIO_COLUMNS
 from data_prep.pipeline import DEFAULT, Making, Report
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.data.benchmark_records import without_letters
