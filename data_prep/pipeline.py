@@ -177,14 +177,14 @@ def prepare(
 
 def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that every preparation has."""
+    out = "where to write: a new folder, or an interrupted run's"
+    parser.add_argument("--out", required=True, type=output_folder, metavar="DIR", help=out)
+    add_making_arguments(parser)
+
+
+def add_making_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say how clips are made, and how many."""
     add = parser.add_argument
-    add(
-        "--out",
-        required=True,
-        type=output_folder,
-        metavar="DIR",
-        help="where to write: a new folder, or an interrupted run's",
-    )
     add_workers_argument(parser)
     add("--channel", choices=CHANNELS, default="first", help="of several (default: first, as R1-AQA)")
     add("--format", choices=FORMATS, default="flac", help="of the prepared clips, 16 bits (default: flac)")
@@ -342,7 +342,7 @@ class _Run:
 def _line(question: AudioQuestion, audio_path: str, *flags: str) -> str:
     if len(set(question.choices)) < len(question.choices):
         flags = (*flags, "duplicate_choices")
-    return manifest_line(replace(question, flags=(*question.flags, *flags)), audio_path)
+    return manifest_line(replace(question, flags=tuple(dict.fromkeys((*question.flags, *flags)))), audio_path)
 
 
 def _is_longer(outcome: Outcome) -> bool:

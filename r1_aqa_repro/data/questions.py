@@ -118,7 +118,7 @@ def _to_question(record: dict[str, Any], file: Path, audio_dir: Path | None) -> 
     if "modality" in record and not record.keys().isdisjoint(("sub-category", "subcategory")):
         return question_from_mmar(record, _clip_below(root, record))
     if "audio_path" in record and "choices" in record:
-        return _from_manifest(record, file)
+        return question_from_manifest(record, (file.parent / text(record, "audio_path")).absolute())
     raise BadRecord(
         f"unknown record format with keys {sorted(record)}",
         "A manifest line has audio_path and choices, an R1-AQA line multi_choice, an MMAU record audio_id, one of MMAR "
@@ -126,7 +126,12 @@ def _to_question(record: dict[str, Any], file: Path, audio_dir: Path | None) -> 
     )
 
 
-def _from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
+def question_from_manifest(record: dict[str, Any], audio_path: Path) -> AudioQuestion:
+    """The question of a record as a manifest has it.
+
+    Raises:
+        BadRecord: a field is absent or of another kind, or no question has it.
+    """
     known = {field.name for field in fields(AudioQuestion)}
     unknown = sorted(set(record) - known)
     if unknown:
@@ -136,7 +141,7 @@ def _from_manifest(record: dict[str, Any], file: Path) -> AudioQuestion:
     values: dict[str, Any] = {"answer": None} | {key: text(record, key) for key in sorted(needed | optional)}
     return AudioQuestion(
         **values,
-        audio_path=(file.parent / text(record, "audio_path")).absolute(),
+        audio_path=audio_path,
         choices=texts(record, "choices"),
         flags=texts(record, "flags") if "flags" in record else (),
     )

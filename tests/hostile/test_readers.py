@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.preference_formats import convert
+from data_prep.question_formats import published
 from eval.predictions import predict
 from eval.score_predictions import read_predictions
 from r1_aqa_repro.common.errors import Refused
@@ -19,7 +21,7 @@ from r1_aqa_repro.common.escaping import visible_line
 from r1_aqa_repro.common.record_file import RecordFile
 from r1_aqa_repro.data.conversations import read_pairs, read_prompts, read_sft
 from r1_aqa_repro.data.questions import AudioQuestion, manifest_line, read_questions
-from r1_aqa_repro.data.records import Read
+from r1_aqa_repro.data.records import Read, Rejected, parse_records
 from r1_aqa_repro.data.yaml_file import read_yaml
 
 Value = Any
@@ -34,6 +36,10 @@ PAIR = {"id": "a", "prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTA
 ALPACA = {"instruction": "Say", "input": "it", "chosen": "yes", "rejected": "no", "history": [["a", "b"]]}
 SHAREGPT = {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {"from": "gpt", "value": "a"},
             "rejected": {"from": "gpt", "value": "b"}}  # fmt: skip
+AUDIOMCQ = {"source_dataset": "Clotho", "id": "7", "question_type": "sound", "audio_path": "Clotho/a.wav",
+            "question": "What?", "choices": ["a", "b"], "answer": "b", "audio-contribution": "strong"}  # fmt: skip
+DCASE = {"id": "q", "audio_url": "a.wav", "question": "What?", "choice": ["A. a", "B. b"], "answer": "B. b"}
+SWIFT = {"messages": [{"role": "user", "content": "<audio>What?\nA. a\nB. b"}], "audios": ["a.wav"], "solution": "B"}
 CONFIG = """# a config
 learning_rate: 1.0e-6
 max_steps: &steps 500
@@ -61,6 +67,12 @@ def read(reader: Callable[[Path], Read[Any]]) -> Callable[[Path], None]:
     return reading
 
 
+def published_questions(file: Path) -> None:
+    found = [one for _, one in parse_records(file, partial(published, file=file), one_object=True)]
+    can_be_written(vars(one.question) for one in found if not isinstance(one, Rejected))
+    assert all(visible_line(str(one.problem)) == str(one.problem) for one in found if isinstance(one, Rejected))
+
+
 def recorded(file: Path) -> None:
     with RecordFile(file, "Choose another.") as records:
         can_be_written(records.read())
@@ -74,6 +86,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], list[Value]]] = {
     "demonstrations": (read(read_sft), [{"id": "a", "prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]}]),
     "pairs": (read(read_pairs), [PAIR]),
     "preferences": (lambda file: list(convert(file)), [PAIR, ALPACA, SHAREGPT, {"chosen": "a b", "rejected": "a c"}]),
+    "questions of others": (published_questions, [AUDIOMCQ, DCASE, SWIFT]),
     "predictions": (
         lambda file: can_be_written(one.to_record() for one in read_predictions(file, [QUESTION]).values()),
         [{"id": "q0", "model_output": "a cat"}, predict(QUESTION, "a cat", "answer", "s").to_record()],
