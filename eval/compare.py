@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks import BENCHMARKS, MMAU, benchmark_of
 from eval.evaluation import times_asked
 from eval.matcher import MATCHERS
 from eval.report.markdown import print_markdown
 from eval.report.rendering import render
 from eval.score_predictions import Background, background_of, read_predictions
 from eval.scores import (
-    GROUPS,
     by_label,
     mostly_missing,
     read_scores,
@@ -164,10 +164,12 @@ def compare(runs: Sequence[Run], intersection: bool = False, seed: int = SEED) -
     if not common:
         raise Refused.because(" / ".join(run.name for run in runs), "no question is common to all", "Choose others.")
     questions = [first.questions[question_id] for question_id in common]
+    benchmark = benchmark_of(questions)
     clips = [question.audio_path for question in questions]
     verdicts = [[run.verdicts[question_id] for question_id in common] for run in runs]
     return {
         "n": len(common),
+        **({} if benchmark.dataset is None else {"benchmark": benchmark.name}),
         "questions": [len(run.questions) for run in runs],
         "versions": versions,
         "seed": seed,
@@ -220,7 +222,8 @@ def difference(
 
 def markdown(comparison: Mapping[str, Any]) -> str:
     """The content of comparison.json for people."""
-    return render("comparison.md.j2", **comparison, groups=GROUPS)
+    benchmark = BENCHMARKS[comparison.get("benchmark", MMAU.name)]
+    return render("comparison.md.j2", **comparison, groups=benchmark.groups, part=benchmark.part)
 
 
 def _pair(
@@ -239,8 +242,9 @@ def _pair(
 
     everything = range(len(questions))
     result: dict[str, Any] = {"total": on(everything), "matchers": {name: on(everything, name) for name in MATCHERS}}
-    for key in GROUPS:
-        result[key] = {label: on(rows) for label, rows in by_label(questions, key).items()}
+    benchmark = benchmark_of(questions)
+    for key in benchmark.groups:
+        result[key] = {label: on(rows) for label, rows in by_label(questions, key, benchmark).items()}
     triples = list(zip(questions, before, after, strict=True))
     result["better"] = [question.id for question, one, other in triples if other["official"] > one["official"]]
     result["worse"] = [question.id for question, one, other in triples if other["official"] < one["official"]]
@@ -263,7 +267,7 @@ def add_runs(parser: Options) -> None:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation, or file of predictions"
     )
-    parser.add_argument("--data", type=Path, action="append", metavar="FILE", help="manifest or MMAU JSON file; once, "
+    parser.add_argument("--data", type=Path, action="append", metavar="FILE", help="manifest or benchmark file; once, "
         "or once for each run (default: as each folder names it)")  # fmt: skip
 
 

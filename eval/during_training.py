@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from eval.benchmarks import benchmark_of, version_of
 from eval.evaluation import NO_AUDIO, Evaluation
 from eval.generation import Generator
 from eval.processes import of_this_run
@@ -28,7 +29,6 @@ from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.questions import read_questions
-from r1_aqa_repro.data.versions import version_of
 from r1_aqa_repro.model.generation import greedy_config
 from r1_aqa_repro.model.inputs import minimum_seconds, too_long
 from r1_aqa_repro.run.arguments import DataArguments
@@ -91,12 +91,12 @@ class HarnessEvaluator:
         start, processes = time.perf_counter(), of_this_run()
         # first: the report of the one with audio then shows it
         without = self._scores(model, step, autocast, no_audio=True) if self.without_audio_too else None
-        scores = self._scores(model, step, autocast)
+        scores, main_group = self._scores(model, step, autocast), benchmark_of(self.questions).main_group
 
         def noted() -> dict[str, float]:
-            figures = _figures(scores)
+            figures = _figures(scores, main_group)
             if without is not None:
-                figures[WITHOUT_AUDIO] = _figures(without)["accuracy"]
+                figures[WITHOUT_AUDIO] = _figures(without, main_group)["accuracy"]
                 at_step = {name: figures[name] for name in ("accuracy", WITHOUT_AUDIO)}
                 earlier = recorded(self.run_folder).get("evaluations", {})
                 update_run(self.run_folder, evaluations=earlier | {str(step): at_step})
@@ -139,11 +139,11 @@ class HarnessEvaluator:
         )
 
 
-def _figures(scores: dict[str, Any]) -> dict[str, float]:
-    """What is worth a curve, of the content of a scores.json."""
+def _figures(scores: dict[str, Any], main_group: str) -> dict[str, float]:
+    """What is worth a curve, of the content of a scores.json; `main_group` is the benchmark's."""
     return {
         "accuracy": scores["total"]["correct"] / scores["n"],
-        **{f"accuracy_{task}": tally["correct"] / tally["n"] for task, tally in scores["task"].items()},
+        **{f"accuracy_{label}": tally["correct"] / tally["n"] for label, tally in scores[main_group].items()},
         "format_rate": scores["format_rate"],
         "unparsed": scores["unparsed"],
         "no_audio": len(scores["no_audio"]),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks import benchmark_of
+from eval.benchmarks.record import Benchmark
+from eval.long_clips import LongClips
 from eval.predictions import PREDICTIONS, SETTINGS, Prediction, by_question, recorded_clips
 from eval.scores import Predictions, score, surviving, unscored, verdicts_of_question
 from r1_aqa_repro.common.claim import differences
@@ -16,6 +19,7 @@ from r1_aqa_repro.common.files import open_file, read_json
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
 _REMEDY = "Evaluate again: what is generated is only scored."
+_PREPARED = "prep_report.json"  # as data_prep names it
 NO_AUDIO = "-no-audio"  # what the default folder of an evaluation without audio ends with
 
 
@@ -29,8 +33,9 @@ class Evaluation:
         predictions: by question id and repeat.
         settings: what the predictions depend on, as in settings.json; what it lacks is not known.
         paths: `data`, and `checkpoint` or, of predictions made elsewhere, `predictions`; as in settings.json.
-        version: of the benchmark, see `versions.version_of`.
+        version: of the benchmark, see `benchmarks.version_of`.
         without_audio: the content of scores.json of the same evaluation without audio, if there is one.
+        long_clips: those of which not everything was heard, as long_clips.json has them.
     """
 
     folder: Path
@@ -40,6 +45,32 @@ class Evaluation:
     paths: Mapping[str, str]
     version: str
     without_audio: Mapping[str, Any] | None = None
+    long_clips: LongClips = field(default_factory=LongClips)
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """The one that the questions are of."""
+        return benchmark_of(self.questions)
+
+    @property
+    def not_heard(self) -> LongClips:
+        """`long_clips`, and those that the questions are flagged with."""
+        return self.long_clips.with_flagged(self.questions)
+
+    @property
+    def left_out(self) -> dict[str, int] | None:
+        """Of a part of a benchmark, how many records were left out, by reason; None if the data do not tell.
+
+        Raises:
+            Refused: the report of their preparation is damaged.
+        """
+        file, remedy = Path(self.paths["data"]).with_name(_PREPARED), "Prepare the data again."
+        if self.benchmark.part is None or not file.exists():
+            return None
+        dropped = read_json(file, remedy).get("dropped")
+        if not isinstance(dropped, dict) or not all(isinstance(ids, list) for ids in dropped.values()):
+            raise Refused.because(str(file), "it does not say what was dropped", remedy)
+        return {reason: len(ids) for reason, ids in dropped.items()}
 
     @property
     def name(self) -> str:
@@ -86,6 +117,10 @@ class Evaluation:
         scores, verdicts = score(self.questions, self.predictions, style, self.version, times)
         if self.without_audio is not None:
             scores["blind"] = surviving(scores, self.without_audio)
+        if self.benchmark.part is not None:
+            scores |= {"part": self.benchmark.part, "left_out": self.left_out}
+        if beyond := list(self.not_heard.seconds):
+            scores["beyond_window"] = beyond
         return scores, verdicts
 
 

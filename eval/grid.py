@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -69,7 +70,7 @@ def batches(prompts: Sequence[AudioPrompt], size: int) -> list[list[AudioPrompt]
     Long clips come first and clips of a length together, so that little is padding, and a batch that does not fit
     into memory is met at the beginning.
     """
-    seconds = {path: _seconds(path) for path in {one.question.audio_path for one in prompts}}
+    seconds = seconds_of(one.question.audio_path for one in prompts)
     in_order = sorted(prompts, key=lambda one: -seconds[one.question.audio_path])  # stable: otherwise as they were
     return [in_order[start : start + size] for start in range(0, len(in_order), size)]
 
@@ -84,10 +85,12 @@ def share_of(batches: Sequence[T], rank: int, count: int, in_step: bool) -> list
     return [batches[(first + rank) % len(batches)] for first in range(0, len(batches), count)]
 
 
-def _seconds(path: Path) -> float:
+def seconds_of(clips: Iterable[Path]) -> dict[Path, float]:
+    """The length of each clip, by its header; 0 of one that cannot be read."""
     from r1_aqa_repro.data.audio import AudioError, read_header  # slow to import, and needed here only
 
-    try:
-        return read_header(path).seconds
-    except AudioError:
-        return 0.0
+    lengths = dict.fromkeys(clips, 0.0)
+    for path in lengths:
+        with suppress(AudioError):
+            lengths[path] = read_header(path).seconds
+    return lengths

@@ -11,13 +11,14 @@ from tqdm import tqdm
 from eval.evaluation import Evaluation
 from eval.generation import Generator, starting_batch_size
 from eval.grid import AudioPrompt, Key, batches, share_of
+from eval.long_clips import record_long_clips
 from eval.predictions import Prediction, PredictionFile, digest, part_file, predict
 from eval.processes import Processes
+from eval.scores import choices_as_asked
 from eval.settings import AUTO
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import Failed
 from r1_aqa_repro.common.escaping import visible, visible_line
-from r1_aqa_repro.data.answers import official
 
 
 class Loop:
@@ -52,6 +53,7 @@ class Loop:
         self.in_step, settings = in_step, evaluation.settings
         self.style, self.settings_hash = settings["prompt_style"], digest(settings)
         self.questions = {question.id: question for question in evaluation.questions}
+        self.rule = evaluation.benchmark.rule
 
         def begin() -> tuple[list[int], set[Key]]:
             """The batch sizes that were used, and what is recorded already."""
@@ -64,6 +66,8 @@ class Loop:
                 file.use_batch_size(size)
                 lost = [one for one in prompts if one.question.id in unreadable]
                 file.append(self._predictions(lost, [[None] * one.repeats for one in lost]))
+            window = generator.processor.feature_extractor.chunk_length
+            record_long_clips(evaluation.folder, evaluation.questions, window)
             return file.batch_sizes, set(file.recorded)
 
         sizes, self.done = processes.from_main(begin)
@@ -154,10 +158,10 @@ class Loop:
 
     def _right(self, predictions: Iterable[Prediction]) -> list[bool]:
         """Which are right, of those whose right answer is known."""
-        asked = ((one.answer, self.questions[one.id]) for one in predictions)
+        asked = ((one, self.questions[one.id]) for one in predictions)
         return [
-            answer is not None and official(answer, question.answer, question.choices)
-            for answer, question in asked
+            one.answer is not None and self.rule(one.answer, question.answer, choices_as_asked(question, one))
+            for one, question in asked
             if question.answer is not None
         ]
 

@@ -22,12 +22,16 @@ def strict(answer: str, gold: str, choices: Sequence[str]) -> bool:
 
 
 MATCHERS: dict[str, Callable[[str, str, Sequence[str]], bool]] = {
-    "official": official,
+    "official": official,  # MMAU's; another benchmark's own takes its place, see `benchmarks`
     "strict": strict,
     "letter_aware": is_correct,  # by the text or an unambiguous letter; the reward `accuracy` asks for `official` too
 }
 
 
-def verdicts(answer: str | None, gold: str, choices: Sequence[str]) -> dict[str, bool]:
-    """The verdict of every matcher; no answer (missing or unparsed) is wrong for all of them."""
-    return {name: answer is not None and matches(answer, gold, choices) for name, matches in MATCHERS.items()}
+def verdicts(
+    answer: str | None, gold: str, choices: Sequence[str], rule: Callable[[str, str, Sequence[str]], bool] = official
+) -> dict[str, bool]:
+    """The verdict of every matcher, `rule` being the benchmark's own; no answer (missing or unparsed) is wrong for all
+    of them."""
+    matchers = MATCHERS | {"official": rule}
+    return {name: answer is not None and matches(answer, gold, choices) for name, matches in matchers.items()}

@@ -17,79 +17,25 @@ left without audio: the report of the evaluation with audio shows the one withou
 scores predictions that are already there, anybody's, without a model: a predictions.jsonl or a JSON list of MMAU
 records with `model_prediction` or `model_output`. If the answers are withheld there is a submission.json and no score.
 
+It is `python -m eval.benchmark mmau`; that command also evaluates on MMAR, MMSU and a part of MMAU-Pro.
+
 Exit codes: 0 done; 2 refused before anything was generated; 3 done, but some clips could not be read and their
 questions count as wrong (the report lists them), or more than half of the answers are missing; 130 interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from eval.settings import NAMES, EvalSettings, add_options
-from r1_aqa_repro.common.console import Options, say
-from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, command
-
-_WITH_PREDICTIONS = ("predictions", "data", "out", "audio_dir", "prompt_style", "limit", "embed_audio")
+from eval.benchmark import evaluate
+from eval.benchmarks import MMAU
+from r1_aqa_repro.common.console import Options
+from r1_aqa_repro.common.errors import command
 
 
 @command
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.predictions is not None:
-        return _score(parser, arguments)
-    del arguments.predictions
-
-    from eval.processes import joined  # after the arguments: --help and mistakes are answered at once
-    from eval.report.markdown import print_report
-    from eval.run import carry_out, prepare
-
-    with joined() as processes:
-        plan = processes.from_main(lambda: prepare(EvalSettings(**vars(arguments))))
-        scores = carry_out(plan, processes)
-    if not processes.is_main:
-        return EXIT_DONE
-    print_report(plan.evaluation.folder / "report.md")
-    return _tell_losses(scores, plan.evaluation.folder)
-
-
-def _score(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Score a file of predictions; returns the exit code."""
-    given = vars(arguments)
-    for name, value in given.items():
-        if name not in _WITH_PREDICTIONS and value != parser.get_default(name):
-            parser.error(f"argument --{name.replace('_', '-')}: not allowed with argument --predictions")
-
-    from eval.report.markdown import print_report
-    from eval.score_predictions import score_file
-
-    scored = score_file(**{name: given[name] for name in _WITH_PREDICTIONS})
-    print_report(scored.folder / "report.md")
-    return _tell_losses(scored.scores, scored.folder)
-
-
-def _tell_losses(scores: Mapping[str, Any], folder: Path) -> int:
-    """Say what is missing, if it matters; returns the exit code."""
-    from eval.scores import mostly_missing
-
-    if scores["no_audio"]:
-        say(f"{len(scores['no_audio'])} questions had no readable audio: see {folder}/report.md")
-    if said := mostly_missing(scores):
-        say(said)
-    return EXIT_LOSSES if scores["no_audio"] or said else EXIT_DONE
-
-
-def _parser() -> Options:
     parser = Options(__doc__, "python -m eval.mmau")
-    source = parser.add_mutually_exclusive_group(required=True)
-    add_options(source, ["ckpt"])
-    source.add_argument("--predictions", type=Path, metavar="FILE", help="score these, without a model")
-    add_options(parser, [name for name in NAMES if name != "ckpt"])
-    return parser
+    return evaluate(parser, argv, MMAU)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from eval.benchmarks.record import Rule as Matches
 from eval.evaluation import Evaluation
 from eval.matcher import MATCHERS, alone
 from eval.scores import choices_as_asked, tally
-from r1_aqa_repro.data.answers import match_choice, mentioned, official_tokens
+from r1_aqa_repro.data.answers import match_choice, mentioned, official, official_tokens
 
 ANSWER, COMPLETION = "parsed answer", "raw completion"
 _SHOWN = 60  # characters of a text that a reason quotes
@@ -44,6 +45,7 @@ class Answer:
         answer: what was parsed from it; None if nothing could be.
         gold: the right choice.
         choices: in the order in which they were asked.
+        rule: the benchmark's own, `official` here.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Answer:
     answer: str | None
     gold: str
     choices: Sequence[str]
+    rule: Matches = official
 
     @cached_property
     def readings(self) -> dict[str, Reading]:
@@ -81,14 +84,15 @@ class Rule:
 
 def answers_of(evaluation: Evaluation) -> list[Answer]:
     """Every answer asked for, in the order of the questions, also those that are missing."""
-    answers = []
+    answers, rule = [], evaluation.benchmark.rule
     for question in evaluation.questions:
         by_repeat = {one.repeat: one for one in evaluation.of_question.get(question.id, ())}
         for record in evaluation.verdicts_of[question.id]:
             one = by_repeat.get(record["repeat"])
             said = (None, None) if one is None else (one.completion, one.answer)
             gold = question.answer or ""  # there is one: an evaluation without answers has no verdicts
-            answers.append(Answer(question.id, record["repeat"], *said, gold, choices_as_asked(question, one)))
+            choices = choices_as_asked(question, one)
+            answers.append(Answer(question.id, record["repeat"], *said, gold, choices, rule))
     return answers
 
 
@@ -123,13 +127,22 @@ def _official(answer: Answer) -> Reading:
     """The script of MMAU (evaluation.py) and MMAR (code/evaluation.py), with a missing answer as a wrong one."""
     if answer.answer is None:
         return _without(answer)
+    if answer.rule is not official:
+        return _own_rule(answer, answer.answer)
     said, lacking, foreign = official_tokens(answer.answer, answer.gold, answer.choices)
     if not said:
         return Reading(0.0, "finds no word in the answer")
     found = f"misses {_words(lacking)} of the right choice" if lacking else "finds all words of the right choice"
     joined = (" and finds", "") if lacking else (", but also", ", and none of other choices")
     saw = f"{found}{joined[0]} {_words(foreign)} of other choices" if foreign else f"{found}{joined[1]}"
-    return Reading(float(MATCHERS["official"](answer.answer, answer.gold, answer.choices)), saw)
+    return Reading(float(official(answer.answer, answer.gold, answer.choices)), saw)
+
+
+def _own_rule(answer: Answer, parsed: str) -> Reading:
+    """Another benchmark's rule, such as MMSU's."""
+    right = [choice for choice in answer.choices if answer.rule(parsed, choice, answer.choices)]
+    saw = f"takes the answer for {quoted(right[0])}" if right else "takes the answer for no choice"
+    return Reading(float(answer.rule(parsed, answer.gold, answer.choices)), saw)
 
 
 def _official_answered(answer: Answer) -> Reading:
@@ -279,7 +292,7 @@ RULES = {
         _official,
         ANSWER,
         "all words of the right choice and none that only another choice has; a missing answer is wrong",
-        "MMAU and MMAR, over all questions",
+        "MMAU and MMAR, over all questions; of MMSU its own rule",
     ),
     "official_answered": Rule(
         _official_answered,

@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.benchmarks import MMAU, benchmark_of, version_of
+from eval.benchmarks.record import Benchmark
 from eval.checkpoints import base_folder, check_adapter, decoding_settings, held_out_set, local_folder
 from eval.evaluation import NO_AUDIO, Evaluation, is_complete, scores_without_audio
 from eval.grid import prompts_of
+from eval.long_clips import recorded_long_clips
 from eval.predictions import MOST_REPEATS, PREDICTIONS, PredictionFile
 from eval.processes import ALONE, Processes
 from eval.results import write_results
@@ -23,14 +26,12 @@ from r1_aqa_repro.common.errors import Failed, Refused, failing_plainly
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
 from r1_aqa_repro.data.questions import read_questions, with_answers
-from r1_aqa_repro.data.versions import version_of
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.model.folder import check_finite
 
 if TYPE_CHECKING:
     from eval.generation import Generator
 
-DEFAULT_DATA = Path("data/mmau/manifest.jsonl")
 AS_TRAINING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # as GRPO samples
 _VERSIONS_OF = ("torch", "transformers", "librosa", "soundfile")  # the packages that predictions depend on
 
@@ -43,12 +44,16 @@ class Plan:
     settings: EvalSettings
 
 
-def prepare(settings: EvalSettings) -> Plan:
+def prepare(settings: EvalSettings, benchmark: Benchmark | None = None) -> Plan:
     """Resolve every default and read the questions, without loading the model.
+
+    Args:
+        settings: what to evaluate and how.
+        benchmark: the one that the questions have to be of; None takes whatever they are, and MMAU by default.
 
     Raises:
         Refused: no such checkpoint, adapter or data, bad records, some questions without answers and others with, or
-            not one clip in its place; more answers to a question than are read back.
+            not one clip in its place; more answers to a question than are read back; another benchmark's questions.
     """
     if (times := settings.repeats * settings.permute_choices) > MOST_REPEATS:
         what = f"each question would be asked {times:,} times"
@@ -57,14 +62,18 @@ def prepare(settings: EvalSettings) -> Plan:
     if settings.adapter is not None:
         check_adapter(settings.adapter, folder)
     paths = {"checkpoint": settings.ckpt, "adapter": settings.adapter}
-    data, audio_dir, style = _source(settings, folder)
-    out = settings.out or _default_out(settings, folder, data)
+    named = benchmark or MMAU
+    data, audio_dir, style = _source(settings, folder, named)
     if data.suffix == ".parquet" and data.is_file():
-        from data_prep import mmau  # codecs and workers: whoever has a manifest needs none of them
-
-        mmau.prepare([data], [audio_dir] if audio_dir else [], out / "data")
+        out = settings.out or _default_out(settings, folder, data, named)
+        named.prepare([data], [audio_dir] if audio_dir else [], out / "data")
         data, audio_dir = out / "data" / "manifest.jsonl", None
-    read = read_questions(data, audio_dir)
+        read = read_questions(data)
+    else:
+        read = read_questions(data, audio_dir)
+        out = settings.out or _default_out(settings, folder, data, benchmark_of(read.records))
+    if benchmark is not None and read.records:
+        benchmark.require(read.records, benchmark_of(read.records), str(data))
     questions = read.records[: settings.limit]
     withheld = with_answers(questions, data)  # a test split without any answers is answered, not scored
     problems = read.problems + (withheld if len(withheld) < len(questions) else [])
@@ -118,20 +127,23 @@ def recorded_settings(
     }
 
 
-def _source(settings: EvalSettings, folder: Path) -> tuple[Path, Path | None, str]:
-    """The data, the folder of their clips and the prompt style: those named, otherwise MMAU, otherwise the
-    checkpoint's own."""
-    data = settings.data or (DEFAULT_DATA if DEFAULT_DATA.is_file() else None)
-    own = {} if data else held_out_set(folder)
+def _source(settings: EvalSettings, folder: Path, benchmark: Benchmark) -> tuple[Path, Path | None, str]:
+    """The data, the folder of their clips and the prompt style: those named, otherwise the benchmark's, otherwise, in
+    place of MMAU, the checkpoint's own."""
+    default, remedy = benchmark.default_data, f"Make it with `python -m data_prep.{benchmark.name}`, or give --data."
+    data = settings.data or (default if default.is_file() else None)
+    own = {} if data else held_out_set(folder) if benchmark is MMAU else None
     if own is None:
-        what = f"there is no such file, and no run.json of {folder} names a held-out set of its own"
-        raise Refused.because(str(DEFAULT_DATA), what, "Make it with `python -m data_prep.mmau`, or give --data.")
+        what = "there is no such file"
+        if benchmark is MMAU:
+            what += f", and no run.json of {folder} names a held-out set of its own"
+        raise Refused.because(str(default), what, remedy)
     style = settings.prompt_style or own.get("prompt_style") or "answer"
     return data or own["data"], settings.audio_dir or own.get("audio_dir"), style
 
 
-def _default_out(settings: EvalSettings, folder: Path, data: Path) -> Path:
-    name = data.stem + (NO_AUDIO if settings.no_audio else "")
+def _default_out(settings: EvalSettings, folder: Path, data: Path, benchmark: Benchmark) -> Path:
+    name = (data.stem if benchmark is MMAU else benchmark.name) + (NO_AUDIO if settings.no_audio else "")
     if settings.adapter is not None:
         return settings.adapter / "eval" / name
     if Path(settings.ckpt).is_dir():
@@ -213,8 +225,12 @@ def _finish(evaluation: Evaluation, file: PredictionFile, embed_audio: bool) -> 
     """Score; after a run without audio also the complete one with audio anew, whose report then shows it."""
     file.sort()
     folder, settings = evaluation.folder, dict(evaluation.settings)
-    without_audio = scores_without_audio(folder, settings)
-    answered = replace(evaluation, predictions=file.recorded, without_audio=without_audio)
+    answered = replace(
+        evaluation,
+        predictions=file.recorded,
+        without_audio=scores_without_audio(folder, settings),
+        long_clips=recorded_long_clips(folder),
+    )
     write_results(answered, embed_audio)
     with_audio = folder.with_name(folder.name.removesuffix(NO_AUDIO))
     if settings["no_audio"] and is_complete(with_audio, settings | {"no_audio": False}):

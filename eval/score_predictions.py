@@ -9,16 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks import benchmark_of, version_of
+from eval.benchmarks.record import Benchmark
 from eval.evaluation import Evaluation, scores_without_audio, times_asked
+from eval.long_clips import LongClips, recorded_long_clips
 from eval.predictions import MOST_REPEATS, PREDICTIONS, SETTINGS, Prediction, digest, predict, question_hash
-from eval.results import PREDICTED, write_results
+from eval.results import write_results
 from r1_aqa_repro.common.claim import read_claim
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import sha256_of, unreadable, write_json
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
-from r1_aqa_repro.data.questions import AudioQuestion, read_questions
+from r1_aqa_repro.data.questions import AudioQuestion, question_of, read_questions
 from r1_aqa_repro.data.records import BadRecord, Rejected, id_of, no_records, parse_records
-from r1_aqa_repro.data.versions import version_of
 
 _OF_OURS = {"settings_hash", "question_hash"}  # keys that tell a line of a predictions.jsonl
 _REMEDY = "Repair the file, or give the data it was made for."
@@ -33,6 +35,7 @@ def score_file(
     prompt_style: str | None = None,
     limit: int | None = None,
     embed_audio: bool = False,
+    benchmark: Benchmark | None = None,
 ) -> Evaluation:
     """Score predictions that are already there, without loading a model.
 
@@ -40,21 +43,25 @@ def score_file(
     complete.
 
     Args:
-        predictions: a predictions.jsonl, or a JSON list of MMAU records with `model_prediction` or `model_output`.
-        data: manifest or MMAU JSON file. Without answers there is a submission but no score. Default: the one that the
-            settings.json beside a predictions.jsonl names.
+        predictions: a predictions.jsonl, or a JSON list or lines of a benchmark's records with an answer in one of the
+            fields that it `reads`.
+        data: manifest or a benchmark's file. Without answers there is a submission but no score. Default: the one that
+            the settings.json beside a predictions.jsonl names.
         out: folder to write to. Default: that of a predictions.jsonl, otherwise one named after the file beside it.
         audio_dir: as for an evaluation.
         prompt_style: what format the completions should have. Default: the settings.json beside a predictions.jsonl
             tells; of other files it is not known.
         limit: only the first so many questions. Default: as many as settings.json tells.
         embed_audio: put the clips into the page.
+        benchmark: the one that the questions have to be of; None takes whatever they are.
 
     Raises:
         Refused: a file cannot be read or holds unknown or repeated questions; `out` belongs to other predictions.
     """
     made = background_of(predictions, data, audio_dir)
     settings, paths, data_sha256 = made.settings, made.paths, made.data_sha256
+    if benchmark is not None:
+        benchmark.require(made.questions, benchmark_of(made.questions), str(made.data))
     if settings.get("data_sha256") == data_sha256:
         limit = limit or settings.get("questions")
     style = prompt_style or settings.get("prompt_style")
@@ -80,7 +87,7 @@ def score_file(
     if not in_place:
         content = {"settings_hash": digest(settings), "settings": settings, "paths": paths}
         write_json(out / SETTINGS, content)
-    evaluation = Evaluation(out, asked, found, settings, paths, made.version, without_audio)
+    evaluation = Evaluation(out, asked, found, settings, paths, made.version, without_audio, made.long_clips)
     write_results(evaluation, embed_audio)
     return evaluation
 
@@ -93,6 +100,7 @@ class Background:
         settings, paths: as in settings.json; empty if they are not known.
         data: the file of the questions, `data_sha256` the hash of its bytes.
         questions: all of the file's.
+        long_clips: as in long_clips.json.
     """
 
     settings: dict[str, Any]
@@ -100,10 +108,11 @@ class Background:
     data: Path
     data_sha256: str
     questions: list[AudioQuestion]
+    long_clips: LongClips
 
     @property
     def version(self) -> str:
-        """Of the benchmark, see `versions.version_of`."""
+        """Of the benchmark, see `benchmarks.version_of`."""
         return version_of(self.questions)
 
 
@@ -113,7 +122,7 @@ def background_of(path: Path, data: Path | None = None, audio_dir: Path | None =
     Args:
         path: the folder or the file; a settings.json counts if it is in the folder or beside a predictions.jsonl.
         data: the file of the questions, in place of the one that settings.json names.
-        audio_dir: folder of an MMAU file's clips, likewise.
+        audio_dir: folder of a benchmark file's clips, likewise.
 
     Raises:
         Refused: one of the files is absent or damaged, or nothing names the questions.
@@ -132,7 +141,8 @@ def background_of(path: Path, data: Path | None = None, audio_dir: Path | None =
     read = read_questions(data, audio_dir or paths.get("audio_dir"))
     if read.problems:
         raise Refused(read.problems)
-    return Background(settings, paths, data, sha256_of(data), read.records)
+    long_clips = recorded_long_clips(folder) if is_ours else LongClips()
+    return Background(settings, paths, data, sha256_of(data), read.records, long_clips)
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any], paths: Mapping[str, Any], remedy: str) -> None:
@@ -159,8 +169,8 @@ def read_predictions(
     """The predictions of a file, by question id and repeat; answers are parsed anew from the completions.
 
     Args:
-        path: a predictions.jsonl, or MMAU records with `model_prediction` or `model_output`, as a JSON list or as
-            lines. A record without either, or with null, has no prediction; an empty string is one.
+        path: a predictions.jsonl, or records with one of the fields that the questions' benchmark `reads`, as a JSON
+            list or as lines. A record without any, or with null, has no prediction; an empty string is one.
         questions: those that predictions may be about.
         style: the prompt style that a predictions.jsonl was made with; None accepts any.
 
@@ -169,6 +179,7 @@ def read_predictions(
             two different predictions; or no record has a prediction: the score would be that of nothing.
     """
     by_id = {question.id: question for question in questions}
+    fields = benchmark_of(questions).reads
     first_seen: dict[tuple[str, int], str] = {}
 
     def parse(record: dict[str, Any], where: str) -> Prediction | None:
@@ -176,7 +187,7 @@ def read_predictions(
         question = by_id.get(question_id)
         if question is None:
             raise BadRecord(f"the id {question_id!r} is not among the questions", _REMEDY)
-        one = _ours(record, question, style) if set(record) >= _OF_OURS else _anybodys(record, question)
+        one = _ours(record, question, style) if set(record) >= _OF_OURS else _anybodys(record, question, fields)
         seen = first_seen.setdefault((question.id, 0 if one is None else one.repeat), where)
         if seen != where:
             raise BadRecord(f"the id {question.id!r} was already predicted at {seen}", _REMEDY)
@@ -195,7 +206,7 @@ def read_predictions(
         raise Refused(problems)
     if all(one.completion is None for one in found.values()):
         what = f"none of its {len(records)} records has a prediction"
-        raise Refused.because(str(path), what, f"Give records with {' or '.join(PREDICTED)}, or evaluate again.")
+        raise Refused.because(str(path), what, f"Give records with {' or '.join(fields)}, or evaluate again.")
     return found
 
 
@@ -216,23 +227,34 @@ def _ours(record: Mapping[str, Any], question: AudioQuestion, style: str | None)
     return replace(again, question_hash=one.question_hash)
 
 
-def _anybodys(record: Mapping[str, Any], question: AudioQuestion) -> Prediction | None:
-    """An MMAU record with a prediction; None if it has no prediction."""
+def _anybodys(record: Mapping[str, Any], question: AudioQuestion, fields: Sequence[str]) -> Prediction | None:
+    """A record with a prediction in one of these fields; None if it has no prediction."""
     # the question itself may have changed between versions under the same id
+    theirs = _as_asked(record, question)
     for key, ours in (
         ("question", question.question),
         ("choices", list(question.choices)),
         ("answer", question.answer),
     ):
-        if ours is not None and record.get(key, ours) not in (ours, "", None):
+        if ours is not None and theirs.get(key, ours) not in (ours, "", None):
             raise BadRecord(f"the {key} of {question.id!r} is not that of the data, which is another version", _REMEDY)
-    given = [record[field] for field in PREDICTED if record.get(field) is not None]
-    for one in given:
+    given = {field: record[field] for field in fields if record.get(field) is not None}
+    for one in given.values():
         if not isinstance(one, str):
             raise BadRecord(f"the prediction for {question.id!r} is {one!r:.200}, not a text", _REMEDY)
-    if len(set(given)) > 1:
-        raise BadRecord(f"{question.id!r} has two different predictions, {' and '.join(PREDICTED)}", _REMEDY)
-    return predict(question, _printable(given[0]), PROMPT_STYLES[0], "") if given else None
+    if len(set(given.values())) > 1:
+        raise BadRecord(f"{question.id!r} has two different predictions, {' and '.join(given)}", _REMEDY)
+    return predict(question, _printable(next(iter(given.values()))), PROMPT_STYLES[0], "") if given else None
+
+
+def _as_asked(record: Mapping[str, Any], question: AudioQuestion) -> Mapping[str, Any]:
+    """`question`, `choices` and `answer` of a record as a question has them, where it is in a format of files: with
+    letters taken off, and a letter for the text that it stands for. Otherwise as they are in the record."""
+    try:
+        one = question_of({"audio_path": question.audio_path.name, **record}, Path(), None)
+    except BadRecord:
+        return record
+    return {"question": one.question, "choices": list(one.choices), "answer": one.answer}
 
 
 def _printable(text: str | None) -> str | None:

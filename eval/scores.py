@@ -8,6 +8,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks import benchmark_of
+from eval.benchmarks.record import Benchmark
 from eval.matcher import MATCHERS, verdicts
 from eval.predictions import Prediction
 from r1_aqa_repro.common.errors import Refused
@@ -19,8 +21,6 @@ from r1_aqa_repro.data.records import BadRecord, Rejected, id_of, parse_records
 from r1_aqa_repro.data.versions import baselines
 
 _REMEDY = "Evaluate again: what is generated is only scored."
-GROUPS = {"task": "task", "difficulty": "difficulty", "category": "category", "sub_category": "sub-category"}  # names
-_RANK = {label: rank for rank, label in enumerate(("sound", "music", "speech", "easy", "medium", "hard"))}
 Predictions = Mapping[tuple[str, int], Prediction]
 
 
@@ -31,7 +31,7 @@ def score(
     version: str,
     times: int = 1,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score predictions against the questions' answers.
+    """Score predictions against the questions' answers, by the rule of their benchmark.
 
     Every question counts once, however often it was asked: if it was asked repeatedly, its verdict is the share of
     its answers that are right. `n` is therefore always a number of questions, `correct` need not be whole, and
@@ -49,10 +49,11 @@ def score(
         The content of scores.json (accuracies and intervals 0-100, format_rate 0-1) and the records of verdicts.jsonl,
         one a question and repeat in the order of the questions.
     """
+    benchmark = benchmark_of(questions)
     times = max(times, *(1 + repeat for _, repeat in predictions), 1)
     asked = [[predictions.get((question.id, repeat)) for repeat in range(times)] for question in questions]
     records: list[dict[str, Any]] = [
-        {"id": question.id, "repeat": repeat, **_verdicts(question, one)}
+        {"id": question.id, "repeat": repeat, **_verdicts(question, one, benchmark)}
         for question, row in zip(questions, asked, strict=True)
         for repeat, one in enumerate(row)
     ]
@@ -71,6 +72,7 @@ def score(
         return [question.id for question, row in rows if any(_status(one) in wanted for one in row)]
 
     scores = {
+        **({} if benchmark.dataset is None else {"benchmark": benchmark.name}),
         "version": version,
         "matcher": "official",
         "n": len(questions),
@@ -81,9 +83,9 @@ def score(
         **{
             key: {
                 label: tally([official[row] for row in rows], [clips[row] for row in rows])
-                for label, rows in by_label(questions, key).items()
+                for label, rows in by_label(questions, key, benchmark).items()
             }
-            for key in GROUPS
+            for key in benchmark.groups
         },
         "matchers": {name: tally(shares[name], clips) for name in MATCHERS},
         "disagreements": sum(len({tuple(right[name][index]) for name in MATCHERS}) > 1 for index in range(len(asked))),
@@ -96,6 +98,8 @@ def score(
     }
     if any(one is not None and one.order for one in everything):
         scores["permutation"] = _permutation(questions, asked, right["official"])
+    if benchmark.skips and version != "embedded" and (alone := _answered_only(asked, right["official"], clips)):
+        scores["answered_only"] = alone
     return scores, records
 
 
@@ -234,10 +238,10 @@ def verdicts_of_question(records: Iterable[Mapping[str, Any]]) -> dict[str, list
     return grouped
 
 
-def _verdicts(question: AudioQuestion, prediction: Prediction | None) -> dict[str, bool]:
+def _verdicts(question: AudioQuestion, prediction: Prediction | None, benchmark: Benchmark) -> dict[str, bool]:
     assert question.answer is not None  # `questions.with_answers` has refused the others
     answer = prediction.answer if prediction else None
-    return verdicts(answer, question.answer, choices_as_asked(question, prediction))
+    return verdicts(answer, question.answer, choices_as_asked(question, prediction), benchmark.rule)
 
 
 def choices_as_asked(question: AudioQuestion, prediction: Prediction | None) -> Sequence[str]:
@@ -258,6 +262,20 @@ def _has_format(prediction: Prediction | None, style: str) -> bool:
 
 def _status(prediction: Prediction | None) -> str:
     return "absent" if prediction is None else prediction.status
+
+
+def _answered_only(
+    asked: Sequence[Sequence[Prediction | None]], right: Sequence[Sequence[bool]], clips: Sequence[Hashable]
+) -> dict[str, Any] | None:
+    """The tally of the questions that have a prediction, each with the share of its predictions that are right; None
+    if all have one, or none has."""
+    shares, of_clips = [], []
+    for row, hits, clip in zip(asked, right, clips, strict=True):
+        there = [hit for one, hit in zip(row, hits, strict=True) if _status(one) in ("ok", "unparsed")]
+        if there:
+            shares.append(sum(there) / len(there))
+            of_clips.append(clip)
+    return tally(shares, of_clips) if 0 < len(shares) < len(asked) else None
 
 
 def _repeats(right: Sequence[Sequence[bool]], clips: Sequence[Hashable]) -> dict[str, Any]:
@@ -311,7 +329,7 @@ def _permutation(
     }
 
 
-def by_label(questions: Sequence[AudioQuestion], key: str) -> dict[str, list[int]]:
+def by_label(questions: Sequence[AudioQuestion], key: str, benchmark: Benchmark) -> dict[str, list[int]]:
     """The places of the questions with each label, in the benchmark's order of labels, others after those by name.
 
     Questions without a label are left out.
@@ -321,4 +339,5 @@ def by_label(questions: Sequence[AudioQuestion], key: str) -> dict[str, list[int
         label = getattr(question, key)
         if label is not None:
             places.setdefault(label, []).append(place)
-    return dict(sorted(places.items(), key=lambda item: (_RANK.get(item[0], len(_RANK)), item[0])))
+    rank = {label: number for number, label in enumerate(benchmark.labels)}
+    return dict(sorted(places.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))

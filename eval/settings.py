@@ -35,20 +35,20 @@ _READ: dict[Any, tuple[Callable[[str], Any], str]] = {
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """What to evaluate and how; each is an option of `eval.mmau`, which explains it."""
+    """What to evaluate and how; each is an option of `eval.benchmark` and `eval.mmau`, which explain it."""
 
     ckpt: str = key(MISSING, "checkpoint folder or hub id")
     adapter: Path | None = key(None, "folder of a LoRA adapter on top of --ckpt")
     data: Path | None = key(
         None,
-        "manifest, MMAU JSON or parquet file, which is unpacked to OUT/data (default: data/mmau/manifest.jsonl, else "
-        "the embedded held-out set of the checkpoint)",
+        "manifest, the benchmark's JSON or a parquet file, which is unpacked to OUT/data (default: "
+        "data/BENCHMARK/manifest.jsonl; of mmau, else the embedded held-out set of the checkpoint)",
     )
-    audio_dir: Path | None = key(None, "folder of an MMAU file's clips (default: the file's own)")
+    audio_dir: Path | None = key(None, "folder of a benchmark file's clips (default: the file's own)")
     out: Path | None = key(
         None,
-        "folder to write to (default: CKPT/eval/STEM_OF_DATA, with -no-audio at its end with --no-audio; of a hub id "
-        "below runs/eval, with an adapter below the adapter)",
+        "folder to write to (default: CKPT/eval/STEM_OF_DATA, of another benchmark than mmau CKPT/eval/BENCHMARK, with "
+        "-no-audio at its end with --no-audio; of a hub id below runs/eval, with an adapter below the adapter)",
     )
     prompt_style: str | None = key(None, "default: answer (embedded set: its own)", PROMPT_STYLES)
     decoding: str = key(

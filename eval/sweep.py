@@ -21,6 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.benchmarks import BENCHMARKS, MMAU
+from eval.benchmarks.record import Benchmark
 from eval.evaluation import Evaluation, is_complete
 from eval.predictions import clip_hashes, recorded_clips
 from eval.processes import joined
@@ -175,7 +177,8 @@ def summary(run: Path, folder: Path, points: Sequence[Point]) -> dict[str, Any]:
     clips = [question.audio_path for question in last.evaluation.questions]
     gain, low, high = (100 * value for value in paired_gain(last.right(), best.right(), clips))
     scores, evaluation = last.scores, points[-1].evaluation
-    compared = against_published(scores, evaluation.settings)
+    benchmark = evaluation.benchmark
+    compared = against_published(scores, evaluation.settings, benchmark)
     sentences = [f"{_said('Best', best)}; {_said('last', last)}."]
     if best is not last:
         bootstrap = "paired bootstrap over clips" if "clips" in scores["total"] else "paired bootstrap"
@@ -200,6 +203,7 @@ def summary(run: Path, folder: Path, points: Sequence[Point]) -> dict[str, Any]:
         "n": scores["n"],
         "settings": {key: value for key, value in evaluation.settings.items() if key != "checkpoint_sha256"},
         "paths": {key: value for key, value in evaluation.paths.items() if key != "checkpoint"},
+        **({} if benchmark.dataset is None else {"benchmark": benchmark.name}),
         "points": [_record(point, folder) for point in checkpoints],
         "final": final,
         "best": best.name,
@@ -214,7 +218,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The content of sweep.md, from that of sweep.json."""
     rows = [*found["points"], *([found["final"]] if isinstance(found["final"], dict) else [])]
     marks = {one["name"]: [word for word in ("best", "last") if found[word] == one["name"]] for one in rows}
-    return render("sweep.md.j2", **found, rows=rows, tasks=_tasks(rows), marks=marks)
+    key = _benchmark(found).main_group
+    return render("sweep.md.j2", **found, rows=rows, key=key, tasks=_tasks(rows, key), marks=marks)
 
 
 def write_curve(path: Path, found: Mapping[str, Any]) -> None:
@@ -225,7 +230,7 @@ def write_curve(path: Path, found: Mapping[str, Any]) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    points = found["points"]
+    points, key = found["points"], _benchmark(found).main_group
     steps = [point["step"] for point in points]
     low, high = zip(*(point["total"]["ci95"] for point in points), strict=True)
     with matplotlib.rc_context({"svg.hashsalt": "sweep", "text.parse_math": False}):  # a dollar sign is a dollar sign
@@ -234,8 +239,8 @@ def write_curve(path: Path, found: Mapping[str, Any]) -> None:
         axis.fill_between(steps, low, high, color="black", alpha=0.13, label="95 % interval of the total")
         axis.plot(steps, [point["total"]["accuracy"] for point in points], "o-", color="black", label="total")
         axis.set_prop_cycle(marker=list("s^Dv*Pxphd"), color=matplotlib.color_sequences["petroff10"])
-        for task in _tasks(points):
-            accuracies = [point["task"].get(task, {}).get("accuracy", float("nan")) for point in points]
+        for task in _tasks(points, key):
+            accuracies = [point[key].get(task, {}).get("accuracy", float("nan")) for point in points]
             axis.plot(steps, accuracies, label=one_line(task)[:40])
         for label, value in found["lines"].items():
             axis.axhline(value, color="black", linestyle=":" if label == GUESSING else "--", label=label)
@@ -244,18 +249,23 @@ def write_curve(path: Path, found: Mapping[str, Any]) -> None:
             figure.savefig(file, format="svg", metadata={"Date": None})
 
 
-def _tasks(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every task that any of the points has."""
-    return list(dict.fromkeys(task for point in points for task in point["task"]))
+def _benchmark(found: Mapping[str, Any]) -> Benchmark:
+    return BENCHMARKS[found.get("benchmark", MMAU.name)]
+
+
+def _tasks(points: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """Every task, or other label of the benchmark's first group `key`, that any of the points has."""
+    return list(dict.fromkeys(task for point in points for task in point[key]))
 
 
 def _record(point: Point, folder: Path) -> dict[str, Any]:
+    main_group = point.evaluation.benchmark.main_group
     return {
         "name": point.name,
         "step": point.step,
         "folder": os.path.relpath(point.evaluation.folder, folder),
         "reused": point.reused,
-        **{key: point.scores[key] for key in ("total", "task", "unparsed", "missing", "format_rate")},
+        **{key: point.scores[key] for key in ("total", main_group, "unparsed", "missing", "format_rate")},
     }
 
 
@@ -267,7 +277,7 @@ def _parser() -> Options:
     parser = Options(__doc__, "python -m eval.sweep")
     what = "folder of a run, which holds checkpoint-N and final"
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help=what)
-    where = "where to write (default: RUN_DIR/sweep/STEM_OF_DATA)"
+    where = "where to write (default: RUN_DIR/sweep/STEM_OF_DATA, of another benchmark than mmau its name)"
     parser.add_argument("--out", type=output_folder, metavar="DIR", help=where)
     add_options(parser, _OPTIONS)
     return parser

@@ -1,4 +1,4 @@
-"""The published figures, and what a run says about them."""
+"""What a run says about the published figures of its benchmark."""
 
 from __future__ import annotations
 
@@ -6,32 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eval.benchmarks import MMAU
+from eval.benchmarks.record import Benchmark, Row, Version
 from r1_aqa_repro.common.intervals import detectable_difference, unpaired_difference
 
-NUM_QUESTIONS = 1000
-TARGET = 64.5
 GUESSING = "guessing at random"  # the label of that figure
 EMBEDDED_HEADING = "embedded set, not MMAU: no comparison with 64.5"
-TASKS = ("sound", "music", "speech")
-
-Row = tuple[str, float | None, float | None, float | None, float]  # model; sound, music, speech, average in percent
-
-# arXiv 2503.11197, tables 1 and 2 (its first line is the MMAU leaderboard's): on the file of 25 March 2025
-PUBLISHED: tuple[Row, ...] = (
-    ("Direct inference (MMAU leaderboard)", 54.95, 50.98, 42.04, 49.20),
-    ("Zero-shot CoT", 61.68, 56.29, 55.26, 57.80),
-    ("Audio-Reasoner (CoTA)", 60.06, 64.30, 60.70, 61.71),
-    ("SFT, full, prompt 1", 60.96, 49.19, 45.35, 51.80),
-    ("SFT, LoRA, prompt 1", 58.26, 58.08, 52.58, 56.40),
-    ("GRPO, prompt 2 (the target)", 69.37, 66.77, 57.36, TARGET),
-    ("GRPO, prompt 3 (with thinking)", 66.67, 62.87, 53.75, 61.10),
-    ("GRPO, leaderboard model (several trainings)", 68.77, 64.37, 63.66, 65.60),
-)
-# on the file of 15 May 2025; only averages are published
-PUBLISHED_V05_15_25: tuple[Row, ...] = (
-    ("Qwen2-Audio-7B-Instruct, not trained", None, None, None, 59.60),
-    ("an independent R1-AQA-style training", None, None, None, 67.20),
-)
 
 
 @dataclass(frozen=True)
@@ -39,6 +19,8 @@ class Comparison:
     """A run compared with published figures of the same version.
 
     Attributes:
+        source: what the published figures are of.
+        columns: labels that rows have figures for, between a model's name and its average.
         rows: the published figures, the run's own last.
         sentences: the distance to the target and what can be concluded; empty if `rows` is.
         reason: why there is nothing to compare with; empty otherwise.
@@ -46,6 +28,8 @@ class Comparison:
         target: that one of the rows which the run is measured against.
     """
 
+    source: str
+    columns: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
     sentences: tuple[str, ...] = ()
     reason: str = ""
@@ -62,54 +46,63 @@ def reference_lines(scores: Mapping[str, Any], compared: Comparison | None) -> d
     return lines | {GUESSING: scores["baselines"]["chance"]}
 
 
-def against_published(scores: Mapping[str, Any], settings: Mapping[str, Any]) -> Comparison | None:
+def against_published(
+    scores: Mapping[str, Any], settings: Mapping[str, Any], benchmark: Benchmark = MMAU
+) -> Comparison | None:
     """Compare a run with the published figures of its version; None for the embedded set.
 
     Args:
         scores: as `scores.score` returns them.
         settings: of the run.
+        benchmark: that the questions are of.
     """
-    version = scores["version"]
+    version, source = scores["version"], benchmark.source
     if version == "embedded":
         return None
-    published = {"original": PUBLISHED, "v05.15.25": PUBLISHED_V05_15_25}.get(version, ())
+    if benchmark.part is not None:
+        return Comparison(source, reason=f"{benchmark.part}.")
+    first = benchmark.versions[0]
+    target = first.target[-1]
+    own = next((one for one in benchmark.versions if one.name == version), None)
     reason = ""
-    if not published:
+    if own is None:
         reason = (
-            f"the published figures are on version original, this run is on version {version}: its questions are those "
-            "of no published file, whatever version its records name"
+            f"the published figures are on version {first.name}, this run is on version {version}: its questions are "
+            "those of no published file, whatever version its records name"
         )
-    elif scores["n"] != NUM_QUESTIONS:
-        reason = f"the published figures are on all {NUM_QUESTIONS} questions, this run is on {scores['n']}"
+    elif scores["n"] != own.questions:
+        reason = f"the published figures are on all {own.questions} questions, this run is on {scores['n']}"
     elif settings.get("no_audio"):
         reason = "this run was without audio"
     elif "permutation" in scores:
         reason = "this run was asked every question with its choices in several orders"
-    if reason:
-        return Comparison(reason=f"Not compared with {TARGET}: {reason}.")
-    total = scores["total"]
-    task = [scores["task"][name]["accuracy"] if name in scores["task"] else None for name in TASKS]
-    target = next((row for row in published if row[-1] == TARGET), published[-1])
+    if reason or own is None:
+        return Comparison(source, reason=f"Not compared with {target}: {reason}.")
+    total, groups = scores["total"], scores[benchmark.main_group]
+    by_label = [groups[name]["accuracy"] if name in groups else None for name in benchmark.columns]
     warning = ""
-    if version != "original":
+    if own is not first:
         warning = (
-            f"Not compared with {TARGET}: that is a figure on version original, this run is on version {version}, "
-            "of which about a quarter of the questions differ. The figures below are on the same version as this run."
+            f"Not compared with {target}: that is a figure on version {first.name}, this run is on version {version}, "
+            f"of which {own.differs}. The figures below are on the same version as this run."
         )
     return Comparison(
-        rows=(*published, ("this run", task[0], task[1], task[2], total["accuracy"])),
-        sentences=_conclusion(target[-1], total),
+        source,
+        columns=benchmark.columns,
+        rows=(*own.rows, ("this run", *by_label, total["accuracy"])),
+        sentences=_conclusion(own, total),
         warning=warning,
-        target=target,
+        target=own.target,
     )
 
 
-def _conclusion(target: float, total: Mapping[str, Any]) -> tuple[str, ...]:
-    """The distance of a tally to a published figure in percent, and what it proves."""
+def _conclusion(version: Version, total: Mapping[str, Any]) -> tuple[str, ...]:
+    """The distance of a tally to the published target of its version, and what it proves."""
+    target = version.target[-1]
     low, high = (bound - target for bound in total["ci95"])
     points = total["accuracy"] - target
-    published = target / 100 * NUM_QUESTIONS
-    both = [100 * bound for bound in unpaired_difference(total["correct"], total["n"], published, NUM_QUESTIONS)[1:]]
+    sample = target / 100 * version.questions, version.questions
+    both = [100 * bound for bound in unpaired_difference(total["correct"], total["n"], *sample)[1:]]
     measured = (
         f"Distance to {target}: {points:+.2f} points, 95 % interval of this run [{low:+.2f}, {high:+.2f}]; with the "
         f"published figure taken as a sample of its own [{both[0]:+.2f}, {both[1]:+.2f}]."

@@ -39,10 +39,10 @@ def markdown_report(evaluation: Evaluation) -> str:
 
 def _disagreements(evaluation: Evaluation) -> list[tuple[str, str, str, dict[str, bool]]]:
     """(id, answer, right choice, verdicts) of the first answer on which the matchers differ, for each such question."""
-    found = []
+    found, rule = [], evaluation.benchmark.rule
     for question in evaluation.questions:
         for one in evaluation.of_question.get(question.id, []):
-            verdict = verdicts(one.answer, question.answer or "", choices_as_asked(question, one))
+            verdict = verdicts(one.answer, question.answer or "", choices_as_asked(question, one), rule)
             if len(set(verdict.values())) > 1:
                 found.append((question.id, one.answer or "", question.answer or "", verdict))
                 break

@@ -24,7 +24,7 @@ from eval.matcher import MATCHERS
 from eval.predictions import Prediction
 from eval.report.rendering import render, shared_values
 from eval.rules import RULES, answers_of, tallies
-from eval.scores import GROUPS, choice_named, choices_as_asked
+from eval.scores import choice_named, choices_as_asked
 from eval.targets import reference_lines
 from r1_aqa_repro.common.files import write_atomically
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -39,12 +39,12 @@ def write_page(evaluation: Evaluation, embed_audio: bool = False) -> Path:
         evaluation: of questions with answers.
         embed_audio: put the clips into the page instead of linking them relative to it.
     """
-    values = shared_values(evaluation)
+    values, groups = shared_values(evaluation), evaluation.benchmark.groups
     labels = {
         key: list(dict.fromkeys(label for one in evaluation.questions if (label := getattr(one, key)) is not None))
-        for key in GROUPS
+        for key in groups
     }
-    labels_by_key = [(key, name, labels[key]) for key, name in GROUPS.items() if labels[key]]
+    labels_by_key = [(key, name, labels[key]) for key, name in groups.items() if labels[key]]
     listed = [_listed(evaluation, question, labels, embed_audio) for question in evaluation.questions]
     by_rule = tallies(evaluation, answers_of(evaluation))
     templates = resources.files("eval.report") / "templates"
@@ -78,7 +78,7 @@ def _listed(
         "answer": question.answer,
         "audio": _embedded(question) if embed_audio else clip,
         "flags": question.flags,
-        **{key: labels[key].index(label) for key in GROUPS if (label := getattr(question, key)) is not None},
+        **{key: labels[key].index(label) for key in labels if (label := getattr(question, key)) is not None},
         "answers": [
             _answer(question, by_repeat.get(record["repeat"]), record)
             for record in evaluation.verdicts_of.get(question.id, ())

@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eval.evaluation import Evaluation
 from eval.matcher import MATCHERS
-from eval.scores import GROUPS
 from eval.targets import EMBEDDED_HEADING, GUESSING, against_published
 from r1_aqa_repro.common.escaping import markdown
 from r1_aqa_repro.common.files import as_json
@@ -42,7 +41,7 @@ def shared_values(evaluation: Evaluation) -> dict[str, Any]:
 
     `not_listening` holds those who do not listen, by what they do: `accuracy` and, if it is no exact figure, `ci95`.
     """
-    scores = evaluation.scores
+    scores, benchmark = evaluation.scores, evaluation.benchmark
     values = {
         "name": evaluation.name,
         "scores": scores,
@@ -51,13 +50,16 @@ def shared_values(evaluation: Evaluation) -> dict[str, Any]:
         "shown_settings": {**evaluation.paths, **evaluation.settings},
         "embedded_heading": EMBEDDED_HEADING,
         "matchers": list(MATCHERS),
-        "groups": GROUPS,
+        "benchmark": benchmark,
+        "groups": benchmark.groups,
+        "not_heard": evaluation.not_heard,
+        "left_out": evaluation.left_out,
     }
     if evaluation.is_withheld:
         return values
     not_listening = {name: {"accuracy": scores["baselines"][key]} for key, name in _NOT_LISTENING.items()}
     return values | {
-        "compared": against_published(scores, evaluation.settings),
+        "compared": against_published(scores, evaluation.settings, benchmark),
         "not_listening": not_listening | ({"this model given silence": scores["blind"]} if "blind" in scores else {}),
         "permutation": scores.get("permutation"),
     }

@@ -84,7 +84,7 @@ def read_questions(
     """
 
     def parse(record: dict[str, Any], where: str) -> AudioQuestion:
-        question = _to_question(record, Path(path), Path(audio_dir) if audio_dir else None)
+        question = question_of(record, Path(path), Path(audio_dir) if audio_dir else None)
         check_question(question)
         return question
 
@@ -105,7 +105,12 @@ def manifest_line(question: AudioQuestion, audio_path: str) -> str:
     return as_lines([{k: v for k, v in record.items() if v is not None and v != ()}])
 
 
-def _to_question(record: dict[str, Any], file: Path, audio_dir: Path | None) -> AudioQuestion:
+def question_of(record: dict[str, Any], file: Path, audio_dir: Path | None) -> AudioQuestion:
+    """The question of a record of a file in any of these formats.
+
+    Raises:
+        BadRecord: it is in none of them, or a field is absent or of another kind.
+    """
     if "multi_choice" in record:
         return question_from_avqa(record, _path_in_r1_aqa(record, file))
     root = audio_dir or file.parent

@@ -28,7 +28,7 @@ ENTRIES = {
 SHOW = """
 import runpy, sys
 try:
-    runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 finally:
     slow = "torch transformers trl datasets matplotlib numba pandas pyarrow scipy".split()
     print(sorted(set(slow) & set(sys.modules)))
@@ -62,7 +62,7 @@ def test_help_of_labelling_comes_at_once_too() -> None:
 
 
 def test_evaluations_are_found() -> None:
-    assert {"mmau", "compare", "reconcile", "sweep"} <= set(EVALUATIONS)
+    assert {"mmau", "benchmark", "compare", "reconcile", "sweep"} <= set(EVALUATIONS)
 
 
 @pytest.mark.parametrize("name", ENTRIES)

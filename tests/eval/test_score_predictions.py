@@ -332,7 +332,10 @@ def test_options_of_generating_are_refused_with_predictions(tmp_path, data, caps
     assert "Give --data" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("module", "given"), [("mmau", SCORING), ("mmau", ["--help"]), ("sweep", ["--help"])])
+@pytest.mark.parametrize(
+    ("module", "given"),
+    [("mmau", SCORING), ("mmau", ["--help"]), ("sweep", ["--help"]), ("benchmark", ["--help"])],
+)
 def test_scoring_and_help_load_no_library_whose_import_takes_seconds(tmp_path, data, module, given):
     write_json(tmp_path / "theirs.json", mmau_records(model_output="Woman"))
     code = (
