@@ -23,6 +23,8 @@ from r1_aqa_repro.data.questions import AudioQuestion
 FEW_RECORDINGS, FEW_LABELS, UNTRAINED = "label with few recordings", "family with few labels", "label not in training"
 ELSEWHERE = "recording of another part"
 
+CHOICES = range(2, 9)  # numbers of them that a question may have
+
 # How often one of all intervals misses its share, at most: of 2,000 drawings that cannot be guessed from, one is called
 # biased.
 _ERROR = 0.001
@@ -54,7 +56,7 @@ class Drawing:
         choices: number of choices of a question.
         templates: questions of each family, of which one is drawn.
         per_family: questions of each family in training; None: as many as it has clips.
-        held_out_per_family: the same in each other part, at most; None: as many as `questions_a_clip` allows.
+        held_out_per_family: the same in each other part, at most, or none; None: as many as `questions_a_clip` allows.
         questions_a_clip: how often a clip is asked about at most, but in training.
         dataset: what the questions' dataset is called.
     """

@@ -26,6 +26,7 @@ REPEATED, SEVERAL_LABELS, NO_CLIP = "repeated row", "several labels", "no clip o
 
 _COLUMN = re.compile(r"\{([^{}]+)\}")
 _WANTED = "Give a CSV file with a header."
+_NO_COMMAS = {";": "semicolons", "\t": "tabs"}  # between the cells of what some programs call CSV
 
 Rows = list[tuple[str, dict[str, str]]]  # where each stands, such as `line 2`, and its values by column
 
@@ -190,7 +191,10 @@ def _checked_header(header: list[str], needed: list[str], where: str) -> list[st
     problems = []
     if absent := [name for name in needed if name not in header]:
         what = f"the header has no {', '.join(map(repr, absent))}, but {', '.join(map(repr, header))}"
-        remedy = "Name the columns with --path-column, --label-column, ..., or give the collection's --preset."
+        remedy = "Rename them, name them with --path-column, --label-column, ..., or give the --preset that it is of."
+        apart = next((name for sign, name in _NO_COMMAS.items() if sign in header[0]), None)
+        if apart and len(header) == 1:
+            remedy = f"Its cells stand apart by {apart}: save it with commas."
         problems.append(Problem(where, what[:1000], remedy))
     if twice := sorted({name for name in header if header.count(name) > 1}):
         what = f"the header names {', '.join(map(repr, twice))} twice"
@@ -235,18 +239,20 @@ def _with_one_label(rows: Rows, template: str, account: Account) -> Iterator[tup
     """The rows that have one label at the bottom of the ontology and nothing but what is above it, with that label.
 
     What every clip of a label has too is above it. Labels that others lie below are not asked about: a clip of "Bird"
-    may be an owl, so that neither could be offered beside the other.
+    may be an owl, so that neither could be offered beside the other. Labels that always come together, such as those of
+    a part of the collection, are one, under the name that comes first.
     """
     (column,) = _COLUMN.findall(template)
-    labels = [{label.strip() for label in row[column].split(",")} for _, row in rows]
-    together: dict[str, set[str]] = {}  # by label: itself and what is above it
+    labels = [[label.strip() for label in row[column].split(",")] for _, row in rows]
+    together: dict[str, set[str]] = {}  # by label, as they come: itself and what is above it
     for of_row in labels:
         for label in of_row:
-            together[label] = together.get(label, of_row) & of_row
-    inner = {other for label, found in together.items() for other in found if other != label}
+            together[label] = together.get(label, set(of_row)) & set(of_row)
+    inner = {other for label, found in together.items() for other in found if label not in together[other]}
+    place = {label: number for number, label in enumerate(together)}
     for (where, row), of_row in zip(rows, labels, strict=True):
-        lowest = [label for label in of_row if label not in inner]
-        if len(lowest) == 1 and of_row == together[lowest[0]]:
+        lowest = sorted((label for label in of_row if label not in inner), key=lambda label: place[label])
+        if lowest and set(of_row) == together[lowest[0]]:  # of others at the bottom it would not have all
             yield where, {**row, column: lowest[0]}
         else:
             account.lose(where, SEVERAL_LABELS, f"{row[column]} is not one label and what is above it")

@@ -17,6 +17,7 @@ questions was kept; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,6 +27,7 @@ from typing import Any
 from data_prep.folder import REMEDY, REPORT, SETTINGS, Account, check_own
 from data_prep.label_files import usable, without_twins
 from data_prep.label_questions import (
+    CHOICES,
     Blind,
     Drawing,
     Parts,
@@ -174,7 +176,7 @@ def _templates(file: Path, families: set[str]) -> dict[str, list[str]]:
         if not asked or not all(isinstance(one, str) and one.strip() for one in asked)
     ]
     problems += [
-        Problem(f"{file}: {family}", "the table has no such family", f"Its families are {', '.join(sorted(families))}.")
+        Problem(f"{file}: {family}", "the table has no such family", f"Its families are {listing(sorted(families))}.")
         for family in read
         if file != QUESTIONS and family not in families and family != ANY_FAMILY
     ]
@@ -217,7 +219,7 @@ def _check_names(arguments: argparse.Namespace, clips: Sequence[LabelledClip]) -
     """Refuse families, labels and sources that no clip has."""
     families = sorted({clip.family for clip in clips})
     problems = [
-        Problem(f"{option} {family}", "no clip is of that family", f"The families are {', '.join(families)}.")
+        Problem(f"{option} {family}", "no clip is of that family", f"The families are {listing(families)}.")
         for option, named in (("--families", arguments.families), ("--labels", arguments.labels))
         for family in named
         if family not in families
@@ -225,7 +227,7 @@ def _check_names(arguments: argparse.Namespace, clips: Sequence[LabelledClip]) -
     for family, labels in arguments.labels.items():
         known = sorted({clip.label for clip in clips if clip.family == family})
         problems += [
-            Problem(f"--labels {family}", f"no clip is labelled {label!r}", f"Its labels are {', '.join(known)}.")
+            Problem(f"--labels {family}", f"no clip is labelled {label!r}", f"Its labels are {listing(known)}.")
             for label in sorted(labels.difference(known))
             if known
         ]
@@ -242,17 +244,17 @@ def _require_questions(arguments: argparse.Namespace, asked_for: Parts, parts: P
     """Refuse if nothing is left to ask about: in training, of a family that --families names, or of a source."""
     left = {clip.family for clip in parts[TRAIN]}
     names = arguments.families or ({clip.family for clip in asked_for[TRAIN]} if not left else ())
+    reasons = ", ".join(f"{reason}: {len(lost):,}" for reason, lost in account.dropped.items())
     problems = [
         Problem(
             f"family {family}",
             f"it has fewer than {arguments.choices} labels of {arguments.min_recordings} recordings, and a question "
-            f"has {arguments.choices} choices",
+            f"has {arguments.choices} choices (of {account.records_in:,} rows there are left out: {reasons})",
             "Give a smaller --min-recordings or --choices, or more clips.",
         )
         for family in sorted(set(names) - left)
     ]
     if not left and not problems:
-        reasons = ", ".join(f"{reason}: {len(lost):,}" for reason, lost in account.dropped.items())
         what = f"of {account.records_in:,} rows none is left to train on ({reasons})"
         remedy = "Hold out fewer sources, or mend the table."
         problems = [Problem(str(arguments.table or arguments.audio), what, remedy)]
@@ -360,18 +362,33 @@ def _source(text: str) -> Source:
     return Source(name, family or None)
 
 
+def listing(names: Iterable[str]) -> str:
+    """Names as --families and --labels take them, and as they are shown: a line of a CSV file."""
+    quotes = '"'
+    quoted = (f'"{name.replace(quotes, 2 * quotes)}"' if {",", quotes} & set(name) else name for name in names)
+    return ", ".join(quoted)
+
+
 def _listed(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    try:
+        cells = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error:
+        cells = []
+    if names := [cell.strip() for cell in cells if cell.strip()]:
+        return names
+    raise argparse.ArgumentTypeError(f"{text!r} is no NAME,... with names that hold a comma in double quotes")
 
 
 class _Labels(argparse.Action):
     """Gathers FAMILY=LABEL,LABEL,... as {family: labels as they are shown}."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
-        family, equals, listed = values.partition("=")
-        if not equals or not _listed(listed):
-            parser.error(f"argument {option}: {values!r} is no FAMILY=LABEL,LABEL,...")
-        labels = {label.replace("_", " ") for label in _listed(listed)}
+        family, _, listed = values.partition("=")
+        try:
+            labels = {label.replace("_", " ") for label in _listed(listed)}
+        except argparse.ArgumentTypeError:
+            what = "is no FAMILY=LABEL,LABEL,... with labels that hold a comma in double quotes"
+            parser.error(f"argument {option}: {values!r} {what}")
         before = getattr(namespace, self.dest)
         setattr(namespace, self.dest, {**before, family: before.get(family, set()) | labels})
 
@@ -388,13 +405,14 @@ def _parser() -> Options:
     add("--labels", action=_Labels, default={}, metavar="FAMILY=LABEL,...", help="ask about these of a family only")
     add("--min-recordings", type=positive, default=5, metavar="N",
         help="leave out labels with fewer recordings (default: 5)")  # fmt: skip
-    add("--choices", type=int, choices=range(2, 9), default=4, metavar="N", help="of a question, 2 to 8 (default: 4)")
+    add("--choices", type=int, choices=CHOICES, default=4, metavar="N", help="of a question, 2 to 8 (default: 4)")
     add("--questions", type=Path, default=QUESTIONS, metavar="YAML",
         help="what is asked about each family (default: the project's labelled_questions.yaml)")  # fmt: skip
     add("--per-family", type=positive, metavar="N",
         help="training questions a family (default: as many as it has clips)")  # fmt: skip
-    add("--held-out-per-family", type=positive, metavar="N",
-        help="the same in each other part, at most (default: as many as --questions-a-clip gives)")  # fmt: skip
+    add("--held-out-per-family", type=not_negative, metavar="N",
+        help="the same in each other part, at most; 0 makes no other part (default: as many as --questions-a-clip "
+        "gives)")  # fmt: skip
     add("--questions-a-clip", type=positive, default=2, metavar="N",
         help="how often a clip that is held out is asked about, at most (default: 2)")  # fmt: skip
     add("--hold-out", type=_share, default=0.2, metavar="SHARE", help="of each label's recordings (default: 0.2)")

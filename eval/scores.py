@@ -188,7 +188,12 @@ def read_scores(folder: Path) -> dict[str, Any]:
 
 
 def read_verdicts(path: Path) -> dict[str, dict[str, float]]:
-    """`shares_right` of a verdicts.jsonl.
+    """`shares_right` of a verdicts.jsonl; see `read_verdict_lines`."""
+    return shares_right(read_verdict_lines(path))
+
+
+def read_verdict_lines(path: Path) -> list[Mapping[str, Any]]:
+    """The records of a verdicts.jsonl.
 
     Raises:
         Refused: it cannot be read, or a line is damaged.
@@ -197,7 +202,7 @@ def read_verdicts(path: Path) -> dict[str, dict[str, float]]:
     problems = [record.problem for record in records if isinstance(record, Rejected)]
     if problems:
         raise Refused(problems)
-    return shares_right(record for record in records if not isinstance(record, Rejected))
+    return [record for record in records if not isinstance(record, Rejected)]
 
 
 def _verdict(record: dict[str, Any], _: str) -> dict[str, Any]:

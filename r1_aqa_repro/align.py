@@ -27,13 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Qwen2AudioForConditionalGeneration
-
 from r1_aqa_repro.common.console import Options, positive_number, say
-from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, answer_at_once, collecting, command
 from r1_aqa_repro.common.escaping import code
 from r1_aqa_repro.common.files import (
     lock_beside,
@@ -46,9 +41,88 @@ from r1_aqa_repro.common.files import (
     write_json,
 )
 from r1_aqa_repro.data.audio import CHANNELS
+from r1_aqa_repro.data.yaml_file import read_yaml
+
+RIDGE = 0.03
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, of the command line or else of the configuration that it names.
+
+    Raises:
+        Refused: the configuration cannot be read, has an unknown key or a value that does not fit.
+    """
+    parser = _parser()
+    config = parser.parse_args(argv).config
+    if config is not None:
+        parser.set_defaults(**_from_config(config))
+    given = parser.parse_args(argv)
+    if missing := [f"--{name}" for name in ("model", "data", "out") if getattr(given, name) is None]:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return given
+
+
+def _from_config(path: str) -> dict[str, Any]:
+    values, problems = {}, []
+    for key, value in read_yaml(path).items():
+        where = f"{path}: {key}"
+        if key not in _READ:
+            problems.append(Problem(where, "there is no such key", f"The keys are {', '.join(_READ)}."))
+            continue
+        if not isinstance(value, str | int | float) or isinstance(value, bool):  # their text would be a path
+            problems.append(Problem(where, f"{value!r:.80} is no text and no number", "Correct the value."))
+            continue
+        with collecting(problems):
+            try:
+                values[key] = _READ[key](str(value))
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                problems.append(Problem(where, str(error), "Correct the value."))
+    if problems:
+        raise Refused(problems)
+    return values
+
+
+def _channel(text: str) -> str:
+    if text not in CHANNELS:
+        raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(CHANNELS)}")
+    return text
+
+
+# the options, and how each is read on the command line and in a configuration
+_READ: dict[str, Callable[[str], Any]] = {
+    "model": str,
+    "data": Path,
+    "out": output_folder,
+    "ridge": positive_number,
+    "audio_channel": _channel,
+}
+
+
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m r1_aqa_repro.align")
+
+    def add(name: str, metavar: str, text: str, default: Any = None) -> None:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=_READ[name], metavar=metavar, help=text, default=default)
+
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the other options")
+    add("model", "DIR_OR_HUB_ID", "the Qwen2-Audio whose projector is to be set")
+    add("data", "FILE", "training questions with their answers: a manifest, JSONL or MMAU JSON file")
+    add("out", "DIR", "folder to make")
+    add("ridge", "X", f"penalty, in units of the mean variance of a feature (default: {RIDGE})", RIDGE)
+    add("audio_channel", "|".join(CHANNELS), "of several channels (default: first)", "first")
+    return parser
+
+
+answer_at_once(__name__, _arguments)
+
+import torch
+import yaml
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Qwen2AudioForConditionalGeneration
+
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, with_answers
-from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.model.files import adapter_config, make_portable, model_digest, processor_files
 from r1_aqa_repro.model.generation import device_and_dtype
 from r1_aqa_repro.model.inputs import minimum_seconds, question_inputs
@@ -67,7 +141,6 @@ from r1_aqa_repro.run.folder import data_hashes, provenance
 from r1_aqa_repro.run.model_card import CARD
 
 ACCOUNT = "align.json"
-RIDGE = 0.03
 _NOTHING = 1e-9  # share of the variance: what is explained below it is rounding
 
 
@@ -289,74 +362,6 @@ are in it, and it must not be evaluated on them.
 - ridge {given.ridge:g}; audio channel {given.audio_channel}
 - R2 on these clips: {account["r2"]:.3f}
 """
-
-
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, of the command line or else of the configuration that it names.
-
-    Raises:
-        Refused: the configuration cannot be read, has an unknown key or a value that does not fit.
-    """
-    parser = _parser()
-    config = parser.parse_args(argv).config
-    if config is not None:
-        parser.set_defaults(**_from_config(config))
-    given = parser.parse_args(argv)
-    if missing := [f"--{name}" for name in ("model", "data", "out") if getattr(given, name) is None]:
-        parser.error(f"the following arguments are required: {', '.join(missing)}")
-    return given
-
-
-def _from_config(path: str) -> dict[str, Any]:
-    values, problems = {}, []
-    for key, value in read_yaml(path).items():
-        where = f"{path}: {key}"
-        if key not in _READ:
-            problems.append(Problem(where, "there is no such key", f"The keys are {', '.join(_READ)}."))
-            continue
-        if not isinstance(value, str | int | float) or isinstance(value, bool):  # their text would be a path
-            problems.append(Problem(where, f"{value!r:.80} is no text and no number", "Correct the value."))
-            continue
-        with collecting(problems):
-            try:
-                values[key] = _READ[key](str(value))
-            except (ValueError, argparse.ArgumentTypeError) as error:
-                problems.append(Problem(where, str(error), "Correct the value."))
-    if problems:
-        raise Refused(problems)
-    return values
-
-
-def _channel(text: str) -> str:
-    if text not in CHANNELS:
-        raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(CHANNELS)}")
-    return text
-
-
-# the options, and how each is read on the command line and in a configuration
-_READ: dict[str, Callable[[str], Any]] = {
-    "model": str,
-    "data": Path,
-    "out": output_folder,
-    "ridge": positive_number,
-    "audio_channel": _channel,
-}
-
-
-def _parser() -> Options:
-    parser = Options(__doc__, "python -m r1_aqa_repro.align")
-
-    def add(name: str, metavar: str, text: str, default: Any = None) -> None:
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=_READ[name], metavar=metavar, help=text, default=default)
-
-    parser.add_argument("--config", metavar="FILE", help="YAML file of the other options")
-    add("model", "DIR_OR_HUB_ID", "the Qwen2-Audio whose projector is to be set")
-    add("data", "FILE", "training questions with their answers: a manifest, JSONL or MMAU JSON file")
-    add("out", "DIR", "folder to make")
-    add("ridge", "X", f"penalty, in units of the mean variance of a feature (default: {RIDGE})", RIDGE)
-    add("audio_channel", "|".join(CHANNELS), "of several channels (default: first)", "first")
-    return parser
 
 
 if __name__ == "__main__":

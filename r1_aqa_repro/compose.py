@@ -12,7 +12,7 @@ Qwen2's bfloat16), and that a small model trains in. Before the folder gets its 
 loads a model; features and logits that differ from the parts' own by more than 1e-4 are refused.
 
 Exit codes: 0 done; 1 what was written is not what the parts are, or the disk filled up; 2 refused before anything was
-written.
+written; 130 interrupted, nothing is left.
 """
 
 from __future__ import annotations
@@ -20,6 +20,30 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from r1_aqa_repro.common.console import Options, not_negative, positive, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, answer_at_once, collecting, command
+from r1_aqa_repro.common.escaping import code
+from r1_aqa_repro.common.files import lock_beside, output_folder, size_of, sole_use, whole_folder, write_atomically
+
+
+def _parser() -> Options:
+    parser = Options(__doc__, "python -m r1_aqa_repro.compose")
+    add = parser.add_argument
+    add("--encoder", required=True, metavar="DIR_OR_HUB_ID", help="a Whisper, such as openai/whisper-small")
+    add(
+        "--language-model",
+        required=True,
+        metavar="DIR_OR_HUB_ID",
+        help="a Qwen2 or Qwen2.5 for text, such as Qwen/Qwen2-0.5B-Instruct",
+    )
+    add("--window-seconds", required=True, type=positive, metavar="S", help="of a clip that are heard, 1 to 30")
+    add("--out", required=True, type=output_folder, metavar="DIR", help="folder to make")
+    add("--seed", type=not_negative, default=0, metavar="N", help="of the projector's weights (default: 0)")
+    return parser
+
+
+answer_at_once(__name__, _parser().parse_args)
 
 import torch
 import yaml
@@ -34,10 +58,6 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from r1_aqa_repro.common.console import Options, not_negative, positive, say
-from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, collecting, command
-from r1_aqa_repro.common.escaping import code
-from r1_aqa_repro.common.files import lock_beside, output_folder, size_of, sole_use, whole_folder, write_atomically
 from r1_aqa_repro.model import composing
 from r1_aqa_repro.model.files import require_no_adapter, save_files
 from r1_aqa_repro.model.folder import folder_of
@@ -243,22 +263,6 @@ def _licence(name: str) -> str | None:
     named = data.get("license_name") if data.get("license") == "other" else None
     licence = named or data.get("license")
     return licence if isinstance(licence, str) else None
-
-
-def _parser() -> Options:
-    parser = Options(__doc__, "python -m r1_aqa_repro.compose")
-    add = parser.add_argument
-    add("--encoder", required=True, metavar="DIR_OR_HUB_ID", help="a Whisper, such as openai/whisper-small")
-    add(
-        "--language-model",
-        required=True,
-        metavar="DIR_OR_HUB_ID",
-        help="a Qwen2 or Qwen2.5 for text, such as Qwen/Qwen2-0.5B-Instruct",
-    )
-    add("--window-seconds", required=True, type=positive, metavar="S", help="of a clip that are heard, 1 to 30")
-    add("--out", required=True, type=output_folder, metavar="DIR", help="folder to make")
-    add("--seed", type=not_negative, default=0, metavar="N", help="of the projector's weights (default: 0)")
-    return parser
 
 
 if __name__ == "__main__":

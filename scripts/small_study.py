@@ -20,18 +20,53 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project also without an installation
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the project also without an installation
+
+from data_prep.label_tables import PRESETS
+from r1_aqa_repro.common.console import Options, not_negative, positive, say
+from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, answer_at_once, collecting, command
+from r1_aqa_repro.common.files import output_folder, sha256_of, unreadable
+from scripts.study.settings import HALVES, Settings, in_words_of_the_study, read_settings
+
+CONFIG = ROOT / "configs" / "small_study.yaml"
+
+
+def _arguments(argv: list[str]) -> tuple[Namespace, Settings]:
+    own = _parser().parse_args(argv)
+    return own, read_settings(own.config, "quick" if own.quick else "small")
+
+
+def _parser() -> Options:
+    parser = Options(__doc__)
+    add = parser.add_argument
+    add("--encoder", required=True, metavar="WHISPER", help="a Whisper: folder or hub id, such as openai/whisper-base")
+    add("--language-model", required=True, metavar="QWEN2",
+        help="a Qwen2 or Qwen2.5: folder or hub id, such as Qwen/Qwen2-0.5B-Instruct")  # fmt: skip
+    add("--data", type=Path, metavar="FILE", help="the table of labelled clips, see data_prep.labelled")
+    add("--audio", type=Path, required=True, metavar="DIR", help="the folder that the clips' paths are below")
+    add("--preset", choices=sorted(PRESETS), help="the published layout of a collection, see data_prep.labelled")
+    add("--seeds", type=positive, default=3, metavar="N", help="how many (default: 3)")
+    add("--first-seed", type=not_negative, default=1, metavar="N", help="(default: 1)")
+    add("--half", choices=HALVES, default=HALVES[0],
+        help="of the held-out recordings; tune a recipe on the other one, with seed 0 (default: report)")  # fmt: skip
+    add("--jobs", type=positive, metavar="N",
+        help="seeds at the same time (default: as many as there are cores for OMP_NUM_THREADS each)")  # fmt: skip
+    add("--config", type=Path, default=CONFIG, metavar="FILE", help="YAML of every number (default: the project's)")
+    add("--quick", action="store_true", help="the config's smaller numbers, for a first look")
+    add("--output-dir", type=output_folder, default=Path("runs/small_study"), metavar="DIR",
+        help="(default: runs/small_study)")  # fmt: skip
+    return parser
+
+
+answer_at_once(__name__, _arguments)
 
 import torch
 
 from data_prep import labelled
-from data_prep.label_tables import PRESETS
 from r1_aqa_repro import compose
 from r1_aqa_repro.common.claim import claim
-from r1_aqa_repro.common.console import Options, not_negative, positive, say
 from r1_aqa_repro.common.distributed import num_cores
-from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, collecting, command
-from r1_aqa_repro.common.files import output_folder, sha256_of, unreadable
 from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig, parse_config
 from scripts.study.figures import results
 from scripts.study.processes import run_all
@@ -46,23 +81,20 @@ from scripts.study.seed import (
     manifests_of,
     training_of,
 )
-from scripts.study.settings import HALVES, Settings, read_settings
-from scripts.workshop import ROOT, Interrupted, Workshop, table
-
-CONFIG = ROOT / "configs" / "small_study.yaml"
+from scripts.workshop import Interrupted, Workshop, table
 
 
 @command
 def main(argv: list[str]) -> int:
     """Carry out what is not done yet. Returns the exit code."""
-    own = _parser().parse_args(argv)
-    settings = read_settings(own.config, "quick" if own.quick else "small")
+    own, settings = _arguments(argv)
     dtype = "bfloat16" if check(own, settings) else "float32"
     study = Study(own.output_dir, settings, own.data, own.audio, own.preset, own.half, dtype)
     seeds = list(range(own.first_seed, own.first_seed + own.seeds))
     if not study.base.is_dir():  # nothing is made yet; all of it is checked again as it is made
         compose.check_parts(own.encoder, own.language_model, settings.window_seconds, study.base)
-        labelled.check(next(iter(drawings_of(study, own.first_seed).values())))
+        with in_words_of_the_study(own.config):
+            labelled.check(next(iter(drawings_of(study, own.first_seed).values())))
     jobs = own.jobs or max(1, min(own.seeds, num_cores() // torch.get_num_threads()))
     workshop = Workshop(study.folder, own.first_seed)
     asked = claimed(own, settings)
@@ -128,28 +160,6 @@ def claimed(own: Namespace, settings: Settings) -> dict[str, Any]:
     table = f"{own.data.name}, sha256 {sha256_of(own.data)}" if own.data else None
     parts = {name: getattr(own, name) for name in ("encoder", "language_model", "preset", "half")}
     return parts | {"data": table} | asdict(settings)
-
-
-def _parser() -> Options:
-    parser = Options(__doc__)
-    add = parser.add_argument
-    add("--encoder", required=True, metavar="WHISPER", help="a Whisper: folder or hub id, such as openai/whisper-base")
-    add("--language-model", required=True, metavar="QWEN2",
-        help="a Qwen2 or Qwen2.5: folder or hub id, such as Qwen/Qwen2-0.5B-Instruct")  # fmt: skip
-    add("--data", type=Path, metavar="FILE", help="the table of labelled clips, see data_prep.labelled")
-    add("--audio", type=Path, required=True, metavar="DIR", help="the folder that the clips' paths are below")
-    add("--preset", choices=sorted(PRESETS), help="the published layout of a collection, see data_prep.labelled")
-    add("--seeds", type=positive, default=3, metavar="N", help="how many (default: 3)")
-    add("--first-seed", type=not_negative, default=1, metavar="N", help="(default: 1)")
-    add("--half", choices=HALVES, default=HALVES[0],
-        help="of the held-out recordings; tune a recipe on the other one, with seed 0 (default: report)")  # fmt: skip
-    add("--jobs", type=positive, metavar="N",
-        help="seeds at the same time (default: as many as there are cores for OMP_NUM_THREADS each)")  # fmt: skip
-    add("--config", type=Path, default=CONFIG, metavar="FILE", help="YAML of every number (default: the project's)")
-    add("--quick", action="store_true", help="the config's smaller numbers, for a first look")
-    add("--output-dir", type=output_folder, default=Path("runs/small_study"), metavar="DIR",
-        help="(default: runs/small_study)")  # fmt: skip
-    return parser
 
 
 if __name__ == "__main__":

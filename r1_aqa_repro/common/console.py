@@ -73,7 +73,8 @@ class Options(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.endswith(("expected one argument", "expected at least one argument")):
             message += "; a value that begins with two hyphens is given as --option=VALUE"
-        super().error(visible_line(message))
+        # argparse calls a kind of value by the name of the function that reads it
+        super().error(visible_line(message.replace(": invalid _", ": invalid ", 1)))
 
     def _spelled(self, argument: str) -> str:
         """`--batch_size=8` -> `--batch-size=8` if that is one of the options; others are left as they are."""

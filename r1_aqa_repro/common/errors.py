@@ -170,6 +170,27 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     return run
 
 
+def answer_at_once(name: str, read: Callable[[list[str]], object]) -> None:
+    """Answer `--help` and mistakes in the arguments of a command and end; called before libraries are imported, which
+    takes seconds.
+
+    Nothing happens if the module of this `__name__` is not the one that was started, or if there is nothing to answer.
+
+    Args:
+        read: what the command reads its arguments with.
+    """
+
+    @command
+    def reading(argv: list[str]) -> int:
+        read(argv)
+        return EXIT_DONE
+
+    if name == "__main__":
+        print_anything()
+        if (code := reading(sys.argv[1:])) != EXIT_DONE:
+            leave(code)
+
+
 def moved(name: str, remedy: str) -> Callable[..., int]:
     """The `main` of an old name: it says what to type instead."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -43,6 +44,7 @@ EXAMPLES = {
     TEXT_MODEL_TYPE: "Qwen/Qwen2-7B-Instruct",
     ENCODER_MODEL_TYPE: "openai/whisper-small",
 }
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CLASSES = {
     MODEL_TYPE: Qwen2AudioForConditionalGeneration,
     TEXT_MODEL_TYPE: Qwen2ForCausalLM,
@@ -120,6 +122,8 @@ def check_model_folder(
     where, folder = str(name_or_path), folder_of(name_or_path)
     remedy = f"Give a {' or '.join(model_types)} folder or hub id, such as {EXAMPLES[model_types[0]]}."
     base = adapter_base(name_or_path)
+    if folder is None and not _HUB_ID.fullmatch(where):
+        raise Refused.because(where, "no model can be read there (there is no such folder)", remedy)
     if folder is not None:
         if base is None and not (folder / "config.json").is_file():
             raise Refused.because(where, "the folder holds no config.json", remedy)

@@ -7,8 +7,7 @@ spread over seeds stands beside them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,7 +16,8 @@ from typing import Any
 import pandas
 
 from eval.predictions import PREDICTIONS
-from eval.scores import read_scores, verdicts_of_question
+from eval.score_predictions import read_predictions
+from eval.scores import read_scores, read_verdict_lines, verdicts_of_question
 from r1_aqa_repro.common.files import read_json
 from r1_aqa_repro.common.intervals import effective_size, paired_gain, wilson
 from scripts.study.seed import MODELS, SETS, SPENT, WARM_START, Manifests, Study, read_all
@@ -48,8 +48,7 @@ def read_answers(evaluations: Mapping[int, tuple[Path, Path]]) -> Answers:
     """The finished evaluations of a model, by seed: manifest and folder."""
     rows, rates = [], []
     for seed, (manifest, folder) in evaluations.items():
-        lines = (folder / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
-        verdicts = verdicts_of_question(map(json.loads, lines))
+        verdicts = verdicts_of_question(read_verdict_lines(folder / "verdicts.jsonl"))
         for question in read_all(manifest):
             first, *others = (verdict["official"] for verdict in verdicts[question.id])
             rows.append(
@@ -196,9 +195,11 @@ def completions(study: Study, manifests: Mapping[int, Manifests]) -> list[Block]
     """What every model said to the first questions of each family, of the first seed."""
     seed, asked = next(iter(manifests.items()))
     shown: list[Block] = []
-    said = {model: _first_completions(study.of_seed(seed) / "eval" / model / SETS[0]) for model in MODELS}
+    questions = read_all(asked.held_out)
+    folders = {model: study.of_seed(seed) / "eval" / model / SETS[0] for model in MODELS}
+    said = {model: read_predictions(folder / PREDICTIONS, questions) for model, folder in folders.items()}
     counts: dict[str | None, int] = {}
-    for question in read_all(asked.held_out):
+    for question in questions:
         counts[question.category] = counts.get(question.category, 0) + 1
         if counts[question.category] <= study.settings.size.completions_shown:
             shown.append(
@@ -208,13 +209,7 @@ def completions(study: Study, manifests: Mapping[int, Manifests]) -> list[Block]
                     "question": question.question,
                     "choices": list(question.choices),
                     "answer": question.answer,
-                    "completions": {model: texts[question.id] for model, texts in said.items()},
+                    "completions": {model: found[question.id, 0].completion for model, found in said.items()},
                 }
             )
     return sorted(shown, key=lambda one: str(one["family"]))
-
-
-def _first_completions(folder: Path) -> dict[str, str]:
-    lines: Sequence[str] = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
-    said = map(json.loads, lines)
-    return {one["id"]: one["completion"] for one in said if one["repeat"] == 0}

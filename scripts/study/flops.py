@@ -8,7 +8,6 @@ out, in all arms.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas
 import torch
 from transformers import ProcessorMixin
 
+from eval.score_predictions import read_predictions
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.model.inputs import num_audio_tokens, target_ids
@@ -101,8 +101,7 @@ class Meter:
 
     def _answer_tokens(self, predictions: Path) -> float:
         """Of a completion with the end of its turn, in the mean."""
-        lines = predictions.read_text(encoding="utf-8").splitlines()
-        texts = [json.loads(line)["completion"] or "" for line in lines]
+        texts = [one.completion or "" for one in read_predictions(predictions, self.questions).values()]
         return 1 + fmean(len(ids) for ids in self.processor.tokenizer(texts)["input_ids"])
 
     def _step(self, training: Any, model: Any, style: str, length: float) -> dict[str, float]:

@@ -17,6 +17,9 @@ from scripts.workshop import plotted
 Rows = dict[str, dict[str, str]]
 NAMES = {WARM_START: "warm start", "sft": "+ SFT", "grpo": "+ GRPO", "grpo_think": "+ GRPO, think"}
 PICTURE = "accuracy.png"
+# Recordings that the interval of a difference takes. In simulations (a recording's questions 2 to 8, its gain of its
+# own) it held the truth in 92 to 96 % of cases from 10 on, and in 57 to 92 % from 3 to 8.
+ENOUGH = 10
 
 
 def tables(results: Mapping[str, Any], complete: bool = True) -> dict[str, Rows]:
@@ -63,7 +66,8 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     return [
         f"{asked['n']} questions about {asked['recordings']} held-out recordings, half `{results['half']}`; "
         f"seeds: {', '.join(map(str, seeds))}; chance {100 * results['chance']:.1f} %.",
-        "Intervals take a recording, over all seeds, for what is independent; ±: standard deviation over seeds.",
+        "Intervals take a recording, over all seeds, for what is independent; ±: standard deviation over seeds. A "
+        f"difference on fewer than {ENOUGH} recordings has none: it would be too narrow.",
         f"Without audio within {100 * check['margin']:.0f} points of chance in every family: "
         + ("held." if check["held"] else f"NOT held: {broken}."),
     ]
@@ -147,8 +151,9 @@ def _percent(block: Mapping[str, Any] | None) -> str:
 
 
 def _points(block: Mapping[str, Any]) -> str:
-    low, high = block["ci95"]
-    return f"{100 * block['accuracy']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    (low, high), recordings = block["ci95"], block["recordings"]
+    interval = f"{100 * low:+.1f} to {100 * high:+.1f}" if recordings >= ENOUGH else f"recordings: {recordings}"
+    return f"{100 * block['accuracy']:+.1f} ({interval})"
 
 
 def _with_interval(block: Mapping[str, Any]) -> str:

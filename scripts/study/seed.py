@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import labelled
+from data_prep.folder import REPORT
 from eval.evaluation import NO_AUDIO, is_complete
 from eval.predictions import PREDICTIONS
 from eval.run import carry_out, prepare
@@ -122,23 +123,30 @@ def manifests_of(study: Study, seed: int) -> Manifests:
 
 
 def drawings_of(study: Study, seed: int) -> dict[Path, list[str]]:
-    """{folder of questions: arguments of `data_prep.labelled`}: the same recordings are asked about twice."""
+    """{folder of questions: arguments of `data_prep.labelled`}: the same recordings are asked about twice, those that
+    are held out once."""
     settings, size, manifests = study.settings, study.settings.size, manifests_of(study, seed)
-    common = ["--audio", str(study.audio), "--families", ",".join(settings.families)]
+    common = ["--audio", str(study.audio), "--families", labelled.listing(settings.families)]
     common += ["--table", str(study.table)] if study.table else []
     common += ["--min-recordings", str(settings.min_recordings), "--choices", str(settings.choices)]
     common += ["--seconds", str(settings.seconds), "--questions-a-clip", str(settings.questions_a_clip)]
-    common += ["--hold-out", str(settings.hold_out), "--held-out-per-family", str(size.held_out_per_family)]
+    common += ["--hold-out", str(settings.hold_out)]
     common += ["--preset", study.preset] if study.preset else []
     for family, labels in settings.labels.items():
-        common += ["--labels", f"{family}={','.join(labels)}"]
+        common += ["--labels", f"{family}={labelled.listing(labels)}"]
     for source in settings.held_out_sources:
         common += ["--hold-out-source", source]
     warm, arms = (manifest.parent.parent for manifest in (manifests.warm, manifests.pool))
-    draws = {warm: (size.per_family, seed), arms: (size.further_per_family, FURTHER + seed)}
+    draws = {
+        warm: (size.per_family, size.held_out_per_family, seed),
+        arms: (size.further_per_family, 0, FURTHER + seed),
+    }
     return {
-        out: [*common, "--out", str(out), "--per-family", str(per_family), "--seed", str(drawn)]
-        for out, (per_family, drawn) in draws.items()
+        out: [
+            *(*common, "--out", str(out), "--seed", str(drawn)),
+            *("--per-family", str(per_family), "--held-out-per-family", str(held_out)),
+        ]
+        for out, (per_family, held_out, drawn) in draws.items()
     }
 
 
@@ -146,7 +154,8 @@ def make_questions(study: Study, workshop: Workshop) -> Manifests:
     """Draw questions, and take the half of the held-out ones that is asked."""
     size, manifests = study.settings.size, manifests_of(study, workshop.seed)
     for out, argv in drawings_of(study, workshop.seed).items():
-        workshop.run_apart(f"questions/{out.name}", labelled, argv)
+        if not (out / REPORT).is_file():  # which comes last
+            workshop.run_apart(f"questions/{out.name}", labelled, argv)
 
     warm = manifests.warm.parent.parent
     asked = [one for one in read_all(warm / "held_out" / "manifest.jsonl") if half_of(one) == study.half]

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from data_prep.label_questions import CHOICES
+from data_prep.media import MAX_SECONDS, MIN_SECONDS
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.data.yaml_file import read_yaml
 
 ARMS = ("sft", "grpo", "grpo_think")  # what is compared, each from the warm start
 HALVES = ("report", "tune")  # of the held-out recordings
+# keys of the settings and options of the study that `data_prep.labelled` has as options of its own
+_KEYS = {
+    "--families": "families",
+    "--labels": "labels",
+    "--hold-out-source": "held_out_sources",
+    "--min-recordings": "min_recordings",
+    "--choices": "choices",
+}
+_OPTIONS = {"--table": "--data", "--seed": "--first-seed"}
 
 
 @dataclass(frozen=True)
@@ -102,8 +115,20 @@ def read_settings(path: Path, size: str) -> Settings:
                 remedy = f"Give keys of a training under warm_start, {', '.join(ARMS)}."
                 problems.append(Problem(f"{path}: arms.{arm}", "it is no arm with keys of its own", remedy))
         for family, labels in content["labels"].items():
-            if not _are_texts(labels):
-                problems.append(Problem(f"{path}: labels.{family}", f"{labels!r:.80}", "Give a list of labels."))
+            if not labels or not _are_texts(labels):
+                problems.append(Problem(f"{path}: labels.{family}", f"{labels!r:.80}", f"Give {_NAMES}."))
+        for source in content["held_out_sources"]:
+            if not source.rpartition("=")[2] or source.startswith("="):
+                what = f"{source!r:.80} is no source"
+                problems.append(Problem(f"{path}: held_out_sources", what, "Give `source` or `family=source`."))
+        if not content["families"]:
+            problems.append(Problem(f"{path}: families", "there is none", f"Give {_NAMES}."))
+        if content["choices"] not in CHOICES:
+            remedy = f"Give a number from {CHOICES[0]} to {CHOICES[-1]}."
+            problems.append(Problem(f"{path}: choices", str(content["choices"]), remedy))
+        if not MIN_SECONDS <= content["seconds"] <= MAX_SECONDS:
+            remedy = f"Give a number from {MIN_SECONDS} to {MAX_SECONDS:.0f}."
+            problems.append(Problem(f"{path}: seconds", f"{content['seconds']:g}", remedy))
         if content["window_seconds"] < content["seconds"]:
             what = f"clips of {content['seconds']:g} s do not fit into {content['window_seconds']} s"
             problems.append(Problem(f"{path}: window_seconds", what, "Give whole seconds, at least those of a clip."))
@@ -112,6 +137,27 @@ def read_settings(path: Path, size: str) -> Settings:
     if problems:
         raise Refused(problems)
     return Settings(**content, size=Size(**sizes[size]))
+
+
+@contextmanager
+def in_words_of_the_study(config: Path) -> Iterator[None]:
+    """What `data_prep.labelled` refuses inside is refused by the keys of `config` in place of its options.
+
+    Raises:
+        Refused: with the same problems.
+    """
+
+    def named(text: str) -> str:
+        return re.sub(r"(?<![\w-])--[a-z-]+", lambda option: (_KEYS | _OPTIONS).get(option[0], option[0]), text)
+
+    def told(one: Problem) -> Problem:
+        file = f"{config}: " if one.where.startswith(tuple(_KEYS)) else ""
+        return Problem(file + named(one.where), one.what, named(one.remedy))
+
+    try:
+        yield
+    except Refused as refusal:
+        raise Refused([told(one) for one in refusal.problems]) from None
 
 
 def _problems(kind: type, content: Any, where: str) -> list[Problem]:
@@ -144,10 +190,12 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+# YAML reads yes, no, on and off as true and false, and digits as a number
+_NAMES = "a list of names, in quotes where YAML reads something else, such as 'no' or '1'"
 _ACCEPTED: dict[Any, tuple[Any, str]] = {
     int: (_is_count, "a whole number above 0"),
     float: (lambda value: type(value) in (int, float) and 0 < value < 1e6, "a number above 0"),
     str: (lambda value: isinstance(value, str), "a name"),
-    list[str]: (_are_texts, "a list of names"),
+    list[str]: (_are_texts, _NAMES),
     dict[str, Any]: (lambda value: isinstance(value, dict), "a mapping"),
 }

@@ -47,7 +47,7 @@ def help_of(command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["ask", "best_of_n", "plan", "score"])
+@pytest.mark.parametrize("name", ["align", "ask", "best_of_n", "compose", "plan", "score"])
 def test_help_of_other_commands_comes_at_once_too(name: str) -> None:
     assert "--" in help_of(f"r1_aqa_repro.{name}")
 
@@ -63,6 +63,25 @@ def test_help_of_labelling_comes_at_once_too() -> None:
 
 def test_evaluations_are_found() -> None:
     assert {"mmau", "benchmark", "compare", "reconcile", "sweep"} <= set(EVALUATIONS)
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "said"),
+    [
+        ("r1_aqa_repro.align", ["--ridge", "0"], "argument --ridge: 0 is not a positive number"),
+        ("r1_aqa_repro.align", ["--config", "absent.yaml"], "absent.yaml: the config cannot be read"),
+        ("r1_aqa_repro.compose", ["--seed", "-1"], "argument --seed: -1 is not from 0"),
+        ("scripts.small_study", ["--seeds", "0"], "argument --seeds: 0 is not from 1"),
+        (
+            "scripts.small_study",
+            ["--encoder", "x", "--language-model", "x", "--audio", "x", "--config", "absent.yaml"],
+            "absent.yaml: the config cannot be read",
+        ),
+    ],
+)
+def test_mistakes_are_answered_without_importing_the_libraries(command: str, given: list[str], said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SHOW, command, *given], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and said in done.stderr and done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -175,6 +175,45 @@ def test_families_and_labels_are_chosen_and_the_split_stays(world):
     assert len(report_of(world.folder / "out")["dropped"]["not asked for"]) == 40 + 16
 
 
+def test_names_that_hold_commas_are_chosen_in_quotes(world, capsys):
+    for name, quoted in (("animal", '"a, b"'), ("dog", '"dog, low"'), ("cat", '"a ""cat"", loud"')):
+        world.rows = [row.replace(f",{name},", f",{quoted},") for row in world.rows]
+    named = labelled.listing(["dog, low", 'a "cat", loud', "snow_owl"])
+    assert named == '"dog, low", "a ""cat"", loud", snow_owl'
+    options = ("--families", labelled.listing(["a, b"]), "--labels", f"a, b={named}", "--choices", 2)
+    assert world.run(*options) == 0
+    assert {one.answer for one in world.questions("train")} == {"dog, low", 'a "cat", loud', "snow owl"}
+    assert world.run("--labels", "a, b=wolf", out="none") == 2
+    assert 'Its labels are "a ""cat"", loud", bee, "dog, low", frog, snow owl.' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--families", ","), "argument --families: ',' is no NAME,..."),
+        (("--families", '"dog'), """argument --families: '"dog' is no NAME,..."""),
+        (("--labels", "animal="), "argument --labels: 'animal=' is no FAMILY=LABEL,LABEL,..."),
+        (("--labels", "dog,cat"), "argument --labels: 'dog,cat' is no FAMILY=LABEL,LABEL,..."),
+        (("--hold-out", "20%"), "argument --hold-out: invalid share value: '20%'"),
+    ],
+)
+def test_a_mistake_in_an_option_is_named(options, said, world, capsys):
+    with pytest.raises(SystemExit) as ended:
+        world.run(*options)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_training_questions_alone_are_those_that_are_made_with_others(world):
+    """The split is the same too."""
+    options = ("--hold-out-source", "zoo", "--seconds", 0.2)
+    assert world.run(*options) == 0
+    assert world.run(*options, "--held-out-per-family", 0, out="alone") == 0
+    assert result(world.folder / "alone" / "train") == result(world.folder / "out" / "train")
+    assert sorted(path.name for path in (world.folder / "alone").iterdir() if path.is_dir()) == ["train"]
+    accounts = [report_of(world.folder / out) for out in ("out", "alone")]
+    assert accounts[0]["kept"] == accounts[1]["kept"] == 40 and set(accounts[1]["parts"]) == {"train"}
+
+
 def test_manifests_can_be_divided_again_by_recording(world):
     assert world.run("--per-family", 60) == 0
     manifest = world.folder / "out" / "train" / "manifest.jsonl"

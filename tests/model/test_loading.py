@@ -47,7 +47,7 @@ def lose_a_shard(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (shutil.rmtree, "no model can be read there"),
+        (shutil.rmtree, "no model can be read there (there is no such folder)"),
         (remove("config.json"), "the folder holds no config.json"),
         (cut_off("config.json", 30), "config.json: malformed JSON"),
         (edit("config.json", model_type="qwen2"), "the model is a qwen2, not a qwen2_audio"),

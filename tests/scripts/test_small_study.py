@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
+import soundfile
 import yaml
 
-from r1_aqa_repro.common.errors import Refused
+from eval.matcher import MATCHERS
+from eval.predictions import predict
+from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.common.files import write_lines
 from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
 from scripts.small_study import CONFIG, main
 from scripts.study.figures import accuracy, blind_check, by_family, difference, read_answers
 from scripts.study.flops import Meter, Spent, between, steps_for
 from scripts.study.report import sentences, tables, write_report
-from scripts.study.seed import MODELS, easy_to_hard, half_of
-from scripts.study.settings import read_settings
+from scripts.study.seed import MODELS, Study, easy_to_hard, half_of, make_questions, read_all
+from scripts.study.settings import in_words_of_the_study, read_settings
 from tests.conftest import ROOT
 
 QUESTION = AudioQuestion("q", Path("clip.wav"), "Which?", ("a", "b"), "a", source_video="recording")
@@ -57,13 +63,56 @@ def test_everything_wrong_with_a_file_is_named_at_once(tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     content = yaml.safe_load(CONFIG.read_text())
     content |= {"seconds": 3, "window_seconds": 2, "arms": {"ppo": {}}, "hold_out": 1, "labels": {"digit": "one"}}
+    content |= {"families": [], "choices": 9, "held_out_sources": ["=home", "instrument=", "home"]}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(Refused) as refusal:
         read_settings(file, "small")
     said = str(refusal.value)
-    for part in ("window_seconds: clips of 3 s do not fit", "arms.ppo", "hold_out: 1", "labels.digit"):
+    for part in (
+        "window_seconds: clips of 3 s do not fit",
+        "arms.ppo",
+        "hold_out: 1",
+        "labels.digit",
+        "families: there is none",
+        "choices: 9. Give a number from 2 to 8",
+        "held_out_sources: '=home' is no source",
+        "held_out_sources: 'instrument=' is no source",
+    ):
         assert part in said
+    assert "'home' is no source" not in said
+
+
+def test_labels_that_yaml_takes_for_something_else_belong_in_quotes(tmp_path: Path) -> None:
+    file, text = tmp_path / "study.yaml", CONFIG.read_text(encoding="utf-8")
+    start, end = text.index("  language: ["), text.index("min_recordings")
+    for labels in ("[yes, no]", "[1, 2]", "['yes', 'no', '1']"):
+        file.write_text(f"{text[:start]}  word: {labels}\n{text[end:]}", encoding="utf-8")
+        if "'" in labels:
+            assert read_settings(file, "small").labels == {"word": ["yes", "no", "1"]}
+        else:
+            with pytest.raises(
+                Refused, match=r"labels\.word: \[(True|1), .* in quotes where YAML reads something else"
+            ):
+                read_settings(file, "small")
+
+
+def test_what_questions_cannot_be_made_of_is_told_by_the_keys_of_the_file() -> None:
+    with pytest.raises(Refused) as refusal, in_words_of_the_study(Path("my.yaml")):
+        raise Refused(
+            [
+                Problem("--labels word", "no clip is labelled 'x'", "Its labels are y, z."),
+                Problem("--hold-out-source home", "no clip is of it", "The sources are a--labels."),
+                Problem("family word", "too few", "Give a smaller --min-recordings or --choices, or more clips."),
+                Problem("clips.csv", "--labels", "Give the collection's --preset."),
+            ]
+        )
+    assert str(refusal.value).splitlines() == [
+        "my.yaml: labels word: no clip is labelled 'x'. Its labels are y, z.",
+        "my.yaml: held_out_sources home: no clip is of it. The sources are a--labels.",
+        "family word: too few. Give a smaller min_recordings or choices, or more clips.",
+        "clips.csv: --labels. Give the collection's --preset.",
+    ]
 
 
 def test_keys_of_an_arm_are_arguments_of_its_training() -> None:
@@ -95,6 +144,41 @@ def test_questions_go_from_easy_to_hard_and_those_without_signal_come_last() -> 
     rates = {"always": 1.0, "never": 0.0, "half": 0.5, "often": 0.75, "half too": 0.5, "always too": 1.0}
     ordered = easy_to_hard([replace(QUESTION, id=name) for name in rates], rates)
     assert [one.id for one in ordered] == ["often", "half", "half too", "never", "always", "always too"]
+
+
+def test_held_out_recordings_are_asked_about_once_and_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+    """Every clip of two recordings a label; names with commas reach the command as they are."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rows = ["path,label,family,recording"]
+    for label in ("low, deep", "high"):
+        for number in range(12):
+            name = f"{label[:3]}{number}.wav"
+            noise = np.random.default_rng(len(rows)).standard_normal(4_000)
+            soundfile.write(folder / name, 0.1 * noise, 16_000)
+            rows.append(f'{name},"{label}",pitch,{name}')
+    table = tmp_path / "clips.csv"
+    table.write_text("\n".join(rows))
+    settings = replace(
+        read_settings(CONFIG, "quick"), families=["pitch"], labels={"pitch": ["low, deep", "high"]}, choices=2,
+        seconds=0.25, hold_out=0.5, held_out_sources=[],
+    )  # fmt: skip
+    study = Study(tmp_path / "study", settings, table, folder, None, "report", "float32")
+    stages = []
+
+    def run_apart(stage: str, entry: Any, argv: list[str]) -> None:
+        assert entry.main([*argv, "--workers", "1"]) == 0
+        stages.append(stage)
+
+    workshop: Any = SimpleNamespace(seed=1, run_apart=run_apart)
+    for _ in range(2):
+        manifests = make_questions(study, workshop)
+    assert stages == ["questions/warm_start", "questions/arms"]
+    made = {name: {path.parent.name for path in (tmp_path / "study/seed-1/questions" / name).glob("*/audio")}
+            for name in ("warm_start", "arms")}  # fmt: skip
+    assert made == {"warm_start": {"train", "held_out"}, "arms": {"train"}}
+    assert {half_of(one) for one in read_all(manifests.held_out)} == {"report"}
+    assert {choice for one in read_all(manifests.pool) for choice in one.choices} == {"low, deep", "high"}
 
 
 # --- FLOPs
@@ -167,6 +251,21 @@ def test_flops_grow_with_what_a_run_did(model_folder: Path, questions: list[Audi
     assert longer > two > shorter
 
 
+def test_a_completion_may_hold_what_ends_lines_elsewhere(
+    model_folder: Path, questions: list[AudioQuestion], tmp_path: Path
+) -> None:
+    """The shorter of two completions is a line separator, U+2028, which JSON takes as it is."""
+    meter = Meter(model_folder, questions[:2], seconds=1.0)
+    argv, file = _argv(tmp_path / "grpo.yaml", GRPO), tmp_path / "predictions.jsonl"
+
+    def answering(*completions: str | None) -> float:
+        said = [predict(one, text, "answer", "") for one, text in zip(questions, completions, strict=False)]
+        write_lines(file, [one.to_record() for one in said])
+        return meter.answering(argv, 3, file)
+
+    assert answering("\u2028", "low low low low") > answering("\u2028", "low") > 0
+
+
 # --- Figures
 
 
@@ -188,7 +287,7 @@ def test_two_clips_of_a_recording_are_one_for_the_intervals(tmp_path: Path) -> N
     channels = [replace(QUESTION, id=name, audio_path=tmp_path / f"{name}.wav") for name in ("left", "right")]
     write_manifest(tmp_path / "manifest.jsonl", [*channels, replace(QUESTION, id="other", source_video="another")])
     right = {"left": [True, False], "right": [False, True], "other": [False, True]}  # in two orders of the choices
-    lines = [{"id": name, "official": one} for name, orders in right.items() for one in orders]
+    lines = [{"id": name, **dict.fromkeys(MATCHERS, one)} for name, orders in right.items() for one in orders]
     (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "scores.json").write_text(json.dumps({"n": 3, "asked": 6, "missing": 0, "format_rate": 0.5}))
     answers = read_answers({seed: (tmp_path / "manifest.jsonl", tmp_path) for seed in (1, 2)})
@@ -267,7 +366,10 @@ def test_the_tables_say_percent_and_points(found: dict[str, Any]) -> None:
     assert right["+ GRPO"]["held out"].startswith("75.0 (") and right["+ GRPO"]["other sources"] == ""
     assert (training["+ SFT"]["TFLOP"], training["+ SFT"]["share of GRPO's"]) == ("2.0", "1.00")
     pair = shown["Difference on the same questions, points (95 % interval)"]["+ GRPO minus + SFT"]
-    assert pair["held out"] == "+25.0 (-100.0 to +100.0)"
+    assert pair["held out"] == "+25.0 (recordings: 3)"  # too few for an interval
+    found["differences"][0]["held_out"] = difference(AFTER, START) | {"recordings": 10}
+    of_more = tables(found)["Difference on the same questions, points (95 % interval)"]["+ GRPO minus + SFT"]
+    assert of_more["held out"] == "+25.0 (-100.0 to +100.0)"
     assert set(shown) - set(tables(found, complete=False)) == {"Difference by family, points (95 % interval)"}
     said = " ".join(sentences(found))
     assert "4 questions about 3 held-out recordings" in said and "NOT held: + SFT, digit 50.0 % (chance 25.0 %)" in said
