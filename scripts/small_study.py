@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import sys
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,8 @@ def main(argv: list[str]) -> int:
     study = Study(own.output_dir, settings, own.data, own.audio, own.preset, own.half, dtype)
     seeds = list(range(own.first_seed, own.first_seed + own.seeds))
     if not study.base.is_dir():  # nothing is made yet; all of it is checked again as it is made
-        compose.check_parts(own.encoder, own.language_model, settings.window_seconds, study.base)
         with in_words_of_the_study(own.config):
+            compose.check_parts(own.encoder, own.language_model, settings.window_seconds, study.base)
             labelled.check(next(iter(drawings_of(study, own.first_seed).values())))
     jobs = own.jobs or max(1, min(own.seeds, num_cores() // torch.get_num_threads()))
     workshop = Workshop(study.folder, own.first_seed)
@@ -143,13 +143,17 @@ def check(own: Namespace, settings: Settings) -> bool:
     for name in MODELS:
         kind: Any = AudioGRPOConfig if name.startswith("grpo") else AudioSFTConfig
         config, keys = training_of(settings, name, 1)
-        with collecting(problems):
+        wrong: list[Problem] = []
+        with collecting(wrong):
             of_machine = [] if name == WARM_START else ["--bf16", "false"]  # `auto` is asked, and said, once
             _, training, _ = parse_config(kind, [*arguments(config, keys, own.output_dir), *of_machine])
             bf16 = bf16 or bool(training.bf16)
             if training.trained_parts == "all":
                 what = "trained_parts is all: the study counts on an encoder that stays as it is"
-                problems.append(Problem(f"{config}, {name}", what, "Choose no_encoder, language_model or projector."))
+                wrong.append(Problem(f"{config}, {name}", what, "Choose no_encoder, language_model or projector."))
+        if settings.arms.get(name):  # its keys may be what is wrong
+            wrong = [replace(one, where=f"{own.config}: arms.{name}, {one.where}") for one in wrong]
+        problems += wrong
     if problems:
         raise Refused(list(dict.fromkeys(problems)))  # those of a config are found once an arm
     return bf16

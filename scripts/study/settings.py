@@ -16,15 +16,16 @@ from r1_aqa_repro.data.yaml_file import read_yaml
 
 ARMS = ("sft", "grpo", "grpo_think")  # what is compared, each from the warm start
 HALVES = ("report", "tune")  # of the held-out recordings
-# keys of the settings and options of the study that `data_prep.labelled` has as options of its own
+# keys of the settings and options of the study that `compose` and `data_prep.labelled` have as options of their own
 _KEYS = {
     "--families": "families",
     "--labels": "labels",
     "--hold-out-source": "held_out_sources",
     "--min-recordings": "min_recordings",
     "--choices": "choices",
+    "--window-seconds": "window_seconds",
 }
-_OPTIONS = {"--table": "--data", "--seed": "--first-seed"}
+_OPTIONS = {"--table": "--data", "--seed": "--first-seed", "--out": "--output-dir"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def read_settings(path: Path, size: str) -> Settings:
 
 @contextmanager
 def in_words_of_the_study(config: Path) -> Iterator[None]:
-    """What `data_prep.labelled` refuses inside is refused by the keys of `config` in place of its options.
+    """What `compose` and `data_prep.labelled` refuse inside names the keys of `config` in place of their options.
 
     Raises:
         Refused: with the same problems.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from eval.predictions import predict
 from r1_aqa_repro.common.errors import Problem, Refused
 from r1_aqa_repro.common.files import write_lines
 from r1_aqa_repro.data.questions import AudioQuestion, write_manifest
-from scripts.small_study import CONFIG, main
+from scripts.small_study import CONFIG, check, main
 from scripts.study.figures import accuracy, blind_check, by_family, difference, read_answers
 from scripts.study.flops import Meter, Spent, between, steps_for
 from scripts.study.report import sentences, tables, write_report
@@ -105,6 +106,7 @@ def test_what_questions_cannot_be_made_of_is_told_by_the_keys_of_the_file() -> N
                 Problem("--hold-out-source home", "no clip is of it", "The sources are a--labels."),
                 Problem("family word", "too few", "Give a smaller --min-recordings or --choices, or more clips."),
                 Problem("clips.csv", "--labels", "Give the collection's --preset."),
+                Problem("--window-seconds", "9 s are more than 8", "Give at most 8."),
             ]
         )
     assert str(refusal.value).splitlines() == [
@@ -112,7 +114,17 @@ def test_what_questions_cannot_be_made_of_is_told_by_the_keys_of_the_file() -> N
         "my.yaml: held_out_sources home: no clip is of it. The sources are a--labels.",
         "family word: too few. Give a smaller min_recordings or choices, or more clips.",
         "clips.csv: --labels. Give the collection's --preset.",
+        "my.yaml: window_seconds: 9 s are more than 8. Give at most 8.",
     ]
+
+
+def test_a_key_of_an_arm_that_no_training_has_is_named_with_its_arm(tmp_path: Path) -> None:
+    own = Namespace(preset="gtzan", data=None, audio=tmp_path, config=Path("my.yaml"), output_dir=tmp_path / "out")
+    settings = replace(read_settings(CONFIG, "small"), arms={"grpo": {"learning_rat": 1}})
+    with pytest.raises(Refused) as refusal:
+        check(own, settings)
+    assert [one.where.split(",")[0] for one in refusal.value.problems] == ["my.yaml: arms.grpo"]
+    assert "learning_rat" in str(refusal.value)
 
 
 def test_keys_of_an_arm_are_arguments_of_its_training() -> None:
