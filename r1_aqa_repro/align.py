@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from r1_aqa_repro.common.console import Options, positive_number, say
+from r1_aqa_repro.common.console import Options, one_of, positive_number, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Failed, Problem, Refused, answer_at_once, collecting, command
 from r1_aqa_repro.common.escaping import code
 from r1_aqa_repro.common.files import (
@@ -41,7 +41,7 @@ from r1_aqa_repro.common.files import (
     write_json,
 )
 from r1_aqa_repro.data.audio import CHANNELS
-from r1_aqa_repro.data.yaml_file import read_yaml
+from r1_aqa_repro.data.yaml_file import as_options, read_yaml
 
 RIDGE = 0.03
 
@@ -55,37 +55,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     config = parser.parse_args(argv).config
     if config is not None:
-        parser.set_defaults(**_from_config(config))
+        parser.set_defaults(**as_options(read_yaml(config), _READ, config))
     given = parser.parse_args(argv)
     if missing := [f"--{name}" for name in ("model", "data", "out") if getattr(given, name) is None]:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     return given
-
-
-def _from_config(path: str) -> dict[str, Any]:
-    values, problems = {}, []
-    for key, value in read_yaml(path).items():
-        where = f"{path}: {key}"
-        if key not in _READ:
-            problems.append(Problem(where, "there is no such key", f"The keys are {', '.join(_READ)}."))
-            continue
-        if not isinstance(value, str | int | float) or isinstance(value, bool):  # their text would be a path
-            problems.append(Problem(where, f"{value!r:.80} is no text and no number", "Correct the value."))
-            continue
-        with collecting(problems):
-            try:
-                values[key] = _READ[key](str(value))
-            except (ValueError, argparse.ArgumentTypeError) as error:
-                problems.append(Problem(where, str(error), "Correct the value."))
-    if problems:
-        raise Refused(problems)
-    return values
-
-
-def _channel(text: str) -> str:
-    if text not in CHANNELS:
-        raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(CHANNELS)}")
-    return text
 
 
 # the options, and how each is read on the command line and in a configuration
@@ -94,7 +68,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "data": Path,
     "out": output_folder,
     "ridge": positive_number,
-    "audio_channel": _channel,
+    "audio_channel": one_of(CHANNELS),
 }
 
 

@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any, NoReturn
 
@@ -114,6 +114,17 @@ def show_help_if_asked(name: str, doc: str | None, library: str, *keys: type) ->
     )
     options.print_help()
     sys.exit()
+
+
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+    """The type of a value that is one of these names, for what has no `choices`."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(names)}")
+        return text
+
+    return read
 
 
 def positive_number(text: str) -> float:

@@ -6,13 +6,15 @@ date, of 010 and of 1:30 surprises people: a date stays a text, the numbers are 
 
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
 
-from r1_aqa_repro.common.errors import Refused
+from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.common.files import open_file
 
 _MOST_BYTES = 1 << 18  # read in seconds
@@ -113,3 +115,36 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Refused.because(str(path), "the config is no mapping", "Write `key: value` lines.")
     return content
+
+
+def as_options(content: Mapping[str, Any], keys: Mapping[str, Callable[[str], Any]], where: str) -> dict[str, Any]:
+    """The values of a mapping in a YAML file, each read as the option of that name is on a command line.
+
+    Args:
+        content: the mapping.
+        keys: that it may have, and the type of each, as argparse's; `bool` of one that is true or false.
+        where: it stands, for messages.
+
+    Raises:
+        Refused: naming every key that there is not, and every value that does not fit.
+    """
+    values, problems = {}, []
+    for key, value in content.items():
+        at = f"{where}: {key}"
+        if key not in keys:
+            problems.append(Problem(at, "there is no such key", f"The keys are {', '.join(keys)}."))
+        elif keys[key] is bool:
+            values[key] = value
+            if not isinstance(value, bool):
+                problems.append(Problem(at, f"{value!r:.80} is not true or false", "Correct the value."))
+        elif not isinstance(value, str | int | float) or isinstance(value, bool):  # their text would be a path
+            problems.append(Problem(at, f"{value!r:.80} is no text and no number", "Correct the value."))
+        else:
+            with collecting(problems):
+                try:
+                    values[key] = keys[key](str(value))
+                except (ValueError, argparse.ArgumentTypeError) as error:
+                    problems.append(Problem(at, str(error), "Correct the value."))
+    if problems:
+        raise Refused(problems)
+    return values
