@@ -75,7 +75,7 @@ def evaluate(parser: Options, argv: list[str], benchmark: Benchmark | None = Non
     if not processes.is_main:
         return EXIT_DONE
     print_report(plan.evaluation.folder / "report.md")
-    return _tell_losses(scores, plan.evaluation.folder)
+    return tell_losses(scores, plan.evaluation.folder)
 
 
 def _score(parser: argparse.ArgumentParser, arguments: argparse.Namespace, benchmark: Benchmark) -> int:
@@ -90,10 +90,10 @@ def _score(parser: argparse.ArgumentParser, arguments: argparse.Namespace, bench
 
     scored = score_file(**{name: given[name] for name in _WITH_PREDICTIONS}, benchmark=benchmark)
     print_report(scored.folder / "report.md")
-    return _tell_losses(scored.scores, scored.folder)
+    return tell_losses(scored.scores, scored.folder)
 
 
-def _tell_losses(scores: Mapping[str, Any], folder: Path) -> int:
+def tell_losses(scores: Mapping[str, Any], folder: Path) -> int:
     """Say what is missing, if it matters; returns the exit code."""
     from eval.scores import mostly_missing
 

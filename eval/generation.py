@@ -80,11 +80,22 @@ class Generator:
             what = f"the model cannot be put on the device ({str(error).splitlines()[0]})"
             remedy = "Give cpu or a device this machine has."
             raise Refused.because(f"--device {settings.device}", what, remedy) from None
+        return cls.of(model.eval(), processor, settings, own_decoding)
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        settings: EvalSettings,
+        own_decoding: Mapping[str, Any] | None = None,
+    ) -> Generator:
+        """A model that is loaded already, asked as these settings say; see `load`."""
         config, warpers = generation.greedy_config(model, processor, settings.max_new_tokens), None
         if own_decoding is not None:
             config, warpers = checkpoint_config(config, own_decoding)
         style, channel = str(settings.prompt_style), settings.audio_channel
-        return cls(model.eval(), processor, config, style, channel, settings.no_audio, warpers=warpers)
+        return cls(model, processor, config, style, channel, settings.no_audio, warpers=warpers)
 
     def answer(self, prompts: Sequence[AudioPrompt], warn: Callable[[str], None]) -> list[list[str | None]]:
         """The completions of each prompt, in order; None each, and a warning, if its clip cannot be used.

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from eval.benchmarks import MMAU, benchmark_of, version_of
 from eval.benchmarks.record import Benchmark
 from eval.checkpoints import base_folder, check_adapter, decoding_settings, held_out_set, local_folder
 from eval.evaluation import NO_AUDIO, Evaluation, is_complete, scores_without_audio
-from eval.grid import prompts_of
+from eval.grid import AudioPrompt, prompts_of
 from eval.long_clips import recorded_long_clips
 from eval.predictions import MOST_REPEATS, PREDICTIONS, PredictionFile
 from eval.processes import ALONE, Processes
@@ -33,7 +34,37 @@ if TYPE_CHECKING:
     from eval.generation import Generator
 
 AS_TRAINING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # as GRPO samples
+Load = Callable[[EvalSettings, Mapping[str, Any] | None], "Generator"]
 _VERSIONS_OF = ("torch", "transformers", "librosa", "soundfile")  # the packages that predictions depend on
+
+
+class Checkpoint:
+    """A model that evaluations are of, whose files are read once for all of them.
+
+    Args:
+        ckpt, adapter: as in the settings.
+
+    Raises:
+        Refused: no such checkpoint or adapter, or its files are not sound.
+    """
+
+    def __init__(self, ckpt: str, adapter: Path | None = None):
+        self.folder, self.adapter = local_folder(ckpt), adapter
+        self.results = self.folder / "eval" if Path(ckpt).is_dir() else Path("runs/eval") / ckpt.replace("/", "--")
+        if adapter is not None:
+            check_adapter(adapter, self.folder)
+            self.results = adapter / "eval"
+
+    @cached_property
+    def digest(self) -> str:
+        """See `model_digest`.
+
+        Raises:
+            Refused: a weight is not finite.
+        """
+        for one in filter(None, (self.folder, self.adapter, base_folder(self.folder))):
+            check_finite(one)
+        return model_digest(self.adapter or self.folder, self.folder if self.adapter else base_folder(self.folder))
 
 
 @dataclass(frozen=True)
@@ -44,12 +75,13 @@ class Plan:
     settings: EvalSettings
 
 
-def prepare(settings: EvalSettings, benchmark: Benchmark | None = None) -> Plan:
+def prepare(settings: EvalSettings, benchmark: Benchmark | None = None, checkpoint: Checkpoint | None = None) -> Plan:
     """Resolve every default and read the questions, without loading the model.
 
     Args:
         settings: what to evaluate and how.
         benchmark: the one that the questions have to be of; None takes whatever they are, and MMAU by default.
+        checkpoint: that of the settings, if another plan has needed it before.
 
     Raises:
         Refused: no such checkpoint, adapter or data, bad records, some questions without answers and others with, or
@@ -58,20 +90,19 @@ def prepare(settings: EvalSettings, benchmark: Benchmark | None = None) -> Plan:
     if (times := settings.repeats * settings.permute_choices) > MOST_REPEATS:
         what = f"each question would be asked {times:,} times"
         raise Refused.because("--repeats, --permute-choices", what, f"Choose {MOST_REPEATS:,} at most together.")
-    folder = local_folder(settings.ckpt)
-    if settings.adapter is not None:
-        check_adapter(settings.adapter, folder)
+    checkpoint = checkpoint or Checkpoint(settings.ckpt, settings.adapter)
+    folder = checkpoint.folder
     paths = {"checkpoint": settings.ckpt, "adapter": settings.adapter}
     named = benchmark or MMAU
     data, audio_dir, style = _source(settings, folder, named)
     if data.suffix == ".parquet" and data.is_file():
-        out = settings.out or _default_out(settings, folder, data, named)
+        out = settings.out or checkpoint.results / _results_name(settings, data, named)
         named.prepare([data], [audio_dir] if audio_dir else [], out / "data")
         data, audio_dir = out / "data" / "manifest.jsonl", None
         read = read_questions(data)
     else:
         read = read_questions(data, audio_dir)
-        out = settings.out or _default_out(settings, folder, data, benchmark_of(read.records))
+        out = settings.out or checkpoint.results / _results_name(settings, data, benchmark_of(read.records))
     if benchmark is not None and read.records:
         benchmark.require(read.records, benchmark_of(read.records), str(data))
     questions = read.records[: settings.limit]
@@ -95,9 +126,7 @@ def prepare(settings: EvalSettings, benchmark: Benchmark | None = None) -> Plan:
             "differ with --decoding sample, or checkpoint if its generation_config.json samples"
         )
     data_sha256 = sha256_of(data)
-    for one in filter(None, (folder, settings.adapter, base_folder(folder))):
-        check_finite(one)  # before anything is written
-    digest = model_digest(settings.adapter or folder, folder if settings.adapter else base_folder(folder))
+    digest = checkpoint.digest  # before anything is written
     device = settings.device or _default_device()
     dtype = settings.dtype or ("float32" if device == "cpu" else "bfloat16")
     settings = replace(settings, ckpt=str(folder), prompt_style=style, device=device, dtype=dtype)
@@ -142,13 +171,8 @@ def _source(settings: EvalSettings, folder: Path, benchmark: Benchmark) -> tuple
     return data or own["data"], settings.audio_dir or own.get("audio_dir"), style
 
 
-def _default_out(settings: EvalSettings, folder: Path, data: Path, benchmark: Benchmark) -> Path:
-    name = (data.stem if benchmark is MMAU else benchmark.name) + (NO_AUDIO if settings.no_audio else "")
-    if settings.adapter is not None:
-        return settings.adapter / "eval" / name
-    if Path(settings.ckpt).is_dir():
-        return folder / "eval" / name
-    return Path("runs/eval") / settings.ckpt.replace("/", "--") / name
+def _results_name(settings: EvalSettings, data: Path, benchmark: Benchmark) -> str:
+    return (data.stem if benchmark is MMAU else benchmark.name) + (NO_AUDIO if settings.no_audio else "")
 
 
 def _default_device() -> str:
@@ -157,8 +181,34 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def carry_out(plan: Plan, processes: Processes = ALONE) -> dict[str, Any]:
+def check(plan: Plan) -> None:
+    """Find what carrying a plan out would refuse, short of loading the model.
+
+    Raises:
+        Refused: see `carry_out`.
+    """
+    prompts = _prompts(plan.evaluation)
+    with PredictionFile(plan.evaluation.folder, plan.evaluation.settings, plan.evaluation.paths, prompts) as file:
+        if not file.is_complete:
+            _check_questions(plan)
+
+
+def _check_questions(plan: Plan) -> None:
+    from eval.generation import check_prompts, require_audio  # torch: not needed to score what is complete
+
+    check_prompts(plan.evaluation.questions, plan.settings, plan.evaluation.paths["data"])
+    if plan.settings.strict:
+        require_audio(plan.evaluation.questions, plan.settings)
+
+
+def carry_out(plan: Plan, processes: Processes = ALONE, load: Load | None = None) -> dict[str, Any]:
     """Carry out a plan; see `complete`.
+
+    Args:
+        plan: of one evaluation.
+        processes: that share the work; all call this.
+        load: gives the model of a plan that has passed `check`; None checks it, if anything is left to generate, and
+            loads its model with `Generator.load`.
 
     Raises:
         Refused: predictions made with other settings are in the folder; the checkpoint is no sound Qwen2-Audio; a clip
@@ -166,18 +216,16 @@ def carry_out(plan: Plan, processes: Processes = ALONE) -> dict[str, Any]:
     """
     evaluation, settings = plan.evaluation, plan.settings
 
-    def load() -> Generator:
-        # torch: not needed to score what is complete
-        from eval.generation import Generator, check_prompts, require_audio
+    def generator() -> Generator:
+        from eval.generation import Generator  # torch: not needed to score what is complete
 
-        processes.on_main(lambda: check_prompts(evaluation.questions, settings, evaluation.paths["data"]))
-        if settings.strict:
-            processes.on_main(lambda: require_audio(evaluation.questions, settings))
+        if load is None:
+            processes.on_main(lambda: _check_questions(plan))
         own = f"cuda:{local_rank()}" if settings.device == "cuda" and processes.count > 1 else settings.device
         own_decoding = evaluation.settings["generation_config"]
-        return processes.together(lambda: Generator.load(replace(settings, device=own), own_decoding))
+        return processes.together(lambda: (load or Generator.load)(replace(settings, device=own), own_decoding))
 
-    return complete(evaluation, load, processes, embed_audio=settings.embed_audio)
+    return complete(evaluation, generator, processes, embed_audio=settings.embed_audio)
 
 
 def complete(
@@ -206,7 +254,7 @@ def complete(
         Failed: what other processes have answered is not in the folder; something cannot be read or written.
     """
     settings = evaluation.settings
-    prompts = prompts_of(evaluation.questions, settings["repeats"], settings["permute_choices"])
+    prompts = _prompts(evaluation)
     kept = "What was generated is kept: give the same command again once it can be."
     with failing_plainly(evaluation.folder, kept), ExitStack() as stack:
         file = processes.on_main(
@@ -219,6 +267,11 @@ def complete(
             if not processes.from_main(lambda: file.is_complete):  # they would count as wrong
                 raise Failed(f"{evaluation.folder}: answers of other processes are not there; is the folder shared?")
         return processes.from_main(lambda: _finish(evaluation, file, embed_audio))
+
+
+def _prompts(evaluation: Evaluation) -> list[AudioPrompt]:
+    settings = evaluation.settings
+    return prompts_of(evaluation.questions, settings["repeats"], settings["permute_choices"])
 
 
 def _finish(evaluation: Evaluation, file: PredictionFile, embed_audio: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from r1_aqa_repro.common.console import key, positive
+from r1_aqa_repro.common.console import key, one_of, positive
 from r1_aqa_repro.common.files import output_folder
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 
@@ -75,6 +75,16 @@ class EvalSettings:
 
 
 NAMES = tuple(one.name for one in fields(EvalSettings))
+
+
+def readers(names: Collection[str]) -> dict[str, Callable[[str], Any]]:
+    """How these settings are read in a configuration, for `yaml_file.as_options`: as their options are."""
+    kinds, found = get_type_hints(EvalSettings), {}
+    for one in fields(EvalSettings):
+        if one.name in names:
+            choices, kind = one.metadata.get("choices"), kinds[one.name]
+            found[one.name] = one_of(choices) if choices else bool if kind is bool else _READ.get(kind, (str, None))[0]
+    return found
 
 
 def add_options(parser: ArgumentParser | _ArgumentGroup, names: Collection[str]) -> None:

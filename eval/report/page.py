@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +21,7 @@ from urllib.parse import quote
 from eval.evaluation import Evaluation
 from eval.matcher import MATCHERS
 from eval.predictions import Prediction
-from eval.report.rendering import render, shared_values
+from eval.report.rendering import asset, render, shared_values
 from eval.rules import RULES, answers_of, tallies
 from eval.scores import choice_named, choices_as_asked
 from eval.targets import reference_lines
@@ -47,8 +46,7 @@ def write_page(evaluation: Evaluation, embed_audio: bool = False) -> Path:
     labels_by_key = [(key, name, labels[key]) for key, name in groups.items() if labels[key]]
     listed = [_listed(evaluation, question, labels, embed_audio) for question in evaluation.questions]
     by_rule = tallies(evaluation, answers_of(evaluation))
-    templates = resources.files("eval.report") / "templates"
-    script, css = ((templates / name).read_text("utf-8") for name in ("report.js", "report.css"))
+    script = asset("report.js")
     page = render(
         "report.html.j2",
         **values,
@@ -58,7 +56,7 @@ def write_page(evaluation: Evaluation, embed_audio: bool = False) -> Path:
         rules=RULES,
         by_other_rule={name: tally for name, tally in by_rule.items() if name not in MATCHERS},
         script=script,
-        css=css,
+        css=asset("report.css"),
         data={"matchers": list(MATCHERS), "labels": labels_by_key, "questions": listed},
     )
     write_atomically(evaluation.folder / REPORT, page)

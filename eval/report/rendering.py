@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -34,6 +35,11 @@ def render(template: str, **values: Any) -> str:
     text = _environment().get_template(template).render(values)
     # in Markdown any number of empty lines is one, so that templates need not care for those of absent parts
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n" if template.endswith(".md.j2") else text
+
+
+def asset(name: str) -> str:
+    """A file of `templates/` that stands in pages as it is, such as `report.css`."""
+    return (resources.files("eval.report") / "templates" / name).read_text("utf-8")
 
 
 def shared_values(evaluation: Evaluation) -> dict[str, Any]:

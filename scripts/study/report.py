@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from eval.report.rendering import render
+from eval.report.rendering import asset, render
 from r1_aqa_repro.common.files import write_atomically
 from scripts.study.seed import MODELS, WARM_START
 from scripts.study.settings import ARMS
@@ -76,7 +75,6 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
 def write_report(folder: Path, results: Mapping[str, Any]) -> None:
     """Write results.md, results.html and the picture to the folder of a study."""
     plot(folder / PICTURE, results)
-    css = (resources.files("eval.report") / "templates" / "report.css").read_text("utf-8")
     values = {
         "tables": tables(results),
         "sentences": sentences(results),
@@ -85,7 +83,8 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> None:
     }
     write_atomically(folder / "results.md", render("study.md.j2", **values, picture=PICTURE))
     picture = f"data:image/png;base64,{base64.b64encode((folder / PICTURE).read_bytes()).decode()}"
-    write_atomically(folder / "results.html", render("study.html.j2", **values, picture=picture, css=css))
+    page = render("study.html.j2", **values, picture=picture, css=asset("report.css"))
+    write_atomically(folder / "results.html", page)
 
 
 def plot(path: Path, results: Mapping[str, Any]) -> None:

@@ -62,7 +62,7 @@ def test_help_of_labelling_comes_at_once_too() -> None:
 
 
 def test_evaluations_are_found() -> None:
-    assert {"mmau", "benchmark", "compare", "reconcile", "sweep"} <= set(EVALUATIONS)
+    assert {"mmau", "benchmark", "compare", "reconcile", "suite", "sweep"} <= set(EVALUATIONS)
 
 
 @pytest.mark.parametrize(

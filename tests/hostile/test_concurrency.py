@@ -87,7 +87,7 @@ def test_a_second_command_for_a_place_is_refused(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["comparison.json", "sweep.json"])
+@pytest.mark.parametrize("name", ["comparison.json", "suite.json", "sweep.json"])
 def test_results_are_not_written_while_another_command_writes_to_their_folder(
     name: str,
     held: ExitStack,
@@ -95,10 +95,13 @@ def test_results_are_not_written_while_another_command_writes_to_their_folder(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from eval import compare, sweep
+    from eval import compare, suite, sweep
 
     held.enter_context(sole_use(tmp_path / LOCK, ""))
-    if name == "sweep.json":
+    if name == "suite.json":
+        with pytest.raises(Refused, match=HOLDER):
+            suite.write_suite(tmp_path, {})
+    elif name == "sweep.json":
         monkeypatch.setattr(sweep, "summary", lambda *_: {"points": []})
         with pytest.raises(Refused, match=HOLDER):
             sweep.write_sweep(tmp_path, tmp_path, [])
