@@ -97,6 +97,11 @@ class Generator:
         style, channel = str(settings.prompt_style), settings.audio_channel
         return cls(model, processor, config, style, channel, settings.no_audio, warpers=warpers)
 
+    @property
+    def window_seconds(self) -> float:
+        """What the model hears of a clip, from its beginning."""
+        return float(self.processor.feature_extractor.chunk_length)
+
     def answer(self, prompts: Sequence[AudioPrompt], warn: Callable[[str], None]) -> list[list[str | None]]:
         """The completions of each prompt, in order; None each, and a warning, if its clip cannot be used.
 

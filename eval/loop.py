@@ -66,8 +66,7 @@ class Loop:
                 file.use_batch_size(size)
                 lost = [one for one in prompts if one.question.id in unreadable]
                 file.append(self._predictions(lost, [[None] * one.repeats for one in lost]))
-            window = generator.processor.feature_extractor.chunk_length
-            record_long_clips(evaluation.folder, evaluation.questions, window)
+            record_long_clips(evaluation.folder, evaluation.questions, generator.window_seconds)
             return file.batch_sizes, set(file.recorded)
 
         sizes, self.done = processes.from_main(begin)

@@ -51,6 +51,8 @@ def test_every_question_is_accounted_for(tmp_path: Path) -> None:
 class Scripted:
     """Answers as `WAYS` says; `interrupt` is the number of the batch before which Ctrl-C comes."""
 
+    window_seconds = 30.0
+
     def __init__(self, interrupt: int | None = None):
         self.asked: list[tuple[str, tuple[str, ...]]] = []
         self.batches, self.interrupt = 0, interrupt

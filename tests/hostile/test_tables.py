@@ -182,7 +182,8 @@ def sweep(label: str) -> dict[str, Any]:
     point = {"name": label, "total": tally, "task": {label: tally}, "unparsed": 0, "missing": 0}
     return {
         "run": label, "version": "unknown", "n": 2, "settings": {"prompt_style": "answer", "no_audio": False},
-        "tasks": [label], "rows": [point], "points": [point], "marks": {label: []}, "sentences": [], "lines": {},
+        "key": "task", "tasks": [label], "rows": [point], "points": [point],
+        "marks": {label: []}, "sentences": [], "lines": {},
     }  # fmt: skip
 
 
