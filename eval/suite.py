@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from eval.benchmark import tell_losses
 from eval.benchmarks import BENCHMARKS
 from eval.benchmarks.record import Benchmark
-from eval.compare import Run, compare
+from eval.compare import Run, compare, settings_that_differ
 from eval.evaluation import NO_AUDIO
 from eval.processes import joined
 from eval.report.markdown import print_report
@@ -327,10 +327,14 @@ def _sentences(rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> Ite
 
 
 def _shown(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the templates: `pairs` by name, and `reach`, the farthest that one of their intervals goes from 0."""
+    """Values of the templates: `pairs` by name; `reach`, the farthest that one of their intervals goes from 0; `alike`,
+    the settings that all evaluations have, and the names of the others, `varied`."""
     pairs = {one["name"]: one["comparison"] for one in found[_EVALUATIONS] if "comparison" in one}
     bounds = [abs(bound) for pair in pairs.values() for bound in pair["total"]["ci95"]]
-    return {**found, "pairs": pairs, "reach": max([1.0, *bounds]), "recorded": RECORDED}
+    settings = [one["settings"] for one in found[_EVALUATIONS]]
+    varied = list(settings_that_differ(settings))
+    alike = {key: value for key, value in settings[0].items() if key not in varied}
+    return {**found, "pairs": pairs, "reach": max([1.0, *bounds]), "alike": alike, "varied": varied}
 
 
 def _arguments(argv: Sequence[str]) -> tuple[Namespace, list[Entry]]:

@@ -138,6 +138,8 @@ def test_a_whole_suite(suite, capsys):
     said = capsys.readouterr()
     assert "[6/6]" in said.err and "Not told apart" in said.out
 
+    text = (suite.out / "suite.md").read_text(encoding="utf-8")
+    assert "| evaluation | prompt_style | max_new_tokens | no_audio | data |" in text and "batch\\_size 4" in text
     before = contents(suite.out)
     assert {"suite.md", "suite.html", "home/report.html", "before/home-no-audio/scores.json"} <= set(before)
     assert evaluate(["--predictions", str(suite.out / "home" / "predictions.jsonl")]) == 0  # it is an ordinary one
