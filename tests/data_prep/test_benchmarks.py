@@ -2,6 +2,7 @@
 `data_prep.mmau`, such as archives nobody should trust, is in its tests."""
 
 import json
+from typing import Any
 
 import pytest
 import soundfile
@@ -225,7 +226,7 @@ class TestMMAUPro:
         assert world.report["dropped"] == {"several clips": ["00000000-0002"]}
 
 
-BAD = {
+BAD: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "mmar": (mmar, lambda n, **changed: mmar_record(n, audio_path=f"clip-{n}.wav", **changed), {"answer": "Enough"},
              "answer 'Enough' is not among the choices"),
     "mmsu": (mmsu, lambda n, **changed: mmsu_record(n, audio=f"clip-{n}.wav", **changed), {"choice_a": "C",
