@@ -29,13 +29,12 @@ from data_prep.pipeline import DEFAULT, LeftOut, Making, Record, Report, add_pre
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Problem, Refused
 from r1_aqa_repro.common.files import as_json, sha256_of, unreadable, write_atomically
-from r1_aqa_repro.data.audio import HEARD_SECONDS
 from r1_aqa_repro.data.benchmark_records import NOT_ASKED, NotAsked, only_clip
-from r1_aqa_repro.data.questions import LONGER, AudioQuestion, check_question
+from r1_aqa_repro.data.questions import HEARD_SECONDS, LONGER, AudioQuestion, check_question
 from r1_aqa_repro.data.records import (
     Rejected,
     id_of,
-    is_parquet,
+    is_table,
     no_records,
     parse_records,
     read_records,
@@ -114,7 +113,7 @@ def run(benchmark: Benchmark, doc: str | None, argv: list[str]) -> int:
     """Run the command of a benchmark, whose module's docstring is `doc`; returns its exit code."""
     arguments = _parser(benchmark, doc).parse_args(argv)
     report = prepare(benchmark, arguments.questions, arguments.audio, arguments.out, Making.of(arguments))
-    has_audio = bool(arguments.audio) or any(map(is_parquet, arguments.questions))
+    has_audio = bool(arguments.audio) or any(map(is_table, arguments.questions))
     lost = report.flagged.keys() - {LONGER} if has_audio else set()
     has_losses = lost or report.dropped.keys() - {*NOT_ASKED, TOO_LONG}
     return EXIT_LOSSES if has_losses or not report.keeps(arguments.min_kept) else EXIT_DONE
@@ -215,7 +214,7 @@ def _records(
     asked = (record.clip for listed in by_file.values() for record in listed if isinstance(record, Asked))
     clips = NamedClips(asked, audio, unpacked, benchmark.named)
     for file, listed in by_file.items():
-        has_audio = is_parquet(file)
+        has_audio = is_table(file)
         embedded = (audio_bytes(row) for _, row in read_records(file)) if has_audio else (None for _ in listed)
         for record, own in zip(listed, embedded, strict=True):
             if not isinstance(record, Asked):
@@ -248,7 +247,7 @@ def _check_sources(benchmark: Benchmark, questions: list[Path], audio: list[Path
 
 
 def _holds_audio(file: Path) -> bool:
-    return is_parquet(file) and any(audio_bytes(row) is not None for _, row in read_records(file))
+    return is_table(file) and any(audio_bytes(row) is not None for _, row in read_records(file))
 
 
 def _parser(benchmark: Benchmark, doc: str | None) -> Options:

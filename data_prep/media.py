@@ -18,7 +18,8 @@ import numpy as np
 import soxr
 
 from r1_aqa_repro.common.files import open_file
-from r1_aqa_repro.data.audio import CHANNELS, HEAD, HEARD_SECONDS, SAMPLING_RATE, impossible, no_recording
+from r1_aqa_repro.data.audio import CHANNELS, HEAD, SAMPLING_RATE, impossible, no_recording
+from r1_aqa_repro.data.questions import HEARD_SECONDS
 
 MAX_SECONDS = 600.0  # longest file taken whole: a longer one is a recording, not a clip
 MIN_SECONDS = 0.1

@@ -2,8 +2,8 @@
 
     python -m data_prep.mmsu --questions data/train-*.parquet --out data/mmsu
 
-Questions are read from parquet files, whose clips may be embedded, or from JSON lines; the answer is the text of a
-choice or its letter, whichever each record has. Clips are found in folders, tar archives and parquet files. Every
+Questions are read from parquet or Arrow files, whose clips may be embedded, or from JSON lines; the answer is the text
+of a choice or its letter, whichever each record has. Clips are found in folders, tar archives and parquet files. Every
 question stays in the manifest: one whose clip is missing or cannot be used is flagged, and an evaluation counts it as
 wrong; one whose clip goes on after 30 s, of which Qwen2-Audio hears no more, is flagged longer_than_30_s, and its clip
 stays whole. Without clips all questions are kept and flagged. It writes manifest.jsonl, source.jsonl (every record as
@@ -39,7 +39,7 @@ def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making 
 _MMSU = Benchmark(
     command="data_prep.mmsu",
     name="MMSU",
-    files="MMSU's JSON file, or parquet files",
+    files="MMSU's JSON file, or parquet or Arrow files",
     read=reading(question_from_mmsu),
 )
 

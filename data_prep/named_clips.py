@@ -16,10 +16,10 @@ from data_prep.pipeline import safe_stem
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import Problem
 from r1_aqa_repro.common.files import unreadable
-from r1_aqa_repro.data.benchmark_records import only_clip
-from r1_aqa_repro.data.records import BadRecord, is_parquet, read_records
+from r1_aqa_repro.data.benchmark_records import AUDIO_KEYS, only_clip
+from r1_aqa_repro.data.records import BadRecord, is_table, read_records
 
-AUDIO_COLUMNS = ("context", "audio")  # of Parquet files, which hold the clips
+AUDIO_COLUMNS = ("context", *AUDIO_KEYS)  # of Parquet and Arrow files, which hold the clips
 UNPACKED = ".unpacked"  # the folder, in that of a preparation, where archives are unpacked
 
 IdAndPath = Callable[[dict[str, Any]], tuple[str, str | None]]
@@ -50,7 +50,7 @@ class NamedClips:
         clips: of all records.
         sources: folders and archives; the first that has a clip counts.
         unpacked: folder that archives are unpacked to, each into one whose name changes when the archive does.
-        named: id and path, as they stand, of a Parquet file's row that holds a clip; it raises BadRecord.
+        named: id and path, as they stand, of a Parquet or Arrow file's row that holds a clip; it raises BadRecord.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class NamedClips:
         found = archive.stat()
         state = f"{archive.absolute()} {found.st_size} {found.st_mtime_ns}"
         folder = unpacked / hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
-        if is_parquet(archive):
-            number = _unpack_parquet(archive, folder, named, self._wanted)
+        if is_table(archive):
+            number = _unpack_table(archive, folder, named, self._wanted)
         else:
             number = unpack(archive, folder, self._name_unpacked)
         say(f"{number:,} of its clips belong to questions")
@@ -142,13 +142,13 @@ def problems_of(sources: Iterable[Path]) -> list[Problem]:
         is_folder = os.path.isdir(source)
         if (reason := unreadable_folder(source) if is_folder else unreadable(source)) is not None:
             problems.append(Problem(str(source), reason, "Give a folder or file that holds the clips."))
-        elif not is_folder and not is_parquet(source) and not is_tar(source):
+        elif not is_folder and not is_table(source) and not is_tar(source):
             what = "it is no folder, no tar archive and no parquet file"
             problems.append(Problem(str(source), what, "It may be damaged: fetch it again, or give the folder."))
     return problems
 
 
-def _unpack_parquet(file: Path, folder: Path, named: IdAndPath, wanted: Collection[str]) -> int:
+def _unpack_table(file: Path, folder: Path, named: IdAndPath, wanted: Collection[str]) -> int:
     """Write the embedded clips under their question's id, or under their own name if that has no question."""
     folder.mkdir(parents=True, exist_ok=True)
     modified = file.stat().st_mtime

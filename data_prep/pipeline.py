@@ -34,8 +34,8 @@ from r1_aqa_repro.common.distributed import num_cores
 from r1_aqa_repro.common.errors import failing_plainly
 from r1_aqa_repro.common.files import output_folder, require_regular, whole_file, write_json
 from r1_aqa_repro.common.record_file import RecordFile
-from r1_aqa_repro.data.audio import CHANNELS, HEARD_SECONDS
-from r1_aqa_repro.data.questions import LONGER, AudioQuestion, check_question, manifest_line
+from r1_aqa_repro.data.audio import CHANNELS
+from r1_aqa_repro.data.questions import HEARD_SECONDS, LONGER, AudioQuestion, check_question, manifest_line
 from r1_aqa_repro.data.records import BadRecord, Rejected
 
 MANIFEST = "manifest.jsonl"
@@ -143,7 +143,7 @@ def prepare(
         settings: what, beside channel, format and seconds, the content of `out` depends on, such as the command's name
             and the annotations' hash (JSON values): a folder made with others is refused.
         total: the number of records if it is known, for the progress bar.
-        flag_longer: flag the questions whose clips go on after what is heard of them, see `audio.HEARD_SECONDS`.
+        flag_longer: flag the questions whose clips go on after what is heard of them, see `questions.HEARD_SECONDS`.
 
     Raises:
         Refused: `out` was made with other settings, holds something from elsewhere, or another run works in it.

@@ -13,10 +13,9 @@ from typing import Any
 from eval.grid import seconds_of
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import read_json, write_json
-from r1_aqa_repro.data.questions import LONGER, AudioQuestion
+from r1_aqa_repro.data.questions import HEARD_SECONDS, LONGER, AudioQuestion
 
 LONG_CLIPS = "long_clips.json"
-_WINDOW = 30.0  # seconds, Qwen2-Audio's: `audio.HEARD_SECONDS`, whose module is slow to import
 _TOKEN = 0.04  # seconds that a token of audio stands for: what lies within one is not lost
 
 
@@ -29,7 +28,7 @@ class LongClips:
         seconds: the length of each longer clip, by question id; None of one that its manifest flags.
     """
 
-    window_seconds: float = _WINDOW
+    window_seconds: float = HEARD_SECONDS
     seconds: Mapping[str, float | None] = field(default_factory=dict)
 
     def with_flagged(self, questions: Iterable[AudioQuestion]) -> LongClips:
@@ -61,4 +60,4 @@ def recorded_long_clips(folder: Path) -> LongClips:
     numbers = [window, *seconds.values()] if isinstance(seconds, dict) else [None]
     if not all(isinstance(one, int | float) and one > 0 for one in numbers):
         raise Refused.because(str(folder / LONG_CLIPS), "it is damaged", remedy)
-    return LongClips(**record)
+    return LongClips(record["window_seconds"], record["seconds"])

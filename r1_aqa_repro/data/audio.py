@@ -23,7 +23,6 @@ from r1_aqa_repro.common.errors import Failed
 from r1_aqa_repro.common.files import open_file
 
 SAMPLING_RATE = 16_000  # Hz, what Qwen2-Audio's feature extractor expects
-HEARD_SECONDS = 30.0  # of a clip, from its beginning: the extractor's window
 CHANNELS = ("first", "mean")
 # Greatest amplitude; that of full scale is 1. Lossy codecs overshoot, and whoever forgets to scale integers of 32 bits
 # gets this. What is above no recording has given, and it overflows once it is squared.

@@ -35,8 +35,9 @@ from r1_aqa_repro.data.records import BadRecord, Read, id_of, label, optional_te
 
 CONTRIBUTIONS = ("weak", "strong")
 
-# flags of a question: its clip goes on after the 30 s that Qwen2-Audio hears, see `audio.HEARD_SECONDS`; a choice is
-# empty, and was published so
+HEARD_SECONDS = 30.0  # of a clip, from its beginning: the window of Qwen2-Audio's feature extractor
+
+# flags of a question: its clip goes on after HEARD_SECONDS; a choice is empty, and was published so
 LONGER, EMPTY_CHOICE = "longer_than_30_s", "empty_choice"
 
 _LETTERED = {"A": "choice_a", "B": "choice_b", "C": "choice_c", "D": "choice_d"}  # MMSU's keys

@@ -22,6 +22,7 @@ from r1_aqa_repro.common.files import open_file, unreadable
 _PARQUET = b"PAR1"  # what such a file begins with
 # what Arrow files begin with: the random access format, and the stream, whose messages begin with a continuation mark
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
+_TABLES = (_PARQUET, *_ARROW)
 _DEEPEST = 64  # lists and objects in one another, in a record
 _ROWS = 8  # of a Parquet or Arrow file, with their audio, in memory at once
 _BUFFER = 1 << 20  # bytes of a Parquet file's column read at once: it would read a whole row group
@@ -137,7 +138,7 @@ def read_records(file: Path, path_only: Collection[str] = (), one_object: bool =
         raise Refused.because(str(file), f"it cannot be read ({error.strerror})", "Give a file of records.") from None
     with source:  # divided at line feeds alone: other separators may stand inside a JSON text
         beginning = source.peek(len(_ARROW[0]))
-        if beginning.startswith((_PARQUET, *_ARROW)):
+        if beginning.startswith(_TABLES):
             rows = _parquet_rows if beginning.startswith(_PARQUET) else _arrow_rows
             for number, row in enumerate(rows(file, path_only), start=1):
                 blank = {name: _without_bytes(row[name]) for name in path_only if name in row}
@@ -162,10 +163,10 @@ def read_records(file: Path, path_only: Collection[str] = (), one_object: bool =
             yield f"line {number}", _line_record(line)
 
 
-def is_parquet(file: Path) -> bool:
-    """Whether a file is a Parquet file, by what it begins with."""
+def is_table(file: Path) -> bool:
+    """Whether a file is a Parquet or an Arrow file, whose rows may hold audio, by what it begins with."""
     with open_file(file) as opened:
-        return opened.read(len(_PARQUET)) == _PARQUET
+        return opened.read(len(_ARROW[0])).startswith(_TABLES)
 
 
 def _parquet_rows(file: Path, path_only: Collection[str]) -> Iterator[dict[str, Any]]:

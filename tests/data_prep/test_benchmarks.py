@@ -13,7 +13,7 @@ from r1_aqa_repro.data.versions import version_of
 from tests.benchmark_records import mmar_record, mmau_pro_record, mmsu_record, with_letters
 from tests.conftest import MMAR_FILE
 from tests.data_prep.conftest import Prepared, report_of, result, wav, write_tar
-from tests.files import read_json, read_lines, write_lines, write_parquet
+from tests.files import read_json, read_lines, write_arrow, write_lines, write_parquet
 
 PART = "the part of MMAU-Pro with one clip of at most 30 s and choices"
 
@@ -215,13 +215,16 @@ class TestMMAUPro:
         assert "with one clip of at most 30 s and choices" in capsys.readouterr().err
         assert not world.out.exists()
 
-    def test_lists_of_embedded_clips(self, world):
+    @pytest.mark.parametrize(
+        ("key", "write"), [("audio", write_parquet), ("audio_path", write_parquet), ("audio", write_arrow)]
+    )
+    def test_lists_of_embedded_clips(self, world, key, write):
         clips = [{"bytes": data, "path": f"clip-{n}.wav"} for n, data in enumerate(world.bytes)]
-        rows = [
-            {key: value for key, value in mmau_pro_record(n, audio=audio).items() if key != "audio_path"}
-            for n, audio in enumerate([clips[:1], clips[1:2], clips[:3]])
-        ]
-        assert world.run(mmau_pro, write_parquet(world.folder / "rows.parquet", rows)) == 0
+        rows = [mmau_pro_record(n) for n in range(3)]
+        for row, audio in zip(rows, [clips[:1], clips[1:2], clips[:3]], strict=True):
+            del row["audio_path"]
+            row[key] = audio
+        assert world.run(mmau_pro, write(world.folder / "rows", rows)) == 0
         assert world.seconds == [0.4, 0.5]
         assert world.report["dropped"] == {"several clips": ["00000000-0002"]}
 
