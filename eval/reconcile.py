@@ -106,7 +106,7 @@ def _reconciled(run: Evaluation) -> dict[str, Any]:
     return {
         "name": run.name,
         "version": run.version,
-        **{key: run.scores[key] for key in ("n", "asked", "missing", "unparsed")},
+        **{key: run.scores[key] for key in ("part", "n", "asked", "missing", "unparsed") if key in run.scores},
         "tallies": tallies(run, answers),
         "pairs": pairs,
         "answers": [

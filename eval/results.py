@@ -16,7 +16,7 @@ from r1_aqa_repro.common.files import write_atomically, write_json, write_lines
 from r1_aqa_repro.data.questions import AudioQuestion
 from r1_aqa_repro.data.records import parse_records
 
-SOURCE = "source.jsonl"  # as `data_prep.mmau` names it
+SOURCE = "source.jsonl"  # as `data_prep.benchmarks` names it
 
 
 def write_results(evaluation: Evaluation, embed_audio: bool = False) -> None:
@@ -38,8 +38,7 @@ def write_results(evaluation: Evaluation, embed_audio: bool = False) -> None:
         write_lines(out / "verdicts.jsonl", evaluation.verdicts)
         write_page(evaluation, embed_audio)
     benchmark = evaluation.benchmark
-    is_known = benchmark.dataset is not None or evaluation.version in {one.name for one in benchmark.versions}
-    if benchmark.hand_in is not None and (evaluation.is_withheld or is_known):
+    if benchmark.hand_in is not None and (evaluation.is_withheld or benchmark.owns(evaluation.version)):
         content = submission(Path(evaluation.paths["data"]), evaluation.questions, evaluation.predictions)
         write = write_lines if benchmark.hand_in.file.endswith(".jsonl") else write_json
         write(out / benchmark.hand_in.file, content)

@@ -26,7 +26,8 @@ from r1_aqa_repro.common.distributed import local_rank
 from r1_aqa_repro.common.errors import Failed, Refused, failing_plainly
 from r1_aqa_repro.common.files import sha256_of
 from r1_aqa_repro.data.audio import check_audio
-from r1_aqa_repro.data.questions import read_questions, with_answers
+from r1_aqa_repro.data.questions import AudioQuestion, question_of, read_questions, with_answers
+from r1_aqa_repro.data.records import parse_records
 from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.model.folder import check_finite
 
@@ -96,6 +97,11 @@ def prepare(settings: EvalSettings, benchmark: Benchmark | None = None, checkpoi
     named = benchmark or MMAU
     data, audio_dir, style = _source(settings, folder, named)
     if data.suffix == ".parquet" and data.is_file():
+        found = _benchmark_of_rows(data)
+        if benchmark is None:
+            named = found
+        elif found is not MMAU:  # whose copies have rows that tell nothing
+            named.require([], found, str(data))
         out = settings.out or checkpoint.results / _results_name(settings, data, named)
         named.prepare([data], [audio_dir] if audio_dir else [], out / "data")
         data, audio_dir = out / "data" / "manifest.jsonl", None
@@ -169,6 +175,15 @@ def _source(settings: EvalSettings, folder: Path, benchmark: Benchmark) -> tuple
         raise Refused.because(str(default), what, remedy)
     style = settings.prompt_style or own.get("prompt_style") or "answer"
     return data or own["data"], settings.audio_dir or own.get("audio_dir"), style
+
+
+def _benchmark_of_rows(file: Path) -> Benchmark:
+    """The benchmark that the first question of a parquet file is of; if no row is in a format of questions, MMAU, whose
+    Hugging Face copy has rows of its own."""
+    from data_prep.named_clips import AUDIO_COLUMNS  # codecs and workers: whoever has a manifest needs none of them
+
+    rows = parse_records(file, lambda row, _: question_of(row, file, None), AUDIO_COLUMNS)
+    return benchmark_of(next(([one] for _, one in rows if isinstance(one, AudioQuestion)), []))
 
 
 def _results_name(settings: EvalSettings, data: Path, benchmark: Benchmark) -> str:

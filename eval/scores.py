@@ -98,7 +98,7 @@ def score(
     }
     if any(one is not None and one.order for one in everything):
         scores["permutation"] = _permutation(questions, asked, right["official"])
-    if benchmark.skips and version != "embedded" and (alone := _answered_only(asked, right["official"], clips)):
+    if benchmark.skips and benchmark.owns(version) and (alone := _answered_only(asked, right["official"], clips)):
         scores["answered_only"] = alone
     return scores, records
 

@@ -45,7 +45,6 @@ from r1_aqa_repro.common.console import Options, one_of, say
 from r1_aqa_repro.common.errors import EXIT_DONE, Problem, Refused, collecting, command
 from r1_aqa_repro.common.files import LOCK, output_folder, read_json, sole_use, write_atomically, write_json
 from r1_aqa_repro.data.questions import with_answers
-from r1_aqa_repro.data.versions import UNKNOWN
 from r1_aqa_repro.data.yaml_file import as_options, read_yaml
 
 if TYPE_CHECKING:
@@ -290,7 +289,7 @@ def _questions_of(plan: Plan) -> str:
     evaluation = plan.evaluation
     if evaluation.version == "embedded":
         return "the embedded set"
-    if evaluation.version == UNKNOWN and evaluation.benchmark.dataset is None:
+    if not evaluation.benchmark.owns(evaluation.version):
         return Path(evaluation.paths["data"]).name
     return f"{evaluation.benchmark.title}, version {evaluation.version}"
 

@@ -69,8 +69,8 @@ class Benchmark:
         columns: labels of the first group that published tables have figures for.
         rule: the benchmark's own, under which an answer is right; the matcher `official`.
         rule_told: the same for people, after `the`.
-        skips: what the benchmark's script does with a question without a prediction, where that is to leave it out of
-            the count: the name of the script, for the figure that it would print. None: no such figure is shown.
+        skips: the benchmark's script, if it leaves questions without a prediction out of the count: reports show the
+            figure that it would print. None: no such figure is shown.
         reads: fields of other people's records that may hold a prediction.
         hand_in: None if there is nothing to be handed in.
         versions: those with published figures; the first is the one that `source` is about.
@@ -104,6 +104,11 @@ class Benchmark:
     def main_group(self) -> str:
         """The first of `groups`."""
         return next(iter(self.groups))
+
+    def owns(self, version: str) -> bool:
+        """Whether questions with this benchmark's rule are its own, by their version: those of no benchmark have MMAU's
+        rule too."""
+        return self.dataset is not None or version in {one.name for one in self.versions}
 
     def require(self, questions: Sequence[AudioQuestion], found: Benchmark, where: str) -> None:
         """Check that questions are this benchmark's.

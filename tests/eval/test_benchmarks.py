@@ -20,8 +20,10 @@ from eval.predictions import predict
 from eval.report.markdown import markdown_report
 from eval.results import submission
 from eval.rules import answers_of, tallies
+from eval.run import prepare
 from eval.score_predictions import read_predictions, score_file
 from eval.scores import score
+from eval.settings import EvalSettings
 from eval.targets import against_published
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.audio import SAMPLING_RATE
@@ -29,7 +31,7 @@ from r1_aqa_repro.data.questions import LONGER, read_questions, write_manifest
 from tests.benchmark_records import mmar_record, mmau_pro_record, mmsu_record, with_letters
 from tests.conftest import MMAR_FILE
 from tests.eval.made_up import evaluation_of, make_questions, mmau_records, predictions_of
-from tests.files import contents, read_json, read_lines, write_json, write_lines
+from tests.files import contents, read_json, read_lines, write_json, write_lines, write_parquet
 
 RECORDS = {"mmar": mmar_record, "mmsu": mmsu_record, "mmau_pro": mmau_pro_record}
 AUDIO = {"mmsu": {"audio": "clip.wav"}}  # MMSU's parquet has its clips inside
@@ -302,6 +304,20 @@ def test_parquet_files_are_prepared_by_the_benchmarks_own_command(monkeypatch, n
     assert asked == [([Path("test.parquet")], [], Path("out"))]
 
 
+def test_the_rows_of_a_parquet_file_tell_their_benchmark(checkpoint, manifest, tmp_path, capsys):
+    """Where none is named, as in a sweep, they are not taken for MMAU's; where MMAU is, they are refused."""
+    clip = (manifest.parent / read_lines(manifest)[0]["audio_path"]).read_bytes()
+    rows = [with_letters(mmar_record(n)) | {"audio": {"bytes": clip, "path": f"{n}.wav"}} for n in range(3)]
+    parquet = write_parquet(tmp_path / "rows.parquet", rows)
+    evaluation = prepare(EvalSettings(ckpt=str(checkpoint), data=parquet, device="cpu")).evaluation
+    assert evaluation.benchmark is MMAR
+    assert evaluation.folder == checkpoint / "eval" / "mmar"
+    assert [one.answer for one in evaluation.questions] == [mmar_record(n)["answer"] for n in range(3)]
+    assert main(["mmau", "--ckpt", str(checkpoint), "--data", str(parquet), "--out", str(tmp_path / "out")]) == 2
+    assert "python -m eval.benchmark mmar" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_name_that_is_none_is_refused_at_once(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["mmlu", "--ckpt", "x"])
@@ -527,11 +543,16 @@ def test_only_what_has_a_prediction_counts_for_the_script():
     """With repeats: the share of the predictions that are there; an empty one is there."""
     questions = make_questions(4)
     completions = [["cat", "cat"], ["cat", None], ["", "dog"], [None, None]]
-    scores, _ = score(questions, predictions_of(questions, completions), "answer", "unknown", times=2)
+    scores, _ = score(questions, predictions_of(questions, completions), "answer", "original", times=2)
     alone = scores["answered_only"]
     assert (alone["correct"], alone["n"]) == (2, 3)
     assert (scores["total"]["correct"], scores["total"]["n"]) == (1.5, 4)
-    for version, given in (("embedded", completions), ("unknown", [["cat"] * 2] * 4), ("unknown", [[None] * 2] * 4)):
+    for version, given in (
+        ("embedded", completions),
+        ("unknown", completions),  # of no benchmark, whose script nobody runs on them
+        ("original", [["cat"] * 2] * 4),
+        ("original", [[None] * 2] * 4),
+    ):
         assert "answered_only" not in score(questions, predictions_of(questions, given), "answer", version, times=2)[0]
     pro = [predict(one, "cat", "answer", "") for one in make_questions(3, dataset="MMAU-Pro")]
     scores, _ = score(make_questions(4, dataset="MMAU-Pro"), {one.key: one for one in pro}, "answer", "unknown")

@@ -27,7 +27,7 @@ from tests.eval.conftest import (
     load_generator,
     set_own_decoding,
 )
-from tests.files import contents, read_json, read_lines, write_lines
+from tests.files import contents, read_json, read_lines, write_lines, write_parquet
 from tests.model.damages import edit_weights
 
 FIELDS = {"id", "repeat", "completion", "answer", "status", "settings_hash", "question_hash"}
@@ -274,7 +274,7 @@ def test_a_parquet_file_is_prepared_first(model, manifest, tmp_path, monkeypatch
 
     monkeypatch.setattr("data_prep.mmau.prepare", prepared)
     parquet, out = tmp_path / "test-00000-of-00001.parquet", tmp_path / "out"
-    parquet.write_bytes(b"PAR1")
+    write_parquet(parquet, [{"id": "q0", "instruction": "What is heard?", "other_attributes": "{}"}])
     assert evaluate(model, parquet, out) == 0
     assert read_json(out / "settings.json")["paths"]["data"] == str(out / "data" / "manifest.jsonl")
     assert evaluate(model, parquet, out, "--audio-dir", tmp_path) == 0  # goes on, with clips beside it

@@ -115,6 +115,14 @@ def test_a_question_asked_repeatedly_is_one_question_and_long_lists_are_cut(tmp_
     assert "And 3 more answers, all in reconcile.json" in section
 
 
+def test_a_part_of_a_benchmark_is_called_so():
+    questions = make_questions(2, dataset="MMAU-Pro")
+    reconciled = reconcile([evaluation_of(questions, predictions_of(questions, ["cat"] * 2), {})])
+    [run] = reconciled["runs"]
+    assert run["part"].startswith("A part of MMAU-Pro")
+    assert f"**{run['part']}.**" in markdown(reconciled)
+
+
 def test_several_runs_are_a_table_with_the_settings_that_differ(tmp_path, data, capsys):
     first = read_evaluation(predicted(tmp_path / "a.json"), data)
     second = read_evaluation(predicted(tmp_path / "b.json", ["Woman"] * 4), data)
