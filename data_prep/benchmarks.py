@@ -7,6 +7,7 @@ evaluation counts it as wrong. What the records look like, and which are left ou
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import pipeline
-from data_prep.media import TOO_LONG, Excerpt
+from data_prep.media import BAD_RECORD, TOO_LONG, Excerpt
 from data_prep.media_index import composed
 from data_prep.named_clips import (
     AUDIO_COLUMNS,
@@ -120,13 +121,24 @@ def run(benchmark: Benchmark, doc: str | None, argv: list[str]) -> int:
 
 
 def prepare(
-    benchmark: Benchmark, questions: list[Path], audio: list[Path], out: Path, making: Making = DEFAULT
+    benchmark: Benchmark,
+    questions: list[Path],
+    audio: list[Path],
+    out: Path,
+    making: Making = DEFAULT,
+    refuse_bad: bool = False,
 ) -> Report:
     """Write the manifest of a benchmark's questions, and the clips that it names, to a folder; see `_parser`.
 
+    Args:
+        benchmark: what it is of.
+        questions, audio, out: as on the command line.
+        making: how the clips are made.
+        refuse_bad: bad records are refused, not dropped: an evaluation has no other account of them.
+
     Raises:
-        Refused: a file is absent or unreadable, an archive cannot be trusted, `out` was made from other questions, or
-            there are no clips, and what is kept depends on them.
+        Refused: a file is absent or unreadable, an archive cannot be trusted, `out` was made from other questions,
+            there are no clips, and what is kept depends on them, or see `refuse_bad`.
         Failed: see `pipeline.prepare`.
     """
     _check_sources(benchmark, questions, audio)
@@ -134,6 +146,8 @@ def prepare(
     listed = [record for found in by_file.values() for record in found]
     if not listed:
         raise no_records(questions[0])
+    if refuse_bad and (bad := [record.problem for record in listed if isinstance(record, Rejected)]):
+        raise Refused(bad)
     settings: dict[str, Any] = {"command": benchmark.command, "questions": [sha256_of(file) for file in questions]}
     if benchmark.part is not None:
         settings["part"] = benchmark.part
@@ -143,6 +157,8 @@ def prepare(
         report = pipeline.prepare(stream, out, making, settings, len(listed), benchmark.full_account)
     finally:
         shutil.rmtree(out / UNPACKED, ignore_errors=True)
+    if refuse_bad and (clashes := report.details.get(BAD_RECORD)):  # which clips alone show
+        raise Refused([Problem(str(questions[0]), one, "Repair the record.") for one in clashes])
     write_atomically(out / SOURCE, "".join(as_json(one.raw, default=str, ensure_ascii=True) + "\n" for one in listed))
     say("\n".join([report.summary(out), *_to_be_known(benchmark, report)]))
     return report
@@ -162,24 +178,26 @@ def _listed(benchmark: Benchmark, questions: Sequence[Path]) -> dict[Path, list[
     first_seen: dict[str, str] = {}
     for file in questions:
         for where, record in parse_records(file, parse, path_only=AUDIO_COLUMNS):
-            if benchmark.full_account:
-                record = _placed(record, f"{file.name}:{where}", first_seen)
-            listed[file].append(record)
+            listed[file].append(_unique(record, file, where, first_seen) if benchmark.full_account else record)
     return listed
 
 
-def _placed(record: Listed, place: str, first_seen: dict[str, str]) -> Listed:
-    """A bad record with its place in what is wrong with it, or any other; bad is also one whose id another had."""
-    if isinstance(record, Asked):
-        question_id = record.question.id
-        first = first_seen.setdefault(composed(question_id), place)
-        if first == place:
-            return record
-        problem = Problem(place, f"id {question_id!r} was already used at {first}", "Make ids unique.")
-        record = Rejected(question_id, record.raw, problem)
-    if isinstance(record, Rejected):
-        return replace(record, problem=replace(record.problem, what=f"{place}: {record.problem.what}"))
-    return record
+def _unique(record: Listed, file: Path, where: str, first_seen: dict[str, str]) -> Listed:
+    """The record, or a bad one if an earlier record had its id."""
+    if not isinstance(record, Asked):
+        return record
+    question_id, place = record.question.id, f"{file.name}:{where}"
+    first = first_seen.setdefault(composed(question_id), place)
+    if first == place:
+        return record
+    what = f"id {question_id!r} was already used at {first}"
+    return Rejected(question_id, record.raw, Problem(f"{file}:{where}", what, "Make ids unique."))
+
+
+def _placed(bad: Rejected) -> Rejected:
+    """A bad record with its place in what is wrong with it, which is all that the report says of it."""
+    problem = bad.problem
+    return replace(bad, problem=replace(problem, what=f"{os.path.basename(problem.where)}: {problem.what}"))
 
 
 def _version(benchmark: Benchmark, questions: Sequence[Path], listed: Sequence[Listed]) -> str:
@@ -218,7 +236,7 @@ def _records(
         embedded = (audio_bytes(row) for _, row in read_records(file)) if has_audio else (None for _ in listed)
         for record, own in zip(listed, embedded, strict=True):
             if not isinstance(record, Asked):
-                yield record
+                yield _placed(record) if isinstance(record, Rejected) and benchmark.full_account else record
                 continue
             name = clips.name_of(record.clip)
             stem = safe_stem(name)

@@ -24,8 +24,9 @@ from r1_aqa_repro.data.questions import HEARD_SECONDS
 MAX_SECONDS = 600.0  # longest file taken whole: a longer one is a recording, not a clip
 MIN_SECONDS = 0.1
 SILENCE = 1e-4  # peak amplitude under which a clip is silent: 3 steps of 16 bits, -80 dB
+BAD_RECORD = "bad record"
 TOO_LONG = f"longer than {HEARD_SECONDS:.0f} s"
-REASONS = ("missing", "undecodable", "no audio track", "shorter than 0.1 s", TOO_LONG, "silent", "bad record")
+REASONS = ("missing", "undecodable", "no audio track", "shorter than 0.1 s", TOO_LONG, "silent", BAD_RECORD)
 
 # What FFmpeg may take a file for, by its demuxers' names. And whatever that says, no other file or host is opened: none
 # is not the name of a protocol, and the file itself is read by Python.

@@ -37,8 +37,11 @@ def main(argv: list[str]) -> int:
 
 
 def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making = DEFAULT) -> Report:
-    """Write the manifest of MMAU's questions, and the clips that it names, to a folder; see `benchmarks.prepare`."""
-    return benchmarks.prepare(_MMAU, questions, audio, out, making)
+    """Write the manifest of MMAU's questions, and the clips that it names, to a folder.
+
+    A bad record is refused; see `benchmarks.prepare`.
+    """
+    return benchmarks.prepare(_MMAU, questions, audio, out, making, refuse_bad=True)
 
 
 def _read(raw: dict[str, Any]) -> tuple[AudioQuestion, str | None]:

@@ -34,8 +34,11 @@ def main(argv: list[str]) -> int:
 
 
 def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making = DEFAULT) -> Report:
-    """Write the manifest of the part of MMAU-Pro that is kept, and its clips, to a folder; see `benchmarks.prepare`."""
-    return benchmarks.prepare(_MMAU_PRO, questions, audio, out, making)
+    """Write the manifest of the part of MMAU-Pro that is kept, and its clips, to a folder.
+
+    A bad record is refused; see `benchmarks.prepare`.
+    """
+    return benchmarks.prepare(_MMAU_PRO, questions, audio, out, making, refuse_bad=True)
 
 
 _MMAU_PRO = Benchmark(

@@ -32,8 +32,11 @@ def main(argv: list[str]) -> int:
 
 
 def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making = DEFAULT) -> Report:
-    """Write the manifest of MMSU's questions, and the clips that it names, to a folder; see `benchmarks.prepare`."""
-    return benchmarks.prepare(_MMSU, questions, audio, out, making)
+    """Write the manifest of MMSU's questions, and the clips that it names, to a folder.
+
+    A bad record is refused; see `benchmarks.prepare`.
+    """
+    return benchmarks.prepare(_MMSU, questions, audio, out, making, refuse_bad=True)
 
 
 _MMSU = Benchmark(

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from data_prep.folder import REMEDY, REPORT, SETTINGS, Account, check_own, printable
 from data_prep.journal import Outcome, facts_of, outcomes_of
-from data_prep.media import TOO_LONG, Excerpt, MediaError
+from data_prep.media import BAD_RECORD, TOO_LONG, Excerpt, MediaError
 from data_prep.workers import PARTIAL, PassingError, Task, Workers, add_workers_argument
 from r1_aqa_repro.common.claim import claim
 from r1_aqa_repro.common.distributed import num_cores
@@ -261,7 +261,7 @@ class _Run:
         if isinstance(record, LeftOut):
             return _Waiting(record.id, Outcome("", reason=record.reason, detail=record.detail))
         if isinstance(record, Rejected):
-            return _Waiting(record.id, Outcome("", reason="bad record", detail=record.problem.what))
+            return _Waiting(record.id, Outcome("", reason=BAD_RECORD, detail=record.problem.what))
         record_id, bare = record.question.id, replace(record, source=None)
         try:
             check_question(record.question)
@@ -272,7 +272,7 @@ class _Run:
                 raise MediaError("missing", record.missing)
             return _Waiting(record_id, self._clip(record.stem, record.source), bare)
         except BadRecord as bad:
-            return _Waiting(record_id, Outcome("", reason="bad record", detail=bad.what))
+            return _Waiting(record_id, Outcome("", reason=BAD_RECORD, detail=bad.what))
         except MediaError as error:
             return _Waiting(record_id, Outcome("", reason=error.reason, detail=error.detail), bare)
 

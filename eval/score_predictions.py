@@ -135,6 +135,9 @@ def background_of(path: Path, data: Path | None = None, audio_dir: Path | None =
     parts = ("settings", "paths") if is_ours else ()
     settings, paths = [read_claim(folder / SETTINGS, remedy, part) or {} for part in parts] or [{}, {}]
     _check_settings(folder / SETTINGS, settings, paths, remedy)
+    if is_folder and not settings and not (folder / PREDICTIONS).exists():
+        what = f"it is no folder of an evaluation: it has neither {SETTINGS} nor {PREDICTIONS}"
+        raise Refused.because(str(path), what, "Give the folder of one evaluation, or its predictions.")
     if data is None and "data" not in paths:
         raise Refused.because(str(path), "the questions of these predictions are not known", "Give --data.")
     data = data or Path(paths["data"])

@@ -209,6 +209,9 @@ def _plans(entries: Sequence[Entry], ckpt: str, before: str | None, out: Path | 
                 same = replace(after.settings, ckpt=before, out=out / BEFORE / entry.name, **found)
                 other = prepare(same, entry.benchmark, models[before])
             rows.append(Row(entry.name, after, other))
+    if before and not problems and models[before].digest == models[ckpt].digest:
+        what = f"{before} is the same model as {ckpt}"
+        problems.append(Problem("--before", what, "Give the checkpoint that the training began with, or leave it out."))
     if problems:
         raise Refused(list(dict.fromkeys(problems)))
     for row in rows:

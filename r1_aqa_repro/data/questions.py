@@ -216,8 +216,9 @@ def question_from_mmar(record: dict[str, Any], audio_path: Path) -> AudioQuestio
     (`A. Man`), of which the answer is one. Four of the 1,000 have an empty choice, which is kept and flagged.
 
     Raises:
-        BadRecord: a field is absent or of another kind.
+        BadRecord: a field is absent or of another kind, or no record of MMAR is like this.
     """
+    _require_mark(record, "modality", "MMAR")
     listed = texts(record, "choices")
     (choices, _), answer = without_letters(listed, None, DOTTED), text(record, "answer")
     return AudioQuestion(
@@ -272,8 +273,10 @@ def question_from_mmau_pro(record: dict[str, Any], audio_path: Path) -> AudioQue
 
     Raises:
         NotAsked: it is about several clips, or has no choices or only one.
-        BadRecord: a field is absent or of another kind, or the answer names no choice or might name two.
+        BadRecord: a field is absent or of another kind, the answer names no choice or might name two, or no record of
+            MMAU-Pro is like this.
     """
+    _require_mark(record, "sub-cat", "MMAU-Pro")
     if (number := len(clip_paths(record))) > 1:
         raise NotAsked(SEVERAL_CLIPS, f"it is about {number} clips", _PART)
     if "choices" in record and record["choices"] in (None, []):
@@ -291,6 +294,12 @@ def question_from_mmau_pro(record: dict[str, Any], audio_path: Path) -> AudioQue
         category=label(record, "category"),
         sub_category=label(record, "sub-cat"),
     )
+
+
+def _require_mark(record: dict[str, Any], key: str, benchmark: str) -> None:
+    """Other benchmarks have the remaining keys too, and their questions would become this one's."""
+    if key not in record:
+        raise BadRecord(f"{key} is absent, which every record of {benchmark} has", f"Give {benchmark}'s own file.")
 
 
 def _clip_below(root: Path, record: dict[str, Any]) -> Path:

@@ -3,11 +3,19 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from r1_aqa_repro.data.benchmark_records import chosen, clip_paths
-from r1_aqa_repro.data.questions import EMPTY_CHOICE, AudioQuestion, read_questions, write_manifest
+from r1_aqa_repro.data.questions import (
+    EMPTY_CHOICE,
+    AudioQuestion,
+    question_from_mmar,
+    question_from_mmau_pro,
+    read_questions,
+    write_manifest,
+)
 from r1_aqa_repro.data.records import BadRecord
 from r1_aqa_repro.data.versions import baselines, questions_digest, version_of
 from tests.benchmark_records import mmar_record, mmau_pro_record, mmsu_record, with_letters
@@ -201,6 +209,20 @@ def test_a_bad_record_is_named_by_file_and_line(tmp_path, case):
     assert [one.dataset for one in found.records] == ["MMAR", "MMSU", "MMAU-Pro"]
     (problem,) = found.problems
     assert problem.where == f"{file}:line 3" and named in problem.what and problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("read", "record", "named"),
+    [
+        (question_from_mmar, mmau_pro_record(0), "modality is absent"),
+        (question_from_mmar, mmsu_record(0, audio="a.wav"), "modality is absent"),
+        (question_from_mmau_pro, mmar_record(0), "sub-cat is absent"),
+        (question_from_mmau_pro, mmau_pro_record(0, choices=[]) | {"sub-cat": None}, "it has no choices"),
+    ],
+)
+def test_a_record_of_another_benchmark_does_not_become_a_question_of_this_one(read, record, named):
+    with pytest.raises(BadRecord, match=named):
+        read(record, Path())
 
 
 @pytest.mark.parametrize("record", [mmar_record(0), mmsu_record(0, audio="a.wav"), mmau_pro_record(0)])

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import soundfile
 
-from data_prep import mmar, mmau_pro, mmsu
+from data_prep import mmar, mmau, mmau_pro, mmsu
+from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.questions import read_questions
 from r1_aqa_repro.data.versions import version_of
 from tests.benchmark_records import mmar_record, mmau_pro_record, mmsu_record, with_letters
 from tests.conftest import MMAR_FILE
-from tests.data_prep.conftest import Prepared, report_of, result, wav, write_tar
-from tests.files import read_json, read_lines, write_arrow, write_lines, write_parquet
+from tests.data_prep.conftest import Prepared, mmau_record, report_of, result, wav, write_tar
+from tests.files import read_json, read_lines, write_arrow, write_json, write_lines, write_parquet
 
 PART = "the part of MMAU-Pro with one clip of at most 30 s and choices"
 
@@ -250,6 +251,28 @@ def test_bad_records_are_dropped_and_named(world, name, capsys):
     assert f"records.jsonl:line 2: {named}" in first
     assert "records.jsonl:line 4: id" in second and "was already used at records.jsonl:line 1" in second
     assert first in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", [{"answer": "E"}, {"id": mmsu_record(0)["id"]}])
+def test_an_evaluation_is_not_given_fewer_questions_than_its_file_has(world, changed, capsys):
+    """Dropped as by the command, a bad record would leave the denominator with nobody told; nothing is decoded."""
+    rows = [mmsu_record(n, audio=data) for n, data in enumerate(world.bytes)]
+    file = write_parquet(world.folder / "train.parquet", [rows[0], rows[1] | changed, *rows[2:]])
+    with pytest.raises(Refused, match=r"train\.parquet:row 2: .*('E' is neither|already used at train.parquet:row 1)"):
+        mmsu.prepare([file], [], world.out)
+    assert not world.out.exists()
+    assert world.run(mmsu, file) == 3 and len(world.lines) == 3
+
+
+def test_records_that_only_their_clips_show_to_be_bad_are_refused_too(world):
+    """Two recordings of one name; of MMAU also ids that stand twice, which its report has always told so."""
+    rows = [mmsu_record(n, audio={"bytes": data, "path": "a.wav"}) for n, data in enumerate(world.bytes[:2])]
+    file = write_parquet(world.folder / "train.parquet", rows)
+    with pytest.raises(Refused, match="already the clip of an earlier record's media"):
+        mmsu.prepare([file], [], world.out)
+    twice = write_json(world.folder / "twice.json", [mmau_record(0), mmau_record(0)])
+    with pytest.raises(Refused, match="an earlier record has the same id"):
+        mmau.prepare([twice], [world.clips], world.folder / "mmau")
 
 
 @pytest.mark.parametrize("command", [mmar, mmsu, mmau_pro])

@@ -258,6 +258,7 @@ def test_figures_stand_in_the_benchmarks_groups(tmp_path, name):
     assert set(scores["matchers"]) == {"official", "strict", "letter_aware"}
     assert ("benchmark" in scores) == (name != "mmau")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert (f"<p>Benchmark: {benchmark.title}, version unknown</p>" in page) == (name in ("mmar", "mmsu"))
     for key, title in benchmark.groups.items():
         labels = {getattr(one, key) for one in evaluation.questions} - {None}
         assert set(scores[key]) == labels

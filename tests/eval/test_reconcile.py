@@ -157,6 +157,7 @@ def test_what_is_wrong_is_named_and_ends_as_elsewhere(tmp_path, data, capsys):
         ([theirs], "Give --data"),
         ([theirs, *given, *given], "there are 2 for 1 runs"),
         ([str(tmp_path / "absent"), *given], "there is no such file"),
+        ([str(tmp_path)], "no folder of an evaluation: it has neither settings.json nor predictions.jsonl"),
         ([unknown, *given], "the id 'q9' is not among the questions"),
         ([nothing, *given], "none of its 4 records has a prediction"),
         ([theirs, *withheld], "the question has no answer"),

@@ -167,6 +167,14 @@ def test_all_data_are_checked_first(suite, manifest, tmp_path, capsys):
     assert str(tmp_path / "nowhere") in said and f"{tmp_path / 'gone'}: " in said
 
 
+def test_a_checkpoint_is_not_compared_with_itself(suite, checkpoints, tmp_path, capsys):
+    """Its name may be another: the files tell."""
+    same = shutil.copytree(checkpoints / "after", tmp_path / "copy")
+    assert suite("--before", same) == 2
+    assert f"--before: {same} is the same model as {checkpoints / 'after'}" in capsys.readouterr().err
+    assert suite.loaded == [] and not (suite.out / "home" / "predictions.jsonl").exists()
+
+
 def test_a_parquet_file_is_prepared_once(checkpoints, manifest, tmp_path, monkeypatch):
     prepared = []
 
