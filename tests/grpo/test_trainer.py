@@ -13,6 +13,7 @@ from trl.trainer.utils import RepeatSampler, create_model_from_path
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.grpo import rollout
 from r1_aqa_repro.grpo import trainer as module
 from r1_aqa_repro.grpo.rollout import Rollout, group_rows
 from r1_aqa_repro.grpo.selection import EpochRepeatSampler
@@ -152,7 +153,7 @@ def test_the_model_is_given_what_evaluation_gives_it(
         return build_messages(question, style)
 
     monkeypatch.setattr(module, "complete", watched_complete)
-    monkeypatch.setattr(module, "build_messages", watched_messages)
+    monkeypatch.setattr(rollout, "build_messages", watched_messages)
     trainer = make_trainer([questions[index] for index in (0, 23, 9)], max_steps=1)
     trainer.train()
     [inputs], by_id = given, {question.id: question for question in questions}

@@ -11,16 +11,15 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.planning.estimate import strategies
 from r1_aqa_repro.planning.job import make_job, read_training
 from r1_aqa_repro.planning.seconds import step_seconds, total
-from tests.conftest import ROOT
+from tests.conftest import TRAINING_CONFIGS
 from tests.planning.test_seconds import MACHINE
 
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith(("align_", "small_")))
 PPO = "prompts_per_step: 16\nmax_prompts_per_device: 4\nnum_mini_batches: 2\nkl_coef: 0.1\n"
 REWARD = "examples_per_step: 8\nmax_examples_per_device: 2\ncenter_rewards_coefficient: 0.01\n"
 DPO = "examples_per_step: 8\nbeta: 0.1\n"
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", TRAINING_CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_planned(config: Path, model_folder: Path, policy: Path) -> None:
     """As what it is, with a small model in the place of its own."""
     task = config.stem.split("_")[0]

@@ -27,9 +27,8 @@ from r1_aqa_repro.run.config import (
     has_bf16,
     parse_as,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TRAINING_CONFIGS
 
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith(("align_", "small_")))
 # by how a file's name begins; the longest counts
 KINDS: dict[str, tuple[type, type[TrainingArguments], type]] = {
     "grpo": (DataArguments, AudioGRPOConfig, ModelConfig),
@@ -77,9 +76,9 @@ def config_file(tmp_path):
 
 class TestPublishedFiles:
     def test_they_are_found(self):
-        assert set(KINDS) == set(map(kind_of, CONFIGS))
+        assert set(KINDS) == set(map(kind_of, TRAINING_CONFIGS))
 
-    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+    @pytest.mark.parametrize("path", TRAINING_CONFIGS, ids=lambda path: path.stem)
     def test_every_key_arrives(self, path, monkeypatch):
         monkeypatch.chdir(ROOT)
         data, training, model = published(path)
@@ -91,7 +90,7 @@ class TestPublishedFiles:
         if training.deepspeed:
             assert Path(training.deepspeed).is_file()
 
-    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+    @pytest.mark.parametrize("path", TRAINING_CONFIGS, ids=lambda path: path.stem)
     @pytest.mark.parametrize("processes", [1, 2, 4, 8])
     def test_a_step_is_the_same_on_any_number_of_devices(self, path, processes, monkeypatch):
         monkeypatch.setattr("r1_aqa_repro.run.arguments.num_processes", lambda: processes)
