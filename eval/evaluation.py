@@ -47,7 +47,7 @@ class Evaluation:
     without_audio: Mapping[str, Any] | None = None
     long_clips: LongClips = field(default_factory=LongClips)
 
-    @property
+    @cached_property
     def benchmark(self) -> Benchmark:
         """The one that the questions are of."""
         return benchmark_of(self.questions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,13 +64,17 @@ def choice_orders(question: AudioQuestion, count: int) -> list[tuple[str, ...]]:
     return [orders[number % possible] for number in range(count)]
 
 
-def batches(prompts: Sequence[AudioPrompt], size: int) -> list[list[AudioPrompt]]:
+def batches(prompts: Sequence[AudioPrompt], size: int, seconds: Mapping[Path, float]) -> list[list[AudioPrompt]]:
     """The fixed grid over all prompts: a prompt's neighbours, and so its padding, are always the same.
 
     Long clips come first and clips of a length together, so that little is padding, and a batch that does not fit
     into memory is met at the beginning.
+
+    Args:
+        prompts: what is asked.
+        size: prompts in a batch.
+        seconds: the length of each clip, see `seconds_of`.
     """
-    seconds = seconds_of(one.question.audio_path for one in prompts)
     in_order = sorted(prompts, key=lambda one: -seconds[one.question.audio_path])  # stable: otherwise as they were
     return [in_order[start : start + size] for start in range(0, len(in_order), size)]
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.grid import seconds_of
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.files import read_json, write_json
 from r1_aqa_repro.data.questions import HEARD_SECONDS, LONGER, AudioQuestion
@@ -37,11 +36,12 @@ class LongClips:
         return LongClips(self.window_seconds, {**flagged, **self.seconds})
 
 
-def record_long_clips(folder: Path, questions: Iterable[AudioQuestion], window_seconds: float) -> None:
-    """Write long_clips.json to the folder of an evaluation if a clip is longer than the window, by its header."""
-    paths = {one.id: one.audio_path for one in questions}
-    lengths = seconds_of(paths.values())
-    beyond = {name: lengths[path] for name, path in paths.items() if lengths[path] > window_seconds + _TOKEN}
+def record_long_clips(
+    folder: Path, questions: Iterable[AudioQuestion], window_seconds: float, lengths: Mapping[Path, float]
+) -> None:
+    """Write long_clips.json to the folder of an evaluation if a clip is longer than the window; lengths in seconds."""
+    of_question = {one.id: lengths[one.audio_path] for one in questions}
+    beyond = {name: seconds for name, seconds in of_question.items() if seconds > window_seconds + _TOKEN}
     if beyond:
         write_json(folder / LONG_CLIPS, asdict(LongClips(window_seconds, beyond)))
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from eval.evaluation import Evaluation
 from eval.generation import Generator, starting_batch_size
-from eval.grid import AudioPrompt, Key, batches, share_of
+from eval.grid import AudioPrompt, Key, batches, seconds_of, share_of
 from eval.long_clips import record_long_clips
 from eval.predictions import Prediction, PredictionFile, digest, part_file, predict
 from eval.processes import Processes
@@ -54,6 +54,7 @@ class Loop:
         self.style, self.settings_hash = settings["prompt_style"], digest(settings)
         self.questions = {question.id: question for question in evaluation.questions}
         self.rule = evaluation.benchmark.rule
+        seconds = seconds_of(question.audio_path for question in evaluation.questions)
 
         def begin() -> tuple[list[int], set[Key]]:
             """The batch sizes that were used, and what is recorded already."""
@@ -66,11 +67,11 @@ class Loop:
                 file.use_batch_size(size)
                 lost = [one for one in prompts if one.question.id in unreadable]
                 file.append(self._predictions(lost, [[None] * one.repeats for one in lost]))
-            record_long_clips(evaluation.folder, evaluation.questions, generator.window_seconds)
+            record_long_clips(evaluation.folder, evaluation.questions, generator.window_seconds, seconds)
             return file.batch_sizes, set(file.recorded)
 
         sizes, self.done = processes.from_main(begin)
-        self.grid = batches([one for one in prompts if one.question.id not in unreadable], sizes[0])
+        self.grid = batches([one for one in prompts if one.question.id not in unreadable], sizes[0], seconds)
         self.size = sizes[-1]
 
     def run(self) -> None:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 import eval.generation
 from eval.checkpoints import decoding_settings
 from eval.generation import Draw, checkpoint_config, draws_of
-from eval.grid import batches, choice_orders, prompts_of, share_of
+from eval.grid import batches, choice_orders, prompts_of, seconds_of, share_of
 from eval.mmau import main
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions
 from r1_aqa_repro.model import generation, loading
@@ -225,7 +225,8 @@ class TestMemory:
         assert eval.generation.bytes_a_question(model, 8, 256) > 1.5 * eval.generation.bytes_a_question(model, 1, 256)
 
     def test_long_clips_come_first(self, data):
-        grid = batches(prompts_of(read_questions(data).records), 5)
+        questions = read_questions(data).records
+        grid = batches(prompts_of(questions), 5, seconds_of(one.audio_path for one in questions))
         assert [len(batch) for batch in grid] == [5, 5, 2]
         sizes = [one.question.audio_path.stat().st_size for batch in grid for one in batch]  # all of one format
         assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
