@@ -22,7 +22,7 @@ from typing import Any
 from eval.benchmarks import BENCHMARKS, MMAU, benchmark_of
 from eval.evaluation import times_asked
 from eval.matcher import MATCHERS
-from eval.report.markdown import print_markdown
+from eval.report.markdown import publish
 from eval.report.rendering import render
 from eval.score_predictions import Background, background_of, read_predictions
 from eval.scores import (
@@ -37,7 +37,7 @@ from eval.scores import (
 )
 from r1_aqa_repro.common.console import Options, not_negative, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
-from r1_aqa_repro.common.files import LOCK, output_folder, sole_use, write_atomically, write_json
+from r1_aqa_repro.common.files import output_folder
 from r1_aqa_repro.common.intervals import paired_gain, paired_test
 from r1_aqa_repro.data.questions import AudioQuestion, with_answers
 
@@ -74,12 +74,7 @@ def main(argv: list[str]) -> int:
     files = a_file_for_each(arguments.runs, arguments.data)
     runs = [read_run(path, file) for path, file in zip(arguments.runs, files, strict=True)]
     comparison = compare(runs, arguments.intersection, arguments.seed)
-    report = markdown(comparison)
-    print_markdown(report)
-    if arguments.out is not None:
-        with sole_use(arguments.out / LOCK, "Choose another --out."):
-            write_json(arguments.out / "comparison.json", comparison)
-            write_atomically(arguments.out / "comparison.md", report)
+    publish(markdown(comparison), comparison, arguments.out, "comparison")
     lacking = [run for run in runs if run.missing is not None]
     for run in lacking:
         say(f"{run.name}: {run.missing}")

@@ -20,14 +20,14 @@ from typing import Any
 from eval.compare import a_file_for_each, add_runs, asked_of, settings_that_differ
 from eval.evaluation import Evaluation
 from eval.predictions import PREDICTIONS
-from eval.report.markdown import print_markdown
+from eval.report.markdown import publish
 from eval.report.rendering import render
 from eval.rules import RULES, Answer, Reading, answers_of, tallies
 from eval.score_predictions import read_predictions
 from eval.scores import mostly_missing
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Refused, command
-from r1_aqa_repro.common.files import LOCK, output_folder, sha256_of, sole_use, write_atomically, write_json
+from r1_aqa_repro.common.files import output_folder, sha256_of
 
 
 @command
@@ -37,12 +37,7 @@ def main(argv: list[str]) -> int:
     files = a_file_for_each(arguments.runs, arguments.data)
     runs = [read_evaluation(path, file) for path, file in zip(arguments.runs, files, strict=True)]
     reconciled = reconcile(runs)
-    report = markdown(reconciled)
-    print_markdown(report)
-    if arguments.out is not None:
-        with sole_use(arguments.out / LOCK, "Choose another --out."):
-            write_json(arguments.out / "reconcile.json", reconciled)
-            write_atomically(arguments.out / "reconcile.md", report)
+    publish(markdown(reconciled), reconciled, arguments.out, "reconcile")
     lacking = [(run.name, said) for run in runs if (said := mostly_missing(run.scores)) is not None]
     for name, said in lacking:
         say(f"{name}: {said}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from eval.evaluation import Evaluation
 from eval.matcher import verdicts
 from eval.report.rendering import render, shared_values
 from eval.scores import choices_as_asked, mostly_missing
 from r1_aqa_repro.common.escaping import visible_line
+from r1_aqa_repro.common.files import LOCK, sole_use, write_atomically, write_json
 
 
 def markdown_report(evaluation: Evaluation) -> str:
@@ -56,6 +59,16 @@ def print_report(path: str | os.PathLike[str]) -> None:
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     print_markdown("\n".join(line if len(line) < 2000 else f"{line[:500]} ... (all in the file)" for line in lines))
     Console().print(f"\n{visible_line(path)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def publish(report: str, content: Mapping[str, Any], out: Path | None, name: str) -> None:
+    """Show a report on the terminal and, where there is a folder `out`, write it with its content as `name`.md and
+    `name`.json."""
+    print_markdown(report)
+    if out is not None:
+        with sole_use(out / LOCK, "Choose another --out."):
+            write_json(out / f"{name}.json", content)
+            write_atomically(out / f"{name}.md", report)
 
 
 def print_markdown(text: str) -> None:
