@@ -22,7 +22,7 @@ from typing import Any
 from data_prep import benchmarks
 from data_prep.benchmarks import Benchmark
 from data_prep.named_clips import AUDIO_COLUMNS
-from data_prep.pipeline import DEFAULT, Making, Report
+from data_prep.pipeline import Report
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.data.benchmark_records import without_letters
 from r1_aqa_repro.data.questions import AudioQuestion, question_from_mmau
@@ -36,12 +36,12 @@ def main(argv: list[str]) -> int:
     return benchmarks.run(_MMAU, __doc__, argv)
 
 
-def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making = DEFAULT) -> Report:
+def prepare(questions: list[Path], audio: list[Path], out: Path) -> Report:
     """Write the manifest of MMAU's questions, and the clips that it names, to a folder.
 
     A bad record is refused; see `benchmarks.prepare`.
     """
-    return benchmarks.prepare(_MMAU, questions, audio, out, making, refuse_bad=True)
+    return benchmarks.prepare(_MMAU, questions, audio, out, refuse_bad=True)
 
 
 def _read(raw: dict[str, Any]) -> tuple[AudioQuestion, str | None]:

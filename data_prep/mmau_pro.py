@@ -20,7 +20,7 @@ from pathlib import Path
 
 from data_prep import benchmarks
 from data_prep.benchmarks import Benchmark, reading
-from data_prep.pipeline import DEFAULT, Making, Report
+from data_prep.pipeline import Report
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.data.questions import question_from_mmau_pro
 
@@ -33,12 +33,12 @@ def main(argv: list[str]) -> int:
     return benchmarks.run(_MMAU_PRO, __doc__, argv)
 
 
-def prepare(questions: list[Path], audio: list[Path], out: Path, making: Making = DEFAULT) -> Report:
+def prepare(questions: list[Path], audio: list[Path], out: Path) -> Report:
     """Write the manifest of the part of MMAU-Pro that is kept, and its clips, to a folder.
 
     A bad record is refused; see `benchmarks.prepare`.
     """
-    return benchmarks.prepare(_MMAU_PRO, questions, audio, out, making, refuse_bad=True)
+    return benchmarks.prepare(_MMAU_PRO, questions, audio, out, refuse_bad=True)
 
 
 _MMAU_PRO = Benchmark(

@@ -62,7 +62,9 @@ def submission(data: Path, questions: Sequence[AudioQuestion], predictions: Pred
     originals = _official_records(data.with_name(SOURCE), hand_in.marks) | _official_records(data, hand_in.marks)
     records = []
     for question in questions:
-        record = originals.get(question.id) or hand_in.record(question)
+        record = originals.get(question.id) or {
+            key: value for key, value in hand_in.record(question).items() if value is not None
+        }
         handed_in = hand_in.answer(record, question, answers.get(question.id))
         records.append(record | dict.fromkeys(hand_in.fields, handed_in))
     return records

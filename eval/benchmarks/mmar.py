@@ -38,7 +38,7 @@ _LEADERBOARD: tuple[Row, ...] = (
 
 
 def _record(question: AudioQuestion) -> dict[str, Any]:
-    record = {
+    return {
         "id": question.id,
         "audio_path": f"./audio/{question.audio_path.name}",
         "question": question.question,
@@ -50,7 +50,6 @@ def _record(question: AudioQuestion) -> dict[str, Any]:
         "language": question.language,
         "source": question.source,
     }
-    return {key: value for key, value in record.items() if value is not None}
 
 
 def _prepare(questions: list[Path], audio: list[Path], out: Path) -> object:

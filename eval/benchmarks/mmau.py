@@ -38,7 +38,7 @@ _V05_15_25: tuple[Row, ...] = (
 
 
 def _record(question: AudioQuestion) -> dict[str, Any]:
-    record = {
+    return {
         "id": question.id,
         "audio_id": question.audio_path.name,
         "question": question.question,
@@ -51,7 +51,6 @@ def _record(question: AudioQuestion) -> dict[str, Any]:
         "sub-category": question.sub_category,
         "difficulty": question.difficulty,
     }
-    return {key: value for key, value in record.items() if value is not None}
 
 
 def answer_or_empty(_: Mapping[str, Any], __: AudioQuestion, answer: str | None) -> str:

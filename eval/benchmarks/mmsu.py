@@ -50,7 +50,7 @@ def _letter(record: Mapping[str, Any], question: AudioQuestion, answer: str | No
 
 def _record(question: AudioQuestion) -> dict[str, Any]:
     choices = dict(zip(("choice_a", "choice_b", "choice_c", "choice_d"), question.choices, strict=False))
-    record = {
+    return {
         "id": question.id,
         "audio_path": question.audio_path.name,
         "question": question.question,
@@ -60,7 +60,6 @@ def _record(question: AudioQuestion) -> dict[str, Any]:
         "category": question.category,
         "sub-category": question.sub_category,
     }
-    return {key: value for key, value in record.items() if value is not None}
 
 
 def _prepare(questions: list[Path], audio: list[Path], out: Path) -> object:

@@ -43,7 +43,7 @@ class HandIn:
     Attributes:
         file: its name; a JSON list, or JSON lines if it ends with `.jsonl`.
         fields: that the script reads the answer from.
-        record: a question as the benchmark writes it.
+        record: a question as the benchmark writes it; what is None is left out.
         marks: keys by which a record of the benchmark's own is known; such a record is handed in as it stands.
         answer: what stands in the fields of a record for the answer to its question, or for none.
     """
