@@ -47,7 +47,6 @@ answer_at_once(__name__, _parser().parse_args)
 
 import torch
 import yaml
-from huggingface_hub import ModelCard
 from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
@@ -56,7 +55,6 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperModel,
 )
-from transformers.utils.hub import cached_file
 
 from r1_aqa_repro.model import composing
 from r1_aqa_repro.model.files import require_no_adapter, save_files
@@ -72,7 +70,7 @@ from r1_aqa_repro.model.loading import (
     read_or_refuse,
 )
 from r1_aqa_repro.run.checks import check_free_space
-from r1_aqa_repro.run.model_card import CARD
+from r1_aqa_repro.run.model_card import CARD, licence_of
 
 _HEAD_OF_WHISPER = ("proj_out.weight",)  # its decoder's, tied to the decoder's embeddings; some files hold it too
 
@@ -212,7 +210,7 @@ def _verify(folder: Path, originals: composing.Originals, new_tokens: list[int])
 def _card(encoder: str, language_model: str, window_seconds: int, seed: int) -> str:
     """The model card: what the parts are, under which licences, and how they were put together."""
     parts = {"Whisper's encoder": encoder, "the language model": language_model}
-    licences = {name: _licence(name) for name in parts.values()}
+    licences = {name: licence_of(name, asks_hub=True) for name in parts.values()}
     data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "audio-text-to-text"}
     if on_hub := [name for name in parts.values() if folder_of(name) is None]:
         data["base_model"] = on_hub
@@ -251,18 +249,6 @@ processor = Qwen2AudioProcessor.from_pretrained(folder)
 model = Qwen2AudioForConditionalGeneration.from_pretrained(folder)
 ```
 """
-
-
-def _licence(name: str) -> str | None:
-    """What the card of a part says its licence is; None if it has no card, or the card says nothing."""
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    card = cached_file(name, CARD, **quiet)
-    if card is None:
-        return None
-    data = ModelCard(Path(card).read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).data
-    named = data.get("license_name") if data.get("license") == "other" else None
-    licence = named or data.get("license")
-    return licence if isinstance(licence, str) else None
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def _listed(
         "question": question.question,
         "choices": question.choices,
         "answer": question.answer,
-        "audio": _embedded(question) if embed_audio else clip,
+        "audio": embedded_clip(question.audio_path) if embed_audio else clip,
         "flags": question.flags,
         **{key: labels[key].index(label) for key in labels if (label := getattr(question, key)) is not None},
         "answers": [
@@ -99,15 +99,15 @@ def _answer(question: AudioQuestion, prediction: Prediction | None, verdict: Map
     }
 
 
-def _embedded(question: AudioQuestion) -> str:
-    """The clip as a data URL, as the model heard it; a clip that cannot be read is an empty one."""
+def embedded_clip(path: Path) -> str:
+    """A clip as a data URL, as the model heard it; one that cannot be read is an empty one."""
     import soundfile  # slow to import, and needed here only
 
     from r1_aqa_repro.data.audio import SAMPLING_RATE, AudioError, load_audio
 
     compressed = io.BytesIO()
     try:
-        soundfile.write(compressed, load_audio(question.audio_path), SAMPLING_RATE, format="MP3")
+        soundfile.write(compressed, load_audio(path), SAMPLING_RATE, format="MP3")
     except AudioError:
         compressed = io.BytesIO()
     return "data:audio/mpeg;base64," + base64.b64encode(compressed.getvalue()).decode("ascii")

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from eval.evaluation import Evaluation
 from eval.matcher import MATCHERS
 from eval.targets import EMBEDDED_HEADING, GUESSING, against_published
-from r1_aqa_repro.common.escaping import markdown
+from r1_aqa_repro.common.escaping import code, markdown
 from r1_aqa_repro.common.files import as_json
 
 _NOT_LISTENING = {
@@ -92,6 +92,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "md": markdown,
+        "code": code,
         "interval": interval,
         "sample": sample,
         "percent": "{:.2f}".format,
