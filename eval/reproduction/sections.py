@@ -163,7 +163,9 @@ def papers_table(figures: Figures) -> Section:
             ["", *both, *_SPREAD],
             [[row["label"], *published[row["row"]], *_means(row, columns), *_spread(row)] for row in rows],
         )
-        return Section("table", "The paper's table", tables=[table, _by_seed(figures)], after=after)
+        return Section(
+            "table", "The paper's table", tables=[table, _over_base(figures), _by_seed(figures)], after=after
+        )
     labels, where = labels_of(figures), REHEARSED if is_rehearsed(figures) else "not compared"
     theirs = Table(
         ["", *("paper: " + head for head in heads), "this study"],
@@ -175,17 +177,46 @@ def papers_table(figures: Figures) -> Section:
         [[row["label"], *_means(row, labels), *_spread(row)] for row in rows],
         ON_EMBEDDED if is_rehearsed(figures) else f"This study, version {figures['version']}",
     )
-    return Section("table", "The paper's table", [why], [theirs, ours, _by_seed(figures)], after)
+    return Section("table", "The paper's table", [why], [theirs, ours, _over_base(figures), _by_seed(figures)], after)
 
 
 def _chosen_otherwise(rows: Sequence[Figures]) -> list[str]:
-    """What has to be said where a seed's checkpoint is not the one that its held-out answers choose."""
+    """What has to be said of seeds whose tested checkpoint is not the one that the held-out questions choose."""
+    seeds = [(row["label"], seed, one) for row in rows for seed, one in (row.get("seeds") or {}).items()]
     return [
-        f"{row['label']}, seed {seed}: {one['chosen']} is not the best on the held-out questions."
-        for row in rows
-        for seed, one in (row.get("seeds") or {}).items()
-        if one.get("chosen_is_best") is False
+        f"{label}, seed {seed}: {what.format(one['chosen'])}."
+        for key, what in _OTHERWISE.items()
+        for label, seed, one in seeds
+        if one.get(key) is False
     ]
+
+
+_OTHERWISE = {
+    "chosen_is_best": "{} is not the best on the held-out questions",
+    "chosen_is_tested": "the test was asked with other weights than those of {}",
+}
+
+
+def _over_base(figures: Figures) -> Table:
+    """What every arm gained over the model before training."""
+    rows = []
+    for row in figures["table"][1:]:
+        cells = [NOT_RUN] * 4
+        if (gain := row.get("over_base")) is not None:
+            cells = [
+                points(gain["difference"]),
+                around(gain["ci95"]),
+                f"{gain['second_only']}",
+                f"{gain['first_only']}",
+            ]
+        rows.append([row["label"], *cells])
+    columns = ["", "difference, points", "95 % interval", "better on", "worse on"]
+    return Table(columns, rows, _titled(figures, "minus the model before training"))
+
+
+def _titled(figures: Figures, what: str) -> str:
+    """The title of a table of the study's own figures."""
+    return f"{ON_EMBEDDED}, {what}" if is_rehearsed(figures) else f"{what[0].upper()}{what[1:]}"
 
 
 _SPREAD = ("95 % interval", "± seeds", "seeds")
@@ -241,7 +272,7 @@ def _by_seed(figures: Figures) -> Table:
                     "" if rate is None else f"{100 * rate:.1f}",
                 ]
             rows.append([row["label"], seed, *cells])
-    title = f"{ON_EMBEDDED}, every seed" if is_rehearsed(figures) else "Every seed"
+    title = _titled(figures, "every seed")
     return Table(columns, rows, title, frozenset({0, 1, 2}))
 
 

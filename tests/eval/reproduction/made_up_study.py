@@ -52,6 +52,7 @@ def row(name, label, status, mean, seeds, kind="grpo", role=None, published=None
                 "step": None if name == "base" else 100 * int(seed),
                 "held_out": None if name == "base" else accuracy + 2,
                 "chosen_is_best": None if name == "base" else True,
+                "chosen_is_tested": None if name == "base" else True,
             }
             for seed, accuracy in seeds.items()
         },
@@ -60,6 +61,7 @@ def row(name, label, status, mean, seeds, kind="grpo", role=None, published=None
         "spread": 1.25 if len(seeds) > 1 else None,
         "ci95": [mean - 3, mean + 3],
         "task": {task: mean + place for place, task in enumerate(TASKS)},
+        "over_base": None if name == "base" else difference(mean - 49, (mean - 52, mean - 46), first=49.0),
         "on_test": None,
         "on_test_mean": None,
         "on_test_difference": None,

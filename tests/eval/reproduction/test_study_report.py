@@ -87,7 +87,7 @@ def test_markdown_and_page_have_the_same_tables_and_sentences(run):
 
 def test_a_run_on_the_papers_questions_stands_beside_it(run):
     report, _ = run
-    table, seeds = report.tables["The paper's table"]
+    table, gains, seeds = report.tables["The paper's table"]
     here = ["here: sound", "here: music", "here: speech", "here: average"]
     assert table[0] == ["", *PAPERS_COLUMNS, *here, "95 % interval", "± seeds", "seeds"]
     of_row = {cells[0]: cells[1:] for cells in table[1:]}
@@ -99,6 +99,11 @@ def test_a_run_on_the_papers_questions_stands_beside_it(run):
         "GRPO, prompt 2", "2", "checkpoint-200", "66.51", "64.51", "65.51", "66.51", "64.51", "50.0 to 60.0",
         "0", "3", "99.7",
     ]  # fmt: skip
+    assert gains[1:] == [
+        ["SFT, full", "+3.50", "+0.50 to +6.50", "42", "11"],
+        ["GRPO, prompt 2", "+14.75", "+11.75 to +17.75", "42", "11"],
+        ["GRPO, prompt 3", *["not run"] * 4],
+    ]
     said = everything(report)
     assert "REHEARSAL" not in said and "rehearsed" not in said
     assert "MMAU test-mini, version original: 1000 questions, 38,000 training questions and 500 held-out" in said
@@ -117,7 +122,7 @@ def test_a_run_on_the_papers_questions_stands_beside_it(run):
 )
 def test_figures_that_may_not_be_compared_stand_apart_from_the_papers(tmp_path, content, where, why):
     for shown in written(tmp_path / "out", content):
-        table, ours, _ = shown.tables["The paper's table"]
+        table, ours, *_ = shown.tables["The paper's table"]
         assert table[0] == ["", *PAPERS_COLUMNS, "this study"]
         assert [cells[-1] for cells in table[1:]] == [where, where, where, "not run"]
         assert ["GRPO, prompt 2", "63.75", "64.75", "65.75", "63.75", "60.8 to 66.8", "1.25", "2"] in ours
@@ -206,11 +211,13 @@ def test_the_best_on_the_test_stands_apart(run):
 def test_a_checkpoint_that_was_not_the_best_is_named(tmp_path):
     content = figures()
     content["table"][2]["seeds"]["2"]["chosen_is_best"] = False
+    content["table"][1]["seeds"]["1"]["chosen_is_tested"] = False
     report, _ = written(tmp_path / "out", content)
-    assert (
-        "GRPO, prompt 2, seed 2: checkpoint-200 is not the best on the held-out questions."
-        in report.said["The paper's table"]
-    )
+    for said in (
+        "GRPO, prompt 2, seed 2: checkpoint-200 is not the best on the held-out questions.",
+        "SFT, full, seed 1: the test was asked with other weights than those of checkpoint-100.",
+    ):
+        assert said in report.said["The paper's table"]
 
 
 def test_rows_that_were_not_asked_alike_are_named(tmp_path):
