@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,6 +41,7 @@ from r1_aqa_repro.model.inputs import text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.reward_model import score_conversations
 from r1_aqa_repro.run.checkpoints import FINAL, last_checkpoint
+from scripts.launching import launched, waited_for
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = "trainer_state.json"
@@ -109,7 +109,7 @@ class Workshop:
             Interrupted: it did not end with exit code 0.
         """
         with self.stages(stage):
-            code = entry.main(list(argv)) if processes == 1 else _launched(entry, argv, processes)
+            code = entry.main(list(argv)) if processes == 1 else launched(entry.__name__, argv, processes)
         if code != EXIT_DONE:
             raise Interrupted(code)
 
@@ -121,7 +121,7 @@ class Workshop:
             Interrupted: it did not end with exit code 0.
         """
         with self.stages(stage):
-            code = _waited_for([sys.executable, "-m", entry.__name__, *argv])
+            code = waited_for([sys.executable, "-m", entry.__name__, *argv])
         if code != EXIT_DONE:
             raise Interrupted(code)
 
@@ -155,21 +155,6 @@ class Workshop:
         write_json(folder / file, summary)
         show(*shown)
         say(f"{sum(self.stages.asked_for.values()):.0f} s in all, set-up aside")
-
-
-def _launched(entry: Any, argv: Sequence[str], processes: int) -> int:
-    launcher = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", str(processes)]
-    return _waited_for([*launcher, "-m", entry.__name__, *argv])
-
-
-def _waited_for(command: Sequence[str]) -> int:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # the project also without an installation
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # it reached the children too: wait for the checkpoint they are saving
-                continue
 
 
 class TextWorkshop(Workshop):

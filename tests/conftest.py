@@ -21,7 +21,7 @@ from r1_aqa_repro.model.loading import load_processor
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_MMAU = ROOT.parent / "shared" / "data" / "mmau"
-OF_OTHER_COMMANDS = ("align_", "small_", "suite")
+OF_OTHER_COMMANDS = ("align_", "reproduce_", "small_", "suite")
 TRAINING_CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if not p.stem.startswith(OF_OTHER_COMMANDS))
 MMAR_FILE = ROOT.parent / "shared" / "data" / "mmar" / "MMAR-meta.jsonl"
 

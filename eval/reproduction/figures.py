@@ -124,7 +124,7 @@ class _Figures:
 
     def row(self, arm: Arm) -> Block:
         """A row of the paper's table, with its seeds and controls."""
-        about = {"row": arm.name, "label": arm.label, "kind": arm.kind, "role": arm.role}
+        about: Block = {"row": arm.name, "label": arm.label, "kind": arm.kind, "role": arm.role}
         about["published"] = None if arm.published is None else dict(arm.published)
         tests = self.done.get(arm.name)
         if tests is None:
@@ -259,8 +259,8 @@ class _Figures:
         before, after = shares_of(base), mean_shares(list(tests.values()))
 
         def on(rows: Sequence[int]) -> Block:
-            columns = ([shares[row] for row in rows] for shares in (before, after))
-            return difference(*columns, [self.clips[row] for row in rows])
+            first, second = ([shares[row] for row in rows] for shares in (before, after))
+            return difference(first, second, [self.clips[row] for row in rows])
 
         labels = by_label(self.questions, group, self.benchmark)
         signs = {seed: _signs(before, shares_of(one)) for seed, one in tests.items()}

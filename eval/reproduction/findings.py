@@ -208,7 +208,7 @@ class _Findings:
 
     def _not_run(self, about: Mapping[str, Any], why: str) -> dict[str, Any]:
         empty = dict.fromkeys(("comparison", "rows", "seeds", "difference", "ci95"))
-        said = {"verdict": NOT_RUN, "why": f"{why[0].upper()}{why[1:]}.", "parts": [], "power": None}
+        said: dict[str, Any] = {"verdict": NOT_RUN, "why": f"{why[0].upper()}{why[1:]}.", "parts": [], "power": None}
         return {**about, "status": NOT_RUN, **empty, **said}
 
     def _decided(

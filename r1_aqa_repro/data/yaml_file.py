@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -148,3 +150,58 @@ def as_options(content: Mapping[str, Any], keys: Mapping[str, Callable[[str], An
     if problems:
         raise Refused(problems)
     return values
+
+
+def problems_of(kind: type, content: Any, where: str) -> list[Problem]:
+    """What is wrong with a mapping in a YAML file that is to become a record of the dataclass `kind`, whose fields are
+    its keys. None is left to a default.
+
+    Of the fields' types it checks those of `_ACCEPTED`, and whether a field may be null.
+    """
+    if not isinstance(content, Mapping):
+        return [Problem(where, "it is absent, or no mapping", "Give `key: value` lines below it.")]
+    hints, needed = get_type_hints(kind), [one.name for one in fields(kind)]
+    problems = [
+        Problem(where, f"there is no key {name}", f"Choose among {', '.join(needed)}.")
+        for name in content
+        if name not in hints
+    ]
+    problems += [
+        Problem(where, f"{name} is absent", "Name it: nothing is left to defaults.")
+        for name in needed
+        if name not in content
+    ]
+    for name, value in content.items():
+        hint = hints.get(name)
+        if isinstance(hint, UnionType):
+            if value is None:
+                continue
+            hint = next(one for one in get_args(hint) if one is not NoneType)
+        if (wanted := _ACCEPTED.get(hint)) and not wanted[0](value):
+            problems.append(Problem(where, f"{name} is {value!r:.80}", f"Give {wanted[1]}."))
+    return problems
+
+
+def as_argument(value: Any) -> str:
+    """A value in a YAML file as a command line has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def are_texts(value: Any) -> bool:
+    """Whether a value is a list of texts."""
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+# YAML reads yes, no, on and off as true and false, and digits as a number
+NAMES = "a list of names, in quotes where YAML reads something else, such as 'no' or '1'"
+_ACCEPTED: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_count, "a whole number above 0"),
+    float: (lambda value: type(value) in (int, float) and 0 < value < 1e6, "a number above 0"),
+    str: (lambda value: isinstance(value, str), "a name"),
+    list[str]: (are_texts, NAMES),
+    dict[str, Any]: (lambda value: isinstance(value, dict), "a mapping"),
+}

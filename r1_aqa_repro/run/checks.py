@@ -219,7 +219,14 @@ def offloads_optimizer(training: TrainingArguments) -> bool:
 def check_disk(
     training: TrainingArguments, parameters: int, trained: int, examples: int, cache: int = 0
 ) -> list[Problem]:
-    """A problem without room for what a run has yet to write: checkpoints, the final model, a `cache` of so many bytes.
+    """A problem without room for what a run has yet to write, see `disk_needed`, and a `cache` of so many bytes."""
+    needed, what = disk_needed(training, parameters, trained, examples)
+    smaller = "set keep_optimizer: last or save_total_limit, "
+    return check_free_space(Path(str(training.output_dir)), needed + cache, what, smaller)
+
+
+def disk_needed(training: TrainingArguments, parameters: int, trained: int, examples: int) -> tuple[int, str]:
+    """Bytes that a run has yet to write, checkpoints and the final model, and what they are.
 
     A checkpoint holds so many `parameters`, of which some are `trained`, and the run learns from so many `examples`.
     Counted is the moment at which most is there: a checkpoint has been written, and what goes for it is not deleted
@@ -241,9 +248,8 @@ def check_disk(
     there = checkpoints(folder)
     to_write = max(0, kept - len(there))
     states = 0 if training.save_only_model else max(0, with_state - sum(map(has_training_state, there)))
-    needed = weights * (to_write + 1) + state * states + cache
-    what = f"{to_write} more checkpoints ({states} with optimizer) and the final model"
-    return check_free_space(folder, needed, what, "set keep_optimizer: last or save_total_limit, ")
+    needed = weights * (to_write + 1) + state * states
+    return needed, f"{to_write} more checkpoints ({states} with optimizer) and the final model"
 
 
 def _checkpoint_bytes(training: TrainingArguments, parameters: int, trained: int) -> tuple[int, int]:

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by every script: `setup_project [dev]` makes .venv when that is not yet done, `launch_training MODULE args...`
+# Sourced by every script: `setup_project [dev|reproduce]` makes .venv when that is not yet done, `launch_training MODULE args...`
 # starts a run. Sourcing alone defines functions and exports the settings below; nothing is installed.
 
 REPO="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)"
@@ -78,7 +78,7 @@ is_embedded_run() { # is_embedded_run ARGS...: whether neither a config nor data
 # .venv/.setup-running  there while a set-up works: whoever finds it knows that the last one was cut short
 # .venv/setup.log       what pip said
 
-setup_project() { # setup_project [dev]
+setup_project() { # setup_project [dev|reproduce]; dev has all of them
     local extras="$*" fingerprint
     # The path counts too: a copied checkout would go on importing the packages of the one it was copied from.
     fingerprint="$({ cat -- "$REPO/pyproject.toml" "$REPO/constraints.txt" && printf '%s' "$REPO"; } | cksum)"
@@ -99,7 +99,7 @@ is_set_up() {
     [ -x "$PYTHON" ] && [ ! -e "$VENV/.setup-running" ] && [ -r "$done_file" ] || return 1
     { read -r installed_fingerprint && read -r installed_extras || true; } <"$done_file"
     [ -n "$extras" ] || extras="$installed_extras" # an update keeps the extras that were there
-    [ "$installed_fingerprint" = "$fingerprint" ] && [ "$installed_extras" = "$extras" ]
+    [ "$installed_fingerprint" = "$fingerprint" ] && { [ "$installed_extras" = "$extras" ] || [ "$installed_extras" = dev ]; }
 }
 
 install_project() {

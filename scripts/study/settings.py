@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from data_prep.label_questions import CHOICES
 from data_prep.media import MAX_SECONDS, MIN_SECONDS
 from r1_aqa_repro.common.errors import Problem, Refused
-from r1_aqa_repro.data.yaml_file import read_yaml
+from r1_aqa_repro.data.yaml_file import NAMES, are_texts, as_argument, problems_of, read_yaml
 
 ARMS = ("sft", "grpo", "grpo_think")  # what is compared, each from the warm start
 HALVES = ("report", "tune")  # of the held-out recordings
@@ -91,11 +91,7 @@ class Settings:
     def overrides(self, arm: str, **more: Any) -> list[str]:
         """The keys of an arm as the arguments of a training command."""
         keys = (self.arms.get(arm) or {}) | more
-        return [part for name, value in keys.items() for part in (f"--{name}", _as_argument(value))]
-
-
-def _as_argument(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return [part for name, value in keys.items() for part in (f"--{name}", as_argument(value))]
 
 
 def read_settings(path: Path, size: str) -> Settings:
@@ -108,22 +104,22 @@ def read_settings(path: Path, size: str) -> Settings:
     problems: list[Problem] = []
     sizes = {name: content.pop(name, None) for name in ("small", "quick")}
     for name, numbers in sizes.items():
-        problems += _problems(Size, numbers, f"{path}: {name}")
-    problems += _problems(Settings, content | {"size": {}}, str(path))
+        problems += problems_of(Size, numbers, f"{path}: {name}")
+    problems += problems_of(Settings, content | {"size": {}}, str(path))
     if not problems:
         for arm, keys in content["arms"].items():
             if arm not in ("warm_start", *ARMS) or not isinstance(keys, dict):
                 remedy = f"Give keys of a training under warm_start, {', '.join(ARMS)}."
                 problems.append(Problem(f"{path}: arms.{arm}", "it is no arm with keys of its own", remedy))
         for family, labels in content["labels"].items():
-            if not labels or not _are_texts(labels):
-                problems.append(Problem(f"{path}: labels.{family}", f"{labels!r:.80}", f"Give {_NAMES}."))
+            if not labels or not are_texts(labels):
+                problems.append(Problem(f"{path}: labels.{family}", f"{labels!r:.80}", f"Give {NAMES}."))
         for source in content["held_out_sources"]:
             if not source.rpartition("=")[2] or source.startswith("="):
                 what = f"{source!r:.80} is no source"
                 problems.append(Problem(f"{path}: held_out_sources", what, "Give `source` or `family=source`."))
         if not content["families"]:
-            problems.append(Problem(f"{path}: families", "there is none", f"Give {_NAMES}."))
+            problems.append(Problem(f"{path}: families", "there is none", f"Give {NAMES}."))
         if content["choices"] not in CHOICES:
             remedy = f"Give a number from {CHOICES[0]} to {CHOICES[-1]}."
             problems.append(Problem(f"{path}: choices", str(content["choices"]), remedy))
@@ -159,44 +155,3 @@ def in_words_of_the_study(config: Path) -> Iterator[None]:
         yield
     except Refused as refusal:
         raise Refused([told(one) for one in refusal.problems]) from None
-
-
-def _problems(kind: type, content: Any, where: str) -> list[Problem]:
-    """What is wrong with a mapping that is to become a record of this kind."""
-    if not isinstance(content, Mapping):
-        return [Problem(where, "it is absent, or no mapping", "See configs/small_study.yaml.")]
-    hints = get_type_hints(kind)
-    needed = [one.name for one in fields(kind)]
-    problems = [
-        Problem(where, f"there is no key {name}", f"Choose among {', '.join(needed)}.")
-        for name in content
-        if name not in hints
-    ]
-    problems += [
-        Problem(where, f"{name} is absent", "Name it: nothing is left to defaults.")
-        for name in needed
-        if name not in content
-    ]
-    for name, value in content.items():
-        if (wanted := _ACCEPTED.get(hints.get(name))) and not wanted[0](value):
-            problems.append(Problem(where, f"{name} is {value!r:.80}", f"Give {wanted[1]}."))
-    return problems
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-# YAML reads yes, no, on and off as true and false, and digits as a number
-_NAMES = "a list of names, in quotes where YAML reads something else, such as 'no' or '1'"
-_ACCEPTED: dict[Any, tuple[Any, str]] = {
-    int: (_is_count, "a whole number above 0"),
-    float: (lambda value: type(value) in (int, float) and 0 < value < 1e6, "a number above 0"),
-    str: (lambda value: isinstance(value, str), "a name"),
-    list[str]: (_are_texts, _NAMES),
-    dict[str, Any]: (lambda value: isinstance(value, dict), "a mapping"),
-}

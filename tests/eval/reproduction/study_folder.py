@@ -1,6 +1,7 @@
 """The folder of a study as its stages leave it, made by hand: who was right on which question decides everything."""
 
 from pathlib import Path
+from typing import Any
 
 from eval.evaluation import times_asked
 from eval.grid import prompts_of
@@ -71,7 +72,7 @@ def write_evaluation(folder: Path, data: Path, right: str, **settings) -> Path:
     With several orders of the choices there are as many digits a question.
     """
     questions = read_questions(data).records
-    made = {**SETTINGS, "checkpoint_sha256": "weights", "data_sha256": sha256_of(data)}
+    made: dict[str, Any] = {**SETTINGS, "checkpoint_sha256": "weights", "data_sha256": sha256_of(data)}
     made |= {"questions": len(questions), **settings}
     prompts = prompts_of(questions, made["repeats"], made["permute_choices"])
     keys = [(one, repeat) for one in prompts for _, repeat in one.keys]
