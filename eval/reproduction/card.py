@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.rendering import render
+from eval.reproduction.bundle import BUNDLE, FIGURES
+from eval.reproduction.figures import FORMAT
+from eval.reproduction.reading import CONFIG, MAIN, RUN, TRAININGS, place_of
 from eval.reproduction.sections import Figures, is_rehearsed, labels_of, was_run, why_not_compared
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.common.escaping import code_fence
@@ -19,9 +22,7 @@ from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.run.model_card import base_line, licence_of, loading, shown_settings
 
 CARD_FOLDER = "card"  # inside the folder of a study
-BUNDLE, FIGURES = "bundle", "figures.json"
 ARCHITECTURE = "Qwen2AudioForConditionalGeneration"  # of every model that is asked about clips
-_MAIN = "main"  # role of the arm that the paper's 64.5 is of
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _EXAMPLE = AudioQuestion(
     "example", Path("clip.wav"), "What makes this sound?", ("a dog", "a cat", "a car", "rain"), None
@@ -47,7 +48,7 @@ class Chosen:
 
     def folder(self, out: Path) -> Path:
         """Where its files are in the folder of its study."""
-        return out / "arms" / self.arm / f"seed-{self.seed}" / "run" / self.checkpoint
+        return out / "arms" / place_of(self.arm, self.seed) / "run" / self.checkpoint
 
 
 def read_figures(out: Path) -> dict[str, Any]:
@@ -58,8 +59,8 @@ def read_figures(out: Path) -> dict[str, Any]:
     """
     path = out / BUNDLE / FIGURES
     figures = read_json(path, _REMEDY)
-    if figures.get("format") != 1:
-        raise Refused.because(str(path), f"its format is {figures.get('format')!r}, not 1", _REMEDY)
+    if figures.get("format") != FORMAT:
+        raise Refused.because(str(path), f"its format is {figures.get('format')!r}, not {FORMAT}", _REMEDY)
     return figures
 
 
@@ -69,7 +70,7 @@ def chosen_of(figures: Figures) -> Chosen | None:
     found = [
         Chosen(row["row"], seed, row["label"], one["chosen"], one["held_out"])
         for row in figures["table"]
-        if row["role"] == _MAIN and was_run(row)
+        if row["role"] == MAIN and was_run(row)
         for seed, one in row["seeds"].items()
         if was_run(one) and one["chosen"]
     ]
@@ -82,10 +83,10 @@ def card_of(out: Path, figures: Figures, chosen: Chosen) -> str:
     Raises:
         Refused: the training's records in the bundle are missing or damaged.
     """
-    training = out / BUNDLE / "trainings" / chosen.arm / f"seed-{chosen.seed}"
-    parts = read_yaml(training / "config.resolved.yaml")
+    training = out / BUNDLE / TRAININGS / place_of(chosen.arm, chosen.seed)
+    parts = read_yaml(training / CONFIG)
     config = {key: value for part in parts.values() for key, value in part.items()}
-    record = read_json(training / "run.json", _REMEDY)
+    record = read_json(training / RUN, _REMEDY)
     base = str(config["model_name_or_path"])
     on_hub = not Path(base).is_dir() and _HUB_ID.fullmatch(base) is not None
     licence = licence_of(base, asks_hub=False)

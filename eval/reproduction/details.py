@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eval.reproduction.findings import NOT_RUN
 from eval.reproduction.sections import (
-    NOT_RUN,
     Figures,
     Section,
     Table,

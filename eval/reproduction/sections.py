@@ -12,10 +12,11 @@ from typing import Any
 
 from eval.benchmarks import MMAU
 from eval.report.rendering import interval, sample
+from eval.reproduction.findings import NOT_RUN, PAPER
+from eval.reproduction.reading import BASE
 
 Figures = Mapping[str, Any]
-NOT_RUN, REHEARSED = "not run", "rehearsed"
-PAPER = "arXiv 2503.11197"
+REHEARSED = "rehearsed"  # status of whatever a rehearsal has done
 ON_EMBEDDED = "Rehearsed on the embedded set"
 
 
@@ -356,7 +357,7 @@ def choosing(figures: Figures) -> Section:
     """What the paper's way of choosing a checkpoint, the best on the test itself, would have given."""
     rows: list[list[str]] = []
     for row in figures["table"]:
-        if row["row"] == "base":
+        if row["row"] == BASE:
             continue
         for seed, one in (row.get("on_test") or {}).items():
             cells = [
