@@ -17,7 +17,7 @@ class Hub:
         files: content by repository and path.
         requests: method and path of every request.
         created: what repositories were asked for with.
-        tokens: the Authorization headers.
+        tokens: the Authorization headers of what is asked about repositories; the rest needs none.
         refuses: a part of a path; a request to it is answered with 403.
     """
 
@@ -84,7 +84,8 @@ class Hub:
             def respond(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 hub.requests.append((self.command, self.path))
-                hub.tokens.add(self.headers.get("Authorization"))
+                if self.path.startswith(("/api/repos/", "/api/models/")):
+                    hub.tokens.add(self.headers.get("Authorization"))
                 status, content = hub.answer(self.command, self.path.partition("?")[0], body)
                 answer = json.dumps(content).encode()
                 self.send_response(status)
