@@ -86,6 +86,8 @@ def card_of(out: Path, figures: Figures, chosen: Chosen) -> str:
     training = out / BUNDLE / TRAININGS / place_of(chosen.arm, chosen.seed)
     parts = read_yaml(training / CONFIG)
     config = {key: value for part in parts.values() for key, value in part.items()}
+    if missing := [key for key in ("model_name_or_path", "use_peft", "prompt_style") if key not in config]:
+        raise Refused.because(str(training / CONFIG), f"it does not say {', '.join(missing)}", _REMEDY)
     record = read_json(training / RUN, _REMEDY)
     base = str(config["model_name_or_path"])
     on_hub = not Path(base).is_dir() and _HUB_ID.fullmatch(base) is not None

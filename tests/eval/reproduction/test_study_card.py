@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from eval.reproduction.card import chosen_of
 from eval.reproduction.push import main
 from eval.reproduction.report import write
+from r1_aqa_repro.common.errors import Refused
 from tests.eval.reproduction.hub import Hub
 from tests.eval.reproduction.made_up_study import figures, row, study
 from tests.files import contents
@@ -95,6 +96,15 @@ def test_without_a_chosen_model_there_is_a_report_and_no_card(tmp_path):
     write(out)
     assert (out / "report.md").exists() and not (out / "card").exists()
     assert "model card" not in (out / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_training_that_does_not_say_what_it_was_is_refused(tmp_path):
+    out = study(tmp_path / "out", figures())
+    file = out / "bundle" / "trainings" / "grpo" / "seed-2" / "config.resolved.yaml"
+    file.write_text("training: {seed: 1}\n", encoding="utf-8")
+    with pytest.raises(Refused, match="config.resolved.yaml: it does not say model_name_or_path, use_peft, prompt_st"):
+        write(out)
+    assert not (out / "report.md").exists()
 
 
 def test_hostile_names_are_text_in_a_card(tmp_path):

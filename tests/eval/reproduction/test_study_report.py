@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from collections import Counter
 from copy import deepcopy
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ from markdown_it import MarkdownIt
 from eval.reproduction.report import write
 from r1_aqa_repro.common.errors import Refused
 from tests.eval.reproduction.made_up_study import GAINED, PAPERS, figures, study
-from tests.files import contents, write_json, write_lines
+from tests.files import contents, read_json, write_json, write_lines
 from tests.hostile_texts import HOSTILE
 
 PAPERS_COLUMNS = ["paper: sound", "paper: music", "paper: speech", "paper: average"]
@@ -401,3 +402,20 @@ def test_a_study_without_figures_is_refused(tmp_path, content, what):
     with pytest.raises(Refused, match=f"figures.json.*{what}"):
         write(tmp_path)
     assert not (tmp_path / "report.md").exists()
+
+
+def test_the_bundle_of_a_study_has_all_that_its_report_shows(sealed, tmp_path):
+    """Not figures made up here, but those that follow from predictions."""
+    out = tmp_path / "out"
+    shutil.copytree(sealed, out / "bundle")
+    content = read_json(sealed / "figures.json")
+    for row in content["table"]:
+        row["role"] = None  # the study has no configuration of a training for a card
+    write_json(out / "bundle" / "figures.json", content)
+    write(out)
+    report = Sections(as_page((out / "report.md").read_text(encoding="utf-8")))
+    page = Sections((out / "report.html").read_text(encoding="utf-8"))
+    assert report.tables == page.tables
+    (rehearsed,) = [one for one in content["table"] if one["row"] == "grpo"]
+    of_row = {cells[0]: cells for cells in report.tables["The paper's table"][1]}
+    assert of_row[rehearsed["label"]][4] == f"{rehearsed['mean']:.2f}"
