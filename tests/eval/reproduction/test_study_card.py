@@ -102,7 +102,7 @@ def test_a_training_that_does_not_say_what_it_was_is_refused(tmp_path):
     out = study(tmp_path / "out", figures())
     file = out / "bundle" / "trainings" / "grpo" / "seed-2" / "config.resolved.yaml"
     file.write_text("training: {seed: 1}\n", encoding="utf-8")
-    with pytest.raises(Refused, match="config.resolved.yaml: it does not say model_name_or_path, use_peft, prompt_st"):
+    with pytest.raises(Refused, match="yaml: it does not say model_name_or_path, use_peft, prompt_style"):
         write(out)
     assert not (out / "report.md").exists()
 
