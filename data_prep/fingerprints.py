@@ -39,6 +39,11 @@ Clips = dict[Path, Decoded]
 
 def decode_clip(path: Path) -> Decoded:
     """Decode a clip and judge it."""
+    return read_clip(path)[0]
+
+
+def read_clip(path: Path) -> tuple[Decoded, np.ndarray | None]:
+    """Decode a clip and judge it; its samples too, as `load_audio` gives them, if it can be decoded."""
     problems: list[tuple[str, str]] = []
     seconds = 0.0
     try:
@@ -53,11 +58,11 @@ def decode_clip(path: Path) -> Decoded:
         samples = load_audio(path)
     except AudioError as error:
         rule = "cut_off" if isinstance(error, CutOff) else "missing" if error.reason == NO_FILE else "undecodable"
-        return Decoded((*problems, (rule, str(error))), seconds)
+        return Decoded((*problems, (rule, str(error))), seconds), None
     if np.abs(samples).max() < SILENCE:
         problems.append(("silent", f"{path} has no sound in {seconds:.1f} s"))
     pcm = np.clip(np.rint(samples * 2**15), -(2**15), 2**15 - 1).astype("<i2")
-    return Decoded(tuple(problems), seconds, hashlib.sha256(pcm.tobytes()).digest())
+    return Decoded(tuple(problems), seconds, hashlib.sha256(pcm.tobytes()).digest()), samples
 
 
 def decode_clips(questions: Iterable[AudioQuestion], workers: int) -> Clips:
