@@ -7,7 +7,8 @@
 #
 # Left out, because they are large and that machine has them: torch with Triton, the CUDA libraries, sympy and networkx;
 # numpy, scipy, scikit-learn, pandas, pyarrow, numba with llvmlite, matplotlib with what draws for it. Left out, because
-# nothing there asks for them: av, bitsandbytes, tensorboard with grpcio, hf_xet, the tools that check source text.
+# nothing there asks for them: av, bitsandbytes, gymnasium, tensorboard with grpcio, hf_xet, the tools that check source
+# text.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/setup.sh"
 show_help_if_asked "$@"
@@ -17,7 +18,7 @@ if compgen -G "$folder/*.whl" >/dev/null; then refuse "$folder holds wheels: two
 
 left_out='torch|sympy|mpmath|networkx|numpy|scipy|scikit-learn|pandas|pyarrow|numba|llvmlite'
 left_out+='|matplotlib|contourpy|cycler|fonttools|kiwisolver|pillow|pyparsing'
-left_out+='|av|bitsandbytes|tensorboard|tensorboard-data-server|grpcio|hf[-_]xet|absl-py|Werkzeug'
+left_out+='|av|bitsandbytes|gymnasium|Farama-Notifications|tensorboard|tensorboard-data-server|grpcio|hf[-_]xet|absl-py|Werkzeug'
 left_out+='|import-linter|grimp|mypy|mypy_extensions|ast_serialize|librt|ruff|types-.*'
 source_only='deepspeed' # pure Python until it builds its parts
 

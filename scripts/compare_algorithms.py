@@ -34,6 +34,7 @@ from r1_aqa_repro.grpo.divergence import token_kls
 from r1_aqa_repro.model.inputs import text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
 from r1_aqa_repro.run.checkpoints import FINAL
+from scripts.shown import plotted
 from scripts.workshop import (
     MAX_NEW_TOKENS,
     Block,
@@ -45,7 +46,6 @@ from scripts.workshop import (
     log_of,
     mean_reward,
     options_of_run,
-    plotted,
     table,
     without_rewards,
 )

@@ -42,6 +42,7 @@ from r1_aqa_repro.rewards.rules import REWARDS
 from r1_aqa_repro.run.checks import check_free_space, check_grpo, check_settings
 from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
 from r1_aqa_repro.run.folder import RUN, update_run
+from scripts.shown import plotted
 from scripts.workshop import (
     ROOT,
     Block,
@@ -50,7 +51,6 @@ from scripts.workshop import (
     command_of_stages,
     log_of,
     outcome,
-    plotted,
     results,
 )
 

@@ -27,6 +27,7 @@ from r1_aqa_repro.common.files import as_lines, write_atomically
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
 from r1_aqa_repro.score import pair_accuracy, pair_scores
+from scripts.shown import plotted
 from scripts.workshop import (
     Block,
     TextWorkshop,
@@ -37,7 +38,6 @@ from scripts.workshop import (
     log_of,
     options_of_run,
     outcome,
-    plotted,
     results,
 )
 

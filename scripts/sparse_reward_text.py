@@ -32,6 +32,7 @@ from r1_aqa_repro.embedded.sparse_reward import CODES, vocabulary_texts, write_s
 from r1_aqa_repro.embedded.tiny_qwen2 import build_tiny_qwen2
 from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
 from r1_aqa_repro.rewards.text_rules import math_reward
+from scripts.shown import plotted
 from scripts.workshop import (
     Block,
     Workshop,
@@ -39,7 +40,6 @@ from scripts.workshop import (
     interval,
     log_of,
     options_of_run,
-    plotted,
     results,
     table,
 )

@@ -1,4 +1,4 @@
-"""What runs of several stages share: running and timing a stage, evaluating, results.json, curves and tables.
+"""What runs of several stages share: running and timing a stage, evaluating, results.json and its table.
 
 A stage trains with an entry point, as a user does, and keeps what it has done: the same command goes on after an
 interruption. The embedded text runs also share what they start from (`TextWorkshop`).
@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,7 @@ import datasets
 import numpy as np
 import pandas
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from r1_aqa_repro import best_of_n, train_reward_model, train_sft_text
 from r1_aqa_repro.common.console import Options, not_negative, say
@@ -42,6 +39,7 @@ from r1_aqa_repro.model.text_loading import load_policy, load_reward_model, load
 from r1_aqa_repro.rewards.reward_model import score_conversations
 from r1_aqa_repro.run.checkpoints import FINAL, last_checkpoint
 from scripts.launching import launched, waited_for
+from scripts.shown import show, table
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = "trainer_state.json"
@@ -318,23 +316,7 @@ def keep_model_alone(run: Path) -> None:
     shutil.rmtree(run / ENCODED, ignore_errors=True)
 
 
-# --- Tables and curves
-
-
-def table(title: str, rows: Mapping[str, Mapping[str, str]]) -> Table:
-    """Rows of figures by name; all have the same columns, by name too."""
-    columns = next(iter(rows.values()))
-    shown = Table("", *(Column(name, justify="right") for name in columns), title=title, title_style="bold")
-    for name, row in rows.items():
-        shown.add_row(name, *row.values())
-    return shown
-
-
-def show(*shown: Table | str) -> None:
-    """Print tables and sentences, in 100 columns at least."""
-    console = Console(width=max(100, Console().width))
-    for each in shown:
-        console.print(each, highlight=False)
+# --- Tables
 
 
 def interval(block: Mapping[str, Any]) -> str:
@@ -362,18 +344,3 @@ def outcome(title: str, summary: Mapping[str, Any]) -> Table:
             for name, block in blocks.items()
         },
     )
-
-
-@contextmanager
-def plotted(path: Path, *titles: str) -> Iterator[list[Axes]]:
-    """A PNG with one panel a title, to be drawn into; panels with labels get a legend."""
-    figure = Figure(figsize=(4.2 * len(titles), 3.7), layout="constrained")
-    axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-    yield axes
-    for axis in axes:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize="small")
-    figure.savefig(path, dpi=110)

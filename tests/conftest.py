@@ -31,11 +31,15 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # Runs of minutes that the tests of several files look at, by the beginnings of the names of these tests.
 SHARED_RUNS = {
-    "audio": ("tests/slow/test_embedded_run.py", "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown[6]"),
+    "audio": (
+        "tests/slow/test_embedded_run.py",
+        "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown[learn-6]",
+    ),
     "text": (
-        "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown",
+        "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown[learn-",
         "tests/slow/test_text_runs.py",
     ),
+    "lessons": ("tests/slow/test_learn_docs.py::test_commands_print_what_is_shown[learn_classical-",),
 }
 
 

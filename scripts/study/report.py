@@ -9,9 +9,9 @@ from typing import Any
 
 from eval.report.rendering import asset, render
 from r1_aqa_repro.common.files import write_atomically
+from scripts.shown import plotted
 from scripts.study.seed import MODELS, WARM_START
 from scripts.study.settings import ARMS
-from scripts.workshop import plotted
 
 Rows = dict[str, dict[str, str]]
 NAMES = {WARM_START: "warm start", "sft": "+ SFT", "grpo": "+ GRPO", "grpo_think": "+ GRPO, think"}

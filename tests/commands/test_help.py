@@ -71,6 +71,8 @@ def test_evaluations_are_found() -> None:
         ("r1_aqa_repro.align", ["--ridge", "0"], "argument --ridge: 0 is not a positive number"),
         ("r1_aqa_repro.align", ["--config", "absent.yaml"], "absent.yaml: the config cannot be read"),
         ("r1_aqa_repro.compose", ["--seed", "-1"], "argument --seed: -1 is not from 0"),
+        ("scripts.learn.dqn", ["--out", "x", "--seed", "-1"], "argument --seed: -1 is not from 0"),
+        ("scripts.learn.policy_gradients", ["--seed", "1", "2"], "the following arguments are required: --out"),
         ("scripts.small_study", ["--seeds", "0"], "argument --seeds: 0 is not from 1"),
         (
             "scripts.small_study",

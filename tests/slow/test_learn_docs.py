@@ -1,8 +1,8 @@
-"""docs/learn.md: what it quotes is the code, its commands run, and they print what it shows.
+"""docs/learn*.md: what they quote is the code, their commands run, and they print what is shown.
 
-The page's form is read strictly:
+The form of the pages is read strictly:
 
-- `## Day N` begins a day; a fenced `bash` block is one command;
+- `## Day N` or `## N. Topic` begins a part; a fenced `bash` block is one command;
 - a fenced `text` block shows what the command before it prints. Its figures may differ, everything else may not;
 - a table under the name of a JSON file has the figures of that file: name, value shown, spread allowed;
 - a fenced `python` block quotes the function named on the line before it: `file: function`.
@@ -25,8 +25,10 @@ import pytest
 from tests.conftest import ROOT
 from tests.slow.conftest import WholeRun, finish
 
-PAGES = {"en": ROOT / "docs" / "learn.md", "zh": ROOT / "docs" / "learn.zh.md"}
-DAYS = range(1, 8)
+COURSES = {"learn_classical": range(1, 9), "learn": range(1, 8)}  # the parts of each
+LANGUAGES = {"en": ".md", "zh": ".zh.md"}
+PARTS = [(course, part) for course, parts in COURSES.items() for part in parts]
+QUESTIONS = {"learn_classical": 3, "learn": 4}  # of a part, at least
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _QUOTED = re.compile(r"^`(\S+): ([\w.]+)`$")
@@ -60,9 +62,13 @@ class Command:
     figures: list[Figure] = field(default_factory=list)
 
 
-def day_texts(page: str) -> dict[int, str]:
-    """The days of a page by number."""
-    parts = re.split(r"^## \D*(\d)", page, flags=re.MULTILINE)
+def page_of(course: str, language: str) -> str:
+    return (ROOT / "docs" / f"{course}{LANGUAGES[language]}").read_text(encoding="utf-8")
+
+
+def part_texts(course: str, language: str = "en") -> dict[int, str]:
+    """The parts of a course by number."""
+    parts = re.split(r"^## \D*(\d)", page_of(course, language), flags=re.MULTILINE)
     return {int(number): text for number, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
@@ -86,7 +92,7 @@ def quotes(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def commands(text: str) -> list[Command]:
-    """The commands of a day, each with the outputs and figures between it and the next one."""
+    """The commands of a part, each with the outputs and figures between it and the next one."""
     found: list[Command] = []
     for part in re.split(r"^(?=```bash$)", text, flags=re.MULTILINE)[1:]:
         (_, line), *others = blocks(part)
@@ -142,40 +148,45 @@ def shape(output: str, runs: str = "runs") -> str:
 # --- Without running anything
 
 
-@pytest.mark.parametrize("language", PAGES)
-def test_quotations_are_the_code_and_what_is_named_is_there(language: str) -> None:
-    text = PAGES[language].read_text(encoding="utf-8")
-    found = list(quotes(text))
-    assert {number for number, day in day_texts(text).items() if list(quotes(day))} == set(DAYS)
-    for file, name, lines in found:
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("course", COURSES)
+def test_quotations_are_the_code_and_what_is_named_is_there(course: str, language: str) -> None:
+    parts = part_texts(course, language)
+    assert {number for number, text in parts.items() if list(quotes(text))} == set(COURSES[course])
+    text = page_of(course, language)
+    for file, name, lines in quotes(text):
         assert without_space(lines) in without_space(source_of(file, name)), f"{file}: {name} has no longer\n{lines}"
         assert 1 <= len(lines.splitlines()) <= 8, f"{file}: {name} is quoted at too great a length"
     for file, name in _NAMED.findall(text):
         source_of(file, name)
 
 
-def test_both_languages_show_the_same() -> None:
-    english, chinese = (day_texts(page.read_text(encoding="utf-8")) for page in PAGES.values())
-    assert list(english) == list(chinese) == list(DAYS)
-    for day in DAYS:
-        assert blocks(english[day]) == blocks(chinese[day])
-        assert commands(english[day]) == commands(chinese[day])
-        assert [quote[:2] for quote in quotes(english[day])] == [quote[:2] for quote in quotes(chinese[day])]
-        papers = [sorted(re.findall(r"\d{4}\.\d{5}", text[day])) for text in (english, chinese)]
-        assert papers[0] == papers[1]
-        questions = [len(re.findall(r"^\*[^*\n]+[?？]\*", text[day], re.MULTILINE)) for text in (english, chinese)]
-        assert questions[0] == questions[1] >= 4
+@pytest.mark.parametrize("course", COURSES)
+def test_both_languages_show_the_same(course: str) -> None:
+    english, chinese = (part_texts(course, language) for language in LANGUAGES)
+    assert list(english) == list(chinese) == list(COURSES[course])
+    for part in COURSES[course]:
+        assert blocks(english[part]) == blocks(chinese[part])
+        assert commands(english[part]) == commands(chinese[part])
+        assert [quote[:2] for quote in quotes(english[part])] == [quote[:2] for quote in quotes(chinese[part])]
+        for pattern in (r"\d{4}\.\d{5}", r"\((images/[^)]+)\)"):  # papers, pictures
+            named = [sorted(re.findall(pattern, text[part])) for text in (english, chinese)]
+            assert named[0] == named[1]
+        questions = [len(re.findall(r"^\*[^*\n]+[?？]\*", text[part], re.MULTILINE)) for text in (english, chinese)]
+        assert questions[0] == questions[1] >= QUESTIONS[course]
 
 
-def test_every_command_shows_what_it_prints() -> None:
-    for text in day_texts(PAGES["en"].read_text(encoding="utf-8")).values():
+@pytest.mark.parametrize("course", COURSES)
+def test_every_command_shows_what_it_prints(course: str) -> None:
+    for text in part_texts(course).values():
         assert commands(text)
         for command in commands(text):
             assert command.outputs, command.line
             for figure in command.figures:
-                if figure.file.endswith("results.json"):  # as a fraction or in percent
+                if figure.file.endswith("results.json"):  # as a fraction, in percent, or as it is
                     printed = " ".join(command.outputs)
-                    assert f"{figure.shown:.3f}" in printed or f"{100 * figure.shown:.1f}" in printed, figure
+                    shown = f"{figure.shown:.3f}", f"{100 * figure.shown:.1f}", f"{figure.shown:g}"
+                    assert any(form in printed for form in shown), figure
 
 
 # --- Running everything
@@ -192,9 +203,9 @@ def carry_out(command: Command, runs: Path, whole_run: WholeRun) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("day", DAYS)
-def test_commands_print_what_is_shown(day: int, runs: Path, whole_run: WholeRun) -> None:
-    for command in commands(day_texts(PAGES["en"].read_text(encoding="utf-8"))[day]):
+@pytest.mark.parametrize(("course", "part"), PARTS)
+def test_commands_print_what_is_shown(course: str, part: int, runs: Path, whole_run: WholeRun) -> None:
+    for command in commands(part_texts(course)[part]):
         printed = carry_out(command, runs, whole_run)
         for output in command.outputs:
             assert shape(output) in shape(printed, str(runs)), f"{command.line} printed\n{printed[-3000:]}"
