@@ -7,6 +7,11 @@ another order each time. It is weak if more than half of the answers are right. 
 2509.21060): weak are the questions that at least two of three models answer right without the audio. There the three
 are Audio Flamingo 2, R1-AQA and Kimi-Audio with one answer each, and the silence lasts 30 s.
 
+A model that has learned to listen hears something in silence too ("flat", "no knock") and is right wherever that is the
+answer, so that an answer may be gone from the strong questions altogether: ask one that has learned from the texts
+alone, or a pretrained one. And a guess that is always the same looks like knowledge: with --decoding sample a guess
+among four is right one time in four.
+
 Writes manifest.jsonl, the same questions with `contribution`; prep_report.json; and without_audio/, the evaluation that
 the labels come from, as `python -m eval.mmau --no-audio --permute-choices` leaves it. The same command goes on with
 what was interrupted. Several GPUs share the questions:
@@ -41,7 +46,16 @@ if TYPE_CHECKING:
 
 WEAK, STRONG = CONTRIBUTIONS
 MANIFEST, EVALUATION = "manifest.jsonl", "without_audio"  # in the folder
-_ASKED_WITH = ("adapter", "prompt_style", "batch_size", "max_new_tokens", "audio_channel", "dtype", "device")
+_ASKED_WITH = (
+    "adapter",
+    "prompt_style",
+    "decoding",
+    "batch_size",
+    "max_new_tokens",
+    "audio_channel",
+    "dtype",
+    "device",
+)
 
 
 @dataclass

@@ -4,9 +4,10 @@
 
 Half of the questions give their answer away in their text ("The file is called two."), and their clip, which is that of
 another question, adds nothing. A small Qwen2-Audio that has been warmed up on questions of the other kind is trained by
-SFT twice, for equally many steps: on all questions, and on those that `data_prep.contribution` labels strong, asking
-the first of the two models. Both are evaluated with and without audio on held-out questions, half of them guessable
-(`eval_no_audio`). Writes results.json.
+SFT twice, for equally many steps: on all questions, and on those that `data_prep.contribution` labels strong. The model
+that is asked for the labels has learned from the same questions with silence in place of every clip, so that what it
+knows is what their texts give away; its answers are sampled, so that a guess is right as often as a guess. Both are
+evaluated with and without audio on held-out questions, half of them guessable (`eval_no_audio`). Writes results.json.
 
 After an interruption the same command goes on. On one CPU core, some 4 minutes a seed; several seeds can be begun
 apart, in processes of their own, and pooled by the whole command afterwards.
@@ -22,6 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project also without an installation
 
+import numpy as np
+import soundfile
 from rich.table import Table
 
 from data_prep import contribution
@@ -33,6 +36,7 @@ from r1_aqa_repro.common.console import Options, not_negative, positive, say
 from r1_aqa_repro.common.errors import EXIT_DONE
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.common.intervals import paired_gain, wilson
+from r1_aqa_repro.data.audio import SAMPLING_RATE
 from r1_aqa_repro.data.prompts import prompt_text
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
 from r1_aqa_repro.embedded.families import FAMILIES
@@ -43,9 +47,10 @@ from scripts.workshop import Workshop, command_of_stages, show, table
 FOLDER = Path("runs") / "contribution_study"
 STYLE = "answer"
 ROUND = sum(map(len, FAMILIES.values()))  # questions until every family has come once
-WARM, TRAIN, HELD_OUT = "warm.jsonl", "train.jsonl", "held_out.jsonl"  # of a seed
+WARM, TRAIN, BLIND, HELD_OUT = "warm.jsonl", "train.jsonl", "blind.jsonl", "held_out.jsonl"  # of a seed
+SILENCE_SECONDS = 2.75  # as clips are on average
 START, ALL, STRONG = "warm start", "trained on all", "trained on strong"
-ANSWERS = ["--batch-size", "50", "--max-new-tokens", "16", "--prompt-style", STYLE, "--device", "cpu"]
+ASKED = ("--batch-size", "50", "--max-new-tokens", "16", "--prompt-style", STYLE, "--device", "cpu")
 Verdicts = dict[str, bool]  # by question id
 
 
@@ -90,9 +95,13 @@ def of_seed(folder: Path, seed: int, num_train: int, num_held_out: int, steps: i
     evaluation += ["--per_device_eval_batch_size", "50", "--save_steps", str(steps), "--max_steps", str(steps)]
     further = [*evaluation, "--stop_at_loss", "0"]
     first = [*further, "--eval_on_start", "true"]
-    of_all = workshop.train(train_sft, "sft_embedded", folder / "all", warm, folder / TRAIN, first)
+    workshop.train(train_sft, "sft_embedded", folder / "all", warm, folder / TRAIN, first)
+    twice = str(2 * steps)  # until it knows what texts give away: what is left of it is learned from
+    asked_about = ["--max_steps", twice, "--save_steps", twice, "--stop_at_loss", "0"]
+    blind = workshop.train(train_sft, "sft_embedded", folder / "blind", warm, folder / BLIND, asked_about)
     labels = folder / "labels"
-    asked = ["--ckpt", str(of_all), "--data", str(folder / TRAIN), "--out", str(labels), *ANSWERS]
+    asked = ["--ckpt", str(blind), "--data", str(folder / TRAIN), "--out", str(labels), "--answers", "5"]
+    asked += ["--decoding", "sample", *ASKED]
     workshop.run("labels", contribution, asked)
     labelled = labels / contribution.MANIFEST
     only = [*further, "--contribution", "strong"]
@@ -113,7 +122,10 @@ def compose(folder: Path, seed: int, num_train: int, num_held_out: int) -> None:
     questions = read_questions(data / "train" / "manifest.jsonl").records
     held_out = read_questions(data / "held_out" / "mmau_format.json").records
     write_manifest(folder / WARM, questions[:num_warm])
-    write_manifest(folder / TRAIN, half_guessable(questions[num_warm:]))
+    asked = half_guessable(questions[num_warm:])
+    write_manifest(folder / TRAIN, asked)
+    soundfile.write(folder / "silence.wav", np.zeros(int(SILENCE_SECONDS * SAMPLING_RATE), np.float32), SAMPLING_RATE)
+    write_manifest(folder / BLIND, [replace(one, audio_path=folder / "silence.wav") for one in asked])
     write_manifest(folder / HELD_OUT, half_guessable(held_out))
 
 
