@@ -138,38 +138,67 @@ def test_the_training_questions_concern_every_run_but_not_the_base_model(tmp_pat
     assert {name for name in stages_of(study) if name.startswith("train/")} <= stale
 
 
-@pytest.mark.slow
-def test_snakemake_runs_what_is_stale_and_status_names_why(tmp_path: Path) -> None:
-    """In a copy of the project whose stages only leave what they were made of; each of the three changes is one."""
+def stub_project(folder: Path) -> Path:
+    """A copy of the project whose stages only leave what they were made of."""
+    project = folder / "project"
     for part in COPIED:
-        source, target = ROOT / part, tmp_path / "project" / part
+        source, target = ROOT / part, project / part
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    project = tmp_path / "project"
     shutil.copy(ROOT / "tests" / "scripts" / "stage_stub.py", project / "scripts" / "reproduce" / "stage.py")
     (project / "scripts" / "reproduce" / "check.py").write_text("def check(study):\n    pass\n")
+    return project
+
+
+def called(project: Path, config: Path, *options: str, **environment: str) -> str:
+    """What the command prints."""
+    command = [sys.executable, "scripts/reproduce_r1_aqa.py", "--config", str(config), "--rehearse", *options]
+    own = os.environ | {"COLUMNS": "400", "PYTHONPATH": ""} | environment
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=own)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_slurm_gets_a_job_a_stage_with_the_resources_that_are_named(tmp_path: Path) -> None:
+    """By Snakemake's executor, with a stand-in for sbatch that records what it is given and carries it out."""
+    project, config, tools = stub_project(tmp_path), config_in(tmp_path), tmp_path / "tools"
+    content = yaml.safe_load(config.read_text())
+    content["slurm"] = {"slurm_partition": "gpu", "runtime": 90, "mem_mb": 2000}
+    config.write_text(yaml.safe_dump(content))
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text("slurm-init-seconds-before-status-checks: 1\n")  # it waits 40 otherwise
+    shutil.copytree(ROOT / "tests" / "scripts" / "slurm", tools)
+    path = f"{tools}:{os.environ['PATH']}"
+    called(project, config, "--slurm", "--only", "embedded", PATH=path, SNAKEMAKE_PROFILE=str(profile))
+    jobs = [json.loads(line) for line in (tools / "jobs.jsonl").read_text().splitlines()]
+    assert len(jobs) == 1
+    given = " ".join(jobs[0])
+    assert all(part in given for part in ("gpu", "90", "2000", "rule_embedded", "--cpus-per-task=1")), given
+    assert (tmp_path / "study" / "ran.txt").read_text() == "embedded\n"
+
+
+@pytest.mark.slow
+def test_snakemake_runs_what_is_stale_and_status_names_why(tmp_path: Path) -> None:
+    """Each of the three changes is one: a prompt's wording, a reward's weight, a line of data."""
+    project = stub_project(tmp_path)
     config = config_in(tmp_path, seeds=[0])
     out = tmp_path / "study"
-
-    def called(*options: str) -> str:
-        command = [sys.executable, "scripts/reproduce_r1_aqa.py", "--config", str(config), "--rehearse", *options]
-        done = subprocess.run(
-            command, cwd=project, capture_output=True, text=True, env=os.environ | {"COLUMNS": "400", "PYTHONPATH": ""}
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
     def ran() -> list[str]:
         return (out / "ran.txt").read_text().split()
 
     def stale() -> dict[str, str]:
-        rows = (re.split(" *[│┃] *", line) for line in called("--status").splitlines() if "stale" in line)
+        rows = (
+            re.split(" *[│┃] *", line) for line in called(project, config, "--status").splitlines() if "stale" in line
+        )
         return {row[1]: row[3] for row in rows}
 
-    called("--cores", "2")
+    called(project, config, "--cores", "2")
     names = list(stages_of(read_study(config, True)))
     assert sorted(ran()) == sorted(names), "every stage once"
-    called()
+    called(project, config)
     assert len(ran()) == len(names), "and none again"
 
     wording, content = project / "r1_aqa_repro" / "data" / "prompts.py", config.read_text()
@@ -178,7 +207,7 @@ def test_snakemake_runs_what_is_stale_and_status_names_why(tmp_path: Path) -> No
     found = stale()
     assert set(found) == own | {"matrix", "report"}
     assert "prompt of think was" in found["train/grpo_think/seed-0"] and "prompt of think was" in found["matrix"]
-    called()
+    called(project, config)
     assert sorted(ran()[len(names) :]) == sorted(found), "and they run, and no other"
 
     before = len(ran())
@@ -194,7 +223,7 @@ def test_snakemake_runs_what_is_stale_and_status_names_why(tmp_path: Path) -> No
     found = stale()
     assert "train.jsonl has changed" in found["train_data"]
     assert set(found) == downstream(read_study(config, True), {"train_data"})
-    called("--from", "report")
+    called(project, config, "--from", "report")
     assert {"train_data", "report"} <= set(ran()[before:])
 
 
