@@ -115,7 +115,7 @@ class TestPublishedFiles:
         ("name", "base", "differing"),
         [
             ("grpo_qwen2_audio_7b_beta0001", "grpo_qwen2_audio_7b", {"beta"}),
-            ("grpo_small_think", "grpo_small", {"prompt_style", "max_completion_length"}),
+            ("grpo_small_think", "grpo_small", {"prompt_style", "max_completion_length", "max_prompts_per_device"}),
             (
                 "grpo_qlora_qwen2_audio_7b",
                 "grpo_lora_qwen2_audio_7b",
