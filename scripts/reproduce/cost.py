@@ -11,7 +11,6 @@ from typing import Any
 
 from r1_aqa_repro.common.files import read_json, write_json
 
-COST = "cost.json"  # in the folder of a seed
 _EVERY = 10.0  # seconds between readings of the power
 _JOULES = 3.6e6  # of a kWh
 # dense bfloat16 FLOP/s of GPUs by a part of their names, as their makers' data sheets have them

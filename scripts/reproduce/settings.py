@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.reproduction.reading import KINDS
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.data.yaml_file import as_argument, problems_of, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 REHEARSAL = "rehearsal"
-KINDS = ("sft", "grpo")
 ROLES = ("main", "thinking", "beta", "coin")
 _PUBLISHED = ("total", "sound", "music", "speech")
 _OPTIONAL: dict[str, Any] = {"role": None, "published": None, "keys": {}, "processes": None}  # of an arm
@@ -37,28 +37,35 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way to train, of which every seed is a run.
+class _Arm:
+    """What the file says of an arm, see `Arm`."""
 
-    Attributes:
-        name: of its folder.
-        label: in the table.
-        config: name of a file in configs/, without .yaml.
-        role: what the findings take it for (`ROLES`), if anything.
-        published: accuracy in percent by task and in total, if the paper has it.
-        keys: in place of the config's.
-        processes: of a training, and of its evaluations.
-        kind: of training, `sft` or `grpo`.
-        prompt_style: of the training, and of its evaluations.
-    """
-
-    name: str
     label: str
     config: str
     role: str | None
     published: dict[str, Any] | None
     keys: dict[str, Any]
+    processes: int | None
+
+
+@dataclass(frozen=True)
+class Arm(_Arm):
+    """One way to train, of which every seed is a run.
+
+    Attributes:
+        label: in the table.
+        config: name of a file in configs/, without .yaml.
+        role: what the findings take it for (`ROLES`), if anything.
+        published: accuracy in percent by task and in total, if the paper has it.
+        keys: in place of the config's.
+        processes: of a training.
+        name: of its folder.
+        kind: of training, one of `KINDS`.
+        prompt_style: of the training, and of its evaluations.
+    """
+
     processes: int
+    name: str
     kind: str
     prompt_style: str
 
@@ -112,16 +119,6 @@ class _Base:
     label: str
     prompt_style: str
     published: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class _Arm:
-    label: str
-    config: str
-    role: str | None
-    published: dict[str, Any] | None
-    keys: dict[str, Any]
-    processes: int | None
 
 
 @dataclass(frozen=True)
@@ -251,7 +248,7 @@ def _arm(name: str, given: Any, keys: _Keys, where: str) -> Arm:
     _check_published(given["published"], where)
     own = (keys.keys.get(kind) or {}) | given["keys"]
     more = {"config": given["config"], "keys": own, "processes": given["processes"] or keys.processes}
-    return Arm(name, **given | more, kind=kind, prompt_style=style)
+    return Arm(**given | more, name=name, kind=kind, prompt_style=style)
 
 
 def _check_published(published: Any, where: str) -> None:

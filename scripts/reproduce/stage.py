@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from eval.reproduction import reading
 from r1_aqa_repro.common.claim import differences, read_claim
 from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_LOSSES, Failed, Refused, command
@@ -26,16 +25,15 @@ from r1_aqa_repro.common.files import read_json, sha256_of, sole_use, write_json
 from r1_aqa_repro.common.stopwatch import Stages
 from r1_aqa_repro.data.prompts import PROMPT_STYLES, prompt_text
 from r1_aqa_repro.data.questions import read_questions, write_manifest
-from scripts.launching import launched
+from scripts.launching import end_of, launched, send_to_log, tell
 from scripts.reproduce import stages
-from scripts.reproduce.cost import COST, EnergyMeter, note, peak_of
+from scripts.reproduce.cost import EnergyMeter, note, peak_of
 from scripts.reproduce.settings import Arm, Study, read_study
 from scripts.reproduce.stages import HELD_OUT, TEST, TRAIN, Stage, stages_of
 from scripts.reproduce.workflow import CLAIMS, lock_of, put_aside
 
 LOGS, SECONDS = "logs", "seconds"
 QUESTIONS_A_VIDEO = 4  # of the embedded training set, so that there is something to hold out by
-_SHOWN = 15  # lines of the log of a stage that has failed
 _REMEDY = "Delete it; the stage begins anew."
 
 
@@ -52,10 +50,11 @@ def main(argv: list[str]) -> int:
     if own.stage not in known:
         raise Refused.because(own.stage, "there is no such stage", f"Choose among {', '.join(known)}.")
     stage = known[own.stage]
-    log, terminal = study.folder / LOGS / f"{stage.rule}.txt", _apart(study.folder / LOGS / f"{stage.rule}.txt")
+    log = study.folder / LOGS / f"{stage.rule}.txt"
+    terminal = send_to_log(log)
     began = time.perf_counter()
     with sole_use(lock_of(study, stage), "Another process is at this stage: wait for it."):
-        _tell(terminal, f"{stage.name} ...")
+        tell(terminal, f"{stage.name} ...")
         try:
             with Stages(study.folder / SECONDS / f"{stage.rule}.json")(stage.name):
                 begin(study, stage)
@@ -64,7 +63,7 @@ def main(argv: list[str]) -> int:
             _tell_end(terminal, stage.name, log, error)
             raise
         write_json(study.folder / stage.mark, found)
-    _tell(terminal, f"{stage.name}: {time.perf_counter() - began:.0f} s")
+    tell(terminal, f"{stage.name}: {time.perf_counter() - began:.0f} s")
     return EXIT_DONE
 
 
@@ -180,7 +179,7 @@ class Work:
         argv = ["--config", str(arm.file), "--model_name_or_path", self.study.model, "--seed", str(seed)]
         argv += ["--data_seed", str(seed), "--train_file", str(self.study.folder / TRAIN)]
         argv += ["--output_dir", str(self.folder), *arm.overrides()]
-        with EnergyMeter(self.folder.parent / COST):
+        with EnergyMeter(self.folder.parent / reading.COST):
             self._run(f"r1_aqa_repro.train_{arm.kind}", argv, arm.processes)
         for checkpoint in checkpoints(self.folder):  # the run is over, and the state is most of what it takes
             delete_training_state(checkpoint)
@@ -205,13 +204,13 @@ class Work:
         job = make_job(training, model, model_config(self.study.model)[0], arm.processes, None, None, None)
         flops = sum(strategies(job, [get_peft_config(model)], ["ddp"])[0].work.flops.values()) * arm.processes
         steps, seconds = int(last.name.rpartition("-")[2]), sum(record["seconds"].values())
-        note(self.folder.parent / COST, mfu=flops * steps / seconds / peak)
+        note(self.folder.parent / reading.COST, mfu=flops * steps / seconds / peak)
 
     def _choose(self, arm: Arm, seed: int) -> dict[str, Any]:
         found = self._sweep(arm, seed, self.study.folder / HELD_OUT, self.folder)
         best = next(point for point in found["points"] if point["name"] == found["best"])
         chosen = {"checkpoint": best["name"], "step": best["step"], "held_out": best["total"]["accuracy"]}
-        file = self.study.of(arm.name, seed) / stages.CHOSEN
+        file = self.study.of(arm.name, seed) / reading.CHOSEN
         write_json(file, chosen)
         return chosen | _digests(file)
 
@@ -219,18 +218,18 @@ class Work:
         place = self.study.of(arm.name, seed)
         found = self._asked_and_controlled(self._chosen(arm, seed), place, arm.prompt_style)
         if arm.published is not None:
-            self._sweep(arm, seed, self.study.folder / TEST, place / stages.ON_TEST)
-            found["files"] |= _digests(place / stages.ON_TEST / "sweep.json")["files"]
+            self._sweep(arm, seed, self.study.folder / TEST, place / reading.ON_TEST)
+            found["files"] |= _digests(place / reading.ON_TEST / "sweep.json")["files"]
         return found
 
     def _chosen(self, arm: Arm, seed: int) -> Path:
         place = self.study.of(arm.name, seed)
-        return place / "run" / str(read_json(place / stages.CHOSEN, _REMEDY)["checkpoint"])
+        return place / "run" / str(read_json(place / reading.CHOSEN, _REMEDY)["checkpoint"])
 
     # --- Evaluations
 
     def _base(self) -> dict[str, Any]:
-        place, style = self.study.folder / stages.BASE, self.keys.base["prompt_style"]
+        place, style = self.study.folder / reading.BASE, self.keys.base["prompt_style"]
         return self._asked_and_controlled(self.study.model, place, style)
 
     def _asked_and_controlled(self, model: Path | str, place: Path, style: str) -> dict[str, Any]:
@@ -244,7 +243,7 @@ class Work:
         files = []
         for place, style, decoding in stages.asked_otherwise(self.study):
             main = self.study.main()
-            model = self.study.model if place == Path(stages.BASE) else self._chosen(main, self.keys.seeds[0])
+            model = self.study.model if place == Path(reading.BASE) else self._chosen(main, self.keys.seeds[0])
             out = self.study.folder / stages.asked_in(place, style, decoding)
             self._evaluate(model, self.study.folder / TEST, out, style, ["--decoding", decoding])
             files.append(out / "predictions.jsonl")
@@ -253,7 +252,7 @@ class Work:
     def _suite(self) -> dict[str, Any]:
         main = self.study.main()
         held_out = {
-            seed: read_json(self.study.of(main.name, seed) / stages.CHOSEN, _REMEDY) for seed in self.keys.seeds
+            seed: read_json(self.study.of(main.name, seed) / reading.CHOSEN, _REMEDY) for seed in self.keys.seeds
         }
         best = max(held_out, key=lambda seed: held_out[seed]["held_out"])
         argv = ["--config", str(self.keys.suite), "--ckpt", str(self._chosen(main, best))]
@@ -303,42 +302,18 @@ class Work:
         say(f"+ python -m {module} {shlex.join(argv)}" + (f"   in {processes} processes" if processes > 1 else ""))
         code = launched(module, argv, processes) if processes > 1 else importlib.import_module(module).main([*argv])
         if code not in (EXIT_DONE, EXIT_LOSSES):
-            raise Ended(module, code)
-
-
-class Ended(Failed):
-    """A command has ended with an exit code that is no success; it has said why."""
-
-    def __init__(self, module: str, code: int):
-        self.code = code
-        super().__init__(f"{module} has ended with exit code {code}; what it said stands above")
+            raise Failed(f"{module} has ended with exit code {code}; what it said stands above")
 
 
 def _digests(*files: Path) -> dict[str, Any]:
     return {"files": {f"{file.parent.name}/{file.name}": sha256_of(file) for file in files}}
 
 
-def _apart(log: Path) -> TextIO:
-    """Send what this process says to its log; returns what still leads to the terminal."""
-    terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file.fileno(), stream.fileno())
-    return terminal
-
-
-def _tell(terminal: TextIO, text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", file=terminal, flush=True)
-
-
 def _tell_end(terminal: TextIO, name: str, log: Path, error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
-        _tell(terminal, f"{name}: interrupted; what is done is kept")
+        tell(terminal, f"{name}: interrupted; what is done is kept")
         return
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN:]
-    _tell(terminal, f"{name}: failed ({error}). The end of {log}:\n" + "\n".join(f"    {line}" for line in lines))
+    tell(terminal, f"{name}: failed ({error}). The end of {log}:\n" + "\n".join(f"    {line}" for line in end_of(log)))
 
 
 if __name__ == "__main__":

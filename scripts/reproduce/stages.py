@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.reproduction import reading
 from r1_aqa_repro.common.files import sha256_of, unreadable
 from r1_aqa_repro.data.prompts import PROMPT_STYLES, prompt_text, target_text
 from r1_aqa_repro.data.questions import AudioQuestion
@@ -22,12 +23,11 @@ from scripts.reproduce.settings import ROOT, Arm, Study
 
 DONE = "done"  # folder of the marks of stages that are done, which tell what came out
 TRAIN, HELD_OUT, TEST = (Path("data") / f"{name}.jsonl" for name in ("train", "held_out", "test"))
-MADE, MODEL, DATA, TEST_DATA, OVERLAP, BASE = "embedded", "model", "train_data", "test_data", "overlap", "base"
-SUITE, MATRIX, REPORT = "suite", "matrix", "report"
+MADE, MODEL, DATA, TEST_DATA, OVERLAP = "embedded", "model", "train_data", "test_data", "overlap"
+BASE, SUITE, MATRIX, REPORT = reading.BASE, reading.SUITE, "matrix", "report"
 OVERLAP_FILE = "data/overlap.json"
-CHOSEN = "chosen.json"  # of a seed: which checkpoint the held-out questions are answered best by
-CONTROLS = ("test", "test-no-audio", "test-permuted")  # the evaluations of a model on the test set, by their folders
-ON_TEST = "on_test"  # of every checkpoint on the test set: the paper's way of choosing
+# the evaluations of a model on the test set, by their folders
+CONTROLS = (reading.TEST, reading.WITHOUT_AUDIO, reading.PERMUTED)
 WARM = "warm.jsonl"  # of the embedded questions, what the base model learns from
 # keys of a training on which its result does not depend
 _FREE = ("output_dir", "report_to", "logging_steps", "save_only_model", "keep_optimizer", "dataloader_pin_memory")
@@ -125,8 +125,8 @@ def _of_run(study: Study, arm: Arm, seed: int) -> list[Stage]:
     run, folder = f"{arm.name}/seed-{seed}", study.of(arm.name, seed).relative_to(study.folder)
     train, choose, test = (f"{what}/{run}" for what in ("train", "choose", "test"))
     prompt, orders = prompt_digests([arm.prompt_style]), {"orders": study.keys.orders}
-    of_choice = (folder / "held_out", folder / CHOSEN)
-    of_test = _below(folder, (*CONTROLS, ON_TEST))
+    of_choice = (folder / reading.HELD_OUT, folder / reading.CHOSEN)
+    of_test = _below(folder, (*CONTROLS, reading.ON_TEST))
     depends = training_depends(arm, seed)
     return [
         Stage(train, (folder / "run",), (mark(MODEL), TRAIN), depends, processes=arm.processes),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Refused
 from r1_aqa_repro.common.files import LOCK, sole_use
+from scripts.launching import waited_for
 from scripts.reproduce.settings import ROOT, Study
 from scripts.reproduce.stages import Stage, stages_of
 
@@ -76,7 +77,7 @@ def carry_out(
         # what a stage says is for the terminal here, and for a job's own log on a cluster
         quiet = [] if slurm else ["--quiet", "all"]
         command = [*_snakemake(study), *where, *quiet, "--rerun-incomplete", "--nolock", "--keep-going", *own]
-        code = _waited_for(command)
+        code = waited_for(command, interrupted=EXIT_INTERRUPTED)
     return code if code in (EXIT_DONE, EXIT_INTERRUPTED) else EXIT_FAILED
 
 
@@ -98,13 +99,10 @@ def standings(study: Study) -> list[Standing]:
         for job in _JOB.finditer(told.stdout + told.stderr)
         if (found := _REASON.search(job["body"]))
     }
-    names = {stage.rule: name for name, stage in stages.items()}
-    return [_standing(study, stage, reasons.get(stage.rule), stages, names) for stage in stages.values()]
+    return [_standing(study, stage, reasons.get(stage.rule), stages) for stage in stages.values()]
 
 
-def _standing(
-    study: Study, stage: Stage, reason: str | None, stages: Mapping[str, Stage], names: Mapping[str, str]
-) -> Standing:
+def _standing(study: Study, stage: Stage, reason: str | None, stages: Mapping[str, Stage]) -> Standing:
     if is_running(study, stage):
         return Standing(stage, "running")
     if reason is None:
@@ -198,14 +196,3 @@ def command_of_stage(study: Study) -> str:
     """What carries out a stage, whose name follows, in a shell."""
     argv = [sys.executable, "-m", "scripts.reproduce.stage", "--config", str(study.file.absolute())]
     return f"cd {shlex.quote(str(ROOT))} && {shlex.join([*argv, *(['--rehearse'] if study.rehearsed else [])])}"
-
-
-def _waited_for(command: Sequence[str]) -> int:
-    with subprocess.Popen(command, cwd=ROOT) as process:
-        interrupted = False
-        while True:
-            try:
-                code = process.wait()
-                return EXIT_INTERRUPTED if interrupted else code
-            except KeyboardInterrupt:  # it reached the stages too: wait for what they save
-                interrupted = True

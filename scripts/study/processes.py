@@ -7,19 +7,17 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TextIO
 
 from r1_aqa_repro.common.console import print_anything, quiet_libraries, say
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, command
+from scripts.launching import end_of, send_to_log, tell
 
 Tell = Callable[[str], None]  # a line for the person at the terminal, from a process whose output is in its log
-_SHOWN = 15  # lines of a log whose process has failed
 
 
 def run_all(work: Callable[[int, Tell], int], seeds: Sequence[int], jobs: int, log_of: Callable[[int], Path]) -> int:
@@ -69,19 +67,10 @@ def _interrupt(process: BaseProcess) -> None:
 def _process(work: Callable[[int, Tell], int], seed: int, log: Path) -> None:
     os.setsid()  # Ctrl-C is for the first process, which passes it on once
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file.fileno(), stream.fileno())
+    terminal = send_to_log(log)
     quiet_libraries()
     print_anything()
-    sys.exit(command(lambda _: work(seed, lambda text: _tell(terminal, seed, text)))([]))
-
-
-def _tell(terminal: TextIO, seed: int, text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  seed {seed}  {text}", file=terminal, flush=True)
+    sys.exit(command(lambda _: work(seed, lambda text: tell(terminal, f"seed {seed}  {text}")))([]))
 
 
 def _end_with_parent() -> None:
@@ -93,8 +82,7 @@ def _end_with_parent() -> None:
 
 
 def _tell_end(seed: int, code: int, log: Path) -> None:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN:]
     how = f"ended with exit code {code}"
     if code < 0:
         how = f"was killed ({signal.Signals(-code).name}), perhaps for want of memory: give a smaller --jobs"
-    say("\n".join([f"seed {seed} {how}; the last lines of {log}:", *lines]))
+    say("\n".join([f"seed {seed} {how}; the last lines of {log}:", *end_of(log)]))

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from eval.reproduction.reading import COST
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data import prompts
-from scripts.reproduce.cost import COST, EnergyMeter, noted, peak_of, power_of_gpus
+from scripts.reproduce.cost import EnergyMeter, noted, peak_of, power_of_gpus
 from scripts.reproduce.settings import Study, merged, read_study
 from scripts.reproduce.stage import begin
 from scripts.reproduce.stages import TRAIN, stages_of

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts.reproduce.settings import Study, read_study
 from scripts.reproduce.stages import stages_of
@@ -34,14 +35,11 @@ KILLED = ("train/grpo/seed-0", "choose/grpo/seed-0", "test/sft_full/seed-0", "re
 
 
 def tiny_study(folder: Path) -> Study:
-    import yaml
-
     folder.mkdir()
     file = config_in(folder, **TINY)
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     content["arms"] = {name: content["arms"][name] for name in ARMS}
-    content["rehearsal"]["arms"] = {}
-    content["rehearsal"].pop("arms")
+    del content["rehearsal"]["arms"]
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     return read_study(file, rehearse=True)
 
