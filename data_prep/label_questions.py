@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep.folder import Account
 from data_prep.label_tables import LabelledClip
-from data_prep.split import HELD_OUT, TRAIN
+from data_prep.split import TRAIN
 from r1_aqa_repro.common.intervals import clopper_pearson
 from r1_aqa_repro.data.questions import AudioQuestion
 
@@ -71,13 +71,18 @@ class Drawing:
 
 
 def divide(
-    clips: Sequence[LabelledClip], share: float, sources: Sequence[Source], minimum: int, account: Account
+    clips: Sequence[LabelledClip],
+    share: float,
+    held_out: Sequence[str],
+    sources: Sequence[Source],
+    minimum: int,
+    account: Account,
 ) -> Parts:
-    """Put every recording into one part, whatever its families: one of the held-out sources', `held_out` or `train`.
+    """Put every recording into one part, whatever its families: one of the held-out sources', of `held_out` or `train`.
 
     Of the recordings of each label that has at least `minimum`, the `share` whose names have the least SHA-256 is held
-    out, one at least. The rarest labels come first: what they leave to training stays there. So the parts depend on the
-    recordings, and on no seed.
+    out, one at least a part of `held_out`, each in the part that has the fewest of that label. The rarest labels come
+    first: what they leave to training stays there. So the parts depend on the recordings, and on no seed.
 
     Returns:
         the clips of each part, in their order. Those of a held-out source's recording that are not of its family are
@@ -92,12 +97,13 @@ def divide(
     for _, recordings in sorted(of_label.items(), key=lambda item: (len(item[1]), item[0])):
         if len(recordings) < minimum:
             continue
-        wanted = max(1, round(share * len(recordings))) if share else 0
-        wanted -= sum(natural.get(recording) == HELD_OUT for recording in recordings)
-        free = sorted((one for one in recordings if one not in natural), key=_digest)
-        for number, recording in enumerate(free):
-            natural[recording] = HELD_OUT if number < wanted else TRAIN
-    parts: Parts = {TRAIN: [], HELD_OUT: [], **{source.name: [] for source in sources}}
+        wanted = max(len(held_out), round(share * len(recordings))) if share else 0
+        there = Counter(natural[recording] for recording in recordings if recording in natural)
+        for recording in sorted((one for one in recordings if one not in natural), key=_digest):
+            part = min(held_out, key=lambda name: there[name])
+            natural[recording] = part if sum(there[name] for name in held_out) < wanted else TRAIN
+            there[natural[recording]] += 1
+    parts: Parts = {name: [] for name in (TRAIN, *held_out, *(source.name for source in sources))}
     for clip in clips:
         own = next((source.name for source in sources if source.has(clip)), None)
         part = natural.get(clip.recording, TRAIN)
@@ -120,13 +126,14 @@ def _digest(recording: str) -> bytes:
     return hashlib.sha256(recording.encode()).digest()
 
 
-def without_rare(parts: Parts, minimum: int, choices: int, account: Account) -> Parts:
+def without_rare(parts: Parts, held_out: Sequence[str], minimum: int, choices: int, account: Account) -> Parts:
     """The parts without what cannot be learned or asked about, which is noted in the `account`.
 
-    That is labels with fewer than `minimum` recordings in `train` and `held_out` together, elsewhere labels that
-    training then does not have, and families of which a part has fewer than `choices` labels left.
+    That is labels with fewer than `minimum` recordings in `train` and the parts of `held_out` together, elsewhere
+    labels that training then does not have, and families of which a part has fewer than `choices` labels left.
     """
-    found = recordings_of_labels([*parts[TRAIN], *parts[HELD_OUT]])
+    own = (TRAIN, *held_out)
+    found = recordings_of_labels(clip for part in own for clip in parts[part])
     frequent = {label for label, recordings in found.items() if len(recordings) >= minimum}
     trained = {(clip.family, clip.label) for clip in parts[TRAIN]} & frequent
     kept: Parts = {part: [] for part in parts}
@@ -139,7 +146,7 @@ def without_rare(parts: Parts, minimum: int, choices: int, account: Account) -> 
             elif label in trained:
                 what = f"{clip.family} has {number[clip.family]} labels in {part}, and a question {choices} choices"
                 account.lose(clip.where, FEW_LABELS, what)
-            elif part in (TRAIN, HELD_OUT) and label not in frequent:
+            elif part in own and label not in frequent:
                 what = f"{clip.label} has {len(found[label])} of the {minimum} recordings that it takes"
                 account.lose(clip.where, FEW_RECORDINGS, what)
             else:

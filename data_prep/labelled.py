@@ -119,9 +119,10 @@ def _drawn(
     templates = _templates(arguments.questions, {clip.family for clip in listed})
     there = usable(listed, arguments.audio, arguments.workers, account)
     clips = without_twins(there, arguments.audio, arguments.workers, account)
-    parts = divide(clips, arguments.hold_out, arguments.hold_out_source, arguments.min_recordings, account)
+    held_out, minimum = arguments.held_out_parts, arguments.min_recordings
+    parts = divide(clips, arguments.hold_out, held_out, arguments.hold_out_source, minimum, account)
     asked_for = {part: _asked_for(of_part, arguments, account) for part, of_part in parts.items()}
-    parts = without_rare(asked_for, arguments.min_recordings, arguments.choices, account)
+    parts = without_rare(asked_for, held_out, minimum, arguments.choices, account)
     _require_questions(arguments, asked_for, parts, account)
     account.kept = sum(map(len, parts.values()))
     drawing = Drawing(
@@ -207,8 +208,14 @@ def _check_paths(arguments: argparse.Namespace) -> None:
     if preset and (named := [name for name, column in _named_columns(arguments).items() if column]):
         what = f"--{named[0]}-column is given beside it, which names the columns"
         problems.append(Problem(f"--preset {preset}", what, "Leave one of them out."))
+    folders = [TRAIN]
+    for name in arguments.held_out_parts:
+        if safe_stem(name) in folders:
+            what = "its folder would be one of another part"
+            problems.append(Problem(f"--held-out-parts {name}", what, "Give it another name."))
+        folders.append(safe_stem(name))
     for source in arguments.hold_out_source:
-        if safe_stem(source.name) in (TRAIN, HELD_OUT):
+        if safe_stem(source.name) in folders:
             what = "its folder would be one of another part"
             problems.append(Problem(f"--hold-out-source {source.name}", what, "Rename the source in the table."))
     if problems:
@@ -333,6 +340,7 @@ def _settings(arguments: argparse.Namespace, drawing: Drawing) -> dict[str, Any]
         "labels": {family: sorted(labels) for family, labels in arguments.labels.items()},
         "min_recordings": arguments.min_recordings,
         "hold_out": arguments.hold_out,
+        "held_out_parts": arguments.held_out_parts,
         "hold_out_source": [asdict(source) for source in arguments.hold_out_source],
     }
 
@@ -416,6 +424,8 @@ def _parser() -> Options:
     add("--questions-a-clip", type=positive, default=2, metavar="N",
         help="how often a clip that is held out is asked about, at most (default: 2)")  # fmt: skip
     add("--hold-out", type=_share, default=0.2, metavar="SHARE", help="of each label's recordings (default: 0.2)")
+    add("--held-out-parts", type=_listed, default=[HELD_OUT], metavar="NAME,...", help="dividing what is held out, "
+        "each label alike: one to tune on, one to report (default: held_out)")  # fmt: skip
     add("--hold-out-source", type=_source, action="append", default=[], metavar="[FAMILY=]SOURCE",
         help="a source that becomes a part of its own, in one family or in all; may be given again")  # fmt: skip
     add("--seconds", type=_seconds, metavar="S", help="cut clips after this long, and fill shorter ones up with "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +14,21 @@ from typing import Any
 
 from data_prep import labelled
 from data_prep.folder import REPORT
+from data_prep.split import TRAIN
 from eval.evaluation import NO_AUDIO, is_complete
 from eval.predictions import PREDICTIONS
 from eval.run import carry_out, prepare
 from eval.scores import read_verdicts
 from eval.settings import EvalSettings
 from r1_aqa_repro import align, train_grpo, train_sft
-from r1_aqa_repro.common.errors import EXIT_DONE, Failed
+from r1_aqa_repro.common.errors import EXIT_DONE
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.common.stopwatch import Stages
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
 from r1_aqa_repro.run.checkpoints import FINAL
 from scripts.study.flops import Meter, steps_for
 from scripts.study.processes import Tell
-from scripts.study.settings import ARMS, Settings
+from scripts.study.settings import ARMS, HALVES, Settings
 from scripts.workshop import ROOT, Interrupted, Workshop, keep_model_alone, log_of
 
 WARM_START = "warm_start"
@@ -45,7 +45,7 @@ class Study:
 
     folder: of everything that it makes; each seed has one in it.
     table, audio, preset: the recordings, as `data_prep.labelled` takes them.
-    half: of the held-out recordings, see `half_of`.
+    half: of the held-out recordings, one of `HALVES`.
     dtype: of evaluations, as `eval.mmau` takes it.
     """
 
@@ -123,7 +123,7 @@ def manifests_of(study: Study, seed: int) -> Manifests:
     return Manifests(
         warm / "train" / "manifest.jsonl",
         arms / "train" / "manifest.jsonl",
-        warm / f"held_out_{study.half}.jsonl",
+        warm / study.half / "manifest.jsonl",
         warm / "held_out_sources.jsonl" if study.half == "report" and study.settings.held_out_sources else None,
     )
 
@@ -136,7 +136,7 @@ def drawings_of(study: Study, seed: int) -> dict[Path, list[str]]:
     common += ["--table", str(study.table)] if study.table else []
     common += ["--min-recordings", str(settings.min_recordings), "--choices", str(settings.choices)]
     common += ["--seconds", str(settings.seconds), "--questions-a-clip", str(settings.questions_a_clip)]
-    common += ["--hold-out", str(settings.hold_out)]
+    common += ["--hold-out", str(settings.hold_out), "--held-out-parts", labelled.listing(HALVES)]
     common += ["--preset", study.preset] if study.preset else []
     for family, labels in settings.labels.items():
         common += ["--labels", f"{family}={labelled.listing(labels)}"]
@@ -157,19 +157,15 @@ def drawings_of(study: Study, seed: int) -> dict[Path, list[str]]:
 
 
 def make_questions(study: Study, workshop: Workshop) -> Manifests:
-    """Draw questions, and take the half of the held-out ones that is asked."""
+    """Draw questions about what is trained on, each half of what is held out, and each held-out source."""
     size, manifests = study.settings.size, manifests_of(study, workshop.seed)
     for out, argv in drawings_of(study, workshop.seed).items():
         if not (out / REPORT).is_file():  # which comes last
             workshop.run_apart(f"questions/{out.name}", labelled, argv)
 
     warm = manifests.warm.parent.parent
-    asked = [one for one in read_all(warm / "held_out" / "manifest.jsonl") if half_of(one) == study.half]
-    if not asked:
-        raise Failed(f"{warm / 'held_out'}: no recording is in the half {study.half}: hold out more of them")
-    write_manifest(manifests.held_out, asked)
     if manifests.sources is not None:
-        elsewhere = [path for path in warm.glob("*/manifest.jsonl") if path.parent.name not in ("train", "held_out")]
+        elsewhere = [path for path in warm.glob("*/manifest.jsonl") if path.parent.name not in (TRAIN, *HALVES)]
         per_source = [read_all(path)[: size.held_out_per_source] for path in sorted(elsewhere)]  # drawn in random order
         write_manifest(manifests.sources, [question for questions in per_source for question in questions])
     return manifests
@@ -178,13 +174,6 @@ def make_questions(study: Study, workshop: Workshop) -> Manifests:
 def read_all(manifest: Path) -> list[AudioQuestion]:
     """The questions of a manifest that this study has made."""
     return read_questions(manifest).records
-
-
-def half_of(question: AudioQuestion) -> str:
-    """Whether a held-out recording is for tuning a recipe or for reporting what came of it: by its name alone, so that
-    no seed, no family and no question moves it."""
-    name = f"half of the held-out: {question.source_video}"  # its bits are independent of those that held it out
-    return "report" if hashlib.sha256(name.encode()).digest()[0] % 2 else "tune"
 
 
 # --- The warm start

@@ -34,7 +34,7 @@ class Size:
 
     per_family: questions of the warm start, at most, in each family.
     further_per_family: questions that all arms learn from, drawn anew from the same recordings.
-    held_out_per_family: questions on held-out recordings, of which a half is asked.
+    held_out_per_family: questions on each half of the held-out recordings.
     held_out_per_source: questions of each held-out source that are asked.
     warm_start_steps, grpo_steps: of these two trainings; the others' follow from GRPO's compute.
     pilot_samples: answers of the warm start to each further question, from which GRPO's order follows.

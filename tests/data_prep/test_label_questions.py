@@ -45,8 +45,8 @@ def clips_of(numbers, family="f", source="s"):
     ]
 
 
-def parts_of(clips, share=0.2, sources=(), minimum=5, account=None):
-    return divide(clips, share, sources, minimum, account or Account())
+def parts_of(clips, share=0.2, sources=(), minimum=5, account=None, held_out=("held_out",)):
+    return divide(clips, share, held_out, sources, minimum, account or Account())
 
 
 def questions(part, clips, **changed):
@@ -60,6 +60,18 @@ def test_a_share_of_each_labels_recordings_is_held_out(number, share, held_out):
     parts = parts_of(clips_of([number] * 3), share)
     assert Counter(one.label for one in parts["held_out"]) == dict.fromkeys("abc" if held_out else "", held_out)
     assert Counter(one.label for one in parts["train"]) == dict.fromkeys("abc", number - held_out)
+
+
+def test_what_is_held_out_can_be_divided_and_each_part_has_as_much_of_a_label():
+    clips = clips_of([10, 7, 4])
+    whole, halves = parts_of(clips, 0.4), parts_of(clips, 0.4, held_out=["report", "tune"])
+    assert {one.path for part in ("report", "tune") for one in halves[part]} == {one.path for one in whole["held_out"]}
+    assert halves["train"] == whole["train"]
+    # of the third label there are too few to learn it
+    assert Counter(one.label for one in halves["report"]) == {"a": 2, "b": 2}
+    assert Counter(one.label for one in halves["tune"]) == {"a": 2, "b": 1}
+    one_each = parts_of(clips_of([5] * 3), 0.2, held_out=["report", "tune"])
+    assert [len(one_each[part]) for part in ("train", "report", "tune")] == [9, 3, 3]
 
 
 def test_who_is_held_out_depends_on_the_recordings_alone():
@@ -103,7 +115,7 @@ def test_what_cannot_be_learned_is_left_out_by_reason():
     ]
     account = Account()
     sources = [Source("lab"), Source("shed")]
-    parts = without_rare(parts_of(clips, sources=sources, account=account), 5, 4, account)
+    parts = without_rare(parts_of(clips, sources=sources, account=account), ["held_out"], 5, 4, account)
     assert {one.label for one in parts["train"]} == {one.label for one in parts["held_out"]} == set("abcd")
     assert {one.label for one in parts["lab"]} == set("abcd") and not parts["shed"]
     assert {reason: len(lost) for reason, lost in account.dropped.items()} == {

@@ -1,4 +1,4 @@
-"""What a study counts and says: halves, orders, equal FLOPs, pooled figures. The whole of it runs in slow/."""
+"""What a study counts and says: orders, equal FLOPs, pooled figures. The whole of it runs in slow/."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scripts.small_study import CONFIG, check, main
 from scripts.study.figures import accuracy, blind_check, by_family, difference, read_answers
 from scripts.study.flops import Meter, Spent, between, steps_for
 from scripts.study.report import sentences, tables, write_report
-from scripts.study.seed import MODELS, Study, easy_to_hard, half_of, make_questions, read_all
+from scripts.study.seed import MODELS, Study, easy_to_hard, make_questions, read_all
 from scripts.study.settings import in_words_of_the_study, read_settings
 from tests.conftest import ROOT
 
@@ -143,15 +143,6 @@ def test_keys_of_an_arm_are_arguments_of_its_training() -> None:
 # --- Questions
 
 
-def test_a_half_goes_by_the_recording_alone() -> None:
-    names = [f"recording-{number}" for number in range(400)]
-    halves = [half_of(replace(QUESTION, source_video=name)) for name in names]
-    # 400 fair coins: 200 +- 4 standard deviations of 10
-    assert 160 < halves.count("report") < 240 and set(halves) == {"report", "tune"}
-    again = [half_of(replace(QUESTION, id="other", category="digit", source_video=name)) for name in names]
-    assert again == halves
-
-
 def test_questions_go_from_easy_to_hard_and_those_without_signal_come_last() -> None:
     rates = {"always": 1.0, "never": 0.0, "half": 0.5, "often": 0.75, "half too": 0.5, "always too": 1.0}
     ordered = easy_to_hard([replace(QUESTION, id=name) for name in rates], rates)
@@ -188,8 +179,8 @@ def test_held_out_recordings_are_asked_about_once_and_what_is_drawn_is_not_drawn
     assert stages == ["questions/warm_start", "questions/arms"]
     made = {name: {path.parent.name for path in (tmp_path / "study/seed-1/questions" / name).glob("*/audio")}
             for name in ("warm_start", "arms")}  # fmt: skip
-    assert made == {"warm_start": {"train", "held_out"}, "arms": {"train"}}
-    assert {half_of(one) for one in read_all(manifests.held_out)} == {"report"}
+    assert made == {"warm_start": {"train", "report", "tune"}, "arms": {"train"}}
+    assert {one.split for one in read_all(manifests.held_out)} == {"report"}
     assert {choice for one in read_all(manifests.pool) for choice in one.choices} == {"low, deep", "high"}
 
 

@@ -112,7 +112,8 @@ def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(command: list[str],
     for report in ("results.md", "results.html", "accuracy.png"):
         assert (folder / report).stat().st_size > 1000
 
-    manifests = [(folder / f"seed-{seed}" / "questions" / "warm_start" / "held_out_report.jsonl") for seed in (1, 2)]
+    asked = "questions/warm_start/report/manifest.jsonl"
+    manifests = [folder / f"seed-{seed}" / asked for seed in (1, 2)]
     first, second = (file.read_text(encoding="utf-8") for file in manifests)
     assert first != second  # other questions
     recordings = [{json.loads(line)["source_video"] for line in text.splitlines()} for text in (first, second)]
