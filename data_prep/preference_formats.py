@@ -29,7 +29,10 @@ WANTED = {
 }
 SHAREGPT = Spelling("from", "value", "system", "human", "gpt")
 TEXT_EXTRACTED = "trl texts, prompt extracted"
-SCORES = ("chosen_score", "rejected_score", "margin")
+SCORES = {  # key: what it is called from here on; the first two are UltraFeedback's names
+    **{name: name for name in ("score_chosen", "score_rejected", "margin")},
+    **{"chosen_score": "score_chosen", "rejected_score": "score_rejected"},
+}
 
 # beside chosen and rejected; the first of them tells the format
 _KEYS = {
@@ -80,7 +83,12 @@ def _pair(record: dict[str, Any], name: str, place: str) -> tuple[TextPrompt, st
         raise BadRecord(what, f"Expected {WANTED[name]}. Put what matters into the prompt and remove the key.")
     shape, prompt, chosen, rejected = _CONVERTERS[name](record)
     require_difference(chosen.strip(), rejected.strip())  # a line break is nothing to prefer
-    columns = {key: _column(record, key) for key in _KEPT[1:] if record.get(key) is not None}
+    columns: dict[str, Any] = {}
+    for key in _KEPT[1:]:
+        if record.get(key) is not None:
+            name, value = SCORES.get(key, key), _column(record, key)
+            if columns.setdefault(name, value) != value:
+                raise BadRecord(f"{name} is {columns[name]}, {key} is {value}", f"Give it once, as {name}.")
     answers = {"chosen": chosen, "rejected": rejected}
     return TextPrompt(id_of(record, place), prompt, columns, answers), shape
 

@@ -54,7 +54,7 @@ CURVES = (  # a panel each, of what was logged
     ("margin",),
     ("rewards/chosen", "rewards/rejected"),
     ("logps/chosen", "logps/rejected"),
-    ("rewards/reward_model/mean", "rewards/embedded_true_reward/mean"),
+    ("rewards/reward_model/mean", "rewards/true/mean"),
     ("rewards/reward_model", "rewards/true"),
     ("kl",),
     ("loss/value",),

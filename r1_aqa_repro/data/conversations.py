@@ -86,6 +86,12 @@ def read_pairs(path: str | os.PathLike[str]) -> Read[TextPrompt]:
     return read_file(path, _pair_from, _FILE)
 
 
+def read_pairs_to_score(path: str | os.PathLike[str]) -> Read[TextPrompt]:
+    """Read a file of preference pairs, or one of RewardBench (arXiv 2403.13787): `prompt`, `chosen` and `rejected` as
+    texts and `subset`, which is kept as a column; also as the Parquet file of its data set."""
+    return read_file(path, _pair_to_score_from, "a file of JSON lines, or RewardBench's Parquet file")
+
+
 def read_sft(path: str | os.PathLike[str]) -> Read[TextPrompt]:
     """Read a file of demonstrations."""
     return read_file(path, partial(_prompt_from, answers=("completion",)), _FILE)
@@ -107,6 +113,19 @@ def _pair_from(record: dict[str, Any], where: str) -> TextPrompt:
     pair = _prompt_from(record, where, ("chosen", "rejected"))
     require_difference(*(text.strip() for text in pair.answers.values()))
     return pair
+
+
+def _pair_to_score_from(record: dict[str, Any], where: str) -> TextPrompt:
+    if not isinstance(record.get("subset"), str) or isinstance(record.get("chosen"), list):
+        return _pair_from(record, where)
+    prompt, chosen, rejected = (record.get(key) for key in ("prompt", "chosen", "rejected"))
+    if not (isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)):
+        what = f"expected RewardBench's prompt, chosen and rejected as texts beside subset, found {sorted(record)}"
+        raise BadRecord(what, "Give them as its data set has them, or the pair as lists of messages.")
+    # an empty answer stays: a benchmark is scored as it is. Its ids are unique in a subset at most
+    name = f"{record['subset']} {id_of(record, '')}, {where}"
+    columns, answers = {"subset": record["subset"]}, {"chosen": chosen, "rejected": rejected}
+    return TextPrompt(name, [{"role": "user", "content": prompt}], columns, answers)
 
 
 def messages_from(value: Any, name: str, spelling: Spelling = CHAT) -> list[Message]:

@@ -57,8 +57,8 @@ def pair_of(prompt: TextPrompt, sampled: Sampled) -> dict[str, Any] | None:
         "prompt": prompt.messages,
         "chosen": answer(sampled.completions[best]),
         "rejected": answer(sampled.completions[worst]),
-        "chosen_score": sampled.scores[best],
-        "rejected_score": sampled.scores[worst],
+        "score_chosen": sampled.scores[best],
+        "score_rejected": sampled.scores[worst],
     }
 
 

@@ -36,7 +36,7 @@ def write_text_set(
 
     - `sft.jsonl`: demonstrations of mixed quality for the training prompts of all tasks;
     - `pairs_train.jsonl`, `pairs_held_out.jsonl`: two demonstrations for a prompt of `ASSIST`, the better one chosen,
-      with the true rewards `chosen_score` and `rejected_score`;
+      with the true rewards `score_chosen` and `score_rejected`;
     - `assist_prompts_train.jsonl`, `assist_prompts_held_out.jsonl`, `objective_prompts_train.jsonl`,
       `objective_prompts_held_out.jsonl`: prompts with the columns of `text_tasks.all_prompts`;
     - `text_set.json`: the seed and the counts. It is written last and marks the set as complete.
@@ -100,6 +100,6 @@ def _pair(index: int, split: str, record: Record, rng: Rng) -> Record:
         "prompt": record["prompt"],
         "chosen": answer(better),
         "rejected": answer(worse),
-        "chosen_score": true_reward(record, better),
-        "rejected_score": true_reward(record, worse),
+        "score_chosen": true_reward(record, better),
+        "score_rejected": true_reward(record, worse),
     }

@@ -85,9 +85,8 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        for index, (name, function) in enumerate(reward_funcs):
-            if isinstance(function, torch.nn.Module):  # TRL calls it by its folder
-                self.reward_func_names[index] = name
+        # TRL calls a function by its `__name__` and a model by its folder; here both have the configuration's name
+        self.reward_func_names = [name for name, _ in reward_funcs]
         wrapped = [model for model in (self.model, self.ref_model) if model is not None]
         models = [base_of(self.accelerator.unwrap_model(model)) for model in wrapped]
         if self.ref_model is not None:  # TRL loads it itself

@@ -47,4 +47,4 @@ class PPOArguments(RewardArguments, CheckpointArguments):
         self.batch_problem = derive_batch(self, "minibatch", minibatch, self.max_prompts_per_device, 1)
         if rest or self.num_mini_batches < 1:
             self.batch_problem = f"prompts_per_step {self.prompts_per_step} is no multiple of num_mini_batches"
-        super().__post_init__()  # type: ignore[misc]  # of the configuration that this is mixed into
+        super().__post_init__()

@@ -21,3 +21,9 @@ class RewardArguments:
     length_penalty_cache: int = key(
         64, "The reward `length_penalty` falls over so many last tokens of max_completion_length."
     )
+
+    def __post_init__(self) -> None:
+        # as of `deepspeed`, '' on a command line takes back what the config has
+        self.reward_model_name_or_path = self.reward_model_name_or_path or None
+        self.persona_rubric = self.persona_rubric or None
+        super().__post_init__()  # type: ignore[misc]  # of the configuration that this is mixed into

@@ -116,7 +116,8 @@ def check_rewards(args: RewardArguments) -> list[Problem]:
         if name in names and value is None:
             problems.append(Problem(key, f"the reward {name} needs it", "Set it, or leave the reward out."))
         if name not in names and value is not None:
-            problems.append(Problem(key, "no reward uses it", f"Add {name} to reward_funcs, or leave the key out."))
+            remedy = f"Add {name} to reward_funcs, or leave the key out (--{key} '')."
+            problems.append(Problem(key, "no reward uses it", remedy))
     with collecting(problems):
         if REWARD_MODEL in names and args.reward_model_name_or_path is not None:
             check_reward_model(args.reward_model_name_or_path)

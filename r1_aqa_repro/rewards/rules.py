@@ -130,8 +130,6 @@ REWARDS: dict[str, RewardFunction] = {
     "random": random_reward,
 }
 
-# what TRL logs of those that judge the choice and of those that judge the form; what agrees with the benchmark is last
-ACCURACY_FIGURES = tuple(
-    f"rewards/{reward.__name__}/mean" for reward in (lenient_accuracy, r1_aqa_accuracy, accuracy_reward)
-)
-FORMAT_FIGURES = tuple(f"rewards/{reward.__name__}/mean" for reward in (r1_aqa_format, format_reward))
+# what is logged of those that judge the choice and of those that judge the form; what agrees with the benchmark is last
+ACCURACY_FIGURES = tuple(f"rewards/{name}/mean" for name in ("lenient_accuracy", "r1_aqa_accuracy", "accuracy"))
+FORMAT_FIGURES = tuple(f"rewards/{name}/mean" for name in ("r1_aqa_format", "format"))

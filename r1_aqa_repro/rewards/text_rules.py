@@ -117,10 +117,7 @@ def length_penalty(max_length: int, buffer: int) -> RewardFunction:
         raise Refused.because("length_penalty_cache", what, f"Choose from 1 to {max_length}.")
     punishment = get_soft_overlong_punishment(max_length, buffer)
 
-    def length_reward(**columns: Any) -> list[float]:  # by this name it is logged
-        return punishment(**columns)
-
-    return length_reward
+    return punishment
 
 
 def safety_reward(completions: Sequence[Completion], harmful: Sequence[bool], **_: Any) -> list[float]:

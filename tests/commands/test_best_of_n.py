@@ -76,8 +76,8 @@ def test_a_pair_holds_the_prompt_and_both_scores() -> None:
         "prompt": messages,
         "chosen": [{"role": "assistant", "content": "b"}],
         "rejected": [{"role": "assistant", "content": "a"}],
-        "chosen_score": 2.0,
-        "rejected_score": 0.0,
+        "score_chosen": 2.0,
+        "score_rejected": 0.0,
     }
 
 
@@ -117,7 +117,7 @@ def test_what_is_written_fits_together(finished: Path, prompts: Path, reward_mod
     for pair in read.records:
         each = by_id[pair.id]
         ended = [score for score, whole in zip(each["scores"], each["finished"], strict=True) if whole]
-        assert pair.columns["chosen_score"] == max(ended) > min(ended) == pair.columns["rejected_score"]
+        assert pair.columns["score_chosen"] == max(ended) > min(ended) == pair.columns["score_rejected"]
         assert each["completions"][each["scores"].index(max(ended))] == pair.answers["chosen"]
 
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from r1_aqa_repro.common.intervals import wilson
-from r1_aqa_repro.data.conversations import TextPrompt
+from r1_aqa_repro.data.conversations import TextPrompt, answer
 from r1_aqa_repro.model.text_loading import load_reward_model
+from r1_aqa_repro.rewards.reward_model import score_conversations
 from r1_aqa_repro.score import main, pair_accuracy, pair_scores, summarised
 from tests.files import read_lines, write_lines
+
+PLACES = {"jsonl": ("line 1", "line 2", "line 3"), "parquet": ("row 1", "row 2", "row 3")}
 
 
 def pair(name: str, **columns: Any) -> TextPrompt:
@@ -45,6 +49,49 @@ def test_summary_by_hand() -> None:
     assert found["by_task"]["safety"]["ties"] == 1
 
 
+def test_reward_bench_by_hand() -> None:
+    """Sections are means over pairs; math-prm's pairs count 984/447 each; the score is the mean of the sections."""
+    subsets = ("alpacaeval-easy", "mt-bench-med", "mt-bench-med", "mt-bench-hard", "donotanswer", "math-prm", "hep-go")
+    right = (1, 0, 0, 1, 0, 1, 0)
+    found = summarised([pair(str(i), subset=name) for i, name in enumerate(subsets)], right, [0.5] * 7)
+    assert {name: block["pair_accuracy"] for name, block in found["by_subset"].items()} == {
+        **{"alpacaeval-easy": 1, "mt-bench-med": 0, "mt-bench-hard": 1, "donotanswer": 0, "math-prm": 1, "hep-go": 0},
+    }
+    assert {name: block["n"] for name, block in found["by_section"].items()} == {
+        **{"Chat": 3, "Chat Hard": 1, "Safety": 1, "Reasoning": 2},
+    }
+    reasoning = (984 / 447) / (984 / 447 + 1)
+    accuracies = [block["pair_accuracy"] for block in found["by_section"].values()]
+    assert accuracies == [pytest.approx(value) for value in (1 / 3, 1, 0, reasoning)]
+    assert found["reward_bench"] == pytest.approx((1 / 3 + 1 + 0 + reasoning) / 4)
+    assert "reward_bench" not in summarised([pair("a", subset="hep-go")], [1.0], [0.0])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_of_reward_bench_is_scored_as_it_is(
+    kind: str, reward_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: Any
+) -> None:
+    record = {"prompt": "Name 2 fruits.", "chosen": "1. plum 2. fig", "rejected": "", "chosen_model": "a", "id": 3}
+    records = [record | {"subset": name} for name in ("hep-go", "hep-go", "prior")]
+    file = tmp_path / f"filtered.{kind}"
+    if kind == "jsonl":
+        write_lines(file, records)
+    else:
+        Dataset.from_list(records).to_parquet(str(file))
+    summary, lines = scored(reward_model, file, tmp_path / "out")
+    assert [line["id"] for line in lines] == [f"{name}, {place}" for name, place in zip(
+        ("hep-go 3", "hep-go 3", "prior 3"), PLACES[kind], strict=True)]  # fmt: skip
+    assert summary["by_subset"].keys() == {"hep-go", "prior"} and summary["by_section"].keys() == {"Reasoning"}
+    conversations = [[{"role": "user", "content": "Name 2 fruits."}, *answer(text)] for text in ("1. plum 2. fig", "")]
+    expected = score_conversations(load_reward_model(reward_model, tokenizer), tokenizer, conversations)
+    assert [lines[0]["score_chosen"], lines[0]["score_rejected"]] == pytest.approx(expected, abs=1e-5)
+    assert "RewardBench's sections" in capsys.readouterr().out
+
+    bad = write_lines(tmp_path / "bad.jsonl", [{**records[0], "prompt": None}])
+    [line] = refused(capsys, "--model", reward_model, "--file", bad, "--out", tmp_path / "none")
+    assert f"{bad}:line 1: expected RewardBench's prompt, chosen and rejected as texts" in line
+
+
 def scored(reward_model: Path, file: Path, out: Path, *more: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     assert main(["--model", str(reward_model), "--file", str(file), "--out", str(out), *more]) == 0
     return json.loads((out / "score.json").read_text(encoding="utf-8")), read_lines(out / "scores.jsonl")
@@ -56,9 +103,9 @@ def test_scores_are_written_and_printed(
     summary, lines = scored(reward_model, text_set / "pairs_train.jsonl", tmp_path / "out")
     printed = capsys.readouterr().out
     assert len(lines) == summary["n"] == 24
-    assert lines[0].keys() == {"id", "chosen_score", "rejected_score", "margin"}
+    assert lines[0].keys() == {"id", "score_chosen", "score_rejected", "margin"}
     assert [line["id"] for line in lines] == [f"pair-train-{index:05d}" for index in range(24)]
-    assert all(line["margin"] == line["chosen_score"] - line["rejected_score"] for line in lines)
+    assert all(line["margin"] == line["score_chosen"] - line["score_rejected"] for line in lines)
     right = sum(line["margin"] > 0 for line in lines)
     assert summary["pair_accuracy"] == right / 24 and 0 < right < 24
     assert summary["by_task"].keys() == {"list", "safety"}

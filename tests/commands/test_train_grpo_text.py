@@ -46,8 +46,8 @@ def test_a_rollout_by_hand(build: Build, reward_model: Path, tokenizer: PreTrain
     judge = RewardModel(load_reward_model(reward_model, tokenizer), tokenizer)
     by_name = {
         "reward_model": judge(prompts, texts),
-        "length_reward": [-length / 8 for length in lengths],  # the penalty falls from the first of 8 tokens on
-        "embedded_true_reward": [
+        "length_penalty": [-length / 8 for length in lengths],  # the penalty falls from the first of 8 tokens on
+        "true": [
             true_reward(question.columns, text)
             for question, text in zip([q for q in questions for _ in range(4)], texts, strict=True)
         ],
@@ -55,7 +55,7 @@ def test_a_rollout_by_hand(build: Build, reward_model: Path, tokenizer: PreTrain
     logged = trainer._metrics["train"]
     for name, values in by_name.items():
         assert logged[f"rewards/{name}/mean"] == [pytest.approx(np.mean(values), abs=1e-5)], name
-    total = np.array(by_name["reward_model"]) + 0.5 * np.array(by_name["length_reward"])
+    total = np.array(by_name["reward_model"]) + 0.5 * np.array(by_name["length_penalty"])
     assert logged["reward"] == [pytest.approx(total.mean(), abs=1e-5)]
     groups = total.reshape(4, 4)
     expected = (groups - groups.mean(1, keepdims=True)) / (groups.std(1, ddof=1, keepdims=True) + 1e-4)
@@ -107,7 +107,7 @@ def test_a_run_learns_what_its_reward_model_likes(
     spread = np.mean([entry["rewards/reward_model/std"] for entry in log[:3]])
     # the mean of three steps' 96 completions has a standard error of a tenth of the spread
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + spread
-    for name in ("reward_model", "length_reward", "embedded_true_reward"):
+    for name in ("reward_model", "length_penalty", "true"):
         assert f"rewards/{name}/mean" in log[0] and f"rewards/{name}/list" in log[0]
     start, end = load_policy(policy).state_dict(), load_policy(folder / "final").state_dict()
     assert [name for name in start if torch.equal(start[name], end[name])] == []
@@ -115,7 +115,7 @@ def test_a_run_learns_what_its_reward_model_likes(
     with open(folder / "completions.csv", encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 16 * 8 and list(table[0]) == [
-        *("step", "id", "prompt", "completion", "reward_model", "length_reward", "embedded_true_reward", "advantage")
+        *("step", "id", "prompt", "completion", "reward_model", "length_penalty", "true", "advantage")
     ]
 
 

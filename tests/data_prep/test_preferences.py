@@ -106,7 +106,7 @@ CONVERSION = [
         "trl messages",
         {"prompt": [BRIEF, *THREE], "chosen": chat("?", "Because.")[1:], "rejected": chat("?", "No.")[1:],
          "margin": 1.5, "chosen_score": 9, "rejected_score": 7.5},
-        line("pairs.jsonl:line 1", [BRIEF, *THREE], "Because.", "No.", chosen_score=9, rejected_score=7.5, margin=1.5),
+        line("pairs.jsonl:line 1", [BRIEF, *THREE], "Because.", "No.", margin=1.5, score_chosen=9, score_rejected=7.5),
     ),
     (
         "trl messages, prompt extracted",
@@ -248,6 +248,7 @@ BAD_RECORDS = [
     ),
     ("the answer in chosen is empty", {"id": 12, "chosen": "Why? ", "rejected": "Why?\n!"}),
     ("task is int, expected a text", {**TRL, "task": 3}),
+    ("score_chosen is 9, chosen_score is 8", {**TRL, "score_chosen": 9, "chosen_score": 8}),
     ("malformed JSON (NaN is no JSON)", json.dumps({**TRL, "margin": math.nan})),
     # trl messages
     ("chosen and rejected answer different prompts: message 3 differs", chats("How?", "No.", after=["Hi", "Hello"])),

@@ -114,7 +114,7 @@ def test_grpo_with_a_reward_model_under_zero2(train: Train, policy: Path, reward
     run = tmp_path / "run"
     log = log_history(run / f"checkpoint-{STEPS}")
     assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[-1]["kl"] > 1e-5
-    assert log[0]["num_tokens"] > 0 and log[0]["rewards/embedded_true_reward/mean"] >= 0
+    assert log[0]["num_tokens"] > 0 and log[0]["rewards/true/mean"] >= 0
     start, final = (load_file(folder / "model.safetensors") for folder in (policy, run / "final"))
     assert start.keys() == final.keys() and not any(torch.equal(start[name], final[name]) for name in start)
 

@@ -87,5 +87,5 @@ def test_the_chosen_answer_is_the_better_one(written: Path) -> None:
             for answer in ("chosen", "rejected"):
                 (message,) = pair[answer]
                 assert message["role"] == "assistant"
-                assert pair[f"{answer}_score"] == true_reward(record, message["content"])
-            assert pair["chosen_score"] > pair["rejected_score"]
+                assert pair[f"score_{answer}"] == true_reward(record, message["content"])
+            assert pair["score_chosen"] > pair["score_rejected"]

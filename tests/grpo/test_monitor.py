@@ -63,12 +63,12 @@ def test_training_logs_by_step_and_writes_a_group_of_each(make_trainer: Any) -> 
         assert entry["tokens_per_second"] / entry["clips_per_second"] == pytest.approx(tokens / 3)
         by_task = [entry[f"reward/{task}"] for task in ("music", "sound", "speech") if f"reward/{task}" in entry]
         assert by_task and min(by_task) <= entry["reward"] <= max(by_task)
-        assert any(f"rewards/random_reward/{task}" in entry for task in ("sound", "music", "speech"))
+        assert any(f"rewards/random/{task}" in entry for task in ("sound", "music", "speech"))
         for key in ("frac_reward_zero_std", "entropy", "kl", "completions/mean_length", "completions/clipped_ratio"):
             assert key in entry
 
     header, *rows = read(Path(trainer.args.output_dir) / "completions.csv")
-    rewards = ["random_reward", "format_reward"]
+    rewards = ["random", "format"]
     assert header == ["step", "id", "task", "question", "answer", "completion", *rewards, "advantage"]
     assert [row[0] for row in rows] == ["1"] * 4 + ["2"] * 4
     assert len({row[1] for row in rows[:4]}) == 1

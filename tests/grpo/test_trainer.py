@@ -51,7 +51,7 @@ def test_training_changes_every_parameter_and_logs_the_rewards(make_trainer: Any
     frozen = [name for name in unchanged if "k_proj.bias" not in name]
     assert frozen == ["model.audio_tower.embed_positions.weight"]
     logged = [entry for entry in trainer.state.log_history if "reward" in entry]
-    assert len(logged) == 2 and 0 < logged[0]["rewards/random_reward/mean"] < 1
+    assert len(logged) == 2 and 0 < logged[0]["rewards/random/mean"] < 1
 
 
 def test_advantages_are_multiplied_by_the_weight_of_their_question(questions: list[AudioQuestion]) -> None:

@@ -3,7 +3,6 @@
 import time
 
 import pytest
-from trl.trainer.utils import get_callable_name
 
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.rewards.persona import persona_parts, persona_reward, phrases_in, read_rubric
@@ -135,7 +134,6 @@ def test_the_reward_is_the_sum_of_the_parts_which_are_logged_one_by_one():
     assert reward(completions=texts) == [6, 1.25, 0]
     thirds = {"at_the_light": 1.25, "stays_in_role": 3, "speaks_as_i": 1, "in_english": 1, "a_few_sentences": 1}
     assert logged == pytest.approx({f"persona/{name}": value / 3 for name, value in thirds.items()})
-    assert get_callable_name(reward) == "persona_reward"  # TRL's name for it in the logs
 
 
 @pytest.mark.parametrize(

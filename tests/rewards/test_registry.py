@@ -11,7 +11,7 @@ from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.embedded import true_reward as embedded_reward
 from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts
 from r1_aqa_repro.rewards.registry import RULES, check_prompts, check_rewards, check_uses, load_rewards
-from r1_aqa_repro.run.config import TextGRPOConfig
+from r1_aqa_repro.run.config import TextGRPOConfig, parse_text_config
 from tests.conftest import ROOT
 
 embedded_reward.register()
@@ -91,6 +91,16 @@ def test_a_rule_leaves_out_the_prompts_that_are_not_its_own() -> None:
 )
 def test_configurations_that_no_reward_can_work_with_are_named(settings: dict[str, Any], expected: list[str]) -> None:
     assert said(check_rewards(config(**settings))) == expected
+
+
+def test_a_config_with_other_rewards_gives_its_keys_back() -> None:
+    """A persona alone, beginning from a config that names a reward model; and the config of rules alone."""
+    assert check_rewards(config(reward_funcs=["persona"], persona_rubric=RUBRIC, reward_model_name_or_path="")) == []
+    rules = ["--config", str(ROOT / "configs" / "grpo_text_rules_qwen2_7b.yaml"), "--deepspeed", "", "--bf16", "false"]
+    _, args, _ = parse_text_config(TextGRPOConfig, rules)
+    assert check_rewards(args) == [] and "reward_model" not in args.reward_funcs
+    _, args, _ = parse_text_config(TextGRPOConfig, [*rules, "--reward_funcs", "math", "--persona_rubric", ""])
+    assert said(check_rewards(args)) == ["reward_weights: 2 weights for 1 rewards"]
 
 
 def test_files_that_rewards_cannot_read_are_named(tmp_path: Path, policy: Path, reward_model: Path) -> None:

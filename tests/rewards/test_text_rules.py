@@ -227,7 +227,7 @@ def test_grpo_gives_the_rules_what_they_read_and_logs_them_under_their_names(bui
     trainer = build("grpo", "--reward_funcs", *names, *settings, *data)
     trainer.train()
     logged = trainer.state.log_history[0]
-    means = {name: logged[f"rewards/{name}/mean"] for name in ("persona_reward", "safety_reward", "format_reward")}
-    assert means == {"persona_reward": logged["persona/silent"], "safety_reward": 1, "format_reward": 0}
-    assert logged["rewards/python_syntax_reward/mean"] == 0 and 0 <= logged["rewards/math_reward/mean"] < 1
-    assert -1 <= logged["rewards/length_reward/mean"] <= 0 < logged["persona/silent"] <= 2
+    means = {name: logged[f"rewards/{name}/mean"] for name in ("persona", "safety", "format")}
+    assert means == {"persona": logged["persona/silent"], "safety": 1, "format": 0}
+    assert logged["rewards/python_syntax/mean"] == 0 and 0 <= logged["rewards/math/mean"] < 1
+    assert -1 <= logged["rewards/length_penalty/mean"] <= 0 < logged["persona/silent"] <= 2

@@ -38,7 +38,7 @@ def test_a_line_comes_every_half_minute_and_at_the_end_with_the_latest_figures(
     ]
 
 
-@pytest.mark.parametrize("names", [("accuracy_reward", "format_reward"), ("r1_aqa_accuracy", "r1_aqa_format")])
+@pytest.mark.parametrize("names", [("accuracy", "format"), ("r1_aqa_accuracy", "r1_aqa_format")])
 def test_accuracy_and_format_are_shown_by_whichever_rule(names: tuple[str, str]) -> None:
     logged = {f"rewards/{name}/mean": value for name, value in zip(names, (0.25, 1.0), strict=True)}
     assert figures_of(logged) == {"accuracy": "0.250", "format": "1.000"}

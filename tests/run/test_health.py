@@ -27,8 +27,8 @@ def entry_at(step: int, **others: float) -> Entry:
     return {
         "step": step,
         "reward": 1.5 + 0.4 * progress,
-        "rewards/accuracy_reward/mean": 0.5 + 0.4 * progress,
-        "rewards/format_reward/mean": 0.97 + 0.02 * progress,
+        "rewards/accuracy/mean": 0.5 + 0.4 * progress,
+        "rewards/format/mean": 0.97 + 0.02 * progress,
         "frac_reward_zero_std": 0.1 + 0.7 * progress,
         "entropy": 0.17 - 0.13 * progress,
         "completions/clipped_ratio": 0.01,
@@ -99,7 +99,7 @@ def test_a_healthy_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("sampling and scoring disagree", a_run(lambda step: {"sampling/logp_difference": 0.02}), 1, "2.0e-02"),
         (
             "format without accuracy",
-            a_run(lambda step: {"rewards/accuracy_reward/mean": 0.25}),
+            a_run(lambda step: {"rewards/accuracy/mean": 0.25}),
             5 * WINDOW,
             "changed by +0.00",
         ),
@@ -147,7 +147,7 @@ def test_a_resumed_run_goes_on_from_what_was_reported(tmp_path: Path, capsys: py
 
 
 def test_a_run_that_is_right_from_the_start_has_nothing_to_gain(tmp_path: Path) -> None:
-    right = {"rewards/accuracy_reward/mean": 1.0, "rewards/format_reward/mean": 1.0}
+    right = {"rewards/accuracy/mean": 1.0, "rewards/format/mean": 1.0}
     assert Patient(tmp_path).logs(a_run(lambda step: right)) == {}
 
 
