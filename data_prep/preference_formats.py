@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,10 @@ SCORES = {  # key: what it is called from here on; the first two are UltraFeedba
     **{name: name for name in ("score_chosen", "score_rejected", "margin")},
     **{"chosen_score": "score_chosen", "rejected_score": "score_rejected"},
 }
+_DIALOGUE = "trl texts, dialogue split into turns"
+# how Anthropic's HH-RLHF, and what was made after it, write a dialogue as one text
+_TURN = re.compile(r"(?:^\s*|\n\n)(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 # beside chosen and rejected; the first of them tells the format
 _KEYS = {
@@ -117,7 +122,13 @@ def _from_trl(record: dict[str, Any]) -> _Parts:
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
         chosen, rejected = _text(chosen, "chosen"), _text(rejected, "rejected")
         if prompt is not None:
-            return "trl texts", [_user(_text(prompt, "prompt"))], chosen, rejected
+            prompt = _text(prompt, "prompt")
+            asked = prompt.strip().removesuffix("\n\nAssistant:")
+            if asked == prompt.strip() and not _TURN.match(prompt):
+                return "trl texts", [_user(prompt)], chosen, rejected
+            return _of_dialogues(f"{asked}\n\nAssistant:", chosen, rejected)
+        if _TURN.search(chosen) or _TURN.search(rejected):
+            return _of_dialogues("", chosen, rejected)
         end = _end_of_texts(chosen, rejected)
         answers = _text(chosen[end:], "the answer in chosen"), _text(rejected[end:], "the answer in rejected")
         return TEXT_EXTRACTED, [_user(chosen[:end])], *answers
@@ -128,20 +139,44 @@ def _from_trl(record: dict[str, Any]) -> _Parts:
         messages = messages_from(prompt, "prompt")
         require_turns(messages, "prompt")
         return "trl messages", messages, answer_from(chosen, "chosen"), answer_from(rejected, "rejected")
-    end = _end_of_messages(messages_from(chosen, "chosen"), messages_from(rejected, "rejected"))
-    messages = messages_from(chosen[:end], "the common beginning of chosen and rejected")
-    require_turns(messages, "the common beginning of chosen and rejected")
+    messages, better, worse = _parted(chosen, rejected)
     # as in UltraFeedback: the question once more, as a text beside the conversations that hold it
     if prompt is not None and _text(prompt, "prompt") not in (message["content"] for message in messages):
         what = "chosen and rejected do not have the prompt among their common messages"
         raise BadRecord(what, "Correct it, or remove it.")
+    return "trl messages, prompt extracted", messages, better, worse
+
+
+def _parted(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], str, str]:
+    """What two whole conversations have in common, and the answers in which they end."""
+    end = _end_of_messages(messages_from(chosen, "chosen"), messages_from(rejected, "rejected"))
+    messages = messages_from(chosen[:end], "the common beginning of chosen and rejected")
+    require_turns(messages, "the common beginning of chosen and rejected")
     answers = answer_from(chosen[end:], "the answer in chosen"), answer_from(rejected[end:], "the answer in rejected")
-    return "trl messages, prompt extracted", messages, *answers
+    return messages, *answers
+
+
+def _of_dialogues(prompt: str, chosen: str, rejected: str) -> _Parts:
+    """A pair of HH-RLHF: both texts, after the prompt if it is given apart, are dialogues with different ends.
+
+    Raises:
+        BadRecord: what stands before the first turn would be lost; or see `_parted`.
+    """
+    return _DIALOGUE, *_parted(_turns(prompt + chosen, "chosen"), _turns(prompt + rejected, "rejected"))
+
+
+def _turns(dialogue: str, name: str) -> list[Message]:
+    before, *parts = _TURN.split(dialogue)
+    if before.strip():
+        what = f"{name} has turns of Human and Assistant, but begins with {before.strip()!r:.60}"
+        raise BadRecord(what, "Give the conversation as messages; what comes before it is one of the system.")
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": _ROLES[who], "content": text.strip()} for who, text in turns]
 
 
 def _end_of_texts(chosen: str, rejected: str) -> int:
     """Where the common beginning of two texts ends, as TRL's `extract_prompt` has it: one space at its end is the
-    answers'.
+    answers'. A word that both begin alike is the answers' too, which TRL cuts in two.
 
     Raises:
         BadRecord: there is no such beginning, or nothing else.
@@ -152,6 +187,9 @@ def _end_of_texts(chosen: str, rejected: str) -> int:
     if end == min(len(chosen), len(rejected)):
         what = "one of chosen and rejected is the beginning of the other, so nothing tells where the answers begin"
         raise BadRecord(what, remedy)
+    if all(text[end].isalnum() for text in (chosen, rejected)):
+        while end and chosen[end - 1].isalnum():
+            end -= 1
     end -= chosen[:end].endswith(" ")
     if not chosen[:end].strip():
         raise BadRecord("chosen and rejected have no common prompt: they begin differently", remedy)

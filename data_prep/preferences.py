@@ -7,7 +7,8 @@ takes a JSON list, JSON lines or a parquet file and writes train.jsonl and held_
 prep_report.json lists what was dropped. The formats, which --format auto tells apart record by record:
 
     trl       chosen, rejected and perhaps prompt: all texts, or all lists of {"role", "content"}; without a prompt
-              it is what chosen and rejected have in common at the beginning
+              it is what chosen and rejected have in common at the beginning. Texts that are whole dialogues, as in
+              HH-RLHF ("\\n\\nHuman: ...\\n\\nAssistant: ..."), are split into turns
     sharegpt  conversations [{"from": "human", "value"}, ...], chosen {"from": "gpt", "value"}, rejected; perhaps system
     alpaca    instruction, input, chosen, rejected; perhaps system and history [[question, answer], ...]
 

@@ -27,7 +27,9 @@ EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_LOSSES = 3
 EXIT_INTERRUPTED = 130
-_SHOWN = 20  # problems printed in full
+_SHOWN = 20  # problems or reasons printed in full
+_FEW = 3  # places of one reason that are told one by one
+_PLACES = 5  # named of others, beside the first
 _LONGEST = 2000  # characters of what is wrong: it may quote a record
 # what a path gives that a user has named and no check has met: no permission on the way to it, a name too long, ...
 _OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
@@ -64,6 +66,29 @@ class Refused(Exception):
     @classmethod
     def because(cls, where: str, what: str, remedy: str) -> Refused:
         return cls([Problem(where, what, remedy)])
+
+
+def told_once(problems: Sequence[Problem]) -> list[str]:
+    """Lines that name all problems. A reason that holds in many places is told once: the first place, how many more,
+    and the next ones by name. Of more than `_SHOWN` lines the last one has the number of the others alone.
+    """
+    places: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        places.setdefault((problem.what, problem.remedy), []).append(problem.where)
+    lines: list[str] = []
+    untold = 0
+    for (what, remedy), those in places.items():
+        told, more = (those, []) if len(those) <= _FEW else (those[:1], those[1:])
+        new = [str(Problem(where, what, remedy)) for where in told]
+        if more:
+            file = told[0].rpartition(":")[0] + ":"  # has been said
+            named = visible_line(", ".join(where.removeprefix(file).strip() for where in more[:_PLACES]))
+            new[0] += f" The same holds for {len(more):,} more: {named}{', ...' if len(more) > _PLACES else '.'}"
+        if len(lines) + len(new) > _SHOWN:
+            untold += len(those)
+        else:
+            lines += new
+    return [*lines, f"... and {untold:,} more of this kind."] if untold else lines
 
 
 @contextmanager
@@ -148,10 +173,8 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
         try:
             return main(argv)
         except Refused as refusal:
-            for problem in refusal.problems[:_SHOWN]:
-                say(f"error: {problem}")
-            if len(refusal.problems) > _SHOWN:
-                say(f"error: ... and {len(refusal.problems) - _SHOWN} more of this kind.")
+            for line in told_once(refusal.problems):
+                say(f"error: {line}")
             return EXIT_REFUSED
         except Failed as failure:
             # of this process alone, be it the main one or not

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -23,7 +24,10 @@ _PARQUET = b"PAR1"  # what such a file begins with
 # what Arrow files begin with: the random access format, and the stream, whose messages begin with a continuation mark
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
 _TABLES = (_PARQUET, *_ARROW)
+_COLUMN = r'"?[A-Za-z_][\w-]*"?'
+_HEADER = re.compile(rf"{_COLUMN}(?:[,;\t]{_COLUMN})+")  # the first line of a CSV file
 _DEEPEST = 64  # lists and objects in one another, in a record
+_FROM_CSV = "Make it JSON lines, as with pandas: read_csv(FILE).to_json('out.jsonl', orient='records', lines=True)."
 _ROWS = 8  # of a Parquet or Arrow file, with their audio, in memory at once
 _BUFFER = 1 << 20  # bytes of a Parquet file's column read at once: it would read a whole row group
 
@@ -129,8 +133,8 @@ def read_records(file: Path, path_only: Collection[str] = (), one_object: bool =
     object over several lines is a record, whose place is `object`.
 
     Raises:
-        Refused: the file cannot be read, is not UTF-8, holds one JSON object over several lines, or is a broken list,
-            Parquet or Arrow file.
+        Refused: the file cannot be read, is not UTF-8, holds one JSON object over several lines, is CSV, or is a broken
+            list, Parquet or Arrow file.
     """
     try:
         source = open_file(file)
@@ -159,6 +163,8 @@ def read_records(file: Path, path_only: Collection[str] = (), one_object: bool =
             if is_first and line.strip() == "{":
                 remedy = "Give a JSON list of records, or one record a line."
                 raise Refused.because(str(file), "it is one JSON object, not records", remedy)
+            if is_first and not line.lstrip().startswith("{") and _is_csv(file, line):
+                raise Refused.because(str(file), "it is CSV, which is not read here", _FROM_CSV)
             is_first = False
             yield f"line {number}", _line_record(line)
 
@@ -167,6 +173,10 @@ def is_table(file: Path) -> bool:
     """Whether a file is a Parquet or an Arrow file, whose rows may hold audio, by what it begins with."""
     with open_file(file) as opened:
         return opened.read(len(_ARROW[0])).startswith(_TABLES)
+
+
+def _is_csv(file: Path, first_line: str) -> bool:
+    return file.suffix.lower() in (".csv", ".tsv") or _HEADER.fullmatch(first_line.strip()) is not None
 
 
 def _parquet_rows(file: Path, path_only: Collection[str]) -> Iterator[dict[str, Any]]:

@@ -133,6 +133,8 @@ def broken_off_arrow(folder):
         (b"[" * 200_000, "", "malformed JSON (nested too deeply)"),
         (b"[" + b"8" * 5000 + b"]", "", "malformed JSON (a number has too many digits)"),
         (b'{\n  "data": []\n}', "", "it is one JSON object, not records"),
+        (b'prompt,"chosen",rejected\nWhy?,Because.,No.\n', "", "it is CSV, which is not read here"),
+        (b"\xef\xbb\xbfid\tprompt\n1\tWhy?\n", "", "it is CSV, which is not read here"),
         (b"PAR1 and no more", "", "no readable parquet file"),
         (b"PAR1", "", "no readable parquet file"),
         (damaged_parquet, "", "no readable parquet file"),

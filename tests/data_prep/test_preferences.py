@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -18,6 +19,7 @@ from tests.data_prep.conftest import Prepared, peak_of
 from tests.files import contents, read_lines, write_lines, write_parquet
 from tests.hostile_texts import HOSTILE
 
+DIALOGUE = "trl texts, dialogue split into turns"
 TRL = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
 
 
@@ -103,6 +105,23 @@ CONVERSION = [
         line("1", chat("The sky is"), " blue.", " green."),
     ),
     (
+        TEXT_EXTRACTED,  # the words that differ begin alike
+        {"id": 1, "chosen": "Name two fruits.\n1. pear 2. plum", "rejected": "Name two fruits.\n1. peach 2. plum"},
+        line("1", chat("Name two fruits.\n1."), " pear 2. plum", " peach 2. plum"),
+    ),
+    (
+        DIALOGUE,  # the form of HH-RLHF; the answers begin alike
+        {"id": 1, "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Two fruits?\n\nAssistant: 1. pear 2. plum",
+         "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Two fruits?\n\nAssistant: 1. plum 2. plum"},
+        line("1", chat("Hi", "Hello", "Two fruits?"), "1. pear 2. plum", "1. plum 2. plum"),
+    ),
+    (
+        DIALOGUE,  # the same with a prompt of its own
+        {"id": 1, "prompt": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:", "chosen": " Because.",
+         "rejected": " Never."},
+        line("1", THREE, "Because.", "Never."),
+    ),
+    (
         "trl messages",
         {"prompt": [BRIEF, *THREE], "chosen": chat("?", "Because.")[1:], "rejected": chat("?", "No.")[1:],
          "margin": 1.5, "chosen_score": 9, "rejected_score": 7.5},
@@ -171,7 +190,7 @@ def test_formats_may_be_mixed_in_one_file_and_what_is_written_is_read_again_unch
         ("The sky is blue.", "The sky is green."),
         ("The sky is  blue.", "The sky is  green."),  # of two spaces one
         ("Q: 1 + 1?\nA: 2", "Q: 1 + 1?\nA: 3"),
-        ("Q: colour?\nA: black", "Q: colour?\nA: blue"),
+        ("Q: colour?\nA: black", "Q: colour?\nA: red"),
         (chat("Hi", "Hello"), chat("Hi", "Go away")),
         (chat("Hi", "Hello", "Why?", "Because."), chat("Hi", "Hello", "Why?", "No.")),
     ],
@@ -250,6 +269,23 @@ BAD_RECORDS = [
     ("task is int, expected a text", {**TRL, "task": 3}),
     ("score_chosen is 9, chosen_score is 8", {**TRL, "score_chosen": 9, "chosen_score": 8}),
     ("malformed JSON (NaN is no JSON)", json.dumps({**TRL, "margin": math.nan})),
+    # dialogues written as one text
+    (
+        "one of chosen and rejected goes on where the other ends",
+        {"chosen": "Human: Hi\n\nAssistant: A\n\nHuman: Why?", "rejected": "Human: Hi\n\nAssistant: A"},
+    ),
+    (
+        "chosen and rejected answer different prompts: message 1 differs",
+        {"chosen": "Human: Hi\n\nAssistant: A", "rejected": "Human: Hey\n\nAssistant: B"},
+    ),
+    (
+        "rejected has turns of Human and Assistant, but begins with 'Be brief.'",
+        {"chosen": "Human: Hi\n\nAssistant: A", "rejected": "Be brief.\n\nHuman: Hi\n\nAssistant: B"},
+    ),
+    (
+        "chosen message 2 has an empty content",
+        {"chosen": "Human: Hi\n\nAssistant:\n\nHuman: Why?\n\nAssistant: A", "rejected": "Human: Hi\n\nAssistant: B"},
+    ),
     # trl messages
     ("chosen and rejected answer different prompts: message 3 differs", chats("How?", "No.", after=["Hi", "Hello"])),
     (
@@ -290,7 +326,8 @@ def test_all_bad_records_are_named_at_once_or_left_out(case, capsys):
     case.write({**TRL, "id": "first"}, *(record for _, record in BAD_RECORDS), {**TRL, "id": "last", "prompt": "What?"})
     assert case.run() == EXIT_REFUSED
     shown = capsys.readouterr().err.splitlines()
-    assert len(shown) == 21 and shown[-1] == f"error: ... and {len(BAD_RECORDS) - 20} more of this kind."
+    told = [int(number) for line in shown for number in re.findall(r"(?:holds for|\.\.\. and) (\d+) more", line)]
+    assert len(shown) == 21 and 20 + sum(told) == len(BAD_RECORDS)
     assert case.wrote_nothing()
 
     assert case.run("--skip-bad-records") == EXIT_LOSSES

@@ -169,10 +169,11 @@ def test_what_a_sound_header_hides_is_found_before_the_run(case: Case) -> None:
     assert line.startswith(f"error: {case.data}: q2: {case.clip(2)}: the audio holds NaN or infinite samples")
 
 
-def test_a_long_list_is_cut(case: Case) -> None:
+def test_a_reason_is_told_once_with_its_count(case: Case) -> None:
     case.records = ['{"id"'] * 30
-    lines = case.errors()
-    assert len(lines) == 21 and lines[-1] == "error: ... and 10 more of this kind."
+    [line] = case.errors()
+    assert line.startswith(f"error: {case.data}:line 1: malformed JSON (")
+    assert line.endswith(" The same holds for 29 more: line 2, line 3, line 4, line 5, line 6, ...")
 
 
 # --- Text records
