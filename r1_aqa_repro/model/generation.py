@@ -32,7 +32,7 @@ from transformers import (
 from transformers.distributed.fsdp import is_fsdp_managed_module
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from r1_aqa_repro.model.inputs import PromptInputs, attention_mask_left, pad_left, position_ids_of
+from r1_aqa_repro.model.inputs import PromptInputs, attention_mask_left, pad_left, position_ids_of, text_inputs
 from r1_aqa_repro.model.loading import base_of, eos_token_ids, tokenizer_of
 from r1_aqa_repro.model.shared_attention import shared_cache
 
@@ -151,6 +151,21 @@ def complete(
             logits_processor=logits_processor,
         )
     return Completions(cut_after_eos(sequences[:, input_ids.size(1) :].tolist(), eos))
+
+
+def greedy_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[dict[str, str]]],
+    max_new_tokens: int,
+    autocast: AbstractContextManager[object] | None = None,
+) -> list[tuple[str, bool]]:
+    """The greedy answer of a text policy to each conversation, and whether it came to its end; no random number is
+    drawn."""
+    config, inputs = greedy_config(base_of(model), tokenizer, max_new_tokens), text_inputs(tokenizer, conversations)
+    rows = generate(model, inputs, torch.arange(len(conversations)), config, autocast=autocast)
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [(text, ids[-1] in config.eos_token_id) for text, ids in zip(texts, rows, strict=True)]
 
 
 def warpers_of(settings: Mapping[str, Any]) -> LogitsProcessorList:
