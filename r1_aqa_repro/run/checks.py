@@ -216,6 +216,55 @@ def offloads_optimizer(training: TrainingArguments) -> bool:
     return training.hf_deepspeed_config.get_value("zero_optimization.offload_optimizer.device") not in (None, "none")
 
 
+def _records_of_step(training: TrainingArguments) -> int:
+    """Examples or prompts of a step, over all processes."""
+    rows = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    return rows * getattr(training, "num_mini_batches", 1) // getattr(training, "num_generations", 1)
+
+
+def _steps_of_epoch(training: TrainingArguments, records: int) -> float:
+    """Steps in which each of so many records has its turn; TRL leaves out prompts that fill no step of GRPO."""
+    whole, rest = divmod(records, _records_of_step(training))
+    if hasattr(training, "num_generations"):
+        return whole * getattr(training, "num_iterations", 1)
+    return records / _records_of_step(training) if hasattr(training, "num_mini_batches") else whole + bool(rest)
+
+
+def planned_steps(training: TrainingArguments, records: int) -> int:
+    """Steps of a whole run on so many records, as its trainer counts them."""
+    if training.max_steps > 0:
+        return training.max_steps
+    return ceil(training.num_train_epochs * _steps_of_epoch(training, records))
+
+
+def check_schedule(training: TrainingArguments, records: int) -> tuple[list[Problem], list[Problem]]:
+    """What of steps and warm-up keeps a run on so many records from training, and what is only worth a warning.
+
+    The rate of step n of a warm-up of w steps is (n - 1) / w of `learning_rate`: a run of one step would change
+    nothing. A run that asked for its few steps by `max_steps` is warned of a rate that is never reached; where they
+    follow from the data, it is refused.
+    """
+    per_step, steps = _records_of_step(training), planned_steps(training, records)
+    few = Problem(
+        "train_file",
+        f"its {records} usable records are fewer than the {per_step} of a step",
+        f"Give more data, or lower {'prompts' if hasattr(training, 'prompts_per_step') else 'examples'}_per_step.",
+    )
+    fewer = [few] if records < per_step else []
+    if fewer and hasattr(training, "num_generations"):  # TRL would end without a step, and without an error
+        return fewer, []
+    warm_up = 0 if training.lr_scheduler_type == "constant" else training.get_warmup_steps(steps)
+    if steps > warm_up:
+        return [], fewer
+    made = "max_steps allows" if training.max_steps > 0 else f"{records} records make"
+    what = f"{made} {steps} steps, all of them in the warm-up of {warm_up}: learning_rate is never reached"
+    if steps == 1:
+        what = f"{made} 1 step, the first of the warm-up, whose learning rate is 0: nothing would be learned"
+    remedy = "Lower warmup_steps (below 1 it is a share of the steps), or give the run more steps."
+    slow = [Problem("warmup_steps", what, remedy)]
+    return (slow + fewer, []) if training.max_steps <= 0 or steps == 1 else ([], slow + fewer)
+
+
 def check_disk(
     training: TrainingArguments, parameters: int, trained: int, examples: int, cache: int = 0
 ) -> list[Problem]:
@@ -233,12 +282,9 @@ def disk_needed(training: TrainingArguments, parameters: int, trained: int, exam
     yet.
     """
     folder = Path(str(training.output_dir))
-    at_once = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    at_once *= getattr(training, "num_mini_batches", 1)  # of PPO
-    rows = examples * getattr(training, "num_generations", 1) * getattr(training, "num_iterations", 1)
-    steps = training.max_steps if training.max_steps > 0 else training.num_train_epochs * rows / at_once
+    steps = planned_steps(training, examples)
     every = training.save_steps if training.save_steps >= 1 else ceil(training.save_steps * steps)  # below 1: a share
-    every = rows / at_once if training.save_strategy == "epoch" else every
+    every = _steps_of_epoch(training, examples) if training.save_strategy == "epoch" else every
     kept = 0 if training.save_strategy == "no" else ceil(steps / max(1, every))
     best = int(getattr(training, "eval_file", None) is not None)  # kept beside the last ones
     if training.save_total_limit:

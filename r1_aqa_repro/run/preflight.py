@@ -19,7 +19,14 @@ from r1_aqa_repro.model.files import model_digest
 from r1_aqa_repro.model.folder import check_files, check_finite
 from r1_aqa_repro.run.arguments import EvaluationArguments, RunArguments
 from r1_aqa_repro.run.checkpoints import FINAL, is_last, last_checkpoint
-from r1_aqa_repro.run.checks import check_disk, check_evaluation, check_settings, check_tools, count_parameters
+from r1_aqa_repro.run.checks import (
+    check_disk,
+    check_evaluation,
+    check_schedule,
+    check_settings,
+    check_tools,
+    count_parameters,
+)
 from r1_aqa_repro.run.clips import SKIPPED
 from r1_aqa_repro.run.folder import check_run_folder, data_hashes, resolved_config, start_run
 from r1_aqa_repro.run.kinds import Kind, Record
@@ -83,7 +90,11 @@ def prepare(
         return records
 
     eval_file = getattr(training, "eval_file", None)
+    others = len(problems)
     records = usable(data.train_file, kind.trainable)
+    # how many there are is not known before each of them is repaired or left out
+    hindering, doubtful = check_schedule(training, len(records)) if len(problems) == others else ([], [])
+    problems += hindering
     limit = getattr(training, "eval_limit", None)
     held_out = [] if eval_file is None else usable(eval_file, lambda file: kind.usable(file, limit))
     problems += kind.check_held_out(records, held_out, str(eval_file))
@@ -117,6 +128,8 @@ def prepare(
     if is_main_process():
         start_run(folder, config, hashes, training.seed, data.overwrite)
         kind.begin()
+        for problem in doubtful:
+            say(f"warning: {problem}")
         if dropped:
             _list_dropped(dropped, folder / SKIPPED, isinstance(training, EvaluationArguments))
     # no process may look for checkpoints before the main one has deleted those of an earlier run

@@ -707,3 +707,50 @@ class TestFolderOfAnotherRun:
             assert f"is the folder of another run: the content of {named} has changed" in line
             changed.write_bytes(before)
         assert start("grpo", tmp_path / "run", *more) == 0
+
+
+# --- Steps and warm-up
+
+
+def test_57_pairs_are_not_trained_on_at_a_rate_of_0(policy: Path, tmp_path: Path, capsys: Any) -> None:
+    """The 7B configuration as it is, but for the small model, on fewer pairs than its step takes."""
+    pairs = [
+        {
+            "prompt": [{"role": "user", "content": f"What is {number}?"}],
+            "chosen": [{"role": "assistant", "content": "A number."}],
+            "rejected": [{"role": "assistant", "content": "A fish."}],
+        }
+        for number in range(57)
+    ]
+    run, data = tmp_path / "run", write_lines(tmp_path / "pairs.jsonl", pairs)
+    where = {"model_name_or_path": policy, "train_file": data, "output_dir": run, "deepspeed": "", "use_cpu": "true"}
+    argv = ["--config", str(ROOT / "configs" / "dpo_qwen2_7b.yaml"), "--bf16", "false"]
+    argv += [part for key, value in where.items() for part in (f"--{key}", str(value))]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train_dpo, "load_configured_policy", lambda _: pytest.fail("a model was loaded"))
+        assert train_dpo.main(argv) == 2
+    errors = capsys.readouterr().err
+    assert "warmup_steps: 57 records make 1 step, the first of the warm-up, whose learning rate is 0" in errors
+    assert "train_file: its 57 usable records are fewer than the 64 of a step" in errors
+    assert not run.exists()
+
+
+def test_steps_within_the_warm_up_are_refused_or_warned_of(
+    refusal: Refusal, start: Start, tmp_path: Path, capsys: Any
+) -> None:
+    """24 records in steps of 4: an epoch of 6."""
+    of_data = ("--max_steps", "-1", "--num_train_epochs", "1", "--warmup_steps")
+    (line,) = refusal("sft", *of_data, "6")
+    assert "24 records make 6 steps, all of them in the warm-up of 6" in line
+    (line,) = refusal("sft", *of_data, "7.9", "--lr_scheduler_type", "cosine")
+    assert "in the warm-up of 7" in line
+    (line,) = refusal("grpo", "--prompts_per_step", "32", "--max_prompts_per_device", "4")
+    assert "its 24 usable records are fewer than the 32 of a step. Give more data, or lower prompts_per_step" in line
+    (line,) = refusal("sft", "--max_steps", "1", "--warmup_steps", "1")
+    assert "max_steps allows 1 step, the first of the warm-up" in line
+    assert start("sft", tmp_path / "few", "--max_steps", "2", "--warmup_steps", "10") == 0
+    assert "warning: warmup_steps: max_steps allows 2 steps, all of them in the warm-up of 10" in capsys.readouterr().err
+    constant = ("--lr_scheduler_type", "constant", "--max_steps", "1", "--examples_per_step", "32")
+    assert start("sft", tmp_path / "constant", *constant, "--warmup_steps", "10") == 0
+    told = capsys.readouterr().err
+    assert "warning: train_file: its 24 usable records are fewer than the 32 of a step" in told and "warm-up" not in told
