@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from r1_aqa_repro.data.conversations import (
     TextPrompt,
     answer,
     answer_from,
+    finite_number,
     messages_from,
     require_difference,
     require_turns,
@@ -279,13 +279,7 @@ def _text(value: Any, name: str) -> str:
 def _column(record: dict[str, Any], key: str) -> str | float:
     """A key that is kept beside the pair: `task` is a text, the others are numbers."""
     value = record[key]
-    if key not in SCORES:
-        return _text(value, key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRecord(
-            f"{key} is {value!r:.60}, expected a number", f"Give {key} as a finite number, or leave it out."
-        )
-    return value
+    return _text(value, key) if key not in SCORES else finite_number(value, key)
 
 
 def _kind(value: Any) -> str:

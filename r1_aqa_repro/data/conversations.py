@@ -13,9 +13,10 @@ becomes a `Problem` that names the file and the line.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -35,21 +36,23 @@ def answer(text: str) -> list[Message]:
 @dataclass(frozen=True)
 class TextPrompt:
     """A conversation that waits for the assistant's answer, and the answers to it that its file has: the completion of
-    a demonstration, the chosen and the rejected one of a preference pair."""
+    a demonstration, the chosen and the rejected one of a preference pair, which may say by how much (`margin`)."""
 
     id: str
     messages: list[Message]
     columns: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)  # by key
+    margin: float | None = None
 
     @property
     def conversations(self) -> list[list[Message]]:
         """The prompt with each of its answers; alone if it has none."""
         return [[*self.messages, *answer(text)] for text in self.answers.values()] or [self.messages]
 
-    def row(self) -> dict[str, list[Message]]:
-        """TRL's conversational form, without the columns: TRL takes one called `margin` for its own."""
-        return {"prompt": self.messages} | {key: answer(text) for key, text in self.answers.items()}
+    def row(self) -> dict[str, Any]:
+        """TRL's conversational form, without the columns."""
+        margin = {} if self.margin is None else {"margin": self.margin}
+        return {"prompt": self.messages} | {key: answer(text) for key, text in self.answers.items()} | margin
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,13 @@ def read_prompts(path: str | os.PathLike[str]) -> Read[TextPrompt]:
     return read_file(path, _prompt_from, _FILE)
 
 
-def read_pairs(path: str | os.PathLike[str]) -> Read[TextPrompt]:
-    """Read a file of preference pairs in the form that `data_prep.preferences` writes; other forms are problems."""
-    return read_file(path, _pair_from, _FILE)
+def read_pairs(path: str | os.PathLike[str], margin: str = "none") -> Read[TextPrompt]:
+    """Read a file of preference pairs in the form that `data_prep.preferences` writes; other forms are problems.
+
+    `margin` says where a pair's margin is from: `column`, its own `margin` if it has one; `scores`, score_chosen less
+    score_rejected, which a pair must have; `none`.
+    """
+    return read_file(path, partial(_pair_from, margin=margin), _FILE)
 
 
 def read_pairs_to_score(path: str | os.PathLike[str]) -> Read[TextPrompt]:
@@ -105,14 +112,38 @@ def _prompt_from(record: dict[str, Any], where: str, answers: Sequence[str] = ()
     return TextPrompt(id_of(record, where), messages, columns, given)
 
 
-def _pair_from(record: dict[str, Any], where: str) -> TextPrompt:
+def _pair_from(record: dict[str, Any], where: str, margin: str) -> TextPrompt:
     if not all(isinstance(record.get(key), list) for key in ("prompt", "chosen", "rejected")):
         expected = "expected prompt, chosen and rejected, each a list of messages"
         found = ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(record.items())) or "no keys"
         raise BadRecord(f"{expected}; found {found}", CONVERT)
     pair = _prompt_from(record, where, ("chosen", "rejected"))
     require_difference(*(text.strip() for text in pair.answers.values()))
-    return pair
+    return replace(pair, margin=_margin_of(record, margin))
+
+
+MARGINS = ("column", "scores", "none")
+
+
+def _margin_of(record: dict[str, Any], source: str) -> float | None:
+    if source == "none" or (source == "column" and record.get("margin") is None):
+        return None
+    if source == "column":
+        margin = finite_number(record["margin"], "margin")
+    else:
+        margin = finite_number(record.get("score_chosen"), "score_chosen")
+        margin -= finite_number(record.get("score_rejected"), "score_rejected")
+    if margin < 0:
+        raise BadRecord(f"its margin is {margin:g}: the rejected answer is the better one", "Leave the pair out.")
+    return margin
+
+
+def finite_number(value: Any, name: str) -> float:
+    """Raise BadRecord unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        found = "absent or null" if value is None else f"{value!r:.60}"
+        raise BadRecord(f"{name} is {found}, expected a number", f"Give {name} as a finite number, or leave it out.")
+    return value
 
 
 def _pair_to_score_from(record: dict[str, Any], where: str) -> TextPrompt:

@@ -12,6 +12,7 @@ from typing import Any
 from r1_aqa_repro.common.console import key
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.data.audio import CHANNELS
+from r1_aqa_repro.data.conversations import MARGINS
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.data.questions import CONTRIBUTIONS
 from r1_aqa_repro.rewards.arguments import RewardArguments
@@ -179,6 +180,18 @@ class AudioSFTArguments(PartArguments, EvaluationArguments, ExampleArguments):
 @dataclass
 class TextExampleArguments(HeldOutArguments, ExampleArguments):
     """Learning from text examples or pairs."""
+
+
+@dataclass
+class RewardModelArguments(TextExampleArguments):
+    """Learning a reward model from pairs."""
+
+    margin: str = key(
+        "column",
+        "What the scores of a pair must differ by: column, its own margin if the pairs have one; scores, score_chosen "
+        "less score_rejected; or none.",
+        MARGINS,
+    )
 
 
 @dataclass

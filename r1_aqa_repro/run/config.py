@@ -28,6 +28,7 @@ from r1_aqa_repro.run.arguments import (
     AudioSFTArguments,
     DataArguments,
     GRPOArguments,
+    RewardModelArguments,
     RunArguments,
     TextExampleArguments,
     TextGRPOArguments,
@@ -67,7 +68,7 @@ class TextSFTConfig(TextExampleArguments, SFTConfig):
 
 
 @dataclass
-class RewardModelConfig(TextExampleArguments, RewardConfig):
+class RewardModelConfig(RewardModelArguments, RewardConfig):
     """TRL's RewardConfig; an example is a pair."""
 
 

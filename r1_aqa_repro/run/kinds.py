@@ -328,7 +328,17 @@ def answered_prompts(
     read: Callable[[str], Read[TextPrompt]],
     max_length: int | None,
     build: Callable[[PreTrainedConfig], Any] = Qwen2ForCausalLM,
+    check_all: Callable[[Sequence[TextPrompt], str], list[Problem]] = lambda records, file: [],
 ) -> TextRecords:
     """Demonstrations (`read_sft`) or preference pairs (`read_pairs`): each answer is seen with the prompt."""
     shorten = "" if max_length is None else "raise max_length, "
-    return TextRecords(read, {"max_length allows": max_length}, shorten, build=build)
+    return TextRecords(read, {"max_length allows": max_length}, shorten, build=build, check_all=check_all)
+
+
+def check_margins(pairs: Sequence[TextPrompt], file: str) -> list[Problem]:
+    """A problem if only some of the pairs have a margin: TRL would stop at the first batch of both."""
+    without = [pair.id for pair in pairs if pair.margin is None]
+    if len(without) in (0, len(pairs)):
+        return []
+    what = f"{len(without)} of its {len(pairs)} pairs have no margin, {without[0]} the first of them"
+    return [Problem(file, what, "Give each of them one, or set margin: none.")]

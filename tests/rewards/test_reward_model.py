@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from r1_aqa_repro.model.inputs import token_ids
 from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model
 from r1_aqa_repro.rewards.reward_model import RewardModel, score_conversations
 from r1_aqa_repro.score import pair_accuracy, pair_scores
-from tests.files import write_lines
+from tests.files import read_lines, write_lines
 from tests.model.damages import refusal_of
 from tests.text_world import LORA, Build, arguments, first_batch, perturb, state_of
 
@@ -85,6 +86,48 @@ def test_the_loss_is_that_of_the_scores(
     logged = {name: values[0] for name, values in trainer._metrics["train"].items()}
     assert logged["accuracy"] == np.mean(np.greater(chosen, rejected))
     assert logged["margin"] == pytest.approx(np.mean(np.subtract(chosen, rejected)), abs=SCORE_TOLERANCE)
+
+
+@pytest.mark.parametrize("source", ["column", "scores", "none"])
+def test_a_margin_moves_the_loss_and_centring_adds_to_it(
+    source: str, build: Build, tokenizer: PreTrainedTokenizerBase, text_set: Path, tmp_path: Path
+) -> None:
+    """Mean of -log sigmoid(chosen - rejected - m) + c (chosen + rejected)^2, by hand; scores are 1.5 m apart."""
+    margins = [0.25 * (index % 4) for index in range(8)]
+    records = [
+        {key: value for key, value in record.items() if key not in ("score_chosen", "score_rejected")}
+        | {"margin": margin, "score_chosen": 1.5 * margin - 1, "score_rejected": -1.0}
+        for record, margin in zip(read_lines(text_set / "pairs_train.jsonl"), margins, strict=False)
+    ]
+    file = write_lines(tmp_path / "pairs.jsonl", records)
+    settings = ("--train_file", str(file), "--margin", source, "--center_rewards_coefficient", "0.5")
+    trainer = build("reward_model", *settings)
+    perturb(trainer.model, 0.1)
+    chosen, rejected = map(np.array, pair_scores(trainer.model, tokenizer, read_pairs(file).records))
+    margin = np.array(margins) * {"column": 1.0, "scores": 1.5, "none": 0.0}[source]
+    expected = np.log1p(np.exp(rejected + margin - chosen)).mean() + 0.5 * np.square(chosen + rejected).mean()
+    loss = trainer.compute_loss(trainer.model, first_batch(trainer))
+    # the centring is of the order of the scores squared, each of them known to the tolerance
+    assert loss.item() == pytest.approx(expected, abs=4 * SCORE_TOLERANCE)
+
+
+def test_pairs_that_cannot_have_their_margin_are_refused(
+    text_set: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *_ = read_lines(text_set / "pairs_train.jsonl")
+    cases: dict[str, tuple[list[dict[str, Any]], str]] = {
+        "scores": ([first | {"score_rejected": 2.0}], "its margin is -1: the rejected answer is the better one"),
+        "column": ([first | {"margin": 1.0}, second], "1 of its 2 pairs have no margin, pair-train-00001 the first"),
+    }
+    cases["scores"][0][0]["score_chosen"] = 1.0
+    for source, (records, what) in cases.items():
+        file = write_lines(tmp_path / f"{source}.jsonl", records)
+        settings = ["--train_file", str(file), "--margin", source]
+        assert train_reward_model.main([*arguments("reward_model", tmp_path / "run", text_set, policy), *settings]) == 2
+        assert what in capsys.readouterr().err
+    lacking = write_lines(tmp_path / "lacking.jsonl", [{**first, "score_chosen": None}])
+    (problem,) = read_pairs(lacking, "scores").problems
+    assert "score_chosen is absent or null, expected a number" in str(problem)
 
 
 def test_the_gradient_is_the_slope_of_the_formula(
