@@ -112,7 +112,7 @@ def _prompt_from(record: dict[str, Any], where: str, answers: Sequence[str] = ()
     return TextPrompt(id_of(record, where), messages, columns, given)
 
 
-def _pair_from(record: dict[str, Any], where: str, margin: str) -> TextPrompt:
+def _pair_from(record: dict[str, Any], where: str, margin: str = "none") -> TextPrompt:
     if not all(isinstance(record.get(key), list) for key in ("prompt", "chosen", "rejected")):
         expected = "expected prompt, chosen and rejected, each a list of messages"
         found = ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(record.items())) or "no keys"
