@@ -30,16 +30,11 @@ pytest_plugins = ["tests.generations", "tests.text_world"]
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # Runs of minutes that the tests of several files look at, by the beginnings of the names of these tests.
+COURSE = "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown_and_run_what_is_quoted"
 SHARED_RUNS = {
-    "audio": (
-        "tests/slow/test_embedded_run.py",
-        "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown[learn-6]",
-    ),
-    "text": (
-        "tests/slow/test_learn_docs.py::test_commands_print_what_is_shown[learn-",
-        "tests/slow/test_text_runs.py",
-    ),
-    "lessons": ("tests/slow/test_learn_docs.py::test_commands_print_what_is_shown[learn_classical-",),
+    "audio": ("tests/slow/test_embedded_run.py", f"{COURSE}[6."),
+    "lessons": (f"{COURSE}[1.", f"{COURSE}[2.1", f"{COURSE}[2.2", f"{COURSE}[2.3"),
+    "text": (COURSE, "tests/slow/test_text_runs.py"),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 # CHANGELOG.md and docs/log.md tell of what has been
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]
 PAGES = sorted(page for page in PAGES if page.name not in ("CHANGELOG.md", "log.md"))
 
 _FILE = re.compile(r"(?<![\w./:-])(?:r1_aqa_repro|data_prep|eval|scripts|tests|configs|docs)/[\w./*-]*\.[a-z]{2,6}\b")

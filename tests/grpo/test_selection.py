@@ -31,7 +31,7 @@ def test_equal_rewards_are_not_informative_however_their_mean_is_rounded(reward:
 
 
 def test_in_float32_a_tiny_epsilon_makes_advantages_of_rounding_alone() -> None:
-    """What docs/learn.md says of equal rewards whose mean has to be rounded, whatever the order of the sum is here."""
+    """What day 5 of the course says of equal rewards whose mean is rounded, whatever the order of the sum is here."""
     rewards = torch.tensor([0.3, 0.7, 0.9, 1.3, -7.3]).repeat_interleave(8).view(-1, 8)
     centred = rewards - torch.nanmean(rewards, dim=1, keepdim=True)  # as TRL takes it
     assert 0 < centred.abs().max() < 1e-6

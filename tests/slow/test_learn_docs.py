@@ -1,214 +1,169 @@
-"""docs/learn*.md: what they quote is the code, their commands run, and they print what is shown.
+"""docs/learn*.md and docs/course/: what they quote is the code and is run, their commands print what is shown.
 
 The form of the pages is read strictly:
 
-- `## Day N` or `## N. Topic` begins a part; a fenced `bash` block is one command;
+- `## 1.2 Title` begins topic 2 of day 1; a fenced `bash` block is one command;
 - a fenced `text` block shows what the command before it prints. Its figures may differ, everything else may not;
 - a table under the name of a JSON file has the figures of that file: name, value shown, spread allowed;
-- a fenced `python` block quotes the function named on the line before it: `file: function`.
+- a fenced `python` block quotes the function named on the line before it: `file: function`. A command of its
+  topic runs it;
+- a row that ends with `Class.method` quotes a line of PPOTrainer.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
 import re
-import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.slow.conftest import WholeRun, finish
+from tests.slow.conftest import Carried
+from tests.slow.course_pages import (
+    DAYS,
+    LANGUAGES,
+    anchors,
+    blocks,
+    commands,
+    named,
+    not_run,
+    page_of,
+    pictures,
+    quotes,
+    shape,
+    source_of,
+    steps_of_the_loop,
+    topics_of,
+    without_space,
+)
+from tests.slow.course_topics import TERMS, TOPICS
 
-COURSES = {"learn_classical": range(1, 9), "learn": range(1, 8)}  # the parts of each
-LANGUAGES = {"en": ".md", "zh": ".zh.md"}
-PARTS = [(course, part) for course, parts in COURSES.items() for part in parts]
-QUESTIONS = {"learn_classical": 3, "learn": 4}  # of a part, at least
-
-_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_QUOTED = re.compile(r"^`(\S+): ([\w.]+)`$")
-_FIGURE = re.compile(r"^\| `([^`]+)` \| (-?[\d.]+) \| ([\d.]+) \|$")
-_FILE = re.compile(r"`(runs/[\w/.-]+\.json)`")
-_NAMED = re.compile(r"`((?:r1_aqa_repro|scripts|tests|trl|transformers)/[\w/.-]+): ([\w.]+)`")
-_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A value of a JSON file as the page shows it; `name` is the path of its keys, joined by points."""
-
-    file: str
-    name: str
-    shown: float
-    spread: float
-
-    def of(self, content: Any) -> float:
-        for key in self.name.split("."):
-            content = content[int(key)] if isinstance(content, list) else content[key]
-        return float(content)
-
-
-@dataclass
-class Command:
-    """A command with what the page shows of it."""
-
-    line: str
-    outputs: list[str] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-
-
-def page_of(course: str, language: str) -> str:
-    return (ROOT / "docs" / f"{course}{LANGUAGES[language]}").read_text(encoding="utf-8")
-
-
-def part_texts(course: str, language: str = "en") -> dict[int, str]:
-    """The parts of a course by number."""
-    parts = re.split(r"^## \D*(\d)", page_of(course, language), flags=re.MULTILINE)
-    return {int(number): text for number, text in zip(parts[1::2], parts[2::2], strict=True)}
-
-
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Language and content of every fenced block."""
-    return _FENCE.findall(text)
-
-
-def quotes(text: str) -> Iterator[tuple[str, str, str]]:
-    """File, function and the lines of each quotation.
-
-    Raises:
-        AssertionError: a block of Python does not say where it is from.
-    """
-    for match in _FENCE.finditer(text):
-        if match[1] == "python":
-            before = text[: match.start()].rstrip().splitlines()[-1]
-            named = _QUOTED.match(before)
-            assert named, f"where is this from?\n{match[2]}"
-            yield named[1], named[2], match[2]
-
-
-def commands(text: str) -> list[Command]:
-    """The commands of a part, each with the outputs and figures between it and the next one."""
-    found: list[Command] = []
-    for part in re.split(r"^(?=```bash$)", text, flags=re.MULTILINE)[1:]:
-        (_, line), *others = blocks(part)
-        command = Command(line.strip(), [content for language, content in others if language == "text"])
-        file = None
-        for row in part.splitlines():
-            named, figure = _FILE.search(row), _FIGURE.match(row)
-            file = named[1] if named else file
-            if figure:
-                assert file, f"of which file is {row}"
-                command.figures.append(Figure(file, figure[1], float(figure[2]), float(figure[3])))
-        found.append(command)
-    return found
-
-
-def file_of(name: str) -> Path:
-    """A file of the repository, or of one of the libraries that are named by their package."""
-    package, _, rest = name.partition("/")
-    if package not in ("trl", "transformers"):
-        return ROOT / name
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / rest
-
-
-def source_of(file: str, name: str) -> str:
-    """The source of a function, method or class.
-
-    Raises:
-        AssertionError: there is none of that name.
-    """
-    text = file_of(file).read_text(encoding="utf-8")
-    node: Any = ast.parse(text)
-    for part in name.split("."):
-        inside = [each for each in node.body if getattr(each, "name", None) == part]
-        assert inside, f"{file} has no {name}"
-        node = inside[0]
-    source = ast.get_source_segment(text, node)
-    assert source is not None
-    return source
-
-
-def without_space(text: str) -> str:
-    return re.sub(r"\s", "", text)
-
-
-def shape(output: str, runs: str = "runs") -> str:
-    """What a command printed, but for figures, bars and how lines are laid out."""
-    text = without_space(output).replace(without_space(runs), "runs")
-    return _NUMBER.sub("0", re.sub("[━─█]+", "", text))
+TOPIC_TEXTS = {language: topics_of(language) for language in LANGUAGES}
+READING = {"5.3", "7.2", "7.3"}  # topics without a command: they compare, and look up
+LESSONS = [topic for topic in TOPIC_TEXTS["en"] if topic not in READING]
+QUESTIONS = 3  # of a topic, at least
 
 
 # --- Without running anything
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("course", COURSES)
-def test_quotations_are_the_code_and_what_is_named_is_there(course: str, language: str) -> None:
-    parts = part_texts(course, language)
-    assert {number for number, text in parts.items() if list(quotes(text))} == set(COURSES[course])
-    text = page_of(course, language)
+def test_each_topic_has_idea_formula_lines_command_and_questions() -> None:
+    assert [topic.split(".")[0] for topic in TOPIC_TEXTS["en"]] == sorted(t.split(".")[0] for t in TOPIC_TEXTS["en"])
+    assert {topic.split(".")[0] for topic in TOPIC_TEXTS["en"]} == set(map(str, DAYS))
+    for topic in LESSONS:
+        for language in LANGUAGES:
+            text = TOPIC_TEXTS[language][topic]
+            assert "```math" in text and list(quotes(text)) and commands(text), topic
+    for day in DAYS:
+        assert "](../images/" in page_of(day, "en"), f"day {day} has no picture"
+    for topic in READING:
+        assert not commands(TOPIC_TEXTS["en"][topic])
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_quotations_are_the_code_and_what_is_named_is_there(day: int) -> None:
+    text = page_of(day, "en")
     for file, name, lines in quotes(text):
         assert without_space(lines) in without_space(source_of(file, name)), f"{file}: {name} has no longer\n{lines}"
         assert 1 <= len(lines.splitlines()) <= 8, f"{file}: {name} is quoted at too great a length"
-    for file, name in _NAMED.findall(text):
+    for file, name in named(text + page_of(day, "zh")):
         source_of(file, name)
+    for line, method in steps_of_the_loop(text):
+        source = source_of("r1_aqa_repro/ppo/trainer.py", method)
+        assert without_space(line) in without_space(source), f"{method} has no longer {line}"
 
 
-@pytest.mark.parametrize("course", COURSES)
-def test_both_languages_show_the_same(course: str) -> None:
-    english, chinese = (part_texts(course, language) for language in LANGUAGES)
-    assert list(english) == list(chinese) == list(COURSES[course])
-    for part in COURSES[course]:
-        assert blocks(english[part]) == blocks(chinese[part])
-        assert commands(english[part]) == commands(chinese[part])
-        assert [quote[:2] for quote in quotes(english[part])] == [quote[:2] for quote in quotes(chinese[part])]
-        for pattern in (r"\d{4}\.\d{5}", r"\((images/[^)]+)\)"):  # papers, pictures
-            named = [sorted(re.findall(pattern, text[part])) for text in (english, chinese)]
-            assert named[0] == named[1]
-        questions = [len(re.findall(r"^\*[^*\n]+[?？]\*", text[part], re.MULTILINE)) for text in (english, chinese)]
-        assert questions[0] == questions[1] >= QUESTIONS[course]
+def test_the_loop_has_every_step() -> None:
+    """Generate, reward, log-probs and values, advantages, updates of actor and critic: once each, in both languages."""
+    steps = [steps_of_the_loop(page_of(3, language)) for language in LANGUAGES]
+    assert steps[0] == steps[1] and len(steps[0]) >= 10
+    assert {method for _, method in steps[0]} >= {
+        "PPOTrainer._roll_out",
+        "PPOTrainer._update",
+        "PPOTrainer._loss_terms",
+    }
 
 
-@pytest.mark.parametrize("course", COURSES)
-def test_every_command_shows_what_it_prints(course: str) -> None:
-    for text in part_texts(course).values():
-        assert commands(text)
-        for command in commands(text):
-            assert command.outputs, command.line
-            for figure in command.figures:
-                if figure.file.endswith("results.json"):  # as a fraction, in percent, or as it is
-                    printed = " ".join(command.outputs)
-                    shown = f"{figure.shown:.3f}", f"{100 * figure.shown:.1f}", f"{figure.shown:g}"
-                    assert any(form in printed for form in shown), figure
+@pytest.mark.parametrize("day", DAYS)
+def test_both_languages_show_the_same(day: int) -> None:
+    english, chinese = (
+        {topic: text for topic, text in TOPIC_TEXTS[language].items() if topic.startswith(f"{day}.")}
+        for language in LANGUAGES
+    )
+    assert list(english) == list(chinese)
+    for topic in english:
+        shown = [[block for block in blocks(text[topic]) if block[0] != "mermaid"] for text in (english, chinese)]
+        assert shown[0] == shown[1]
+        assert commands(english[topic]) == commands(chinese[topic])
+        assert [quote[:2] for quote in quotes(english[topic])] == [quote[:2] for quote in quotes(chinese[topic])]
+        for pattern in (r"\d{4}\.\d{5}", r"\((\.\./images/[^)]+)\)", "```mermaid"):  # papers, pictures, diagrams
+            mentioned = [sorted(re.findall(pattern, text[topic])) for text in (english, chinese)]
+            assert mentioned[0] == mentioned[1], topic
+        questions = [len(re.findall(r"^\*[^*\n]+[?？]\*", text[topic], re.MULTILINE)) for text in (english, chinese)]
+        assert questions[0] == questions[1] >= (0 if topic in READING else QUESTIONS), topic
+
+
+@pytest.mark.parametrize("topic", LESSONS)
+def test_every_command_shows_what_it_prints(topic: str) -> None:
+    for command in commands(TOPIC_TEXTS["en"][topic]):
+        assert command.outputs, command.line
+        for figure in command.figures:
+            if figure.file.endswith("results.json"):  # as a fraction, in percent, or as it is
+                printed = " ".join(command.outputs)
+                shown = f"{figure.shown:.3f}", f"{100 * figure.shown:.1f}", f"{figure.shown:g}"
+                assert any(form in printed for form in shown), figure
+
+
+def test_every_topic_of_the_notes_has_its_place() -> None:
+    """The table at the end has all of them, in both languages, and what it links to and names is there."""
+    tables = [TOPIC_TEXTS[language]["7.3"] for language in LANGUAGES]
+    rows = [re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE)[1:] for table in tables]
+    assert [name for name, _ in rows[0]] == list(TOPICS)
+    assert len(rows[1]) == len(TOPICS) == len({name for name, _ in rows[1]})
+    for (name, english), (_, chinese) in zip(rows[0], rows[1], strict=True):
+        links = [re.findall(r"\]\(([^)#]+)#?([^)]*)\)", place) for place in (english, chinese)]
+        assert links[0] and [page.split(".")[0] for page, _ in links[0]] == [
+            page.split(".")[0] for page, _ in links[1]
+        ], name
+        for page, anchor in links[0] + links[1]:
+            assert not anchor or anchor in anchors(page), f"{name}: {page} has no {anchor}"
+
+
+def test_usual_chinese_terms_stand_at_their_first_use() -> None:
+    """Beside the English word that people look for, in either order."""
+    text = "".join(page_of(day, "zh") for day in DAYS)
+    for chinese, english in TERMS.items():
+        assert re.search(rf"{chinese}\*?(（[^）]*{english}| {english})|{english}（{chinese}", text, re.IGNORECASE), (
+            chinese
+        )
+
+
+def test_pictures_are_those_that_commands_draw() -> None:
+    from scripts.learn.pictures import PICTURES
+
+    assert {name for day in DAYS for name in pictures(page_of(day, "en"))} == set(PICTURES)
+    for page in ("README.md", "README.zh.md"):
+        shown = re.findall(r"images/(\w+\.png)", (ROOT / page).read_text(encoding="utf-8"))
+        assert shown and set(shown) <= set(PICTURES)
+    for name in PICTURES:
+        assert 1_000 < (ROOT / "docs" / "images" / name).stat().st_size < 100_000, f"{name} is not kept small"
 
 
 # --- Running everything
 
 
-def carry_out(command: Command, runs: Path, whole_run: WholeRun) -> str:
-    """Run a command of the page in another folder of runs; what it printed."""
-    words = shlex.split(command.line)
-    if words[0] == "bash":
-        return whole_run(Path(words[1]).stem).printed
-    words = [str(runs) + word.removeprefix("runs") if word.startswith("runs/") else word for word in words]
-    return finish(*words)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize(("course", "part"), PARTS)
-def test_commands_print_what_is_shown(course: str, part: int, runs: Path, whole_run: WholeRun) -> None:
-    for command in commands(part_texts(course)[part]):
-        printed = carry_out(command, runs, whole_run)
+@pytest.mark.parametrize("topic", LESSONS)
+def test_commands_print_what_is_shown_and_run_what_is_quoted(topic: str, runs: Path, carried: Carried) -> None:
+    text, ran = TOPIC_TEXTS["en"][topic], set[str]()
+    for command in commands(text):
+        done = carried(command.line)
+        ran |= done.ran
         for output in command.outputs:
-            assert shape(output) in shape(printed, str(runs)), f"{command.line} printed\n{printed[-3000:]}"
+            assert shape(output) in shape(done.text, str(runs)), f"{command.line} printed\n{done.text[-3000:]}"
         for figure in command.figures:
             found = figure.of(json.loads((runs / Path(figure.file).relative_to("runs")).read_text(encoding="utf-8")))
             assert found == pytest.approx(figure.shown, abs=figure.spread), f"{figure.file}: {figure.name}"
+    assert not_run(text, ran) == []

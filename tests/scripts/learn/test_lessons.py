@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,19 +16,25 @@ from scripts.learn import (
     dqn,
     dyna_q,
     dynamic_programming,
+    group_advantages,
+    margins,
     networks,
     overview,
+    pictures,
     policy_gradients,
     td_prediction,
 )
+from scripts.shown import plotted
 
-LESSONS = [bandit, cliff, dqn, dyna_q, dynamic_programming, overview, policy_gradients, td_prediction]
+SEEDED = [bandit, cliff, dqn, dyna_q, dynamic_programming, policy_gradients, td_prediction]
+LESSONS = [*SEEDED, group_advantages, overview]
 SMALLER = {
     bandit: {"PULLS": 600, "RUNS": 4},
     cliff: {"EPISODES": 30, "RUNS": 2},
     dqn: {"STEPS": 2048, "UPDATES": 2, "FIRST": 500},
     dyna_q: {"RUNS": 2},
     dynamic_programming: {"EPISODES": 20},
+    group_advantages: {},
     overview: {},
     policy_gradients: {"STEPS": 1500, "ABLE": 15, "MANY": 3},
     td_prediction: {"RUNS": 2},
@@ -63,7 +70,7 @@ def test_mistakes_are_refused(lesson: ModuleType, tmp_path: Path, capsys: pytest
     file.touch()
     assert lesson.main(["--out", str(file)]) == 2
     assert "it is not a folder" in capsys.readouterr().err
-    if lesson is not overview:
+    if lesson in SEEDED:
         with pytest.raises(SystemExit) as ended:
             lesson.main(["--out", str(tmp_path / "out"), "--seed", "-1"])
         assert ended.value.code == 2 and "argument --seed: -1 is not from 0" in capsys.readouterr().err
@@ -99,3 +106,38 @@ def test_the_map_refuses_damaged_figures(
     assert overview.main(["--runs", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert said in error and "Run scripts/learn/dqn.py again." in error
+
+
+def test_margins_are_held_against_what_they_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten pairs of margin log 3 claim 3/4; eight are right. Two of margin 0 claim and are worth one half."""
+    scores = [{"margin": math.log(3)}] * 8 + [{"margin": -math.log(3)}] * 2 + [{"margin": 0.0}] * 2
+    file = tmp_path / "scores.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in scores), encoding="utf-8")
+    assert margins.main(["--scores", str(file), "--out", str(tmp_path / "out")]) == 0
+    even, odd = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["bins"]
+    assert (even["pairs"], even["claimed"], even["right"]) == (2, 0.5, 0.5)
+    assert (odd["pairs"], odd["right"]) == (10, 0.8) and odd["claimed"] == pytest.approx(0.75)
+    assert "1 to 2" in capsys.readouterr().out and (tmp_path / "out" / margins.PICTURE).is_file()
+
+
+@pytest.mark.parametrize(
+    "content", ['{"score": 1}', "[1]", "{", '{"margin": "much"}', '{"margin": null}', '{"margin": 1e400}', ""]
+)
+def test_margins_of_something_else_are_refused(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scores.jsonl"
+    file.write_text(content, encoding="utf-8")
+    assert margins.main(["--scores", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert str(file) in capsys.readouterr().err
+
+
+def test_the_pictures_of_the_pages_are_copied_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = tmp_path / "runs" / pictures.PICTURES["learn_cliff.png"]
+    with plotted(drawn, "a picture") as (axis,):
+        axis.plot(range(100))
+    out = tmp_path / "images"
+    assert pictures.main(["--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    (copied,) = out.iterdir()
+    assert copied.name == "learn_cliff.png" and copied.stat().st_size < drawn.stat().st_size
+    assert "learn_dqn.png stays as it is" in capsys.readouterr().err
