@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from r1_aqa_repro.common.console import show_help_if_asked
 from r1_aqa_repro.model.arguments import RopeArguments
-from r1_aqa_repro.run.arguments import RunArguments, TextExampleArguments
+from r1_aqa_repro.run.arguments import TextExampleArguments, TextRunArguments
 
 # without the imports below, which take seconds
-show_help_if_asked(__name__, __doc__, "trl.DPOConfig", RunArguments, TextExampleArguments, RopeArguments)
+show_help_if_asked(__name__, __doc__, "trl.DPOConfig", TextRunArguments, TextExampleArguments, RopeArguments)
 
 from trl import DPOTrainer
 
@@ -39,8 +39,9 @@ class PairDPOTrainer(ResumableTrainer, DPOTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(PairDPOConfig, argv)
+    kind = answered_prompts(read_pairs, training.max_length)
     with sole_run(training):
-        pairs, held_out = prepare(data, training, model_config, answered_prompts(read_pairs, training.max_length), [])
+        pairs, held_out = prepare(data, training, model_config, kind, [])
 
         def build_trainer() -> PairDPOTrainer:
             model, tokenizer = load_configured_policy(model_config)
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
             rest = trl_arguments(training, model_config, pairs, held_out)
             return PairDPOTrainer(model=model, ref_model=reference, processing_class=tokenizer, **rest)
 
-        return run_training(build_trainer, training, "dpo")
+        return run_training(build_trainer, training, "dpo", kind.sampled)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from r1_aqa_repro.common.console import show_help_if_asked
 from r1_aqa_repro.model.arguments import RopeArguments
-from r1_aqa_repro.run.arguments import RunArguments, TextGRPOArguments
+from r1_aqa_repro.run.arguments import TextGRPOArguments, TextRunArguments
 
 # without the imports below, which take seconds
-show_help_if_asked(__name__, __doc__, "trl.GRPOConfig", RunArguments, TextGRPOArguments, RopeArguments)
+show_help_if_asked(__name__, __doc__, "trl.GRPOConfig", TextRunArguments, TextGRPOArguments, RopeArguments)
 
 from pathlib import Path
 
@@ -39,8 +39,9 @@ def main(argv: list[str]) -> int:
     true_reward.register()
     data, training, model_config = parse_text_config(TextGRPOConfig, argv)
     problems = check_rewards(training) + check_grpo(training, model_config)
+    kind = prompts_to_answer(training)
     with sole_run(training):
-        prompts, _ = prepare(data, training, model_config, prompts_to_answer(training), problems)
+        prompts, _ = prepare(data, training, model_config, kind, problems)
 
         def build_trainer() -> TextGRPOTrainer:
             model, tokenizer = load_configured_policy(model_config)
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
                 callbacks=[Doctor(Path(str(training.output_dir)))],
             )
 
-        return run_training(build_trainer, training, "grpo")
+        return run_training(build_trainer, training, "grpo", kind.sampled)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from __future__ import annotations
 from r1_aqa_repro.common.console import show_help_if_asked
 from r1_aqa_repro.model.arguments import RopeArguments
 from r1_aqa_repro.ppo.arguments import PPOArguments
-from r1_aqa_repro.run.arguments import RunArguments
+from r1_aqa_repro.run.arguments import TextRunArguments
 
 # without the imports below, which take seconds
-show_help_if_asked(__name__, __doc__, "transformers.TrainingArguments", RunArguments, PPOArguments, RopeArguments)
+show_help_if_asked(__name__, __doc__, "transformers.TrainingArguments", TextRunArguments, PPOArguments, RopeArguments)
 
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.embedded import true_reward
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
                 reward_funcs=load_rewards(training, batch_size=training.max_prompts_per_device),
             )
 
-        return run_training(build_trainer, training, "ppo")
+        return run_training(build_trainer, training, "ppo", kind.sampled)
 
 
 if __name__ == "__main__":

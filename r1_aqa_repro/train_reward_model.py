@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from r1_aqa_repro.common.console import show_help_if_asked
 from r1_aqa_repro.model.arguments import RopeArguments
-from r1_aqa_repro.run.arguments import RewardModelArguments, RunArguments
+from r1_aqa_repro.run.arguments import RewardModelArguments, TextRunArguments
 
 # without the imports below, which take seconds
-show_help_if_asked(__name__, __doc__, "trl.RewardConfig", RunArguments, RewardModelArguments, RopeArguments)
+show_help_if_asked(__name__, __doc__, "trl.RewardConfig", TextRunArguments, RewardModelArguments, RopeArguments)
 
 from functools import partial
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
             rest = trl_arguments(training, model_config, pairs, held_out)
             return RewardModelTrainer(model=model, processing_class=tokenizer, **rest)
 
-        return run_training(build_trainer, training, "reward_model")
+        return run_training(build_trainer, training, "reward_model", kind.sampled)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from r1_aqa_repro.common.console import show_help_if_asked
 from r1_aqa_repro.model.arguments import RopeArguments
-from r1_aqa_repro.run.arguments import RunArguments, TextExampleArguments
+from r1_aqa_repro.run.arguments import TextExampleArguments, TextRunArguments
 
 # without the imports below, which take seconds
-show_help_if_asked(__name__, __doc__, "trl.SFTConfig", RunArguments, TextExampleArguments, RopeArguments)
+show_help_if_asked(__name__, __doc__, "trl.SFTConfig", TextRunArguments, TextExampleArguments, RopeArguments)
 
 from typing import Any
 
@@ -42,15 +42,16 @@ class TextSFTTrainer(ResumableTrainer, SFTTrainer):
 def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_text_config(TextSFTConfig, argv)
+    kind = answered_prompts(read_sft, training.max_length)
     with sole_run(training):
-        examples, held_out = prepare(data, training, model_config, answered_prompts(read_sft, training.max_length), [])
+        examples, held_out = prepare(data, training, model_config, kind, [])
 
         def build_trainer() -> TextSFTTrainer:
             model, tokenizer = load_configured_policy(model_config)
             rest = trl_arguments(training, model_config, examples, held_out)
             return TextSFTTrainer(model=model, processing_class=tokenizer, **rest)
 
-        return run_training(build_trainer, training, "sft")
+        return run_training(build_trainer, training, "sft", kind.sampled)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from r1_aqa_repro.common.errors import EXIT_DONE
 from r1_aqa_repro.common.files import as_lines, write_atomically
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs
 from r1_aqa_repro.model.text_loading import load_reward_model, load_tokenizer
+from r1_aqa_repro.run.samples import samples_of
 from r1_aqa_repro.score import pair_accuracy, pair_scores
 from scripts.shown import plotted
 from scripts.workshop import (
@@ -95,7 +96,7 @@ def policy_run(stage: str, workshop: TextWorkshop, folder: Path, overrides: Sequ
     with workshop.stages(f"{folder.name}: evaluation"):
         prompts = workshop.prompts("assist_prompts_held_out")
         before, after = (evaluated(model, prompts, workshop.seed, reward_model) for model in (start, final))
-    return results(workshop, chance_of(prompts, workshop.seed), before, after)
+    return results(workshop, chance_of(prompts, workshop.seed), before, after, samples=samples_of(folder))
 
 
 def reward_model_run(stage: str, workshop: TextWorkshop, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -110,7 +111,8 @@ def reward_model_run(stage: str, workshop: TextWorkshop, folder: Path, overrides
         set_seed(workshop.seed)  # of the head that the start lacks
         before, after, control_after = (held_out_accuracy(model, pairs) for model in (start, final, control))
     chance = {"pair_accuracy": 0.5, "ci95": [0.5, 0.5], "n": len(pairs)}
-    return results(workshop, chance, before, after, controls={"shuffled_labels": control_after})
+    controls = {"shuffled_labels": control_after}
+    return results(workshop, chance, before, after, controls=controls, samples=samples_of(folder))
 
 
 def with_shuffled_labels(lines: str, seed: int) -> str:

@@ -23,6 +23,7 @@ from r1_aqa_repro import train_dpo, train_grpo_text
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import EXIT_DONE
 from r1_aqa_repro.data.yaml_file import read_yaml
+from r1_aqa_repro.run.samples import samples_of
 from scripts.workshop import (
     ROOT,
     Block,
@@ -64,6 +65,10 @@ def main(argv: list[str]) -> int:
         stages={name: without_rewards(block) for name, block in blocks.items()},
         gains_over_parts={part: gain(blocks[part], blocks[BOTH]) for part in (OFFLINE, ASSIST)},
         variant=own.variant,
+        samples=[
+            last | {"before": first["before"]}  # the second stage begins with the end of the first
+            for first, last in zip(samples_of(folder / "offline"), samples_of(folder / "both"), strict=True)
+        ],
     )
     files = f"Results: {folder}/results.json; model: {folder}/both/final"
     workshop.report(folder, summary, of_stages(summary["stages"]), sentence(summary["gains_over_parts"]), files)

@@ -25,7 +25,7 @@ from rich.table import Table
 from r1_aqa_repro import best_of_n, train_reward_model, train_sft_text
 from r1_aqa_repro.common.console import Options, not_negative, say
 from r1_aqa_repro.common.errors import EXIT_DONE, command
-from r1_aqa_repro.common.files import LOCK, sole_use, write_json
+from r1_aqa_repro.common.files import LOCK, sole_use, write_json, write_lines
 from r1_aqa_repro.common.intervals import mean_interval, paired_gain
 from r1_aqa_repro.common.stopwatch import Stages
 from r1_aqa_repro.data.conversations import TextPrompt, answer, read_prompts
@@ -172,6 +172,35 @@ class TextWorkshop(Workshop):
         """Those of a file of the text set."""
         return read_prompts(self.data() / f"{name}.jsonl").records
 
+    def sample_prompts(self) -> Path:
+        """A file of eight held-out prompts, two of each task."""
+        out = self.folder / "train_sft_text" / "sample_prompts.jsonl"
+        chosen = []
+        for name in ("assist", "objective"):
+            prompts = self.prompts(f"{name}_prompts_held_out")
+            for task in dict.fromkeys(prompt.columns["task"] for prompt in prompts):
+                chosen += [prompt for prompt in prompts if prompt.columns["task"] == task][:2]
+        write_lines(out, ({"id": prompt.id, "prompt": prompt.messages} for prompt in chosen))
+        return out
+
+    def train(
+        self,
+        entry: Any,
+        config: Path | str,
+        out: Path,
+        model: Path,
+        data: Path,
+        overrides: Sequence[str] = (),
+        stage: str | None = None,
+        processes: int = 1,
+    ) -> Path:
+        """As in any workshop; the run keeps what the model makes of held-out prompts, a reward model of held-out pairs,
+        before and after (`samples_of`)."""
+        of_pairs = entry is train_reward_model
+        samples = self.data() / "pairs_held_out.jsonl" if of_pairs else self.sample_prompts()
+        overrides = ["--sample_file", str(samples), *overrides]
+        return super().train(entry, config, out, model, data, overrides, stage, processes)
+
     def start(self) -> Path:
         """A small Qwen2 with random weights."""
         out = self.folder / "train_sft_text" / "start"
@@ -194,6 +223,7 @@ class TextWorkshop(Workshop):
         if (out / FINAL).is_dir():
             with self.stages(out.name):
                 return out / FINAL
+        say(f"{out / FINAL} is not there: it is made first, by {out.name}")
         return self.train(entry, config, out, model, self.data() / data)
 
     def pairs(self, model: Path, prompts: Path, out: Path, options: Sequence[str]) -> Path:

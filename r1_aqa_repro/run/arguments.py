@@ -37,6 +37,17 @@ class RunArguments:
 
 
 @dataclass
+class TextRunArguments(RunArguments):
+    """What is looked at beside."""
+
+    sample_file: str | None = key(
+        None,
+        "Held-out prompts (of a reward model pairs): what the model makes of the first eight before and after training "
+        "is kept in samples.json and shown. Those of eval_file unless given.",
+    )
+
+
+@dataclass
 class DataArguments(RunArguments):
     """How audio questions are asked and heard."""
 

@@ -29,9 +29,9 @@ from r1_aqa_repro.run.arguments import (
     DataArguments,
     GRPOArguments,
     RewardModelArguments,
-    RunArguments,
     TextExampleArguments,
     TextGRPOArguments,
+    TextRunArguments,
 )
 
 Training = TypeVar("Training", bound=TrainingArguments)
@@ -99,9 +99,9 @@ def parse_config(training_type: type[Training], argv: Sequence[str]) -> tuple[Da
 
 def parse_text_config(
     training_type: type[Training], argv: Sequence[str]
-) -> tuple[RunArguments, Training, TextModelConfig]:
+) -> tuple[TextRunArguments, Training, TextModelConfig]:
     """The configuration of an entry point that trains on text, see `parse_as`."""
-    data, training, model = parse_as((RunArguments, training_type, TextModelConfig), argv)
+    data, training, model = parse_as((TextRunArguments, training_type, TextModelConfig), argv)
     return data, training, model
 
 

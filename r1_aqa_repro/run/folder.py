@@ -35,6 +35,7 @@ from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.run.checkpoints import FINAL, WEIGHTS, last_checkpoint
 from r1_aqa_repro.run.clips import MEASURED, SKIPPED
 from r1_aqa_repro.run.evaluating import EVALUATIONS
+from r1_aqa_repro.run.samples import SAMPLES
 from r1_aqa_repro.run.training_state import STAGING
 
 CONFIG, RUN = "config.resolved.yaml", "run.json"
@@ -121,7 +122,7 @@ def start_run(
     """
     if overwrite:
         # the records first: a kill in between leaves no run that would go on from half a checkpoint
-        for name in (CONFIG, RUN, SKIPPED, MEASURED):
+        for name in (CONFIG, RUN, SKIPPED, MEASURED, SAMPLES):
             (folder / name).unlink(missing_ok=True)
         made = (FINAL, STAGING, EVALUATIONS, ENCODED, EXAMPLES)
         written = (path for name in ("checkpoint", WEIGHTS) for path in folder.glob(f"{name}-*"))

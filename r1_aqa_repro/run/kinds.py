@@ -6,7 +6,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from transformers import (
@@ -33,6 +33,7 @@ from r1_aqa_repro.model.plain_text import say_spelled
 from r1_aqa_repro.model.text_loading import check_text_model
 from r1_aqa_repro.rewards.registry import check_prompts, check_uses, reward_model_positions
 from r1_aqa_repro.run.clips import Clips
+from r1_aqa_repro.run.samples import NUM, Sampled
 
 Record = TypeVar("Record", bound=AudioQuestion | TextPrompt)
 Messages = Sequence[dict[str, str]]
@@ -91,6 +92,17 @@ class Kind(ABC, Generic[Record]):
     ) -> int:
         """What a run keeps of these records on the disk, beside its checkpoints."""
         return 0
+
+    def choose_samples(
+        self, records: Sequence[Record], file: str | None, held_out: Sequence[Record], eval_file: str
+    ) -> list[Problem]:
+        """Choose the held-out records that are looked at before and after training, of `file` or those of `eval_file`;
+        a problem for each that cannot be.
+
+        Raises:
+            Refused: the file cannot be read.
+        """
+        return []
 
     def check_held_out(self, records: Sequence[Record], held_out: Sequence[Record], file: str) -> list[Problem]:
         """A problem for each held-out record whose clip or prompt is trained on."""
@@ -231,6 +243,7 @@ class TextRecords(Kind[TextPrompt]):
         check: problems of one record, given with the name of its file.
         check_all: problems of all that can be used.
         model: configuration and tokenizer, once they are known to be sound.
+        sampled: what is looked at before and after training; None if nothing is held out.
     """
 
     read: Callable[[str], Read[TextPrompt]]
@@ -242,6 +255,7 @@ class TextRecords(Kind[TextPrompt]):
     check: Callable[[TextPrompt, str], list[Problem]] = lambda record, file: []
     check_all: Callable[[Sequence[TextPrompt], str], list[Problem]] = lambda records, file: []
     model: tuple[PreTrainedConfig, PreTrainedTokenizerBase] | None = None
+    sampled: Sampled | None = None
 
     family = "Qwen2"
 
@@ -293,6 +307,28 @@ class TextRecords(Kind[TextPrompt]):
         longer = "use a longer context (docs/long_context.md), " if narrowest == own else ""
         what = f"{length} tokens are more than the {limit} that {narrowest}{beside}"
         return [Problem(f"{file}: {record.id}", what, f"Shorten it, {self.shorten}{longer}or leave it out.")]
+
+    def choose_samples(
+        self, records: Sequence[TextPrompt], file: str | None, held_out: Sequence[TextPrompt], eval_file: str
+    ) -> list[Problem]:
+        scored = self.build is Qwen2ForSequenceClassification
+        problems: list[Problem] = []
+        if file is not None:
+            # of a policy the prompts alone count, whatever its training reads
+            own = replace(self, check=lambda record, file: [], check_all=lambda records, file: [])
+            kind = own if scored else replace(own, read=read_prompts, limits={}, room=1, complete=False, shorten="")
+            held_out, problems = kind.usable(file, NUM)
+            trained_on = {self.source(record)[0]: record.id for record in records}
+            remedy = "Take it out of train_file or of sample_file."
+            problems += [
+                Problem(f"{file}: {record.id}", f"its {name} is trained on ({trained_on[source]})", remedy)
+                for record in held_out
+                for source, name in [kind.source(record)]
+                if source in trained_on
+            ]
+        if held_out:
+            self.sampled = Sampled(file or eval_file, held_out[:NUM], scored)
+        return problems
 
     def source(self, record: TextPrompt) -> tuple[str, str]:
         first = record.conversations[0]

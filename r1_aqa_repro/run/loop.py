@@ -28,14 +28,20 @@ from r1_aqa_repro.run.checkpoints import (
 from r1_aqa_repro.run.checks import offloads_optimizer
 from r1_aqa_repro.run.folder import RUN, recorded, update_run
 from r1_aqa_repro.run.model_card import write_card
+from r1_aqa_repro.run.samples import Sampled, SampleKeeper, say_samples
 from r1_aqa_repro.run.universal import fit_to_processes
 
 
-def run_training(build_trainer: Callable[[], ResumableTrainer], training: TrainingArguments, stage: str) -> int:
+def run_training(
+    build_trainer: Callable[[], ResumableTrainer],
+    training: TrainingArguments,
+    stage: str,
+    sampled: Sampled | None = None,
+) -> int:
     """Train from the last complete checkpoint of the run, or from the start; return the exit code.
 
-    A finished run is left alone. On Ctrl-C, SIGTERM or SIGUSR1 a checkpoint is saved, or with `save_on_signal` what
-    fits the time, and the code is 130.
+    What the model makes of `sampled` before and after is kept and shown. A finished run is left alone. On Ctrl-C,
+    SIGTERM or SIGUSR1 a checkpoint is saved, or with `save_on_signal` what fits the time, and the code is 130.
 
     Raises:
         Refused: the disk has no room for the last checkpoint, converted for another number of processes.
@@ -44,6 +50,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
     folder = Path(str(training.output_dir))
     if (folder / FINAL).is_dir():
         say(f"{folder / FINAL} is there: this run is complete (--overwrite starts anew)")
+        say_samples(folder)
         end_distributed()
         return EXIT_DONE
     transformers.utils.logging.disable_progress_bar()  # a bar for every file read and written hides training's own
@@ -54,6 +61,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
             if is_main_process():
                 with told_what_is_kept(folder):
                     finish_from(checkpoint, folder / FINAL)
+            say_samples(folder)
             end_distributed()
             return EXIT_DONE
     start_distributed(training)
@@ -66,6 +74,8 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
     trainer.finite_steps.skipped = recorded(folder).get("skipped_steps", [])
     trainer.finite_steps.note = partial(update_run, folder)
     stop = StopOnSignal(getattr(training, "save_on_signal", None), trainer)
+    if sampled is not None:
+        trainer.add_callback(SampleKeeper(folder, sampled, trainer))
     progress = ProgressBar() if sys.stderr.isatty() else ProgressLines()
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -84,6 +94,7 @@ def run_training(build_trainer: Callable[[], ResumableTrainer], training: Traini
         alone = f"the model alone in {stop.saved_weights}, as no more would have fitted the time"
         say(f"interrupted: saved {alone if stop.saved_weights else last}; the same command {goes_on}")
         return EXIT_INTERRUPTED
+    say_samples(folder)
     return EXIT_DONE
 
 

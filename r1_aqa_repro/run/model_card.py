@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from r1_aqa_repro.common.escaping import code, code_fence
+from r1_aqa_repro.common.escaping import code, code_fence, visible
 from r1_aqa_repro.common.files import write_atomically
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ _FIGURES = ("loss", "reward", "reward_std", "kl", "entropy", "rewards/accuracies
 
 def write_card(run: Path, folder: Path, trainer: Trainer) -> None:
     """Write the card of the trainer's model into the `folder` where it was just saved; `run` is that of the run."""
-    from r1_aqa_repro.run.folder import CONFIG, RUN  # PyTorch and all: who trains has them already
+    # PyTorch and all: who trains has them already
+    from r1_aqa_repro.run.folder import CONFIG, RUN
+    from r1_aqa_repro.run.samples import parts_of, samples_of
 
     parts = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     config = parts["data"] | parts["training"] | parts["model"]
@@ -46,7 +48,9 @@ def write_card(run: Path, folder: Path, trainer: Trainer) -> None:
         architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     logged = (figure for entry in trainer.state.log_history for figure in entry.items())
     latest = {name: value for name, value in logged if value is not None}
-    settings = shown_settings(config)
+    settings, samples = shown_settings(config), samples_of(run)
+    if any(sample["after"] is None for sample in samples):  # the training goes on
+        samples = []
     card = (
         _templates()
         .get_template("model_card.md.jinja")
@@ -62,6 +66,7 @@ def write_card(run: Path, folder: Path, trainer: Trainer) -> None:
             config=config,
             record=json.loads((run / RUN).read_text(encoding="utf-8")),
             figures={name: latest[name] for name in _FIGURES if name in latest},
+            samples=[(sample["prompt"], list(parts_of(sample))) for sample in samples],
             settings=settings,
             fence=code_fence(settings),
             loading=loading(architecture, adapter, config["model_name_or_path"]),
@@ -120,5 +125,5 @@ def _templates() -> Environment:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {"code": code, "json": json.dumps}
+    templates.filters |= {"code": code, "fence": code_fence, "json": json.dumps, "visible": visible}
     return templates

@@ -98,10 +98,14 @@ def prepare(
     limit = getattr(training, "eval_limit", None)
     held_out = [] if eval_file is None else usable(eval_file, lambda file: kind.usable(file, limit))
     problems += kind.check_held_out(records, held_out, str(eval_file))
+    sample_file = getattr(data, "sample_file", None)
+    with collecting(problems):
+        problems += kind.choose_samples(records, sample_file, held_out, str(eval_file))
 
     folder = Path(str(training.output_dir))
     config = resolved_config(data=data, training=training, model=model)
-    hashes = {"data": data_hashes(data.train_file, eval_file, getattr(training, "persona_rubric", None)), "models": {}}
+    files = (data.train_file, eval_file, sample_file, getattr(training, "persona_rubric", None))
+    hashes = {"data": data_hashes(*files), "models": {}}
     if not problems and is_main_process():  # one is enough: they are large
         with collecting(problems):
             hashes["models"] = _model_digests(training, model)

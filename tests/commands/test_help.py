@@ -13,7 +13,7 @@ from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
 from r1_aqa_repro.model.text_loading import TextModelConfig
 from r1_aqa_repro.ppo.trainer import PPOConfig
 from r1_aqa_repro.run import config
-from r1_aqa_repro.run.arguments import DataArguments, RunArguments
+from r1_aqa_repro.run.arguments import DataArguments, TextRunArguments
 from tests.conftest import ROOT
 
 ENTRIES = {
@@ -92,7 +92,7 @@ def test_help_names_every_own_key_without_importing_the_libraries(name: str) -> 
     assert "--config FILE" in said and "--help-all" in said
     training, library = ENTRIES[name]
     audio = name in ("train_sft", "train_grpo")
-    data, model = (DataArguments, ModelConfig) if audio else (RunArguments, TextModelConfig)
+    data, model = (DataArguments, ModelConfig) if audio else (TextRunArguments, TextModelConfig)
     ours = {field.name for each in (training, data, model) for field in fields(each)}
     ours -= {field.name for each in (library, ModelConfig) for field in fields(each)}
     assert "train_file" in ours and all(f"--{key} " in said for key in ours)

@@ -15,7 +15,7 @@ from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.model.text_loading import TextModelConfig
 from r1_aqa_repro.ppo.trainer import PPOConfig
-from r1_aqa_repro.run.arguments import DataArguments, RunArguments, batch_plan
+from r1_aqa_repro.run.arguments import DataArguments, TextRunArguments, batch_plan
 from r1_aqa_repro.run.config import (
     AudioGRPOConfig,
     AudioSFTConfig,
@@ -33,11 +33,11 @@ from tests.conftest import ROOT, TRAINING_CONFIGS
 KINDS: dict[str, tuple[type, type[TrainingArguments], type]] = {
     "grpo": (DataArguments, AudioGRPOConfig, ModelConfig),
     "sft": (DataArguments, AudioSFTConfig, ModelConfig),
-    "sft_text": (RunArguments, TextSFTConfig, TextModelConfig),
-    "reward_model": (RunArguments, RewardModelConfig, TextModelConfig),
-    "dpo": (RunArguments, PairDPOConfig, TextModelConfig),
-    "grpo_text": (RunArguments, TextGRPOConfig, TextModelConfig),
-    "ppo_text": (RunArguments, PPOConfig, TextModelConfig),
+    "sft_text": (TextRunArguments, TextSFTConfig, TextModelConfig),
+    "reward_model": (TextRunArguments, RewardModelConfig, TextModelConfig),
+    "dpo": (TextRunArguments, PairDPOConfig, TextModelConfig),
+    "grpo_text": (TextRunArguments, TextGRPOConfig, TextModelConfig),
+    "ppo_text": (TextRunArguments, PPOConfig, TextModelConfig),
 }
 ON_CPU = ["--bf16", "false"]  # without a GPU TrainingArguments refuses bf16; `use_cpu` would connect processes
 FROM_EXAMPLES = ("sft", "sft_text", "reward_model", "dpo")
