@@ -8,6 +8,7 @@ refused to start, with 3 if they finished with losses, and with 130 after Ctrl-C
 
 from __future__ import annotations
 
+import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -15,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from r1_aqa_repro.common.console import say
+from r1_aqa_repro.common.distributed import LAUNCHER, end_with_launcher
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOSSES, EXIT_REFUSED
 
 # Seconds from a signal to SIGKILL. A large checkpoint takes minutes to write; torchrun's own default is 30. Where a
@@ -26,6 +28,8 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 def main(argv: list[str]) -> int:
     """Run torchrun in this process. Returns the exit code."""
+    end_with_launcher()
+    os.environ[LAUNCHER] = str(os.getpid())
     own = ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT), "--signals-to-handle", SIGNALS]
     try:
         run(parse_args([*own, *argv]))

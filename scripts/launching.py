@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
+
+from r1_aqa_repro.common.distributed import LAUNCHER
 
 ROOT = Path(__file__).resolve().parent.parent
 _SHOWN = 15  # lines of a log whose process has failed
@@ -17,16 +19,18 @@ _SHOWN = 15  # lines of a log whose process has failed
 def launched(module: str, argv: Sequence[str], processes: int) -> int:
     """Run the command of a module in several processes by torchrun; its exit code."""
     launcher = [sys.executable, "-m", "r1_aqa_repro.launch", "--standalone", "--nproc-per-node", str(processes)]
-    return waited_for([*launcher, "-m", module, *argv])
+    return waited_for([*launcher, "-m", module, *argv], environment={LAUNCHER: str(os.getpid())})
 
 
-def waited_for(command: Sequence[str], interrupted: int | None = None) -> int:
+def waited_for(
+    command: Sequence[str], interrupted: int | None = None, environment: Mapping[str, str] | None = None
+) -> int:
     """Run a command; its exit code, or after Ctrl-C `interrupted` if that is given.
 
-    Ctrl-C reaches the command too: what it saves then is waited for.
+    Ctrl-C reaches the command too: what it saves then is waited for. `environment` is beside this process's own.
     """
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # the project also without an installation
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}) as process:
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path} | dict(environment or {})) as process:
         was_interrupted = False
         while True:
             try:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # commands answer --help without these
     from transformers import TrainingArguments
+
+LAUNCHER = "R1_AQA_LAUNCHER"  # in the environment of launched processes: the number of the one that has launched them
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def rank() -> int:
@@ -64,6 +69,20 @@ def _join_oneself() -> None:
         port = str(free.getsockname()[1])
     own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+
+def end_with_launcher() -> None:
+    """Let this process be killed with the one that has launched it, if one has (Linux alone).
+
+    torchrun starts processes in sessions of their own, which SIGKILL does not reach with it: left alone they would go
+    on, and keep the same command from beginning again.
+    """
+    launcher = os.environ.pop(LAUNCHER, None)
+    if launcher is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # it has died in the meantime
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_distributed() -> None:

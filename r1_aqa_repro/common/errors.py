@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from r1_aqa_repro.common.console import print_anything, quiet_libraries, say
-from r1_aqa_repro.common.distributed import num_processes
+from r1_aqa_repro.common.distributed import end_with_launcher, num_processes
 from r1_aqa_repro.common.escaping import visible, visible_line
 
 EXIT_DONE = 0
@@ -167,6 +167,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
         if argv is None:  # from the command line
+            end_with_launcher()
             quiet_libraries()
             print_anything()
             leave(run(sys.argv[1:]))

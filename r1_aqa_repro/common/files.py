@@ -258,6 +258,20 @@ def sole_use(lock: Path, remedy: str) -> Iterator[None]:
                 made.rmdir()
 
 
+def in_use(lock: Path) -> bool:
+    """Whether a process holds a `sole_use` lock. Looking keeps nobody from taking it: a file that does not name its
+    process is not locked for a look."""
+    try:
+        with open(lock, "rb") as file:
+            if file.read(1):
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or nothing can be locked here
+        return False
+    return False
+
+
 def check_writable(folder: str | os.PathLike[str], remedy: str = "Choose another folder.") -> None:
     """Check that files can be written to a folder, which need not be there; nothing is left of the attempt.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Refused
-from r1_aqa_repro.common.files import LOCK, sole_use
+from r1_aqa_repro.common.files import LOCK, in_use, sole_use
 from scripts.launching import waited_for
 from scripts.reproduce.settings import ROOT, Study
 from scripts.reproduce.stages import Stage, stages_of
@@ -29,6 +29,8 @@ LOCKS = "locks"  # folder of what a stage holds while it runs
 CLAIMS = "claims"  # folder of what stages were made of
 SUPERSEDED = "superseded"  # folder of what they had made of something else
 _CHECKSUMS = 10**9  # bytes of the largest file that is told unchanged by its content
+# Snakemake's reasons are read from what it prints. A logger plugin, a package that has to be installed beside it, gets
+# records of jobs, but the reason in them is the same text; what that is made from is internal to the API's graph.
 _JOB = re.compile(r"^(?:local)?rule (?P<rule>\w+):\n(?P<body>(?: .*\n)+)", re.MULTILINE)
 _REASON = re.compile(r"^ +reason: (.*)$", re.MULTILINE)
 _PARAMETERS = re.compile(r"before: (?P<before>.*?)now: (?P<now>.*?)(?:;|$)")
@@ -141,11 +143,7 @@ def _by_name(parameters: str) -> dict[str, str]:
 
 def is_running(study: Study, stage: Stage) -> bool:
     """Whether a process is at work on it."""
-    try:
-        with sole_use(lock_of(study, stage), ""):
-            return False
-    except Refused:
-        return True
+    return in_use(lock_of(study, stage))
 
 
 def put_aside(study: Study, stage: Stage) -> Path | None:

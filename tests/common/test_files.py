@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import open_file, open_locked, sha256_of, unreadable
+from r1_aqa_repro.common.files import in_use, open_file, open_locked, sha256_of, sole_use, unreadable
 
 
 def a_socket(path: Path) -> None:
@@ -80,3 +81,33 @@ def test_what_no_file_can_be_named_is_absent(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     assert unreadable(tmp_path / name) == "there is no such file"
+
+
+def test_whether_a_lock_is_held_is_seen_without_holding_it(tmp_path: Path) -> None:
+    lock = tmp_path / "locks" / "one.lock"
+    assert not in_use(lock) and not lock.parent.exists()
+    with sole_use(lock, ""):
+        assert in_use(lock)
+    lock.parent.mkdir()
+    lock.write_text("process 1 on a host")  # left by a process that was killed
+    assert not in_use(lock) and lock.exists()
+    with open_locked(lock, "Wait."):
+        assert in_use(lock)
+
+
+def test_looking_at_a_lock_keeps_nobody_from_taking_it(tmp_path: Path) -> None:
+    lock, ended = tmp_path / "one.lock", threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            in_use(lock)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(200):
+            with sole_use(lock, ""):
+                pass
+    finally:
+        ended.set()
+        looking.join()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from r1_aqa_repro.common.files import sole_use
 from r1_aqa_repro.run.preflight import RUN_LOCK
-from tests.distributed.launching import Job
+from tests.conftest import ROOT
+from tests.distributed.launching import ENVIRONMENT, Job, command
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -65,3 +68,41 @@ def test_a_loss_that_one_process_has_not_finite_is_learned_from_by_none(
     assert json.loads((job.run / "run.json").read_text(encoding="utf-8"))["skipped_steps"] == [3]
     second, third, fourth = ((job.run / f"checkpoint-{step}" / "model.safetensors").read_bytes() for step in (2, 3, 4))
     assert second == third != fourth
+
+
+SLEEPER = """
+import os, sys, time
+from pathlib import Path
+from r1_aqa_repro.common.errors import command
+
+@command
+def main(argv: list[str]) -> int:
+    Path(argv[0], str(os.getpid())).touch()
+    time.sleep(600)
+    return 0
+
+main()
+"""
+
+
+def test_processes_are_killed_with_what_has_launched_them(tmp_path: Path) -> None:
+    """torchrun's would go on by themselves, and the same command would find its folder taken."""
+    program, there = tmp_path / "sleeper.py", tmp_path / "there"
+    program.write_text(SLEEPER, encoding="utf-8")
+    there.mkdir()
+    launcher = subprocess.Popen(command(str(program), there), env=ENVIRONMENT, cwd=ROOT)
+    try:
+        until(lambda: len(list(there.iterdir())) == 2 or launcher.poll() is not None)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    processes = [int(path.name) for path in there.iterdir()]
+    assert len(processes) == 2
+    until(lambda: not any(Path("/proc", str(pid), "cmdline").exists() for pid in processes))
+
+
+def until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
