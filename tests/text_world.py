@@ -128,7 +128,7 @@ def build(text_set: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.Monk
         entry = ENTRIES[kind][0]
         built: list[Trainer] = []
 
-        def keep(build_trainer: Callable[[], Trainer], training: TrainingArguments, stage: str) -> int:
+        def keep(build_trainer: Callable[[], Trainer], training: TrainingArguments, *_: Any) -> int:
             set_seed(training.seed)
             built.append(build_trainer())
             return 0
