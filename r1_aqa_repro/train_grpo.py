@@ -24,7 +24,7 @@ from r1_aqa_repro.grpo.trainer import AudioGRPOTrainer
 from r1_aqa_repro.model.loading import freeze, load_configured
 from r1_aqa_repro.rewards.registry import check_names
 from r1_aqa_repro.rewards.rules import REWARDS
-from r1_aqa_repro.run.checks import check_contribution, check_grpo
+from r1_aqa_repro.run.checks import check_contribution, check_grpo, check_reasoning
 from r1_aqa_repro.run.clips import Clips
 from r1_aqa_repro.run.config import AudioGRPOConfig, parse_config
 from r1_aqa_repro.run.health import Doctor
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     """Check everything, load, train or resume, and save `<output_dir>/final`. Returns the exit code."""
     data, training, model_config = parse_config(AudioGRPOConfig, argv)
     problems = check_names(training.reward_funcs, training.reward_weights, REWARDS) + check_grpo(training, model_config)
-    problems += check_contribution(data)
+    problems += check_contribution(data) + check_reasoning(data, training)
     clips = Clips(Path(str(training.output_dir)), data.check_audio, data.max_bad_clips, data.overwrite)
     with sole_run(training):
         is_weighted = data.contribution_weight is not None

@@ -69,6 +69,15 @@ def text_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def asking(folder: Path) -> Path:
+    """A file of prompts with reference answers, asked for reasoning."""
+    records = [
+        {"prompt": [{"role": "user", "content": f"What is {a} + 1?"}], "answer": str(a + 1), "prompt_style": "think"}
+        for a in range(NUM_TRAIN)
+    ]
+    return write_lines(folder / "asking.jsonl", records)
+
+
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2 with random weights, as users have it on disk."""

@@ -9,8 +9,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-_END = "</answer>"
-_ANSWER = re.compile(rf"<answer>(.*?){_END}", re.DOTALL)
+OPENING, _END = "<answer>", "</answer>"
+_ANSWER = re.compile(rf"{OPENING}(.*?){_END}", re.DOTALL)
 _STRICT = {
     "direct": re.compile(r"[^<>]*[^<>\s][^<>]*"),
     "answer": re.compile(r"\s*<answer>(?P<answer>.+?)</answer>\s*", re.DOTALL),
@@ -46,6 +46,24 @@ def follows_format(completion: str, style: str) -> bool:
     """
     match = _STRICT[style].fullmatch(completion)
     return match is not None and all(text.strip() and not _TAG.search(text) for text in match.groupdict().values())
+
+
+def in_tags(answer: str) -> str:
+    """An answer as the prompts ask for it."""
+    return f"{OPENING}{answer}{_END}"
+
+
+def answer_begins(completion: str, style: str) -> int | None:
+    """Where the tag before the answer begins, up to which a completion is reasoning; None if there is no such place.
+
+    `<answer>` stands once, with text behind it, be it closed or cut off. In the style `think` it comes after one
+    `<think>` and one `</think>`. Those are the demands of RLPR's code (`replace_answer_with_gt_batch`).
+    """
+    tags = ("<think>", "</think>", OPENING) if style == "think" else (OPENING,)
+    places = [completion.find(tag) for tag in tags]
+    once = all(completion.count(tag) == 1 for tag in tags) and places == sorted(places)
+    said = completion[places[-1] + len(OPENING) :].removesuffix(_END)
+    return places[-1] if once and said.strip() else None
 
 
 def fold(text: str) -> str:

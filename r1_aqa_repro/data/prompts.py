@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from r1_aqa_repro.data.answers import in_tags
 from r1_aqa_repro.data.questions import AudioQuestion
 
 PROMPT_STYLES = ("direct", "answer", "think")
@@ -50,4 +51,4 @@ def build_messages(question: AudioQuestion, style: str) -> list[dict[str, Any]]:
 
 def target_text(question: AudioQuestion, style: str) -> str:
     """What supervised fine-tuning teaches: the answer, in tags if the prompt asks for tags."""
-    return str(question.answer) if style == "direct" else f"<answer>{question.answer}</answer>"
+    return str(question.answer) if style == "direct" else in_tags(str(question.answer))

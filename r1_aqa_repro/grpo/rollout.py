@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from r1_aqa_repro.data.prompts import build_messages
 from r1_aqa_repro.data.questions import AudioQuestion, weights_of
-from r1_aqa_repro.grpo.selection import informative_groups
+from r1_aqa_repro.grpo.selection import better_completions, informative_groups
 from r1_aqa_repro.model.inputs import PromptInputs
 
 
@@ -26,6 +26,7 @@ class Rollout:
     lost: bool [N], rows of questions that could not be put to the model as they are: nothing is learned from them.
     rewards: [N, R], a column for each reward function. Set once the completions are rewarded, as the next two.
     reward: [N], their weighted sums, as TRL forms them: rows of equal rewards have equal sums, to the bit.
+    least_std: groups whose rewards have a smaller standard deviation are not informative.
     output: what TRL makes of the completions, by name: token ids, masks, advantages, log-probabilities.
     scored_logps: [N, C], those of the policy in the loss, in the order of `group`.
     """
@@ -37,6 +38,7 @@ class Rollout:
     rewards: torch.Tensor = field(init=False)
     reward: torch.Tensor = field(init=False)
     output: dict[str, Any] = field(init=False)
+    least_std: float = field(default=0.0, init=False)
     scored_logps: torch.Tensor = field(init=False)
 
     @property
@@ -47,7 +49,13 @@ class Rollout:
     @property
     def informative(self) -> torch.Tensor:
         """bool [U], which groups have different rewards."""
-        return informative_groups(self.reward, self.num_generations)
+        return informative_groups(self.reward, self.num_generations, self.least_std)
+
+    def kept(self, advantage_filter: str, top_fraction: float) -> torch.Tensor:
+        """bool [N], the completions that are learned from: see `better_completions`, and none of what lies below
+        `least_std`."""
+        kept = better_completions(self.reward, self.num_generations, advantage_filter, top_fraction)
+        return kept & self.informative.repeat_interleave(self.num_generations) if self.least_std else kept
 
     def take_informative_groups(self, further: Rollout, pad_token_id: int) -> int:
         """Replace zero-variance groups by informative ones of `further`, in their order, as far as both reach.

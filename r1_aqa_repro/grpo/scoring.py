@@ -16,6 +16,7 @@ def score_shared(
     attention_mask: torch.Tensor,
     completion_length: int,
     pad_token_id: int,
+    scored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One packed row a group, one forward of the wrapped model: DDP, ZeRO and PEFT hooks fire as usual.
 
@@ -26,14 +27,17 @@ def score_shared(
         attention_mask: the same shape; rows without any completion token are not computed.
         completion_length: C.
         pad_token_id: fills packed rows.
+        scored: bool [N, C], the completion tokens whose log-probabilities are wanted; all unless given.
 
     Returns:
-        Log-probabilities of the completion tokens, [N, C], 0 on padding, and entropies, if the model gives them.
+        Log-probabilities of the completion tokens, [N, C], 0 on padding and on what is not scored, and entropies, if
+        the model gives them.
     """
     rows = attention_mask[:, -completion_length:].any(dim=1).nonzero().squeeze(1)  # the others are masked out
     rows = rows if len(rows) else rows.new_zeros(1)  # every process must call the model
     present, group = rollout.group[rows].unique(return_inverse=True)
-    packed = pack_groups(input_ids[rows], attention_mask[rows], group, completion_length, pad_token_id)
+    wanted = None if scored is None else scored[rows]
+    packed = pack_groups(input_ids[rows], attention_mask[rows], group, completion_length, pad_token_id, wanted)
     output = model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -59,10 +63,13 @@ def score_plain(
     attention_mask: torch.Tensor,
     completion_length: int,
     pad_token_id: int,
+    scored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The same from every row with its own prompt and its own clip, as TRL does it: the comparison for sharing."""
     labels = input_ids.masked_fill(attention_mask == 0, IGNORE)
     labels[:, :-completion_length] = IGNORE
+    if scored is not None:
+        labels[:, -completion_length:].masked_fill_(~scored, IGNORE)
     output = model(
         input_ids=input_ids,
         attention_mask=attention_mask,

@@ -120,6 +120,7 @@ def pack_groups(
     group: torch.Tensor,
     completion_length: int,
     pad_token_id: int,
+    scored: torch.Tensor | None = None,
 ) -> PackedGroups:
     """Pack N completions by their group.
 
@@ -129,6 +130,7 @@ def pack_groups(
         group: int64 [N], values in 0..U-1, each at least once; rows of a group hold the same prompt, in any order.
         completion_length: C.
         pad_token_id: fills the segments of groups with fewer than K completions.
+        scored: bool [N, C], the completion tokens to score; all unless given.
     """
     device = input_ids.device
     prompt_length = input_ids.size(1) - completion_length  # L
@@ -152,7 +154,8 @@ def pack_groups(
     )  # last prompt token ... last completion token but one
     segment_ids = segments(input_ids[:, inside], pad_token_id)
     segment_mask = segments(mask[:, inside], 0)
-    completion = input_ids[:, prompt_length:].masked_fill(~mask[:, prompt_length:], IGNORE)
+    wanted = mask[:, prompt_length:] if scored is None else mask[:, prompt_length:] & scored
+    completion = input_ids[:, prompt_length:].masked_fill(~wanted, IGNORE)
 
     real = torch.cat([prefix_mask, segment_mask.flatten(1)], dim=1)  # [U, T]
     offsets = torch.arange(completion_length, device=device).repeat(num_slots)  # [K * C]

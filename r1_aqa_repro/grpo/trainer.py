@@ -25,10 +25,11 @@ from trl.trainer.utils import RepeatSampler
 
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.questions import AudioQuestion
+from r1_aqa_repro.grpo.answer_probability import AnswerProbability
 from r1_aqa_repro.grpo.monitor import StepClock, StepMonitor, StepRecord, answer_shares
 from r1_aqa_repro.grpo.rollout import Rollout, group_rows, question_columns, rows_of
 from r1_aqa_repro.grpo.scoring import score_plain, score_shared
-from r1_aqa_repro.grpo.selection import EpochRepeatSampler, better_completions, draw_further
+from r1_aqa_repro.grpo.selection import EpochRepeatSampler, StdFilter, draw_further
 from r1_aqa_repro.model.encoded_audio import EncodedAudio
 from r1_aqa_repro.model.generation import complete
 from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, process, text_inputs
@@ -77,6 +78,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         self._index_of = {question.id: index for index, question in enumerate(questions)}
         self._completions = CompletionTable(args.output_dir)
         self._at_work: list[Rollout] = []
+        reward_funcs = AnswerProbability.in_its_place(self, reward_funcs)
         super().__init__(
             model=model,
             args=args,
@@ -95,6 +97,9 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             self._prepare_model(each)
         widen_adapter(self.accelerator.unwrap_model(self.model))
         self.add_callback(StepMonitor(self.clock, self.record, self._add_figures))
+        if (std_filter := StdFilter.of(args, self.accelerator)) is not None:
+            self.add_callback(std_filter)
+        self.std_filter = std_filter
 
     def _columns(self, question: Any) -> dict[str, Any]:
         """What TRL and the rewards read of a question, by name: `prompt` (its messages), `task` and others."""
@@ -133,9 +138,7 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
             if self.args.dynamic_sampling:
                 self._replace_zero_variance_groups(rollout)
             self._note_completions(rollout)
-            kept = better_completions(
-                rollout.reward, self.num_generations, self.args.advantage_filter, self.args.advantage_top_fraction
-            )
+            kept = rollout.kept(self.args.advantage_filter, self.args.advantage_top_fraction)
             # the others count as zero in the mean over completions, and are not computed
             rollout.output["completion_mask"] = rollout.output["completion_mask"] * kept[:, None]
             self.record.batches += 1
@@ -201,6 +204,9 @@ class SharedPrefixGRPOTrainer(EvaluatingTrainer, ResumableTrainer, GRPOTrainer):
         rewards[self.accelerator.gather(rollout.lost.long()).bool()] = torch.nan
         rollout.rewards = own.clone()
         rollout.reward = (rollout.rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        if self.std_filter is not None:
+            asked = rollout.reward[~rollout.lost], self.num_generations
+            rollout.least_std = self.std_filter.count(*asked, self.state.global_step + 1, self._add_figures)
         return rewards
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:

@@ -363,6 +363,8 @@ def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, param
         flops = {"reference": asked(reference) + head} | flops
     if job.task == "ppo":  # what was sampled, before anything is learnt from it
         flops = {"scoring": asked(policy) + head + asked(critic) + values} | flops
+    if job.answer_probability:  # the head at the answers' tokens alone is left out
+        flops = {"answer probability": asked(policy)} | flops
     if job.encoded:
         flops = {"encoder": count_flops(lambda: encoding(policy, job.prompts, job.frames))} | flops
     flops = {part: times * each for part, each in flops.items()}

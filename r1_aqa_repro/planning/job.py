@@ -23,7 +23,7 @@ from r1_aqa_repro.planning.counting import Shapes, Task
 from r1_aqa_repro.planning.geometries import KNOWN
 from r1_aqa_repro.ppo.critic import check_ppo
 from r1_aqa_repro.ppo.trainer import PPOConfig
-from r1_aqa_repro.rewards.arguments import REWARD_MODEL
+from r1_aqa_repro.rewards.arguments import ANSWER_PROBABILITY, REWARD_MODEL
 from r1_aqa_repro.run.arguments import batch_plan
 from r1_aqa_repro.run.checks import check_reward_adapter
 from r1_aqa_repro.run.config import (
@@ -67,6 +67,7 @@ class Job:
     reference: the starting model's log-probabilities are needed: of a second model, or with the adapter switched off.
     optimizer_copy: the optimizer's step makes another copy of its parameters (AdamW without `fused`).
     reward_models: that score completions, each taken to be as large as the policy.
+    answer_probability: the policy once more, over its completions with other answers, for the reward of this name.
     quantised: the base is held in 4 bits; nested: with their scales in 8.
     cuda_graphs: decoding replays its kernels instead of launching them.
     passes, updates: of PPO's rollout, how often it is learnt from, and the optimizer's steps in all of that.
@@ -92,6 +93,7 @@ class Job:
     gather_for_generation: bool
     optimizer_copy: bool
     reward_models: int = 0
+    answer_probability: bool = False
     quantised: bool = False
     nested: bool = False
     cuda_graphs: bool = False
@@ -230,6 +232,7 @@ def make_job(
             "gather_for_generation": training.ds3_gather_for_generation,
             "cuda_graphs": training.cuda_graphs and training.sharing == "auto",
             "reward_models": 0 if hears else list(training.reward_funcs or ()).count(REWARD_MODEL),
+            "answer_probability": ANSWER_PROBABILITY in (training.reward_funcs or ()),
         }
         generations, longest, trimmed = training.num_generations, training.max_completion_length, of_task["shared"]
     elif isinstance(training, PPOConfig):

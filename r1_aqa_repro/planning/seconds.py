@@ -102,7 +102,7 @@ def gathered(job: Job, parameters: Parameters) -> tuple[int, int]:
     PPO gathers policy and critic once to generate, however often it then samples, and once more to score that.
     """
     a_batch = 2 * job.passes * parameters.total + job.reward_models * parameters.scorer
-    a_batch += parameters.policy if job.reference else 0
+    a_batch += parameters.policy * (job.reference + job.answer_probability)
     if job.task == "ppo":
         return job.accumulation * (a_batch + parameters.total), parameters.total
     generations = 1 if job.gather_for_generation else 1 + job.completion_tokens

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from r1_aqa_repro.common.console import key
 
 REWARD_MODEL = "reward_model"
+ANSWER_PROBABILITY = "answer_probability"  # of the policy itself: r1_aqa_repro.grpo.answer_probability
 
 
 @dataclass

@@ -12,10 +12,10 @@ from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model, load_tokenizer
-from r1_aqa_repro.rewards.arguments import REWARD_MODEL, RewardArguments
+from r1_aqa_repro.rewards.arguments import ANSWER_PROBABILITY, REWARD_MODEL, RewardArguments
 from r1_aqa_repro.rewards.persona import persona_reward
 from r1_aqa_repro.rewards.reward_model import BATCH_SIZE, RewardModel
-from r1_aqa_repro.rewards.rules import Completion, RewardFunction, format_reward, random_reward
+from r1_aqa_repro.rewards.rules import Completion, RewardFunction, answer_probability, format_reward, random_reward
 from r1_aqa_repro.rewards.text_rules import (
     is_gold_expression,
     length_penalty,
@@ -68,8 +68,18 @@ RULES: dict[str, Rule] = {
         lambda columns: isinstance(columns["harmful"], bool),
         "Write true or false.",
     ),
+    ANSWER_PROBABILITY: Rule(
+        lambda args: answer_probability,
+        "answer",
+        lambda columns: _has_reference(columns) and columns.get("prompt_style") in (None, "answer", "think"),
+        "Give the right answer as a text, and prompt_style as answer or think, or leave that out; not direct.",
+    ),
     "random": Rule(lambda args: random_reward),
 }
+
+
+def _has_reference(columns: Mapping[str, Any]) -> bool:
+    return isinstance(columns["answer"], str) and bool(columns["answer"].strip())
 
 
 def where_given(column: str, reward_function: RewardFunction) -> RewardFunction:
@@ -118,6 +128,9 @@ def check_rewards(args: RewardArguments) -> list[Problem]:
         if name not in names and value is not None:
             remedy = f"Add {name} to reward_funcs, or leave the key out (--{key} '')."
             problems.append(Problem(key, "no reward uses it", remedy))
+    if ANSWER_PROBABILITY in names and not hasattr(args, "num_generations"):
+        what = f"{ANSWER_PROBABILITY} is computed by the policy that GRPO trains"
+        problems.append(Problem("reward_funcs", what, "Use train_grpo_text, or another reward."))
     with collecting(problems):
         if REWARD_MODEL in names and args.reward_model_name_or_path is not None:
             check_reward_model(args.reward_model_name_or_path)

@@ -14,6 +14,7 @@ from typing import Any
 
 from r1_aqa_repro.common.errors import Failed
 from r1_aqa_repro.data.answers import answers_of, follows_format, is_correct, official
+from r1_aqa_repro.rewards.arguments import ANSWER_PROBABILITY
 from r1_aqa_repro.rewards.mathematics import are_equal
 
 Completion = str | list[dict[str, Any]]
@@ -121,12 +122,22 @@ def random_reward(completions: Sequence[Completion], **_: Any) -> list[float]:
     return [float(random.random() < 0.5) for _ in completions]
 
 
+def answer_probability(completions: Sequence[Completion], **_: Any) -> list[float | None]:
+    """Stands for the reward that a GRPO trainer computes by its policy: `grpo.answer_probability`.
+
+    Raises:
+        TypeError: always; nothing else can compute it.
+    """
+    raise TypeError(f"only a GRPO trainer computes {ANSWER_PROBABILITY}")
+
+
 REWARDS: dict[str, RewardFunction] = {
     "accuracy": accuracy_reward,
     "format": format_reward,
     "lenient_accuracy": lenient_accuracy,
     "r1_aqa_accuracy": r1_aqa_accuracy,
     "r1_aqa_format": r1_aqa_format,
+    ANSWER_PROBABILITY: answer_probability,
     "random": random_reward,
 }
 

@@ -161,6 +161,12 @@ class GRPOArguments(CheckpointArguments):
         "none", "none, or keep only a group's better completions: above_mean, or its top_fraction.", ADVANTAGE_FILTERS
     )
     advantage_top_fraction: float = key(0.5, "Share of a group that advantage_filter top_fraction keeps.")
+    std_filter_beta: float = key(
+        0.0, "RLPR's filter: groups with a std of rewards below so many times its moving average are not learned from."
+    )
+    std_filter_ema_ratio: float = key(0.99, "What the moving average keeps of itself a step.")
+    std_filter_ema_start_step: int = key(6, "The first step that enters the average.")
+    std_filter_start_step: int = key(11, "The first step that is filtered.")
     sharing: str = key("auto", "auto: compute prompt and clip once a group. off: once a completion.", ["auto", "off"])
     cuda_graphs: bool = key(False, "On a GPU, with sharing: replay recorded decoding steps. Not yet tried on a GPU.")
 

@@ -20,6 +20,7 @@ from trl import ModelConfig, get_peft_config
 from r1_aqa_repro.common.distributed import num_processes
 from r1_aqa_repro.common.errors import Problem, Refused, existing_folder
 from r1_aqa_repro.model.loading import freeze
+from r1_aqa_repro.rewards.arguments import ANSWER_PROBABILITY
 from r1_aqa_repro.run.arguments import BEST_METRIC, DataArguments
 from r1_aqa_repro.run.checkpoints import checkpoints
 from r1_aqa_repro.run.config import AudioSFTConfig, SharedPrefixGRPOConfig, TextSFTConfig
@@ -153,6 +154,14 @@ def check_contribution(data: DataArguments) -> list[Problem]:
     return [Problem("contribution_weight", what, "Leave out one of the two keys.")]
 
 
+def check_reasoning(data: DataArguments, training: SharedPrefixGRPOConfig) -> list[Problem]:
+    """A problem if completions are rewarded for their reasoning, and asked for an answer alone."""
+    if ANSWER_PROBABILITY not in training.reward_funcs or data.prompt_style != "direct":
+        return []
+    what = f"{data.prompt_style} beside {ANSWER_PROBABILITY}: nothing tells an answer without tags from its reasoning"
+    return [Problem("prompt_style", what, "Use think (or answer).")]
+
+
 def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Problem]:
     """A problem for each choice of what GRPO learns from, and of what it trains, that cannot be carried out."""
     problems = []
@@ -160,13 +169,18 @@ def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Pro
     if training.dynamic_sampling % batches:
         what = f"{training.dynamic_sampling} further prompts do not divide among the {batches} batches of a step"
         problems.append(Problem("dynamic_sampling", what, f"Choose a multiple of {batches}, or 0."))
-    chooses = training.dynamic_sampling or training.advantage_filter != "none"
+    chooses = training.dynamic_sampling or training.advantage_filter != "none" or training.std_filter_beta
     if chooses and training.multi_objective_aggregation != "sum_then_normalize":
-        what = f"{training.multi_objective_aggregation} beside dynamic_sampling or advantage_filter"
+        what = f"{training.multi_objective_aggregation} beside dynamic_sampling or a filter"
         problems.append(Problem("multi_objective_aggregation", what, "They go by the sum: use sum_then_normalize."))
-    if training.advantage_filter != "none" and training.loss_type not in ("grpo", "dr_grpo"):
-        what = f"{training.advantage_filter} with loss_type {training.loss_type}, whose mean is over tokens"
-        problems.append(Problem("advantage_filter", what, "Use loss_type grpo or dr_grpo."))
+    for key, off in (("advantage_filter", "none"), ("std_filter_beta", 0)):
+        if (value := getattr(training, key)) != off and training.loss_type not in ("grpo", "dr_grpo"):
+            what = f"{value} with loss_type {training.loss_type}, whose mean is over tokens"
+            problems.append(Problem(key, what, "Use loss_type grpo or dr_grpo."))
+    first, average = training.std_filter_start_step, training.std_filter_ema_start_step
+    if training.std_filter_beta and first <= average:
+        what = f"{first}, but the average begins with step {average}, and needs a step before it is used"
+        problems.append(Problem("std_filter_start_step", what, f"Choose at least {average + 1}."))
     if training.num_iterations > 1 and training.gradient_accumulation_steps > 1:
         what = f"{training.num_iterations} updates a rollout need all prompts of a step in one batch a process"
         problems.append(Problem("num_iterations", what, "Raise max_prompts_per_device or the number of processes."))

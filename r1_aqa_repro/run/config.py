@@ -188,7 +188,8 @@ _RANGES: dict[str, Range] = {
                 "per_device_eval_batch_size", "eval_limit", "local_rollout_forward_batch_size",
                 "length_penalty_cache", "lora_r", "lora_alpha", "dataset_num_proc", "dataloader_prefetch_factor",
                 "ddp_timeout", "ddp_bucket_cap_mb", "eval_accumulation_steps", "torch_empty_cache_steps",
-                "ref_model_sync_steps", "precompute_ref_batch_size",
+                "ref_model_sync_steps", "precompute_ref_batch_size", "std_filter_ema_start_step",
+                "std_filter_start_step",
             ),
         ),
         (
@@ -200,7 +201,7 @@ _RANGES: dict[str, Range] = {
                 "dynamic_sampling", "max_bad_clips", "dataloader_num_workers", "num_completions_to_print",
                 "weight_decay", "max_grad_norm", "adam_epsilon", "beta", "epsilon", "epsilon_high", "delta", "kl_coef",
                 "vf_coef", "missing_eos_penalty", "neftune_noise_alpha", "center_rewards_coefficient",
-                "off_policy_mask_threshold", "discopop_tau", "router_aux_loss_coef",
+                "std_filter_beta", "off_policy_mask_threshold", "discopop_tau", "router_aux_loss_coef",
             ),
         ),
         (
@@ -215,6 +216,7 @@ _RANGES: dict[str, Range] = {
             (
                 "adam_beta1", "adam_beta2", "min_p", "lora_dropout", "gamma", "lam", "label_smoothing",
                 "label_smoothing_factor", "top_entropy_quantile", "ref_model_mixup_alpha", "ld_alpha",
+                "std_filter_ema_ratio",
             ),
         ),
         (_PART, ("top_p", "advantage_top_fraction")),

@@ -200,12 +200,14 @@ def test_everything_wrong_is_named_before_a_model_is_loaded(
     worded = '{"id": "words", "prompt": [{"role": "user", "content": "1 + 1?"}], "answer": "two"}\n'
     bad.write_text(prompts.read_text(encoding="utf-8") + '{"prompt": "no messages"}\n' + worded, encoding="utf-8")
     options = ["--model", str(policy), "--prompts", str(bad), "--out", str(tmp_path / "out"), "--max-new-tokens", "505"]
-    asked = ["--reward-model", str(policy), "--rewards", "math", "maths", "persona", "--reward-weights", "1"]
+    asked = ["--reward-model", str(policy), "--reward-weights", "1"]
+    asked += ["--rewards", "math", "maths", "persona", "answer_probability"]
     assert best_of_n.main([*options, *asked]) == 2
     message = capsys.readouterr().err
     for part in (
         "--rewards: there is no reward 'maths'",
-        "--reward-weights: 1 weights for 4 rewards",
+        "--reward-weights: 1 weights for 5 rewards",
+        "--rewards: answer_probability is computed by the policy that GRPO trains",
         "--persona-rubric: the reward persona needs it",
         f"{policy}: the model has no score head",
         f"{bad}:line {PROMPTS + 1}: prompt is 'no messages'",

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from r1_aqa_repro.data.answers import (
+    answer_begins,
     answer_of,
     answers_of,
     follows_format,
@@ -174,3 +175,23 @@ def test_unclosed_tags_take_linear_time():
     assert time.perf_counter() - began < 1
     assert answers == ("<answer>" * 12_500,)
     assert answers_of("<answer>a</answer> <answer>b") == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("completion", "think", "answer"),
+    [
+        ("<think>It barks.</think> <answer>dog</answer>", 25, 25),
+        ("So: <answer>dog</answer>", None, 4),
+        ("<answer>dog", None, 0),  # cut off in the answer
+        ("<think>a</think><answer> </answer>", None, None),  # says nothing
+        ("<think>a</think><answer>", None, None),
+        ("<think>a</think> dog", None, None),
+        ("<think>a <answer>dog</answer>", None, 9),
+        ("<answer>dog</answer><think>a</think>", None, 0),
+        ("<think>a</think><think>b</think><answer>dog</answer>", None, 32),
+        ("<think>a</think><answer>dog</answer><answer>cat</answer>", None, None),
+        ("dog", None, None),
+    ],
+)
+def test_where_reasoning_ends(completion: str, think: int | None, answer: int | None) -> None:
+    assert (answer_begins(completion, "think"), answer_begins(completion, "answer")) == (think, answer)

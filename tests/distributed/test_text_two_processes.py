@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.distributed.launching import ENVIRONMENT, apart_and_come, deepspeed, free_port, launch, log_history
-from tests.text_world import ENTRIES, arguments
+from tests.text_world import ENTRIES, arguments, asking
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -105,6 +105,32 @@ def test_one_process_goes_on_where_two_were(
         assert here["learning_rate"] == there["learning_rate"]
     apart, come = apart_and_come(policy, whole / "final", run / "final")
     assert apart < 2e-4 * come
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_the_probability_of_the_answer_is_the_same_in_two_processes(
+    strategy: str, text_set: Path, policy: Path, tmp_path: Path
+) -> None:
+    """One step of the same prompts and completions as one process; under ZeRO-3 every process gathers equally often."""
+    figures = {}
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        settings = ("--prompts_per_step", "8", "--max_prompts_per_device", "4", "--max_steps", "2", "--beta", "0")
+        done = launch(
+            "tests.distributed.answering_driver",
+            *(*arguments("grpo", run, text_set, policy), *settings, "--reward_funcs", "answer_probability"),
+            *("--train_file", str(asking(tmp_path)), "--ddp_find_unused_parameters", "false"),
+            *("--std_filter_beta", "0.5", "--std_filter_ema_start_step", "1", "--std_filter_start_step", "2"),
+            *(deepspeed(strategy) if processes == 2 else ()),
+            processes=processes,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        figures[processes] = log_history(run / "checkpoint-2")[0]
+    reward = "rewards/answer_probability/mean"
+    for name in (reward, "answer_probability/with_reasoning", "answer_probability/no_answer"):
+        # the first step's, of the same weights: sums in another order
+        assert figures[2][name] == pytest.approx(figures[1][name], rel=1e-4), name
+    assert figures[1][reward] > 0
 
 
 def test_grpo_with_a_reward_model_under_zero2(train: Train, policy: Path, reward_model: Path, tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def said(problems: list[Any]) -> list[str]:
 
 
 def test_every_rule_rewards_a_completion_it_was_made_for() -> None:
-    args = config(reward_funcs=list(RULES), persona_rubric=RUBRIC, length_penalty_cache=32)
+    rules = [name for name in RULES if name != "answer_probability"]  # which needs a policy
+    args = config(reward_funcs=rules, persona_rubric=RUBRIC, length_penalty_cache=32)
     assert check_rewards(args) == []
     columns: dict[str, list[Any]] = {
         "completion_ids": [[1] * 48],  # halfway between 32, where the penalty begins, and 64
@@ -50,7 +51,7 @@ def test_every_rule_rewards_a_completion_it_was_made_for() -> None:
     }
     completion = [[{"role": "assistant", "content": "<answer>4</answer>"}]]
     rewards = {name: rule(completions=completion, **columns) for name, rule in load_rewards(args).items()}
-    assert rewards.keys() == RULES.keys() and all(len(values) == 1 for values in rewards.values())
+    assert list(rewards) == rules and all(len(values) == 1 for values in rewards.values())
     expected = {"math": 1, "length_penalty": -0.5, "safety": 1, "format": 1, "python_syntax": 0}
     assert {name: rewards[name] for name in expected} == {name: [value] for name, value in expected.items()}
     assert rewards["random"][0] in (0, 1)
@@ -122,6 +123,8 @@ def test_files_that_rewards_cannot_read_are_named(tmp_path: Path, policy: Path, 
         (["math"], prompt(), "no reward applies to it"),
         (["math", "safety"], prompt(hint=1), "no reward applies to it"),
         *((["safety"], prompt(harmful=value), f"harmful is {value!r}") for value in ("true", 0, ["yes"])),
+        (["answer_probability"], prompt(answer=4), "answer is 4"),
+        (["answer_probability"], prompt(answer="4", prompt_style="direct"), "answer is '4'"),
         (["format"], prompt(prompt_style="loud"), "prompt_style is 'loud'"),
         (["true"], prompt(task="list"), "task is 'list'"),
         (["true"], prompt(task="chess"), "task is 'chess'"),
