@@ -24,6 +24,7 @@ from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import EXIT_DONE
 from r1_aqa_repro.data.yaml_file import read_yaml
 from r1_aqa_repro.run.samples import samples_of
+from scripts.shown import plotted
 from scripts.workshop import (
     ROOT,
     Block,
@@ -39,6 +40,7 @@ from scripts.workshop import (
     without_rewards,
 )
 
+PICTURE = "stages.png"
 ONLINE, PROMPTS = "grpo_text_assist_embedded", "assist_prompts_train.jsonl"  # of the second stage
 Second = Callable[[TextWorkshop, Path, Path], Path]  # trains into a folder, from a model
 START, OFFLINE, ASSIST, BOTH = "start", "offline alone", "online alone", "both stages"
@@ -70,7 +72,8 @@ def main(argv: list[str]) -> int:
             for first, last in zip(samples_of(folder / "offline"), samples_of(folder / "both"), strict=True)
         ],
     )
-    files = f"Results: {folder}/results.json; model: {folder}/both/final"
+    plot(folder / PICTURE, summary["stages"])
+    files = f"Results: {folder}/results.json, {folder}/{PICTURE}; model: {folder}/both/final"
     workshop.report(folder, summary, of_stages(summary["stages"]), sentence(summary["gains_over_parts"]), files)
     return EXIT_DONE
 
@@ -125,6 +128,19 @@ def sentence(gains: Mapping[str, Block]) -> str:
     """What the two stages gain over each of their parts."""
     texts = [f"{block['true_reward']:+.3f} ({interval(block)}) over {part}" for part, block in gains.items()]
     return f"Both stages gain {' and '.join(texts)}."
+
+
+def plot(path: Path, stages: Mapping[str, Block]) -> None:
+    """Draw the true reward of each task after each stage, with 95 % intervals."""
+    tasks = list(stages[START]["by_task"])
+    with plotted(path, "true reward by task") as (axis,):
+        for nth, (name, block) in enumerate(stages.items()):
+            for place, task in enumerate(tasks):
+                value, (low, high) = block["by_task"][task]["true_reward"], block["by_task"][task]["ci95"]
+                at, bars = [place + 0.12 * (nth - 1.5)], [[value - low], [high - value]]
+                label = name if task == tasks[0] else None
+                axis.errorbar(at, [value], bars, fmt="o", capsize=2, color=f"C{nth}", label=label)
+        axis.set(xlabel="", xticks=range(len(tasks)), xticklabels=tasks, ylim=(0, 1.05))
 
 
 if __name__ == "__main__":

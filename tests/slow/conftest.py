@@ -68,7 +68,8 @@ def carried(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Carried:
         quoted.write_text(json.dumps(statements_quoted_beside(line)), encoding="utf-8")
         traced = {"PYTHONPATH": f"{TRACED}{os.pathsep}{ROOT}", "COURSE_QUOTED": str(quoted), "COURSE_RAN": str(ran)}
         words = [
-            str(runs) + word.removeprefix("runs") if word.startswith("runs/") else word for word in shlex.split(line)
+            str(runs) + word.removeprefix("runs") if f"{word}/".startswith("runs/") else word
+            for word in shlex.split(line)
         ]
         if words[0] == "bash":
             words += ["--output_dir", str(folder_of(runs, words[1]))]

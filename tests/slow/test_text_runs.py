@@ -50,6 +50,7 @@ def test_both_stages_end_above_the_start_and_each_alone(whole_run: WholeRun) -> 
     assert results["chance"]["true_reward"] < results["after"]["true_reward"]
     assert set(results["stages"]) == {"start", "offline alone", "online alone", "both stages"}
     assert results["stages"]["both stages"]["true_reward"] == results["after"]["true_reward"]
+    assert (run.folder / "stages.png").stat().st_size > 10_000
     for part in ("offline alone", "online alone"):
         assert results["gains_over_parts"][part]["ci95"][0] > 0
         assert part in run.printed
