@@ -185,8 +185,8 @@ def cost(figures: Figures) -> Section:
     rows.append(["all trainings", "", *_costs(found["total"], with_gpus=False)])
     after = [
         "Hours are the sum of the stages that a training records, interrupted ones included; GPU hours are these times "
-        "the number of GPUs. MFU: floating-point operations that the model needs, as a share of what the hardware "
-        "could have done.",
+        "the number of GPUs. Evaluations are in neither. MFU: floating-point operations that the model needs, as a "
+        "share of what the hardware could have done. Energy: what all GPUs of the machine took during the training.",
         f"Price: {rate['value']:g} {rate['currency']} an hour of one GPU ({rate['source']})."
         if rate
         else "Price: no rate is stated.",
