@@ -7,7 +7,6 @@ interruption. The embedded text runs also share what they start from (`TextWorks
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import sys
@@ -22,6 +21,7 @@ import pandas
 import torch
 from rich.table import Table
 
+from eval.text_run import trainer_log, write_text_page
 from r1_aqa_repro import best_of_n, train_reward_model, train_sft_text
 from r1_aqa_repro.common.console import Options, not_negative, say
 from r1_aqa_repro.common.errors import EXIT_DONE, command
@@ -201,6 +201,12 @@ class TextWorkshop(Workshop):
         overrides = ["--sample_file", str(samples), *overrides]
         return super().train(entry, config, out, model, data, overrides, stage, processes)
 
+    def report(self, folder: Path, summary: Mapping[str, Any], *shown: Table | str, file: str = "results.json") -> None:
+        """As in any workshop, and the page of a run that has a results.json."""
+        super().report(folder, summary, *shown, file=file)
+        if file == "results.json":
+            say(f"all on one page: {write_text_page(folder)}")
+
     def start(self) -> Path:
         """A small Qwen2 with random weights."""
         out = self.folder / "train_sft_text" / "start"
@@ -326,12 +332,7 @@ def results(workshop: Workshop, chance: Block, before: Block, after: Block, **mo
 
 def log_of(run: Path) -> pandas.DataFrame:
     """What the trainer of a finished run has logged: a row a step, a column a figure, where it was logged."""
-    if not (run / STATE).is_file():
-        checkpoint = last_checkpoint(run)
-        assert checkpoint is not None, "a finished training leaves its last checkpoint"
-        run = checkpoint
-    state = json.loads((run / STATE).read_text(encoding="utf-8"))
-    return pandas.DataFrame(state["log_history"]).set_index("step")
+    return pandas.DataFrame(trainer_log(run)).set_index("step")
 
 
 def keep_model_alone(run: Path) -> None:

@@ -37,6 +37,7 @@ from eval.reproduction.reading import (
     read_study,
 )
 from eval.suite import BEFORE
+from eval.text_run import trainer_log
 from r1_aqa_repro.common.errors import Problem, Refused, collecting
 from r1_aqa_repro.common.files import read_json, sha256_of, unreadable, whole_folder, write_json, write_lines
 
@@ -140,7 +141,7 @@ def _collect_row(collected: _Collected, folder: Path, place: str) -> None:
         collected.copy(folder / "run" / name, f"{training}/{name}")
     collected.copy(folder / COST, f"{training}/{COST}")
     with collecting(collected.problems):
-        logged = _log(folder / "run")
+        logged = trainer_log(folder / "run")
         if logged is not None:
             collected.lines[f"{training}/{LOG}"] = logged
 
@@ -168,18 +169,6 @@ def _points(sweep: Path) -> list[tuple[str, Path]]:
         return [(str(point["name"]), sweep / point["folder"]) for point in points or ()]
     except (TypeError, KeyError):
         raise Refused.because(str(sweep / "sweep.json"), "it is damaged", _AGAIN) from None
-
-
-def _log(run: Path) -> list[Any] | None:
-    """What the trainer of a run logged, as its last checkpoint has it; None if none has it."""
-    states = [path for path in run.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdecimal()]
-    if not states:
-        return None
-    last = max(states, key=lambda path: int(path.parent.name[11:]))
-    logged = read_json(last, _AGAIN).get("log_history")
-    if not isinstance(logged, list):
-        raise Refused.because(str(last), "it has no log_history", _AGAIN)
-    return logged
 
 
 def seal(bundle: Path) -> None:

@@ -1,22 +1,30 @@
-"""Training as a person meets it: how far it is, and a Ctrl-C that keeps the work."""
+"""Training as a person meets it: how far it is, a Ctrl-C that keeps the work, and what the model says."""
 
 from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback
+from trl.models import unwrap_model_for_generation
 
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import is_main_process
+from r1_aqa_repro.common.files import write_json
+from r1_aqa_repro.model.generation import greedy_texts
+from r1_aqa_repro.model.inputs import token_ids
+from r1_aqa_repro.rewards.reward_model import score_conversations
 from r1_aqa_repro.rewards.rules import ACCURACY_FIGURES, FORMAT_FIGURES
+from r1_aqa_repro.run.samples import SAMPLES, Sampled, samples_of, shown_prompt
 
+_LONGEST_ANSWER = 256  # tokens, where no max_completion_length says so
 # what is shown of progress, if logged: Trainer's or TRL's name -> short name
 _SHOWN = {
     "loss": "loss",
@@ -182,3 +190,75 @@ class StopOnSignal(TrainerCallback):
         takes = self.trainer.seconds_to_save
         left = self.seconds - (time.monotonic() - self._signalled_at)
         return takes is not None and takes * self.MARGIN < left
+
+
+class SampleKeeper(TrainerCallback):
+    """Writes `samples.json`: before the first step, again with what the trained model says, before it is saved.
+
+    It is asked as it is, on its devices, without a random number: the run is the one that it would be without. A run
+    that is resumed keeps what was said before it began; of one that began without, that stays null.
+    """
+
+    def __init__(self, folder: Path, sampled: Sampled, trainer: Trainer):
+        self.file, self.sampled, self.trainer = folder / SAMPLES, sampled, trainer
+        longest = getattr(trainer.args, "max_completion_length", None) or _LONGEST_ANSWER
+        allowed = getattr(trainer.args, "max_length", None)  # longer conversations are not trained on
+        self.conversations = [[list(one) for one in record.conversations] for record in sampled.records]
+        self.prompts = [record.messages for record in sampled.records]
+        length = max(map(len, token_ids(trainer.processing_class, self.prompts, complete=False)))
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        positions = getattr(model, "policy", model).config.max_position_embeddings
+        self.max_new_tokens = max(1, min(longest, (allowed or positions) - length, positions - length))
+        self.before: list[Any] = [None] * len(sampled.records)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.before = self._made()
+            self._write([None] * len(self.before))
+        else:
+            known = {one["id"]: one["before"] for one in samples_of(self.file.parent)}
+            self.before = [known.get(record.id) for record in self.sampled.records]
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:  # the last checkpoint's card shows them too
+            self._write(self._made())
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if args.load_best_model_at_end and state.global_step >= state.max_steps:
+            self._write(self._made())
+
+    def _made(self) -> list[Any]:
+        """What the model makes of each record now; all processes call it."""
+        trainer = self.trainer
+        was_training = trainer.model.training
+        trainer.model.eval()
+        with unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gather_deepspeed3_params=getattr(trainer.args, "ds3_gather_for_generation", True),
+            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+        ) as model:
+            if self.sampled.scored:
+                flat = [each for pair in self.conversations for each in pair]
+                with trainer.accelerator.autocast():
+                    scores = iter(score_conversations(model, trainer.processing_class, flat))
+                made: list[Any] = [{name: next(scores) for name in record.answers} for record in self.sampled.records]
+            else:
+                policy = getattr(model, "policy", model)  # PPO's has a critic beside it
+                context = trainer.accelerator.autocast()
+                answers = greedy_texts(policy, trainer.processing_class, self.prompts, self.max_new_tokens, context)
+                made = [text for text, _ in answers]
+        trainer.model.train(was_training)
+        return made
+
+    def _write(self, after: Sequence[Any]) -> None:
+        if not is_main_process():
+            return
+        how = {} if self.sampled.scored else {"decoding": "greedy", "max_new_tokens": self.max_new_tokens}
+        samples = [
+            {"id": record.id, "prompt": shown_prompt(record.messages)}
+            | (record.answers if self.sampled.scored else {})
+            | {"before": one, "after": other}
+            for record, one, other in zip(self.sampled.records, self.before, after, strict=True)
+        ]
+        write_json(self.file, {"file": self.sampled.file, **how, "samples": samples})

@@ -16,7 +16,7 @@ from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import end_distributed, is_main_process, start_distributed
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED, Failed
 from r1_aqa_repro.common.stopwatch import Stages
-from r1_aqa_repro.run.callbacks import ProgressBar, ProgressLines, StopOnSignal
+from r1_aqa_repro.run.callbacks import ProgressBar, ProgressLines, SampleKeeper, StopOnSignal
 from r1_aqa_repro.run.checkpoints import (
     FINAL,
     ResumableTrainer,
@@ -28,7 +28,7 @@ from r1_aqa_repro.run.checkpoints import (
 from r1_aqa_repro.run.checks import offloads_optimizer
 from r1_aqa_repro.run.folder import RUN, recorded, update_run
 from r1_aqa_repro.run.model_card import write_card
-from r1_aqa_repro.run.samples import Sampled, SampleKeeper, say_samples
+from r1_aqa_repro.run.samples import Sampled, say_samples
 from r1_aqa_repro.run.universal import fit_to_processes
 
 

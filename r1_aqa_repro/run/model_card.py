@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from r1_aqa_repro.common.escaping import code, code_fence, visible
 from r1_aqa_repro.common.files import write_atomically
+from r1_aqa_repro.run.samples import parts_of, samples_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -35,9 +36,7 @@ _FIGURES = ("loss", "reward", "reward_std", "kl", "entropy", "rewards/accuracies
 
 def write_card(run: Path, folder: Path, trainer: Trainer) -> None:
     """Write the card of the trainer's model into the `folder` where it was just saved; `run` is that of the run."""
-    # PyTorch and all: who trains has them already
-    from r1_aqa_repro.run.folder import CONFIG, RUN
-    from r1_aqa_repro.run.samples import parts_of, samples_of
+    from r1_aqa_repro.run.folder import CONFIG, RUN  # PyTorch and all: who trains has them already
 
     parts = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     config = parts["data"] | parts["training"] | parts["model"]
