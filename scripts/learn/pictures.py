@@ -25,6 +25,7 @@ PICTURES = {  # of the pages, and where in the folder of runs their commands dra
     "learn_dqn.png": "learn/dqn/learning_curve.png",
     "learn_policy_gradients.png": "learn/policy_gradients/learning_curves.png",
     "learn_overview.png": "learn/overview/map.png",
+    "learn_sparse_reward.png": "sparse_reward_text/learning_curve.png",
     "learn_group_advantages.png": "learn/group_advantages/advantages.png",
     "learn_grpo_audio.png": "embedded/learning_curve.png",
 }
