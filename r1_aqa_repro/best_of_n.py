@@ -104,6 +104,7 @@ def settings_of(arguments: Any) -> dict[str, Any]:
         "reward_model": None if reward_model is None else model_digest(reward_model),
         "persona_rubric": None if arguments.persona_rubric is None else sha256_of(arguments.persona_rubric),
         "length_penalty_cache": arguments.length_penalty_cache,
+        "code_limits": [arguments.code_timeout, arguments.code_memory_mb],
         "temperature": arguments.temperature,
         "max_new_tokens": arguments.max_completion_length,
         "batch_size": arguments.batch_size,
@@ -226,6 +227,9 @@ def _parser() -> Options:
     add("--persona-rubric", metavar="FILE", help="YAML rubric of the reward persona")
     add("--length-penalty-cache", type=positive, default=64, metavar="N",
         help="the reward length_penalty falls over so many last tokens (default: 64)")  # fmt: skip
+    add("--code-timeout", type=positive_number, default=5.0, metavar="S",
+        help="the reward code gives a program so many seconds (default: 5)")  # fmt: skip
+    add("--code-memory-mb", type=positive, default=512, metavar="N", help="and so many MiB (default: 512)")
     add("--temperature", type=positive_number, default=1.0, metavar="T", help="of the sampling (default: 1)")
     add("--max-new-tokens", dest="max_completion_length", type=positive, default=256, metavar="N",
         help="longest answer (default: 256)")  # fmt: skip

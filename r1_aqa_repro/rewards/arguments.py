@@ -23,6 +23,9 @@ class RewardArguments:
         64, "The reward `length_penalty` falls over so many last tokens of max_completion_length."
     )
 
+    code_timeout: float = key(5.0, "Seconds of processor time of a program that the reward `code` tests.")
+    code_memory_mb: int = key(512, "MiB of address space of a process of such a program.")
+
     def __post_init__(self) -> None:
         # as of `deepspeed`, '' on a command line takes back what the config has
         self.reward_model_name_or_path = self.reward_model_name_or_path or None

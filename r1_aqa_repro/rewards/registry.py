@@ -13,6 +13,7 @@ from r1_aqa_repro.data.conversations import TextPrompt
 from r1_aqa_repro.data.prompts import PROMPT_STYLES
 from r1_aqa_repro.model.text_loading import check_reward_model, load_reward_model, load_tokenizer
 from r1_aqa_repro.rewards.arguments import ANSWER_PROBABILITY, REWARD_MODEL, RewardArguments
+from r1_aqa_repro.rewards.code import are_tests, check_sandbox, code_reward
 from r1_aqa_repro.rewards.persona import persona_reward
 from r1_aqa_repro.rewards.reward_model import BATCH_SIZE, RewardModel
 from r1_aqa_repro.rewards.rules import Completion, RewardFunction, answer_probability, format_reward, random_reward
@@ -29,6 +30,9 @@ RESERVED = {
     *("question", "prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"),
     *("image", "images"),  # of which TRL makes prompts with parts
 }
+
+
+CODE = "code"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ RULES: dict[str, Rule] = {
         'Give a number or an expression as a text, such as "12.5", "-3/4" or "7,000".',
     ),
     "python_syntax": Rule(lambda args: python_syntax_reward),
+    CODE: Rule(
+        lambda args: code_reward(args.code_timeout, args.code_memory_mb),
+        "test_cases",
+        lambda columns: are_tests(columns["test_cases"]),
+        'Give a list of statements, such as "assert f(1) == 2", or of {"input": "1", "output": "2"}.',
+    ),
     "length_penalty": Rule(lambda args: length_penalty(args.max_completion_length, args.length_penalty_cache)),
     "format": Rule(
         lambda args: format_reward,
@@ -131,6 +141,8 @@ def check_rewards(args: RewardArguments) -> list[Problem]:
     if ANSWER_PROBABILITY in names and not hasattr(args, "num_generations"):
         what = f"{ANSWER_PROBABILITY} is computed by the policy that GRPO trains"
         problems.append(Problem("reward_funcs", what, "Use train_grpo_text, or another reward."))
+    if CODE in names:
+        problems += check_sandbox()
     with collecting(problems):
         if REWARD_MODEL in names and args.reward_model_name_or_path is not None:
             check_reward_model(args.reward_model_name_or_path)

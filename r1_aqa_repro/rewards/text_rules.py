@@ -83,13 +83,23 @@ def python_syntax_reward(completions: Sequence[Completion], **_: Any) -> list[fl
 
 
 def _all_python_parses(text: str) -> bool:
-    blocks = [
-        block
-        for block in _BLOCK.finditer(text.replace("\r\n", "\n") + "\n")
-        if (block["info"].split() or [""])[0].casefold() in _PYTHON
-    ]
-    statements = [_statements(f"\n{block['code']}".replace(f"\n{block['indent']}", "\n")) for block in blocks]
+    blocks = _python_in_fences(text)
+    statements = [_statements(_unindented(block)) for block in blocks]
     return all(block["end"] for block in blocks) and None not in statements and any(statements)
+
+
+def python_blocks(text: str) -> list[str]:
+    """The Python code in a text's fences, see `python_syntax_reward`; the last block may end with the text."""
+    return [_unindented(block).removeprefix("\n") for block in _python_in_fences(text)]
+
+
+def _python_in_fences(text: str) -> list[re.Match[str]]:
+    blocks = _BLOCK.finditer(text.replace("\r\n", "\n") + "\n")
+    return [block for block in blocks if (block["info"].split() or [""])[0].casefold() in _PYTHON]
+
+
+def _unindented(block: re.Match[str]) -> str:
+    return f"\n{block['code']}".replace(f"\n{block['indent']}", "\n")
 
 
 def _statements(code: str) -> int | None:

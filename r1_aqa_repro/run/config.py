@@ -189,7 +189,7 @@ _RANGES: dict[str, Range] = {
                 "length_penalty_cache", "lora_r", "lora_alpha", "dataset_num_proc", "dataloader_prefetch_factor",
                 "ddp_timeout", "ddp_bucket_cap_mb", "eval_accumulation_steps", "torch_empty_cache_steps",
                 "ref_model_sync_steps", "precompute_ref_batch_size", "std_filter_ema_start_step",
-                "std_filter_start_step",
+                "std_filter_start_step", "code_memory_mb",
             ),
         ),
         (
@@ -208,7 +208,7 @@ _RANGES: dict[str, Range] = {
             _POSITIVE,
             (
                 "num_train_epochs", "logging_steps", "temperature", "repetition_penalty", "cliprange",
-                "cliprange_value", "save_on_signal", "sapo_temperature_neg", "sapo_temperature_pos",
+                "cliprange_value", "save_on_signal", "code_timeout", "sapo_temperature_neg", "sapo_temperature_pos",
             ),
         ),
         (
