@@ -81,7 +81,9 @@ def end_with_launcher() -> None:
     if launcher is None or sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it has died in the meantime
+    try:
+        os.kill(int(launcher), 0)
+    except ProcessLookupError:  # it has died in the meantime
         os.kill(os.getpid(), signal.SIGKILL)
 
 
