@@ -20,7 +20,7 @@ from r1_aqa_repro.grpo.trainer import SharedPrefixGRPOTrainer
 from r1_aqa_repro.model.inputs import PromptInputs
 from tests.distributed.answering_driver import AnsweringTrainer
 from tests.files import read_json
-from tests.grpo.conftest import World
+from tests.grpo.conftest import MakeTrainer, World
 from tests.text_world import arguments, asking
 
 # log-probabilities of the two ways differ by up to 2e-5 (tests/grpo/test_shared_prefix.py), and so probabilities, which
@@ -210,6 +210,15 @@ def test_a_run_is_filtered_and_resumes_exactly(
     assert (runs[0] / "final/model.safetensors").read_bytes() == (runs[1] / "final/model.safetensors").read_bytes()
     table = (runs[0] / "completions.csv").read_text(encoding="utf-8").splitlines()
     assert "answer_probability" in table[0]
+
+
+def test_an_audio_run_that_never_comes_to_an_answer_earns_nothing(make_trainer: MakeTrainer) -> None:
+    """Completions of a model at random; the reward is called as TRL calls it, by train_grpo's trainer."""
+    trainer = make_trainer(reward_funcs=["answer_probability", "random"], prompt_style="think", max_steps=1)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["answer_probability/no_answer"] == 1 and logged["rewards/answer_probability/mean"] == 0
+    assert 0 < logged["answer_probability/without_reasoning"] < 0.01
 
 
 def state_log(run: Path) -> list[dict[str, float]]:

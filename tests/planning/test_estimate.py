@@ -32,6 +32,7 @@ from r1_aqa_repro.planning.geometries import (
     qwen2_audio_7b_config,
 )
 from r1_aqa_repro.planning.job import Job
+from r1_aqa_repro.planning.seconds import gathered
 from r1_aqa_repro.run.config import AudioGRPOConfig, AudioSFTConfig
 from r1_aqa_repro.sft.trainer import AudioSFTTrainer
 from scripts.bench_grpo_step import KERNELS
@@ -301,3 +302,18 @@ def test_checkpointing_and_sharing_move_the_estimate(measured_folder: Path) -> N
     assert 1.2 < recomputed.work.flops["policy"] / kept.work.flops["policy"] < 4 / 3
     assert plain.memory.activations > 2 * kept.memory.activations
     assert plain.work.flops["prefill"] == pytest.approx(8 * kept.work.flops["prefill"])  # a prompt a completion
+
+
+def test_the_probability_of_the_answer_is_one_more_forward(measured_folder: Path) -> None:
+    config = loading.check_model_folder(measured_folder)
+    small = job(model=config, prompt_tokens=60, audio_tokens=30, completion_tokens=16, frames=124, num_processes=2)
+    (plain,) = strategies(small, [None], ["zero3"])
+    (rewarded,) = strategies(replace(small, answer_probability=True), [None], ["zero3"])
+    own = rewarded.work.flops["answer probability"]
+    head = 2 * small.scored * rewarded.parameters.head  # which the reference has beside, and the reward at few tokens
+    assert own == pytest.approx(plain.work.flops["reference"] - head)
+    assert sum(rewarded.work.flops.values()) == sum(plain.work.flops.values()) + own
+    more = (
+        gathered(replace(small, answer_probability=True), rewarded.parameters)[0] - gathered(small, plain.parameters)[0]
+    )
+    assert more == rewarded.parameters.policy
