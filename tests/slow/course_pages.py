@@ -64,12 +64,6 @@ def topics_of(language: str) -> dict[str, str]:
     return texts
 
 
-def anchors(page: str) -> set[str]:
-    """What a link may name in a page of the course: its headings as GitHub does it."""
-    headings = re.findall(r"^#+ (.*)$", (COURSE / page).read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 def blocks(text: str) -> list[tuple[str, str]]:
     """Language and content of every fenced block."""
     return _FENCE.findall(text)
