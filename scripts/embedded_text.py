@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
                 axis.plot(log[name].dropna(), linewidth=0.9, label=name)
     shown = outcome(f"{figure_of(summary['after']).replace('_', ' ')} on held-out data", summary)
     files = f"Results: {folder}/results.json, {folder}/learning_curve.png; model: {folder}/final"
-    workshop.report(folder, summary, shown, *answers_sentence(summary), files)
+    workshop.report(folder, summary, shown, *score_sentence(summary), files)
     return EXIT_DONE
 
 
@@ -131,16 +131,14 @@ def held_out_accuracy(checkpoint: Path, pairs: Sequence[TextPrompt]) -> Block:
     return pair_accuracy(*pair_scores(model, tokenizer, pairs))
 
 
-def answers_sentence(summary: Mapping[str, Any]) -> list[str]:
-    """What else is known of the answers of a policy; nothing of a reward model."""
+def score_sentence(summary: Mapping[str, Any]) -> list[str]:
+    """What the reward model says of the answers of a policy that learned from it; nothing of others."""
     before, after = summary["before"], summary["after"]
-    if "greedy" not in after:
+    if "model_reward" not in after:
         return []
-    sampled = f"Answers sampled at temperature 1; greedy {before['greedy']:.3f} before and {after['greedy']:.3f} after."
-    if "model_reward" in after:
-        sampled += f" The reward model's own mean score: {before['model_reward']:.2f} before and "
-        sampled += f"{after['model_reward']:.2f} after."
-    return [sampled]
+    return [
+        f"The reward model's own mean score: {before['model_reward']:.2f} before and {after['model_reward']:.2f} after."
+    ]
 
 
 if __name__ == "__main__":

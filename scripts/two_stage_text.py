@@ -17,8 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project also without an installation
 
-from rich.table import Table
-
 from r1_aqa_repro import train_dpo, train_grpo_text
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import EXIT_DONE
@@ -29,6 +27,7 @@ from scripts.workshop import (
     ROOT,
     Block,
     TextWorkshop,
+    by_task,
     chance_of,
     command_of_stages,
     evaluated,
@@ -36,7 +35,6 @@ from scripts.workshop import (
     interval,
     options_of_run,
     results,
-    table,
     without_rewards,
 )
 
@@ -73,8 +71,10 @@ def main(argv: list[str]) -> int:
         ],
     )
     plot(folder / PICTURE, summary["stages"])
+    sampled = by_task("true reward on held-out prompts, sampled at temperature 1", summary["stages"])
+    greedy = by_task("true reward on held-out prompts, greedy", summary["stages"], greedy=True)
     files = f"Results: {folder}/results.json, {folder}/{PICTURE}; model: {folder}/both/final"
-    workshop.report(folder, summary, of_stages(summary["stages"]), sentence(summary["gains_over_parts"]), files)
+    workshop.report(folder, summary, sampled, greedy, sentence(summary["gains_over_parts"]), files)
     return EXIT_DONE
 
 
@@ -114,20 +114,11 @@ def by_best_of_n(workshop: TextWorkshop, out: Path, model: Path) -> Path:
 BY_VARIANT: dict[str, Second] = {"grpo": by_grpo, "best_of_n": by_best_of_n}
 
 
-def of_stages(stages: Mapping[str, Block]) -> Table:
-    """What the model is worth after each stage, by task."""
-    rows = {
-        name: {task: f"{of_task['true_reward']:.3f}" for task, of_task in block["by_task"].items()}
-        | {"all": f"{block['true_reward']:.3f}", "95 % interval": interval(block)}
-        for name, block in stages.items()
-    }
-    return table("true reward on held-out prompts, sampled at temperature 1", rows)
-
-
 def sentence(gains: Mapping[str, Block]) -> str:
     """What the two stages gain over each of their parts."""
-    texts = [f"{block['true_reward']:+.3f} ({interval(block)}) over {part}" for part, block in gains.items()]
-    return f"Both stages gain {' and '.join(texts)}."
+    sampled = [f"{block['true_reward']:+.3f} ({interval(block)}) over {part}" for part, block in gains.items()]
+    greedy = [f"{block['greedy']:+.3f} ({interval(block, 'greedy_ci95')})" for block in gains.values()]
+    return f"Both stages gain {' and '.join(sampled)}; greedy {' and '.join(greedy)}."
 
 
 def plot(path: Path, stages: Mapping[str, Block]) -> None:

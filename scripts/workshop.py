@@ -23,7 +23,7 @@ from rich.table import Table
 
 from eval.text_run import trainer_log, write_text_page
 from r1_aqa_repro import best_of_n, train_reward_model, train_sft_text
-from r1_aqa_repro.common.console import Options, not_negative, say
+from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import EXIT_DONE, command
 from r1_aqa_repro.common.files import LOCK, sole_use, write_json, write_lines
 from r1_aqa_repro.common.intervals import mean_interval, paired_gain
@@ -32,6 +32,7 @@ from r1_aqa_repro.data.conversations import TextPrompt, answer, read_prompts
 from r1_aqa_repro.embedded.text_set import write_text_set
 from r1_aqa_repro.embedded.text_tasks import TASKS, true_reward, vocabulary_texts
 from r1_aqa_repro.embedded.tiny_qwen2 import build_tiny_qwen2
+from r1_aqa_repro.grpo.divergence import token_kls
 from r1_aqa_repro.model.encoded_audio import ENCODED
 from r1_aqa_repro.model.generation import generate, greedy_config, sampling_config
 from r1_aqa_repro.model.inputs import text_inputs
@@ -47,7 +48,9 @@ MAX_NEW_TOKENS = 24  # the longest good answer of the text set takes 22
 FIGURES = ("accuracy", "pair_accuracy", "true_reward")  # one of them stands in every block of results.json
 _AT_ONCE = 120  # prompts
 
-Block = dict[str, Any]  # of results.json: a figure, its `ci95` and `n`; `rewards` holds one value a question
+# of results.json: a figure, its `ci95` and `n`; of a text policy `greedy` and `greedy_ci95` beside what it samples.
+# `rewards` and `greedy_rewards` hold one value a question
+Block = dict[str, Any]
 
 
 class Interrupted(Exception):
@@ -76,11 +79,11 @@ def command_of_stages(main: Callable[[list[str]], int]) -> Callable[..., int]:
     return run
 
 
-def options_of_run(doc: str | None, folder: str) -> Options:
-    """The options that every text run has; `folder` is its default folder."""
+def options_of_run(doc: str | None, folder: str, seeds: Sequence[int] = (0,)) -> Options:
+    """The options that every text run has; `folder` is its default folder, `seeds` are the default ones."""
     parser = Options(doc)
     parser.add_argument("--output-dir", type=Path, help=f"folder of the run (default: {folder})")
-    parser.add_argument("--seed", type=not_negative, default=0, help="of data, models and trainings (default: 0)")
+    parser.add_seed(seeds, "of data, models and trainings")
     return parser
 
 
@@ -267,21 +270,41 @@ def true_rewards(prompts: Sequence[TextPrompt], texts: Sequence[str]) -> list[fl
 
 
 def evaluated(checkpoint: Path, prompts: Sequence[TextPrompt], seed: int, reward_model: Path | None = None) -> Block:
-    """What a policy is worth on held-out prompts."""
+    """What a policy is worth on held-out prompts, sampled and greedy, all of them and by task."""
     texts = answers_of(checkpoint, prompts, seed)
-    rewards = true_rewards(prompts, texts)
-    block = mean_reward(rewards) | {"rewards": rewards}
-    tasks = [prompt.columns["task"] for prompt in prompts]
-    block["by_task"] = {
-        task: mean_reward([reward for reward, its in zip(rewards, tasks, strict=True) if its == task])
-        for task in dict.fromkeys(tasks)
-    }
-    block["greedy"] = float(np.mean(true_rewards(prompts, answers_of(checkpoint, prompts, seed, greedy=True))))
+    greedy = true_rewards(prompts, answers_of(checkpoint, prompts, seed, greedy=True))
+    block = worth(prompts, true_rewards(prompts, texts), greedy)
     if reward_model is not None:
         tokenizer = load_tokenizer(reward_model)
         conversations = [[*prompt.messages, *answer(text)] for prompt, text in zip(prompts, texts, strict=True)]
         scores = score_conversations(load_reward_model(reward_model, tokenizer), tokenizer, conversations)
         block["model_reward"] = float(np.mean(scores))
+    return block
+
+
+def divergence(final: Path, start: Path, prompts: Sequence[TextPrompt], seed: int) -> dict[str, float]:
+    """KL(final || start) in nats, a whole answer and a token; exact over the vocabulary at each token."""
+    tokenizer = load_tokenizer(final)
+    inputs = text_inputs(tokenizer, [prompt.messages for prompt in prompts])
+    answers = token_kls(load_policy(final), load_policy(start), tokenizer, inputs, MAX_NEW_TOKENS, seed)
+    return {
+        "nats_an_answer": float(torch.stack([answer.sum() for answer in answers]).mean()),
+        "nats_a_token": float(torch.cat(answers).mean()),
+    }
+
+
+def worth(prompts: Sequence[TextPrompt], rewards: Sequence[float], greedy: Sequence[float] | None = None) -> Block:
+    """The block of the true rewards of answers to prompts, with the same by task."""
+    block = mean_reward(rewards, greedy) | {"rewards": list(rewards)}
+    if greedy is not None:
+        block["greedy_rewards"] = list(greedy)
+    by_task: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_task.setdefault(prompt.columns["task"], []).append(index)
+    block["by_task"] = {
+        task: mean_reward([rewards[i] for i in own], None if greedy is None else [greedy[i] for i in own])
+        for task, own in by_task.items()
+    }
     return block
 
 
@@ -300,16 +323,24 @@ def chance_of(prompts: Sequence[TextPrompt], seed: int) -> Block:
 # --- results.json
 
 
-def mean_reward(rewards: Sequence[float]) -> Block:
-    """The block of a mean true reward."""
+def mean_reward(rewards: Sequence[float], greedy: Sequence[float] | None = None) -> Block:
+    """The block of a mean true reward, with that of the greedy answers to the same questions if they are given."""
     mean, low, high = mean_interval(rewards)
-    return {"true_reward": mean, "ci95": [low, high], "n": len(rewards)}
+    block = {"true_reward": mean, "ci95": [low, high], "n": len(rewards)}
+    if greedy is not None:
+        mean, low, high = mean_interval(greedy)
+        block |= {"greedy": mean, "greedy_ci95": [low, high]}
+    return block
 
 
 def gain(before: Block, after: Block) -> Block:
     """What `after` is worth above `before` on the same questions, with the 95 % interval of a paired bootstrap."""
     mean, low, high = paired_gain(before["rewards"], after["rewards"])
-    return {figure_of(after): mean, "ci95": [low, high]}
+    gained = {figure_of(after): mean, "ci95": [low, high]}
+    if "greedy_rewards" in before and "greedy_rewards" in after:
+        mean, low, high = paired_gain(before["greedy_rewards"], after["greedy_rewards"])
+        gained |= {"greedy": mean, "greedy_ci95": [low, high]}
+    return gained
 
 
 def figure_of(block: Block) -> str:
@@ -319,7 +350,7 @@ def figure_of(block: Block) -> str:
 
 def without_rewards(block: Block) -> Block:
     """A block as results.json holds it."""
-    return {key: value for key, value in block.items() if key != "rewards"}
+    return {key: value for key, value in block.items() if key not in ("rewards", "greedy_rewards")}
 
 
 def results(workshop: Workshop, chance: Block, before: Block, after: Block, **more: Any) -> dict[str, Any]:
@@ -350,14 +381,20 @@ def keep_model_alone(run: Path) -> None:
 # --- Tables
 
 
-def interval(block: Mapping[str, Any]) -> str:
+def interval(block: Mapping[str, Any], ci95: str = "ci95") -> str:
     """Such as `0.403 to 0.463`."""
-    low, high = block["ci95"]
+    low, high = block[ci95]
     return f"{low:.3f} to {high:.3f}"
 
 
+def with_half_width(block: Mapping[str, Any], figure: str, ci95: str, sign: str = "") -> str:
+    """Such as `0.433 ±0.030`: a figure with half the width of its 95 % interval; `sign` is `+` for a gain."""
+    low, high = block[ci95]
+    return f"{block[figure]:{sign}.3f} ±{(high - low) / 2:.3f}"
+
+
 def outcome(title: str, summary: Mapping[str, Any]) -> Table:
-    """What chance, the start, the end and the controls of a results.json are worth."""
+    """What chance, the start, the end and the controls of a results.json are worth; of a text policy also greedily."""
     before, after = summary["before"], summary["after"]
     blocks = {name: summary[name] for name in ("chance", "before", "after")}
     for task, block in after.get("by_task", {}).items():
@@ -367,11 +404,22 @@ def outcome(title: str, summary: Mapping[str, Any]) -> Table:
     blocks |= {f"control: {name.replace('_', ' ')}": block for name, block in summary.get("controls", {}).items()}
     if "gain" in summary:
         blocks["gain"] = summary["gain"] | {"n": after["n"]}
-    figure = figure_of(after)
-    return table(
-        title,
-        {
-            name: {"value": f"{block[figure]:.3f}", "95 % interval": interval(block), "n": str(block["n"])}
-            for name, block in blocks.items()
-        },
-    )
+    figure, decoded = figure_of(after), "greedy" in after
+    rows = {}
+    for name, block in blocks.items():
+        row = {"sampled" if decoded else "value": f"{block[figure]:.3f}", "95 % interval": interval(block)}
+        if decoded:
+            of_greedy = (f"{block['greedy']:.3f}", interval(block, "greedy_ci95")) if "greedy" in block else ("", "")
+            row |= dict(zip(("greedy", "its interval"), of_greedy, strict=True))
+        rows[name] = row | {"n": str(block["n"])}
+    return table(title, rows)
+
+
+def by_task(title: str, blocks: Mapping[str, Block], greedy: bool = False) -> Table:
+    """What policies are worth, one a row: on each task and on all, with half the width of the 95 % interval."""
+    keys = ("greedy", "greedy_ci95") if greedy else ("true_reward", "ci95")
+    rows = {}
+    for name, block in blocks.items():
+        row = {task: with_half_width(each, *keys) for task, each in block["by_task"].items()}
+        rows[name] = row | {"all": with_half_width(block, *keys)}
+    return table(title, rows)

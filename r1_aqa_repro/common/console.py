@@ -61,6 +61,18 @@ class Options(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    def add_seed(self, seeds: Sequence[int], what: str = "") -> None:
+        """The option --seed, which takes several if the default `seeds` are; `what` they are of, for its help."""
+        several = len(seeds) > 1
+        self.add_argument(
+            "--seed",
+            type=not_negative,
+            nargs="+" if several else None,
+            default=list(seeds) if several else seeds[0],
+            metavar="N",
+            help=f"{what} (default: {' '.join(map(str, seeds))})".lstrip(),
+        )
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args([self._spelled(argument) for argument in given], namespace)

@@ -1,7 +1,7 @@
-"""What the lessons in classical reinforcement learning share: options, environments, and what a lesson leaves.
+"""What the lessons share: options, environments, and what a lesson leaves.
 
 A lesson is a command, `python scripts/learn/NAME.py --out DIR`. It prints a table and writes results.json and
-a picture.
+a picture, and a lesson on text also the answers to read.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from r1_aqa_repro.common.console import Options, not_negative, say
+from r1_aqa_repro.common.console import Options, say
 from r1_aqa_repro.common.errors import Refused
-from r1_aqa_repro.common.files import output_folder, write_json
+from r1_aqa_repro.common.files import output_folder, write_atomically, write_json
 from scripts.shown import show
 
 RESULTS = "results.json"
@@ -28,14 +28,15 @@ def options(doc: str | None, seeds: Sequence[int] = (0,)) -> Options:
     """The options of a lesson: --out, and --seed, which takes several if the default `seeds` are several."""
     parser = Options(doc)
     parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="where to write")
-    parser.add_argument(
-        "--seed",
-        type=not_negative,
-        nargs="+" if len(seeds) > 1 else None,
-        default=list(seeds) if len(seeds) > 1 else seeds[0],
-        metavar="N",
-        help=f"(default: {' '.join(map(str, seeds))})",
-    )
+    parser.add_seed(seeds)
+    return parser
+
+
+def text_options(doc: str | None) -> Options:
+    """Those of a lesson on text: also --runs, the folder of the runs that it builds on, which are made if not there."""
+    parser = options(doc)
+    where = "folder of the runs that it builds on; they are made if they are not there (default: runs)"
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help=where)
     return parser
 
 
@@ -80,6 +81,16 @@ def running_mean(values: Sequence[float] | NDArray[np.float64], window: int) -> 
     sums = np.concatenate([[0.0], np.cumsum(values)])
     first = np.maximum(np.arange(1, len(sums)) - window, 0)
     return list((sums[1:] - sums[first]) / (np.arange(1, len(sums)) - first))
+
+
+def write_answers(path: Path, prompts: Sequence[str], answers: Mapping[str, Sequence[str]]) -> None:
+    """A page to read: each prompt with what each model answers, `answers` holds one for each prompt by model."""
+    width = max(map(len, answers))
+    texts = []
+    for index, prompt in enumerate(prompts):
+        lines = [f"  {name:{width}}  {own[index]}" for name, own in answers.items()]
+        texts.append("\n".join([prompt, *lines, ""]))
+    write_atomically(path, "\n".join(texts))
 
 
 def report(out: Path, picture: str, results: Mapping[str, Any], *shown: Table | str) -> None:

@@ -18,8 +18,9 @@ from r1_aqa_repro.grpo.divergence import token_kls
 from r1_aqa_repro.model.inputs import text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_tokenizer
 from scripts import compare_algorithms
-from scripts.compare_algorithms import best_answers, divergence
-from scripts.workshop import MAX_NEW_TOKENS
+from scripts.compare_algorithms import DPO, TRAININGS, Seed, best_answers, counted, tables, together
+from scripts.shown import show
+from scripts.workshop import MAX_NEW_TOKENS, Block, TextWorkshop, divergence, worth
 
 PROMPTS = [TextPrompt(f"p{i}", [{"role": "user", "content": f"Name {i} {'very ' * i}red things."}]) for i in range(5)]
 
@@ -107,3 +108,48 @@ def test_a_budget_that_not_all_can_use_and_that_of_another_comparison_are_refuse
 def test_the_old_name_says_where_the_comparison_went(capsys: pytest.CaptureFixture[str]) -> None:
     assert old_name.main(["--samples", "128"]) == 2
     assert "scripts/compare_algorithms.py" in capsys.readouterr().err
+
+
+def seed_of(tmp_path: Path, reward: float, steps: int) -> Seed:
+    """Four prompts; the start is worth half of what DPO is worth, and best of n is worth 1."""
+    prompts = [TextPrompt(str(index), [], {"task": task}) for index, task in enumerate(("list", "safety") * 2)]
+    spent = {"seconds": 10.0 * steps, "steps": steps, "updates": steps, "model_reward": 2.0}
+    dpo: Block = worth(prompts, [reward] * 4, [reward / 2] * 4) | spent | {"kl": {"nats_an_answer": reward}}
+    best = worth(prompts, [1.0] * 4) | spent | {"kl": {"nats_an_answer": 1.2}}
+    start = worth(prompts, [reward / 2] * 4, [reward / 2] * 4) | {"model_reward": 1.0}
+    return Seed(TextWorkshop(tmp_path / str(reward), 0), prompts, start, {"best of n": best, DPO: dpo})
+
+
+def test_seeds_count_together_and_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds = [seed_of(tmp_path, 0.4, 20), seed_of(tmp_path, 0.8, 20)]
+    found = together(seeds)
+    dpo = found["algorithms"][DPO]
+    assert (dpo["n"], dpo["true_reward"], dpo["greedy"]) == (8, pytest.approx(0.6), pytest.approx(0.3))
+    assert dpo["by_task"]["safety"]["n"] == 4
+    assert dpo["gain"]["true_reward"] == pytest.approx(0.3) and dpo["gain"]["greedy"] == 0
+    assert (dpo["kl"]["nats_an_answer"], dpo["seconds_a_step"]) == (pytest.approx(0.6), 10)
+    assert "greedy" not in found["algorithms"]["best of n"]["gain"]
+    costs = {"tflop": 1.5, "memory_mb": {"models": 20.0, "peak": 90.0, "peak_of_fewer_rows": 40.0, "rows_at_once": 64}}
+    for block in found["algorithms"].values():
+        block |= costs
+    comparison = {"seeds": [0, 1], "samples": 128, "reward_model": {"pairs": 8, "updates": 2, "seconds": 9.0, **costs}}
+    show(*tables(comparison | found | {"by_seed": {str(n): together([seed]) for n, seed in enumerate(seeds)}}))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "DPO │ +0.300 ±0.075 │ +0.200 +0.400 │ +0.000 ±0.000 │ +0.000 +0.000" in printed
+    assert "reward model │ 2 │ │ │ 1.50 │ 9 │ 20 │ 90 │ 64 │ 40" in printed
+
+
+def test_what_a_product_of_matrices_takes_is_counted() -> None:
+    def work() -> None:
+        left, right = torch.zeros(100, 200), torch.zeros(200, 300)
+        left @ right
+
+    flops, megabytes = counted(work)
+    assert flops == 2 * 100 * 200 * 300
+    assert megabytes == pytest.approx(4 * (100 * 200 + 200 * 300 + 100 * 300) / 1e6)
+
+
+def test_rows_at_once_are_those_of_the_configs() -> None:
+    """A quarter of each is a whole number of prompts or pairs, and PPO's minibatch can be split into it."""
+    for training in TRAININGS.values():
+        assert training.of_config(training.at_once) % 4 == 0
