@@ -11,14 +11,15 @@ from r1_aqa_repro.common.claim import check_claim
 from r1_aqa_repro.common.files import write_json, write_lines
 from r1_aqa_repro.data.conversations import answer
 from r1_aqa_repro.embedded.draws import Rng, stream
-from r1_aqa_repro.embedded.text_tasks import TASKS, Record, all_prompts, demonstrate, true_reward
+from r1_aqa_repro.embedded.text_tasks import TASKS, Record, all_prompts, demonstrate, name_again, true_reward
 
-GENERATOR_VERSION = 2  # raise it whenever the same seed would give other bytes
+GENERATOR_VERSION = 3  # raise it whenever the same seed would give other bytes
 ASSIST = ("list", "safety")  # whose reward has to be learned from preferences
 OBJECTIVE = ("maths", "code")  # whose reward is a rule
 _PAIRS_OF = ("list", "list", "safety")  # the first is harder to judge
 HELD_OUT = 240  # prompts of each task
-_TRIES = 100  # demonstrations to look for two of different reward
+_AGAIN = 0.4  # share of the pairs of lists whose worse answer is the better one but for members that it names again
+_TRIES = 100  # to find two answers of different reward
 
 
 def split_prompts(task: str, seed: int) -> dict[str, list[Record]]:
@@ -35,8 +36,8 @@ def write_text_set(
     """Write everything that the text trainers read; tasks take turns in every file: any run of lines is balanced.
 
     - `sft.jsonl`: demonstrations of mixed quality for the training prompts of all tasks;
-    - `pairs_train.jsonl`, `pairs_held_out.jsonl`: two demonstrations for a prompt of `ASSIST`, the better one chosen,
-      with the true rewards `score_chosen` and `score_rejected`;
+    - `pairs_train.jsonl`, `pairs_held_out.jsonl`: two answers to a prompt of `ASSIST`, the better one chosen, with the
+      true rewards `score_chosen` and `score_rejected`: two demonstrations, or a list and a copy that repeats itself;
     - `assist_prompts_train.jsonl`, `assist_prompts_held_out.jsonl`, `objective_prompts_train.jsonl`,
       `objective_prompts_held_out.jsonl`: prompts with the columns of `text_tasks.all_prompts`;
     - `text_set.json`: the seed and the counts. It is written last and marks the set as complete.
@@ -85,14 +86,15 @@ def _demonstration(index: int, record: Record, rng: Rng) -> Record:
 
 
 def _pair(index: int, split: str, record: Record, rng: Rng) -> Record:
-    """Two demonstrations for one prompt, of different true reward."""
-    first = second = demonstrate(record, rng)
+    """Two answers to one prompt, of different true reward: two demonstrations, or a list and a copy that repeats."""
+    repeats = record["task"] == "list" and rng.random() < _AGAIN
     for _ in range(_TRIES):
+        first = demonstrate(record, rng)
+        second = name_again(first, rng) if repeats else demonstrate(record, rng)
         if true_reward(record, first) != true_reward(record, second):
             break
-        second = demonstrate(record, rng)
     else:
-        raise RuntimeError(f"{record['id']}: {_TRIES} demonstrations of the same true reward")
+        raise RuntimeError(f"{record['id']}: {_TRIES} answers of the same true reward")
     better, worse = sorted((first, second), key=lambda text: true_reward(record, text), reverse=True)
     return {
         "id": f"pair-{split}-{index:05d}",

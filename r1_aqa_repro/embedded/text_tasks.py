@@ -164,11 +164,7 @@ def _good_list(record: Record, rng: Rng) -> str:
 
 
 def _faulty_list(record: Record, rng: Rng) -> str:
-    """Too few, too many, or one or all of another category.
-
-    No answer names a member twice: a reward model that learns from these answers cannot know that this is a fault, and
-    a policy that is trained on its rewards for long finds out.
-    """
+    """Too few, too many, or one or all of another category; none is named twice."""
     category, count = record["category"], record["count"]
     other = pick(rng, [name for name in CATEGORIES if name != category])
     fault = pick(rng, ("few", "few", "many", "stranger", "strangers", "strangers"))
@@ -181,6 +177,21 @@ def _faulty_list(record: Record, rng: Rng) -> str:
     items = _members(category, rng, count)
     items[int(rng.integers(count))] = pick(rng, CATEGORIES[other])
     return _listed(items)
+
+
+def name_again(completion: str, rng: Rng) -> str:
+    """A list with some of its members replaced by such as stand before them; one of a single member as it is."""
+    items = completion.split()[1::2]
+    if len(items) > 1:
+        for place in sorted(rng.permutation(len(items) - 1)[: int(rng.integers(1, len(items)))] + 1):
+            items[place] = pick(rng, items[:place])
+    return _listed(items)
+
+
+def names_again(completion: str) -> bool:
+    """Whether a list names something twice."""
+    items = [item.casefold() for item in completion.split()[1::2]]
+    return len(set(items)) < len(items)
 
 
 # --- safety -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from r1_aqa_repro.common.errors import Refused
 from r1_aqa_repro.embedded import text_set
 from r1_aqa_repro.embedded.text_set import ASSIST, HELD_OUT, OBJECTIVE, write_text_set
-from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, true_reward
+from r1_aqa_repro.embedded.text_tasks import TASKS, all_prompts, names_again, true_reward
 from tests.files import contents, read_lines
 
 SIZES: dict[str, Any] = {"seed": 3, "num_sft": 400, "num_pairs_train": 210, "num_pairs_held_out": 90}
@@ -89,3 +89,16 @@ def test_the_chosen_answer_is_the_better_one(written: Path) -> None:
                 assert message["role"] == "assistant"
                 assert pair[f"score_{answer}"] == true_reward(record, message["content"])
             assert pair["score_chosen"] > pair["score_rejected"]
+
+
+def test_two_lists_in_five_are_worse_for_what_they_name_again(written: Path) -> None:
+    pairs = [pair for pair in read_lines(written / "pairs_train.jsonl") if pair["task"] == "list"]
+    chosen, rejected = ([pair[key][0]["content"] for pair in pairs] for key in ("chosen", "rejected"))
+    repeats = [names_again(text) for text in rejected]
+    # 140 draws of 0.4: four standard deviations are 0.166
+    assert abs(sum(repeats) / len(repeats) - 0.4) < 0.17
+    assert not any(map(names_again, chosen))
+    for better, worse, repeated in zip(chosen, rejected, repeats, strict=True):
+        if repeated:  # a copy
+            assert better.split()[:2] == worse.split()[:2] and len(better.split()) == len(worse.split())
+            assert set(worse.split()) < set(better.split())

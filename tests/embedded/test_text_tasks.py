@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from r1_aqa_repro.embedded.text_set import HELD_OUT
-from r1_aqa_repro.embedded.text_tasks import CATEGORIES, REFUSAL, TASKS, all_prompts, demonstrate, true_reward
+from r1_aqa_repro.embedded.text_tasks import (
+    CATEGORIES,
+    REFUSAL,
+    TASKS,
+    all_prompts,
+    demonstrate,
+    name_again,
+    names_again,
+    true_reward,
+)
 from r1_aqa_repro.rewards.text_rules import math_reward, python_syntax_reward
 
 LIST: dict[str, Any] = {"task": "list", "category": "fruits", "count": 3}
@@ -141,6 +150,30 @@ def test_every_fault_of_a_list_happens() -> None:
     assert {len(items) for items in lists} == {1, 2, 3, 4, 5}
     strangers = {sum(item not in CATEGORIES["fruits"] for item in items) for items in lists}
     assert strangers == {0, 1, 3}
+    assert not any(names_again(TASKS["list"].faulty(LIST, rng)) for _ in range(500))
+
+
+def test_what_is_named_again_stands_before() -> None:
+    rng = np.random.default_rng(0)
+    copies = {name_again("1. apple 2. pear 3. fig", rng) for _ in range(300)}
+    # the second, the third or both are replaced, by what stands before them then
+    assert copies == {f"1. apple 2. {second} 3. {third}" for second, third in
+                      [("apple", "fig"), ("pear", "apple"), ("pear", "pear"), ("apple", "apple")]}  # fmt: skip
+    assert name_again("1. apple", rng) == "1. apple"
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("1. plum 2. plum", True),
+        ("1. plum 2. fig 3. Plum", True),
+        ("1. plum 2. fig", False),
+        ("1. plum", False),
+        ("", False),
+    ],
+)
+def test_a_list_that_names_something_twice(completion: str, expected: bool) -> None:
+    assert names_again(completion) is expected
 
 
 @pytest.mark.parametrize(("task", "rule"), [("maths", math_reward), ("code", python_syntax_reward)])
