@@ -18,7 +18,7 @@ ASSIST = ("list", "safety")  # whose reward has to be learned from preferences
 OBJECTIVE = ("maths", "code")  # whose reward is a rule
 _PAIRS_OF = ("list", "list", "safety")  # the first is harder to judge
 HELD_OUT = 240  # prompts of each task
-_AGAIN = 0.4  # share of the pairs of lists whose worse answer is the better one but for members that it names again
+_AGAIN = 0.6  # share of the pairs of lists whose worse answer is the better one but for members that it names again
 _TRIES = 100  # to find two answers of different reward
 
 
@@ -31,7 +31,7 @@ def split_prompts(task: str, seed: int) -> dict[str, list[Record]]:
 
 
 def write_text_set(
-    out: Path, *, seed: int, num_sft: int = 9600, num_pairs_train: int = 3000, num_pairs_held_out: int = 600
+    out: Path, *, seed: int, num_sft: int = 9600, num_pairs_train: int = 8000, num_pairs_held_out: int = 600
 ) -> None:
     """Write everything that the text trainers read; tasks take turns in every file: any run of lines is balanced.
 
