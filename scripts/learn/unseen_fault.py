@@ -2,7 +2,7 @@
 
     python scripts/learn/unseen_fault.py --out runs/learn/unseen_fault [--seed N] [--runs DIR]
 
-In two of five pairs on lists the worse answer is the better one with members that it names again, as in "1. plum
+In three of five pairs on lists the worse answer is the better one with members that it names again, as in "1. plum
 2. plum". Here these pairs are left out. A reward model that learns from the others cannot tell such answers apart, and
 what is trained on them or by it repeats itself: seldom where answers are sampled, all the more where the most probable
 token is taken each time. Beside it the same runs with all pairs: scripts/train_reward_model.sh, train_dpo.sh and

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.slow.conftest import Run, WholeRun, finish
+
+LESSONS = {  # and the runs that they build on
+    "reward_hacking": ["train_ppo_text"],
+    "dpo_log_probs": ["train_dpo"],
+    "unseen_fault": ["train_reward_model", "train_dpo", "train_grpo_text"],
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -23,6 +31,13 @@ def test_training_a_policy_raises_its_true_reward(script: str, whole_run: WholeR
     assert results["after"]["true_reward"] > results["chance"]["ci95"][1]
     if script in ("train_grpo_text", "train_ppo_text"):
         assert results["after"]["model_reward"] > results["before"]["model_reward"]
+    if script in ("train_dpo", "train_grpo_text"):  # under greedy decoding no worse than the start beyond the interval
+        assert results["gain"]["greedy_ci95"][1] >= 0
+    for block in (results["before"], results["after"]):
+        assert set(block["by_task"]) == {"list", "safety"}
+        for each in (block, *block["by_task"].values()):
+            assert each["ci95"][0] <= each["true_reward"] <= each["ci95"][1]
+            assert each["greedy_ci95"][0] <= each["greedy"] <= each["greedy_ci95"][1]
     check_costs(run)
 
 
@@ -64,8 +79,10 @@ def test_four_algorithms_side_by_side(whole_run: WholeRun, runs: Path) -> None:
     """With few samples: two steps of GRPO, of which the first warms up. What each is worth takes ten times as many."""
     whole_run("train_reward_model")  # what all start from
     folder = runs / "compare_algorithms"
-    printed = finish(sys.executable, "-m", "scripts.compare_algorithms", "--output-dir", folder, "--samples", 256)
-    algorithms = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["algorithms"]
+    budget = ["--samples", 256, "--seed", 0]
+    printed = finish(sys.executable, "-m", "scripts.compare_algorithms", "--output-dir", folder, *budget)
+    comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    algorithms = comparison["algorithms"]
     assert list(algorithms) == ["best of n", "DPO", "PPO", "GRPO"]
     for name, block in algorithms.items():
         assert block["n"] >= 400 and block["gain"]["ci95"][0] < block["gain"]["true_reward"] < block["gain"]["ci95"][1]
@@ -75,7 +92,58 @@ def test_four_algorithms_side_by_side(whole_run: WholeRun, runs: Path) -> None:
     # by the reward model, which ranks 95 % of pairs rightly, the best of eight is better than any one
     assert algorithms["best of n"]["gain"]["ci95"][0] > 0.1
     assert (algorithms["PPO"]["steps"], algorithms["GRPO"]["steps"]) == (4, 2)
+    assert (algorithms["PPO"]["updates"], algorithms["GRPO"]["updates"]) == (16, 2)
+    for block in (*(algorithms[name] for name in ("DPO", "PPO", "GRPO")), comparison["reward_model"]):
+        memory = block["memory_mb"]
+        assert block["tflop"] > 0
+        assert memory["models"] < memory["peak_of_fewer_rows"] < memory["peak"]  # fewer rows at once, less memory
     assert (folder / "comparison.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def lesson(whole_run: WholeRun, runs: Path) -> Callable[[str], dict[str, Any]]:
+    """Carries out a lesson on text; its results.json."""
+
+    def carry_out(name: str) -> dict[str, Any]:
+        for script in LESSONS[name]:
+            whole_run(script)  # what it builds on
+        out = runs / "learn" / name
+        printed = finish(sys.executable, ROOT / "scripts" / "learn" / f"{name}.py", "--out", out, "--runs", runs)
+        assert str(out / "answers.txt") in "".join(printed.split())
+        assert (out / "answers.txt").read_text(encoding="utf-8").count("\n\n") == 11  # twelve prompts
+        (picture,) = out.glob("*.png")
+        assert picture.stat().st_size > 10_000
+        return dict(json.loads((out / "results.json").read_text(encoding="utf-8")))
+
+    return carry_out
+
+
+def test_without_a_price_the_reward_model_is_hacked(lesson: Callable[[str], dict[str, Any]]) -> None:
+    models = lesson("reward_hacking")["models"]
+    _, priced, *_, free = models.values()
+    assert free["model_reward"] > priced["model_reward"]
+    assert free["ci95"][1] < priced["ci95"][0]  # the higher score is for worse answers
+    assert free["kl"]["nats_an_answer"] > priced["kl"]["nats_an_answer"]
+
+
+def test_dpo_lowers_both_log_probabilities_and_a_second_term_holds_the_chosen_one(
+    lesson: Callable[[str], dict[str, Any]],
+) -> None:
+    start, plain, with_sft = lesson("dpo_log_probs")["models"].values()
+    assert plain["chosen"] < start["chosen"] and plain["rejected"] < start["rejected"]
+    assert with_sft["chosen"] > plain["chosen"]
+    for trained in (plain, with_sft):
+        assert trained["ranked_right"] > 0.85
+        assert trained["own"] < start["own"]  # fresh samples of the start: their mean change is minus a KL divergence
+    assert with_sft["worth"]["true_reward"] > plain["worth"]["true_reward"]
+
+
+def test_what_no_pair_shows_the_reward_model_does_not_see(lesson: Callable[[str], dict[str, Any]]) -> None:
+    found = lesson("unseen_fault")
+    shown, hidden = found["reward_models"].values()
+    assert shown["repetition"]["ci95"][0] > hidden["repetition"]["ci95"][1]
+    models = found["models"]
+    assert models["DPO, with repetition in the pairs"]["greedy_ci95"][0] > models["DPO, without"]["greedy_ci95"][1]
 
 
 def test_a_sparse_reward_is_found_by_patience(whole_run: WholeRun) -> None:
