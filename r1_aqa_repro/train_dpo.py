@@ -3,7 +3,8 @@
     python -m r1_aqa_repro.train_dpo --config configs/dpo_qwen2_7b.yaml [--key value ...]
 
 The reference is the model that training starts from: a second copy of it, with LoRA the base without the adapter, with
-`precompute_ref_log_probs` nothing but its log-probs. Logged among others: `rewards/chosen` and `rewards/rejected`,
+`precompute_ref_log_probs` nothing but its log-probs. `loss_type` takes TRL's losses and `relative`, relative preference
+optimisation (arXiv 2402.10958). Logged among others: `rewards/chosen` and `rewards/rejected`,
 which are beta times how far the log-probs have moved from the reference, and `logps/chosen` and `logps/rejected`
 themselves.
 The same command again resumes an interrupted run; `--overwrite` starts anew.
@@ -13,26 +14,20 @@ from __future__ import annotations
 
 from r1_aqa_repro.common.console import show_help_if_asked
 from r1_aqa_repro.model.arguments import RopeArguments
-from r1_aqa_repro.run.arguments import TextExampleArguments, TextRunArguments
+from r1_aqa_repro.run.arguments import DPOArguments, TextRunArguments
 
 # without the imports below, which take seconds
-show_help_if_asked(__name__, __doc__, "trl.DPOConfig", TextRunArguments, TextExampleArguments, RopeArguments)
-
-from trl import DPOTrainer
+show_help_if_asked(__name__, __doc__, "trl.DPOConfig", TextRunArguments, DPOArguments, RopeArguments)
 
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.data.conversations import read_pairs
+from r1_aqa_repro.dpo.trainer import PairDPOTrainer, check_relative
 from r1_aqa_repro.model.text_loading import load_configured_policy
-from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import PairDPOConfig, parse_text_config
 from r1_aqa_repro.run.folder import trl_arguments
 from r1_aqa_repro.run.kinds import answered_prompts
 from r1_aqa_repro.run.loop import run_training
 from r1_aqa_repro.run.preflight import prepare, sole_run
-
-
-class PairDPOTrainer(ResumableTrainer, DPOTrainer):
-    """TRL's DPOTrainer, whose interrupted runs continue exactly."""
 
 
 @command
@@ -41,7 +36,7 @@ def main(argv: list[str]) -> int:
     data, training, model_config = parse_text_config(PairDPOConfig, argv)
     kind = answered_prompts(read_pairs, training.max_length)
     with sole_run(training):
-        pairs, held_out = prepare(data, training, model_config, kind, [])
+        pairs, held_out = prepare(data, training, model_config, kind, check_relative(training))
 
         def build_trainer() -> PairDPOTrainer:
             model, tokenizer = load_configured_policy(model_config)

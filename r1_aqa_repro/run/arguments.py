@@ -200,6 +200,15 @@ class TextExampleArguments(HeldOutArguments, ExampleArguments):
 
 
 @dataclass
+class DPOArguments(TextExampleArguments):
+    """Learning from pairs directly."""
+
+    relative_tau: float = key(
+        0.5, "Of loss_type relative: temperature of the prompts' likeness; the larger, the more unlike ones count."
+    )
+
+
+@dataclass
 class RewardModelArguments(TextExampleArguments):
     """Learning a reward model from pairs."""
 

@@ -27,6 +27,7 @@ from r1_aqa_repro.run.arguments import (
     AudioGRPOArguments,
     AudioSFTArguments,
     DataArguments,
+    DPOArguments,
     GRPOArguments,
     RewardModelArguments,
     TextExampleArguments,
@@ -73,7 +74,7 @@ class RewardModelConfig(RewardModelArguments, RewardConfig):
 
 
 @dataclass
-class PairDPOConfig(TextExampleArguments, DPOConfig):
+class PairDPOConfig(DPOArguments, DPOConfig):
     """TRL's DPOConfig; an example is a pair."""
 
 
@@ -208,7 +209,7 @@ _RANGES: dict[str, Range] = {
             _POSITIVE,
             (
                 "num_train_epochs", "logging_steps", "temperature", "repetition_penalty", "cliprange",
-                "cliprange_value", "save_on_signal", "code_timeout", "sapo_temperature_neg", "sapo_temperature_pos",
+                "cliprange_value", "relative_tau", "save_on_signal", "code_timeout", "sapo_temperature_neg", "sapo_temperature_pos",
             ),
         ),
         (

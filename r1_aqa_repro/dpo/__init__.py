@@ -1,0 +1,1 @@
+"""Direct preference optimisation on text pairs, with relative preference optimisation among its losses."""
