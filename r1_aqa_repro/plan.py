@@ -37,7 +37,15 @@ _COLUMNS = {
     "KV cache": "kv_cache",
     "logits": "logits",
 }
-_TASKS = {"grpo": "GRPO", "sft": "SFT", "dpo": "DPO", "reward": "a reward model", "ppo": "PPO"}
+_TASKS = {
+    "grpo": "GRPO",
+    "rloo": "RLOO",
+    "sft": "SFT",
+    "dpo": "DPO",
+    "kto": "KTO",
+    "reward": "a reward model",
+    "ppo": "PPO",
+}
 
 
 @command

@@ -20,7 +20,14 @@ show_help_if_asked(__name__, __doc__, "transformers.TrainingArguments", TextRunA
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.embedded import true_reward
 from r1_aqa_repro.model.text_loading import load_configured_policy
-from r1_aqa_repro.ppo.critic import actor_and_critic, check_critic, check_ppo, critic_positions, load_critic
+from r1_aqa_repro.ppo.critic import (
+    actor_and_critic,
+    check_critic,
+    check_ppo,
+    critic_positions,
+    load_critic,
+    with_adapter,
+)
 from r1_aqa_repro.ppo.trainer import PPOConfig, PPOTrainer
 from r1_aqa_repro.rewards.registry import check_rewards, load_rewards
 from r1_aqa_repro.run.config import parse_text_config
@@ -38,17 +45,19 @@ def main(argv: list[str]) -> int:
     longest = critic_positions(training, model_config)
     kind = prompts_to_answer(training, critic=longest, build=actor_and_critic)
     with sole_run(training):
-        prompts, _ = prepare(data, training, model_config, kind, problems)
+        prompts, held_out = prepare(data, training, model_config, kind, problems)
 
         def build_trainer() -> PPOTrainer:
             policy, tokenizer = load_configured_policy(model_config)
-            reference, _ = load_configured_policy(model_config)
+            # an adapter's base is the start, so that there need be no second one
+            reference = None if model_config.use_peft else load_configured_policy(model_config)[0]
             return PPOTrainer(
-                policy=policy,
-                critic=load_critic(training, model_config),
+                policy=with_adapter(policy, model_config, "CAUSAL_LM"),
+                critic=with_adapter(load_critic(training, model_config), model_config, "SEQ_CLS"),
                 reference=reference,
                 args=training,
                 prompts=prompts,
+                held_out=held_out,
                 processing_class=tokenizer,
                 reward_funcs=load_rewards(training, batch_size=training.max_prompts_per_device),
             )

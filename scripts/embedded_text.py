@@ -3,8 +3,8 @@
     python scripts/embedded_text.py train_dpo [--any key of its config]        # or another entry point
 
 What the run starts from is made first if it is not there: the text set, a small Qwen2, the common start by supervised
-fine-tuning, and for GRPO and PPO the reward model, each in a folder beside the run's own. After an interruption the
-same command goes on.
+fine-tuning, and for GRPO, RLOO and PPO the reward model, each in a folder beside the run's own. After an interruption
+the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project a
 
 from transformers import set_seed
 
-from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text
+from r1_aqa_repro import (
+    train_dpo,
+    train_grpo_text,
+    train_kto,
+    train_ppo_text,
+    train_reward_model,
+    train_rloo_text,
+    train_sft_text,
+)
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.errors import EXIT_DONE
 from r1_aqa_repro.common.files import as_lines, write_atomically
@@ -46,9 +54,12 @@ STAGES: dict[str, tuple[Any, str, str]] = {  # by entry point: its module, confi
     "train_sft_text": (train_sft_text, "sft_text_embedded", "sft.jsonl"),
     "train_reward_model": (train_reward_model, "reward_model_embedded", "pairs_train.jsonl"),
     "train_dpo": (train_dpo, "dpo_embedded", "pairs_train.jsonl"),
+    "train_kto": (train_kto, "kto_embedded", "pairs_train.jsonl"),
     "train_grpo_text": (train_grpo_text, "grpo_text_embedded", "assist_prompts_train.jsonl"),
+    "train_rloo_text": (train_rloo_text, "rloo_text_embedded", "assist_prompts_train.jsonl"),
     "train_ppo_text": (train_ppo_text, "ppo_text_embedded", "assist_prompts_train.jsonl"),
 }
+JUDGED = ("train_grpo_text", "train_rloo_text", "train_ppo_text")  # by the reward model
 CURVES = (  # a panel each, of what was logged
     ("loss",),
     ("accuracy",),
@@ -90,7 +101,7 @@ def policy_run(stage: str, workshop: TextWorkshop, folder: Path, overrides: Sequ
     """Train a policy; what it is worth before and after, on the same held-out prompts."""
     entry, config, data = STAGES[stage]
     start = workshop.start() if stage == "train_sft_text" else workshop.policy()
-    reward_model = workshop.reward_model() if stage in ("train_grpo_text", "train_ppo_text") else None
+    reward_model = workshop.reward_model() if stage in JUDGED else None
     given = ["--reward_model_name_or_path", str(reward_model)] if reward_model else []
     final = workshop.train(entry, config, folder, start, workshop.data() / data, [*given, *overrides])
     with workshop.stages(f"{folder.name}: evaluation"):

@@ -11,7 +11,15 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
-from r1_aqa_repro import train_dpo, train_grpo_text, train_ppo_text, train_reward_model, train_sft_text
+from r1_aqa_repro import (
+    train_dpo,
+    train_grpo_text,
+    train_kto,
+    train_ppo_text,
+    train_reward_model,
+    train_rloo_text,
+    train_sft_text,
+)
 from r1_aqa_repro.data.conversations import TextPrompt, read_pairs, read_prompts
 from r1_aqa_repro.embedded.text_set import write_text_set
 from r1_aqa_repro.embedded.text_tasks import vocabulary_texts
@@ -45,6 +53,14 @@ ENTRIES: dict[str, tuple[Any, str, list[str]]] = {
     "reward_model": (train_reward_model, "pairs_train.jsonl", EXAMPLES),
     "dpo": (train_dpo, "pairs_train.jsonl", EXAMPLES),
     "grpo": (train_grpo_text, "assist_prompts_train.jsonl", [*PROMPTS, "--reward_funcs", "random"]),
+}
+FURTHER: dict[str, tuple[Any, str, list[str]]] = {  # held to their own tests alone
+    "kto": (train_kto, "pairs_train.jsonl", EXAMPLES),
+    "rloo": (
+        train_rloo_text,
+        "prompts.jsonl",
+        [*PROMPTS[:8], "--beta", "0.1", "--top_k", "0", "--reward_funcs", "random"],
+    ),
 }
 PPO_ENTRY = (train_ppo_text, "prompts.jsonl", PPO)  # beside the others: its reward is the test's own
 NUM_TRAIN = 24  # records of each file: an epoch is 6 steps of 4
@@ -120,7 +136,7 @@ def pairs(text_set: Path) -> list[TextPrompt]:
 
 def arguments(kind: str, folder: Path, text_set: Path, model: Path) -> list[str]:
     """The command line of an entry point that writes to `folder`; further keys may be appended."""
-    _, file, settings = PPO_ENTRY if kind == "ppo" else ENTRIES[kind]
+    _, file, settings = PPO_ENTRY if kind == "ppo" else (ENTRIES | FURTHER)[kind]
     where = {"output_dir": folder, "train_file": text_set / file, "model_name_or_path": model}
     return [*COMMON, *settings, *(part for key, value in where.items() for part in (f"--{key}", str(value)))]
 
@@ -134,7 +150,7 @@ def build(text_set: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.Monk
     folders = (tmp_path / f"run-{number}" for number in count())
 
     def of(kind: str, *overrides: str) -> Trainer:
-        entry = ENTRIES[kind][0]
+        entry = (ENTRIES | FURTHER)[kind][0]
         built: list[Trainer] = []
 
         def keep(build_trainer: Callable[[], Trainer], training: TrainingArguments, *_: Any) -> int:

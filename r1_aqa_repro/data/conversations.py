@@ -4,7 +4,8 @@ All are in TRL's conversational form, with the prompt apart from the answers:
 
 - prompts: `{"prompt": [{"role": "user", "content": ...}]}`;
 - demonstrations: `{"prompt": [...], "completion": [{"role": "assistant", "content": ...}]}`;
-- preference pairs: `{"prompt": [...], "chosen": [...], "rejected": [...]}`, the answers written like a completion.
+- preference pairs: `{"prompt": [...], "chosen": [...], "rejected": [...]}`, the answers written like a completion;
+- judged answers: `{"prompt": [...], "completion": [...], "label": true}`, true if the answer is a good one.
 
 A prompt is an optional system message, then turns of user and assistant, the last of them a user's. `id` may be left
 out: the place in the file is then the id. Other keys are kept as columns. A bad record never stops the reading: it
@@ -36,13 +37,15 @@ def answer(text: str) -> list[Message]:
 @dataclass(frozen=True)
 class TextPrompt:
     """A conversation that waits for the assistant's answer, and the answers to it that its file has: the completion of
-    a demonstration, the chosen and the rejected one of a preference pair, which may say by how much (`margin`)."""
+    a demonstration, the chosen and the rejected one of a preference pair, which may say by how much (`margin`), an
+    answer that was judged (`label`)."""
 
     id: str
     messages: list[Message]
     columns: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)  # by key
     margin: float | None = None
+    label: bool | None = None
 
     @property
     def conversations(self) -> list[list[Message]]:
@@ -51,8 +54,9 @@ class TextPrompt:
 
     def row(self) -> dict[str, Any]:
         """TRL's conversational form, without the columns."""
-        margin = {} if self.margin is None else {"margin": self.margin}
-        return {"prompt": self.messages} | {key: answer(text) for key, text in self.answers.items()} | margin
+        judged = {"margin": self.margin, "label": self.label}
+        texts = {"prompt": self.messages} | {key: answer(text) for key, text in self.answers.items()}
+        return texts | {key: value for key, value in judged.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,32 @@ def read_pairs_to_score(path: str | os.PathLike[str]) -> Read[TextPrompt]:
     """Read a file of preference pairs, or one of RewardBench (arXiv 2403.13787): `prompt`, `chosen` and `rejected` as
     texts and `subset`, which is kept as a column; also as the Parquet file of its data set."""
     return read_file(path, _pair_to_score_from, "a file of JSON lines, or RewardBench's Parquet file")
+
+
+def read_judged(path: str | os.PathLike[str]) -> Read[TextPrompt]:
+    """Read a file of judged answers, or of preference pairs, each of which is two: chosen a good one, rejected not."""
+    read = read_file(path, _judged_from, _FILE)
+    return Read([each for record in read.records for each in _judgements(record)], read.problems)
+
+
+def _judged_from(record: dict[str, Any], where: str) -> TextPrompt:
+    if "chosen" in record or "rejected" in record:
+        return _pair_from(record, where)
+    judged = _prompt_from(record, where, ("completion",))
+    label = judged.columns.pop("label", None)
+    if not isinstance(label, bool):
+        found = "absent or null" if label is None else f"{label!r:.60}"
+        raise BadRecord(f"label is {found}", "Give label: true for a good answer, false for a bad one.")
+    return replace(judged, label=label)
+
+
+def _judgements(record: TextPrompt) -> list[TextPrompt]:
+    if record.label is not None:
+        return [record]
+    return [
+        replace(record, id=f"{record.id}/{key}", answers={"completion": text}, label=key == "chosen")
+        for key, text in record.answers.items()
+    ]
 
 
 def read_sft(path: str | os.PathLike[str]) -> Read[TextPrompt]:

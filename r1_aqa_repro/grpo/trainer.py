@@ -35,6 +35,7 @@ from r1_aqa_repro.model.generation import complete
 from r1_aqa_repro.model.inputs import ModelInputs, PromptInputs, process, text_inputs
 from r1_aqa_repro.model.loading import base_of, check_reference, prepare_for_sharing, widen_adapter
 from r1_aqa_repro.model.shared_attention import share_prefixes
+from r1_aqa_repro.model.text_loading import take_rope
 from r1_aqa_repro.rewards.rules import REWARDS, RewardFunction, completion_text, finite, require_finite
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.clips import Clips, ClipWatch, as_heard
@@ -441,8 +442,5 @@ class TextGRPOTrainer(SharedPrefixGRPOTrainer):
 
     def _prepare_model(self, model: PreTrainedModel) -> None:
         """TRL has loaded the reference from the policy's folder, without the run's own `rope_parameters`."""
-        own, wanted = model.config, base_of(self.accelerator.unwrap_model(self.model)).config
-        if own.rope_parameters != wanted.rope_parameters:
-            own.rope_parameters, own.max_position_embeddings = wanted.rope_parameters, wanted.max_position_embeddings
-            model.model.rotary_emb = type(model.model.rotary_emb)(own).to(model.device)
+        take_rope(model, base_of(self.accelerator.unwrap_model(self.model)).config)
         share_prefixes(model)

@@ -75,6 +75,14 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     return keep_texts(tokenizer)
 
 
+def take_rope(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Give a Qwen2ForCausalLM that a library has loaded the rotary embeddings of `config`, a run's own perhaps."""
+    own = model.config
+    if own.rope_parameters != config.rope_parameters:
+        own.rope_parameters, own.max_position_embeddings = config.rope_parameters, config.max_position_embeddings
+        model.model.rotary_emb = type(model.model.rotary_emb)(own).to(model.device)
+
+
 def load_policy(
     name_or_path: str | os.PathLike[str],
     dtype: str | torch.dtype = "float32",

@@ -92,7 +92,7 @@ def make_plan(
     job = make_job(training, model, sizes, machine.gpus, prompt_tokens, clip_seconds, completion_tokens)
     machine, known = (machine, []) if measurements is None else measured(measurements, machine, job)
     adapters: list[PeftConfig | None] = [get_peft_config(model)]
-    if adapters == [None] and job.task != "ppo":  # which trains its models whole
+    if adapters == [None]:
         task_type = _SCORES if job.task == "reward" else None
         adapters.append(LoraConfig(target_modules=_LORA_TARGETS, task_type=task_type))
     found = strategies(job, adapters)

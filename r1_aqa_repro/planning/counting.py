@@ -39,7 +39,7 @@ from r1_aqa_repro.model.encoded_audio import is_frozen
 from r1_aqa_repro.model.loading import base_of, freeze
 from r1_aqa_repro.ppo.actor_critic import ActorCritic, of_logits
 
-Task = Literal["grpo", "sft", "dpo", "reward", "ppo"]
+Task = Literal["grpo", "rloo", "sft", "dpo", "kto", "reward", "ppo"]
 _EFFICIENT = "memory_efficient"
 
 
@@ -91,13 +91,18 @@ def build_model(
             freeze(model, trained_parts)
         else:
             model = made(Qwen2ForCausalLM)
-        if task == "ppo":
-            model = ActorCritic(model, made(Qwen2ForSequenceClassification, num_labels=1))
-        if peft_config is not None:
-            model = get_peft_model(model, peft_config).to(dtype)  # adapters too, as DeepSpeed casts them
+        critic = made(Qwen2ForSequenceClassification, num_labels=1) if task == "ppo" else None
+        if peft_config is not None:  # adapters in the same type too, as DeepSpeed casts them
+            model = get_peft_model(model, peft_config).to(dtype)
+            if critic is not None:
+                of_critic = deepcopy(peft_config)
+                of_critic.task_type = "SEQ_CLS"
+                critic = get_peft_model(critic, of_critic).to(dtype)
+        if critic is not None:
+            model = ActorCritic(model, critic)
     if checkpointing:
         model.activation_checkpointing_enable()
-        if peft_config is not None:
+        if peft_config is not None and critic is None:  # of which PPO's two take care
             model.enable_input_require_grads()
     return model.train()
 

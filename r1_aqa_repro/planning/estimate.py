@@ -56,8 +56,8 @@ class Parameters:
     head: of lm_head or score; head_trainable: whether it is trained. adapters: whether only LoRA's matrices are.
     layers: of the matrices of the language model's layers, which QLoRA holds in 4 bits; largest_layer: of the largest.
     adapted: how many of them have an adapter.
-    critic: those of the total that are PPO's critic's. scorer: of a model of the policy's sizes that has a score for a
-    head, as reward models.
+    critic, critic_trainable: those of the total, and of the trainable, that are PPO's critic's. scorer: of a model of
+    the policy's sizes that has a score for a head, as reward models.
     """
 
     total: int
@@ -70,6 +70,7 @@ class Parameters:
     largest_layer: int = 0
     adapted: int = 0
     critic: int = 0
+    critic_trainable: int = 0
     scorer: int = 0
 
     @property
@@ -97,11 +98,12 @@ class Parameters:
             max(sizes),
             head.numel(),
             head.requires_grad,
-            isinstance(model, PeftModel),
+            isinstance(policy, PeftModel),
             sum(layers),
             max(layers),
             sum(hasattr(each, "lora_A") for each in inner),
             sum(parameter.numel() for critic in critics for parameter in critic.parameters()),
+            sum(each.numel() for critic in critics for each in critic.parameters() if each.requires_grad),
             sum(body) + base.config.get_text_config().hidden_size,
         )
 
@@ -222,7 +224,7 @@ def measure_loss(
         job.trained_parts,
     )
     activations = count()
-    if job.task == "grpo":
+    if job.task in ("grpo", "rloo"):
         return activations, fused_head_bytes(job, parameters, dtype, torch.bfloat16 if job.bf16 else dtype)
     losses: dict[Task, Callable[..., Any]] = {
         "reward": rewards,
@@ -284,7 +286,7 @@ def memory_of(job: Job, engine: Engine, parameters: Parameters, activations: int
             gradients=4 * trained * (2 if shards > 1 else 1),
             optimizer=8 * trained,
             reference=frozen * job.dtype.itemsize,
-            gathered_to_generate=2 * (trained - parameters.critic) if casts and job.generates else 0,
+            gathered_to_generate=2 * (trained - parameters.critic_trainable) if casts and job.generates else 0,
             step=optimizer_copy * trained,
             **common,
         )
@@ -352,7 +354,7 @@ def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, param
 
     head = 2 * job.scored * parameters.head
     values = 2 * job.completions * job.completion_tokens * job.model.get_text_config().hidden_size
-    backward = 1 + parameters.head_trainable + (job.task == "grpo")
+    backward = 1 + parameters.head_trainable + (job.task in ("grpo", "rloo"))
     flops = {"policy": learnt(policy) + job.passes * head * (1 + backward)}
     if job.task == "ppo":
         critic = networks(model)[1]
@@ -361,6 +363,10 @@ def count_work(job: Job, peft_config: PeftConfig | None, model: nn.Module, param
     if job.reference:
         reference = policy if peft_config is None else build_model(job.model, torch.float32)
         flops = {"reference": asked(reference) + head} | flops
+    if job.task == "kto":  # each prompt with another's answer, for the KL: asked of the policy and of the reference
+        flops["mismatched answers"] = asked(policy) + head + flops.get("reference", 0)
+    if job.task == "rloo":  # what was sampled, before it is learnt from
+        flops = {"scoring": asked(policy) + head} | flops
     if job.task == "ppo":  # what was sampled, before anything is learnt from it
         flops = {"scoring": asked(policy) + head + asked(critic) + values} | flops
     if job.answer_probability:  # the head at the answers' tokens alone is left out

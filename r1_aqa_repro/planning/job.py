@@ -29,10 +29,12 @@ from r1_aqa_repro.run.checks import check_reward_adapter
 from r1_aqa_repro.run.config import (
     AudioGRPOConfig,
     AudioSFTConfig,
+    JudgedKTOConfig,
     PairDPOConfig,
     RewardModelConfig,
     SharedPrefixGRPOConfig,
     TextGRPOConfig,
+    TextRLOOConfig,
     TextSFTConfig,
     parse_config,
     parse_text_config,
@@ -44,11 +46,21 @@ TEXT_TOKENS = 512  # of a prompt, and of an answer that is given: no more than a
 FRAMES_A_SECOND = 100  # hop of 160 samples at 16 kHz
 QUANTISABLE: tuple[Task, ...] = ("grpo", "sft")  # what trains an adapter on a base in 4 bits
 
-Training = SharedPrefixGRPOConfig | AudioSFTConfig | TextSFTConfig | PairDPOConfig | RewardModelConfig | PPOConfig
+Training = (
+    SharedPrefixGRPOConfig
+    | TextRLOOConfig
+    | AudioSFTConfig
+    | TextSFTConfig
+    | PairDPOConfig
+    | JudgedKTOConfig
+    | RewardModelConfig
+    | PPOConfig
+)
 # what trains which task; of two that know as many of a configuration's keys the first one is meant
 _HEARING: dict[type[Any], Task] = {AudioGRPOConfig: "grpo", AudioSFTConfig: "sft"}
 _READING: dict[type[Any], Task] = {
     TextGRPOConfig: "grpo", TextSFTConfig: "sft", PairDPOConfig: "dpo", RewardModelConfig: "reward", PPOConfig: "ppo",
+    TextRLOOConfig: "rloo", JudgedKTOConfig: "kto",
 }  # fmt: skip
 
 
@@ -56,7 +68,7 @@ _READING: dict[type[Any], Task] = {
 class Job:
     """What a training configuration asks of every process.
 
-    prompts, completions: at once (SFT: both are the examples; DPO, reward model: pairs and their answers).
+    prompts, completions: at once (SFT, KTO: both are the examples; DPO, reward model: pairs and their answers).
     accumulation: how often in a step.
     prompt_tokens: with the clip's `audio_tokens`. completion_tokens: of every completion (SFT: of the target).
     frames: log-mel frames encoded, trimmed or the whole window; 0 of text.
@@ -107,7 +119,7 @@ class Job:
 
     @property
     def generates(self) -> bool:
-        return self.task in ("grpo", "ppo")
+        return self.task in ("grpo", "rloo", "ppo")
 
     @property
     def rollout(self) -> Job:
@@ -224,13 +236,14 @@ def make_job(
     """
     hears = isinstance(config, Qwen2AudioConfig)
     batches, trimmed = 1, True
-    if isinstance(training, SharedPrefixGRPOConfig):
+    if isinstance(training, SharedPrefixGRPOConfig | TextRLOOConfig):
         per_step, at_once = training.prompts_per_step, training.max_prompts_per_device
+        shares = getattr(training, "sharing", "off") == "auto"  # RLOO is TRL's own
         of_task: dict[str, Any] = {
-            "shared": training.sharing == "auto",
+            "shared": shares,
             "reference": training.beta != 0,
             "gather_for_generation": training.ds3_gather_for_generation,
-            "cuda_graphs": training.cuda_graphs and training.sharing == "auto",
+            "cuda_graphs": shares and training.cuda_graphs,
             "reward_models": 0 if hears else list(training.reward_funcs or ()).count(REWARD_MODEL),
             "answer_probability": ANSWER_PROBABILITY in (training.reward_funcs or ()),
         }
@@ -256,7 +269,7 @@ def make_job(
         per_step, at_once = training.examples_per_step, training.max_examples_per_device
         of_task = {
             "shared": False,
-            "reference": isinstance(training, PairDPOConfig) and not training.precompute_ref_log_probs,
+            "reference": not getattr(training, "precompute_ref_log_probs", True),  # of DPO and KTO
             "gather_for_generation": False,
         }
         generations = 1 + isinstance(training, PairDPOConfig | RewardModelConfig)

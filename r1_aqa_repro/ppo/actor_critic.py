@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
+from r1_aqa_repro.common.errors import Failed
 from r1_aqa_repro.model.inputs import position_ids_of
+from r1_aqa_repro.model.loading import base_of
 
 
 class ActorCritic(nn.Module):
     """Policy and critic as one module: wrapped once, with one optimizer and one backward pass for both.
 
     Args:
-        policy: a causal language model.
-        critic: a reward model of one output, read at every token instead of at the last alone.
+        policy: a causal language model, or a PEFT model of one.
+        critic: a reward model of one output, or a PEFT model of one, read at every token instead of at the last alone.
     """
 
     is_gradient_checkpointing = False  # what TRL asks before it generates; nothing is checkpointed in eval mode
@@ -39,22 +43,44 @@ class ActorCritic(nn.Module):
         log_probs, entropies = score_tokens(
             self.policy, input_ids, attention_mask, completion_length, temperature, entropy_gradient
         )
-        hidden = self.critic.base_model(
+        critic = base_of(self.critic)  # with its adapter inside
+        hidden = critic.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids_of(attention_mask),
             use_cache=False,
         ).last_hidden_state
         # a token's value is read where the token is predicted: one position before it
-        values = self.critic.score(hidden[:, -completion_length - 1 : -1])[..., 0].float()
+        values = critic.score(hidden[:, -completion_length - 1 : -1])[..., 0].float()
         return log_probs, entropies, values
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        self.policy.activation_checkpointing_enable(**options)
-        self.critic.activation_checkpointing_enable(**options)
+        for network in (self.policy, self.critic):
+            network.activation_checkpointing_enable(**options)
+            if isinstance(network, PeftModel):  # nothing before the first adapter would need a gradient
+                network.enable_input_require_grads()
 
     def num_parameters(self) -> int:
         return self.policy.num_parameters() + self.critic.num_parameters()
+
+    def get_base_model(self) -> PreTrainedModel:
+        """The policy without its adapter: what a model card describes."""
+        return base_of(self.policy)
+
+
+def restore_adapter(network: PeftModel, folder: Path) -> None:
+    """Load the weights of an adapter, and of what is trained beside it, as `save_pretrained` wrote them.
+
+    Raises:
+        Failed: they are not all there, or others are.
+    """
+    saved = load_peft_weights(str(folder), device="cpu")
+    found = set_peft_model_state_dict(network, saved)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    if wrong := sorted(trained & set(found.missing_keys)) + list(found.unexpected_keys):
+        raise Failed(
+            f"{folder} does not hold the adapter that is trained: {wrong[0]} and {len(wrong) - 1} others differ"
+        )
 
 
 def score_tokens(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from r1_aqa_repro.common.console import key
 from r1_aqa_repro.rewards.arguments import RewardArguments
-from r1_aqa_repro.run.arguments import CheckpointArguments, derive_batch
+from r1_aqa_repro.run.arguments import HeldOutArguments, derive_batch
 
 
 @dataclass
-class PPOArguments(RewardArguments, CheckpointArguments):
+class PPOArguments(RewardArguments, HeldOutArguments):
     """PPO; a step is a rollout with all its updates.
 
     `per_device_train_batch_size` and `gradient_accumulation_steps` are derived: a minibatch is
@@ -28,7 +28,10 @@ class PPOArguments(RewardArguments, CheckpointArguments):
     missing_eos_penalty: float | None = key(None, "Subtracted from the score of a completion that was cut off.")
     num_ppo_epochs: int = key(4, "Passes over a rollout.")
     num_mini_batches: int = key(1, "Updates a pass.")
-    kl_coef: float = key(0.05, "Price of a nat of divergence from the reference.")
+    kl_coef: float = key(0.05, "Price of a nat of divergence from the reference; with adap_kl_ctrl that of the start.")
+    adap_kl_ctrl: bool = key(False, "Let the price follow the divergence: raise it above target_kl, lower it below.")
+    target_kl: float | None = key(None, "Of adap_kl_ctrl: nats an answer that the policy is to be from the reference.")
+    horizon: int = key(10_000, "Of adap_kl_ctrl: completions over which the price may change by about a fifth.")
     cliprange: float = key(0.2, "Clip of the probability ratio.")
     cliprange_value: float = key(0.2, "Clip of the critic's change a rollout.")
     vf_coef: float = key(0.1, "Weight of the critic's loss.")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from trl import get_peft_config
 
 from r1_aqa_repro.common.errors import Problem, Refused
+from r1_aqa_repro.model.files import adapter_config
 from r1_aqa_repro.model.text_loading import (
     TextModelConfig,
     check_reward_model,
@@ -19,6 +22,7 @@ from r1_aqa_repro.model.text_loading import (
 from r1_aqa_repro.model.yarn import WHERE as ROPE_PARAMETERS
 from r1_aqa_repro.ppo.actor_critic import ActorCritic
 from r1_aqa_repro.ppo.trainer import PPOConfig
+from r1_aqa_repro.run.checks import check_lora_dropout
 
 
 def actor_and_critic(config: PreTrainedConfig) -> ActorCritic:
@@ -29,6 +33,21 @@ def actor_and_critic(config: PreTrainedConfig) -> ActorCritic:
 def critic_source(training: PPOConfig) -> str | None:
     """The reward model that the critic starts as; None if it starts as the policy, with a head of zeros."""
     return training.value_model_name_or_path or training.reward_model_name_or_path
+
+
+def with_adapter(network: PreTrainedModel, model: TextModelConfig, task_type: str) -> PreTrainedModel | PeftModel:
+    """The policy (CAUSAL_LM) or the critic (SEQ_CLS, with its head trained in full) as the run trains it: with an
+    adapter if `use_peft` asks for one."""
+    peft_config = get_peft_config(model)
+    if peft_config is None:
+        return network
+    peft_config.task_type = task_type
+    is_sharded = is_deepspeed_zero3_enabled()  # whose buffers hold one type: TRL's trainers do the same
+    adapted = get_peft_model(network, peft_config, autocast_adapter_dtype=not is_sharded)
+    for parameter in adapted.parameters() if not is_sharded else ():  # the head too, which PEFT leaves as it was
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
 
 
 def load_critic(training: PPOConfig, model: TextModelConfig) -> PreTrainedModel:
@@ -95,7 +114,16 @@ def check_ppo(training: PPOConfig, model: TextModelConfig) -> list[Problem]:
         for key in ("save_strategy", "logging_strategy")
         if (value := getattr(training, key)) not in ("steps", "no")
     ]
-    if model.use_peft:
-        what = "PPO trains policy and critic in full, without adapters"
-        problems.append(Problem("use_peft", what, "Leave it out, or use r1_aqa_repro.train_grpo_text."))
-    return problems
+    if training.load_best_model_at_end:
+        what = "PPO does not choose among checkpoints: a reward model's score is no reason to"
+        problems.append(Problem("load_best_model_at_end", what, "Leave it out."))
+    if training.adap_kl_ctrl and not (training.target_kl and training.kl_coef):
+        what = "it multiplies kl_coef, which must be above 0, and needs a target"
+        problems.append(Problem("adap_kl_ctrl", what, "Set kl_coef and target_kl, or leave it out."))
+    if training.target_kl is not None and not training.adap_kl_ctrl:
+        problems.append(Problem("target_kl", "the price is fixed", "Set adap_kl_ctrl: true, or leave it out."))
+    source = critic_source(training)
+    if model.use_peft and source is not None and adapter_config(source) is not None:
+        what = "the critic would start from an adapter, and its own would be saved without it"
+        problems.append(Problem(source, what, "Merge it into its base with r1_aqa_repro.merge_adapter."))
+    return problems + check_lora_dropout(model)

@@ -43,6 +43,24 @@ def kl_penalised_rewards(
     return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
 
 
+def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float, samples: int, horizon: int) -> float:
+    """The next rollout's price of a nat: Ziegler et al.'s controller (arXiv 1909.08593, section 2.2), as TRL had it.
+
+        error   = clip(kl / target_kl - 1, -0.2, 0.2)
+        kl_coef <- kl_coef (1 + error samples / horizon)
+
+    The paper's gain, 0.1 a step, is TRL's samples / horizon.
+
+    Args:
+        kl: nats an answer from the reference, the mean of a rollout.
+        target_kl: what it is to be, above 0.
+        samples: completions of the rollout.
+        horizon: completions in which a constant error of 0.2 multiplies the price by e^0.2, about 1.2.
+    """
+    error = min(max(kl / target_kl - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * samples / horizon)
+
+
 def generalized_advantages(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import nullcontext
+from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -33,9 +35,10 @@ from r1_aqa_repro.model.files import make_portable
 from r1_aqa_repro.model.generation import generate, sampling_config
 from r1_aqa_repro.model.inputs import PromptInputs, attention_mask_left, pad_left, pad_right, text_inputs
 from r1_aqa_repro.model.text_loading import load_policy, load_reward_model
-from r1_aqa_repro.ppo.actor_critic import ActorCritic, score_tokens
+from r1_aqa_repro.ppo.actor_critic import ActorCritic, restore_adapter, score_tokens
 from r1_aqa_repro.ppo.arguments import PPOArguments
 from r1_aqa_repro.ppo.objectives import (
+    adapted_kl_coef,
     approximate_kl,
     clipped_policy_loss,
     clipped_value_loss,
@@ -44,6 +47,7 @@ from r1_aqa_repro.ppo.objectives import (
     kl_penalised_rewards,
     whiten,
 )
+from r1_aqa_repro.ppo.rollout import Answers, Rollout
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from r1_aqa_repro.rewards.rules import RewardFunction, require_finite
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
@@ -51,6 +55,7 @@ from r1_aqa_repro.run.completion_table import CompletionTable
 from r1_aqa_repro.run.finite_steps import shown_by_gradient
 
 CRITIC = "critic"  # folder inside a checkpoint
+_KL_CONTROL = "AdaptiveKL"  # of TrainerState.stateful_callbacks, which every checkpoint holds
 _NOTED = 4  # completions of a logged step in completions.csv
 
 
@@ -59,44 +64,21 @@ class PPOConfig(PPOArguments, TrainingArguments):
     """transformers' TrainingArguments for PPO; the learning rate changes from step to step."""
 
 
-@dataclass
-class Rollout:
-    """N completions as they were sampled, and what the updates need to know of that moment.
-
-    input_ids, attention_mask: [N, P + C], prompts padded on the left, completions on the right.
-    mask: bool [N, C], True on the tokens of a completion, its end of sequence among them.
-    log_probs, values: [N, C], of policy and critic before any update. 0 on padding, like the next two.
-    advantages, returns: [N, C].
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    mask: torch.Tensor
-    log_probs: torch.Tensor
-    values: torch.Tensor
-    advantages: torch.Tensor
-    returns: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def __getitem__(self, rows: torch.Tensor) -> Rollout:
-        return Rollout(*(getattr(self, each.name)[rows] for each in fields(self)))
-
-
 class PPOTrainer(ResumableTrainer):
     """PPO (arXiv 1707.06347) on text prompts, with the KL penalty in the reward (arXiv 1909.08593, 2203.02155).
 
     Args:
         policy: a Qwen2ForCausalLM.
         critic: a Qwen2ForSequenceClassification of one output.
-        reference: another copy of the policy; it stays as it is.
+        reference: another copy of the policy, which stays as it is; None if policy and critic are PEFT models: it is
+            then the policy without its adapter.
         args: the configuration.
         prompts: what is asked; every column that any of them has reaches the reward functions, as None for a prompt
             without it.
         processing_class: the policy's tokenizer.
         reward_funcs: by name; None is the reward of a completion to which one does not apply. The weights are
             `args.reward_weights`.
+        held_out: prompts of the evaluation while training.
         **kwargs: passed on to Trainer.
     """
 
@@ -110,18 +92,21 @@ class PPOTrainer(ResumableTrainer):
         self,
         policy: PreTrainedModel,
         critic: PreTrainedModel,
-        reference: PreTrainedModel,
+        reference: PreTrainedModel | None,
         args: PPOConfig,
         prompts: Sequence[TextPrompt],
         processing_class: PreTrainedTokenizerBase,
         reward_funcs: Mapping[str, RewardFunction],
+        held_out: Sequence[TextPrompt] = (),
         **kwargs: Any,
     ):
         disable_dropout_in_model(policy)  # else the same weights would give another ratio than 1
         disable_dropout_in_model(critic)
+        kwargs |= {"eval_dataset": list(held_out)} if held_out else {}
         super().__init__(model=ActorCritic(policy, critic), args=args, processing_class=processing_class, **kwargs)
         set_seed(args.seed, device_specific=True)  # Trainer has given every process the same random numbers
-        self.reference = self._frozen(reference)
+        self.reference = None if reference is None else self._frozen(reference)
+        self.kl_coef = args.kl_coef
         self.reward_funcs = reward_funcs
         for function in reward_funcs.values():
             if isinstance(function, RewardModel):
@@ -129,7 +114,7 @@ class PPOTrainer(ResumableTrainer):
         weights = args.reward_weights or [1.0] * len(self.reward_funcs)
         self.reward_weights = torch.tensor(weights, device=self.accelerator.device)
         self.prompts = prompts
-        self._columns = sorted({name for prompt in prompts for name in prompt.columns})
+        self._columns = sorted({name for prompt in [*prompts, *held_out] for name in prompt.columns})
         self.generation_config = sampling_config(policy, processing_class, args.max_completion_length, args.temperature)
         self._completions = CompletionTable(args.output_dir)
 
@@ -149,6 +134,8 @@ class PPOTrainer(ResumableTrainer):
             decayed = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[str, bool], dict[str, Any]] = {}
             for name, parameter in self.model.named_parameters():
+                if not parameter.requires_grad:  # under an adapter
+                    continue
                 network, decays = name.split(".")[0], name in decayed
                 new = {"params": [], "lr": rates[network], "weight_decay": self.args.weight_decay if decays else 0.0}
                 groups.setdefault((network, decays), new)["params"].append(parameter)
@@ -168,7 +155,10 @@ class PPOTrainer(ResumableTrainer):
         self._init_training_state(max_steps, 1, 1, resume_from_checkpoint, None)
         self._prepare_for_training(max_steps, None, resume_from_checkpoint)
         self._load_rng_state(resume_from_checkpoint)
+        self.kl_coef = self.state.stateful_callbacks.get(_KL_CONTROL, {}).get("kl_coef", args.kl_coef)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+        if args.eval_on_start and self.state.global_step == 0:
+            self.evaluate()
         while self.state.global_step < max_steps and not self.control.should_training_stop:
             self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
             figures = self._step()
@@ -177,6 +167,8 @@ class PPOTrainer(ResumableTrainer):
             self.control = self.callback_handler.on_step_end(args, self.state, self.control)
             if self.control.should_log:
                 self.log(figures)
+            if self.control.should_evaluate:
+                self.evaluate()
             if self.control.should_save:
                 self._save_checkpoint(self.model_wrapped, None)
                 self.control = self.callback_handler.on_save(args, self.state, self.control)
@@ -189,6 +181,10 @@ class PPOTrainer(ResumableTrainer):
         began = time.perf_counter()
         rollout, figures = self._roll_out(self._prompts_of_step(self.state.global_step))
         figures |= self._update(rollout)
+        if self.args.adap_kl_ctrl:
+            kl, target, horizon = figures["kl_per_answer"], float(self.args.target_kl or 0), self.args.horizon
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, target, self.args.prompts_per_step, horizon)
+            self.state.stateful_callbacks[_KL_CONTROL] = {"kl_coef": self.kl_coef}  # saved with every checkpoint
         figures["learning_rate"] = self._get_learning_rate()
         self.lr_scheduler.step()
         tokens = self._total(rollout.mask.sum()).item()
@@ -204,6 +200,54 @@ class PPOTrainer(ResumableTrainer):
 
     def _roll_out(self, prompts: list[TextPrompt]) -> tuple[Rollout, dict[str, float]]:
         """Sample a completion a prompt, reward it, and work out each token's advantage."""
+        args = self.args
+        answers = self._answer(prompts)
+        mask, log_probs, values = answers.rows["mask"], answers.log_probs, answers.values
+        rewards = kl_penalised_rewards(answers.scores, log_probs, answers.reference_log_probs, mask, self.kl_coef)
+        if args.whiten_rewards:
+            rewards = whiten(rewards, mask, self._total, keep_mean=True)
+        advantages, returns = generalized_advantages(rewards, values, mask, args.gamma, args.lam)
+        advantages = whiten(advantages, mask, self._total)
+        self._note(prompts, answers)
+        figures = self._figures_of(answers) | {
+            "kl_coef": self.kl_coef,
+            "explained_variance": explained_variance(values, returns, mask, self._total).item(),
+        }
+        rollout = Rollout(**answers.rows, log_probs=log_probs, values=values, advantages=advantages, returns=returns)
+        return rollout, figures
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Sample a completion for each held-out prompt, always by the same random numbers, and log their figures as
+        `eval_*`. Training goes on undisturbed."""
+        prompts, process = list(self.eval_dataset), self.accelerator.process_index
+        share = ceil(len(prompts) / self.accelerator.num_processes)  # the same for all: they generate together
+        places = range(process * share, (process + 1) * share)
+        devices = [] if self.accelerator.device.type == "cpu" else [self.accelerator.device]
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.args.seed + process)
+            answers = self._answer([prompts[place % len(prompts)] for place in places])
+        figures = self._figures_of(answers, counts=torch.tensor([place < len(prompts) for place in places]))
+        figures = {f"eval_{name}": value for name, value in figures.items()}
+        self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+    def _figures_of(self, answers: Answers, counts: torch.Tensor | None = None) -> dict[str, float]:
+        """Means over the answers of all processes; of this process's those that count."""
+        counts = torch.ones(len(answers.scores), dtype=torch.bool) if counts is None else counts
+        mask = answers.rows["mask"][counts]
+        kl = (answers.log_probs - answers.reference_log_probs)[counts].sum(dim=1)
+        by_name = zip(self.reward_funcs, answers.by_function[counts].T, strict=True)
+        return {f"rewards/{name}": self._mean(values) for name, values in by_name} | {
+            "reward": self._mean(answers.scores[counts]),
+            "kl": (self._total(kl.sum()) / self._total(mask.sum())).item(),
+            "kl_per_answer": self._mean(kl),
+            "completions/mean_length": self._mean(mask.sum(dim=1)),
+            "completions/ended": self._mean(answers.ended[counts]),
+        }
+
+    def _answer(self, prompts: list[TextPrompt]) -> Answers:
+        """Sample a completion a prompt, and have it judged by rewards, reference and critic."""
         args, device, pad = self.args, self.accelerator.device, self.processing_class.pad_token_id
         self.model_wrapped.eval()
         inputs = text_inputs(self.processing_class, [prompt.messages for prompt in prompts])
@@ -218,25 +262,7 @@ class PPOTrainer(ResumableTrainer):
             "attention_mask": torch.cat([attention_mask_left(inputs.prompt_ids), completion_mask], 1).to(device),
             "mask": completion_mask.bool().to(device),
         }
-        mask = rows["mask"]
-        log_probs, reference_log_probs, values = self._score(**rows)
-        rewards = kl_penalised_rewards(scores, log_probs, reference_log_probs, mask, args.kl_coef)
-        if args.whiten_rewards:
-            rewards = whiten(rewards, mask, self._total, keep_mean=True)
-        advantages, returns = generalized_advantages(rewards, values, mask, args.gamma, args.lam)
-        advantages = whiten(advantages, mask, self._total)
-
-        kl = (log_probs - reference_log_probs).sum(dim=1)
-        self._note(prompts, completion_ids, by_function, kl)
-        by_name = zip(self.reward_funcs, by_function.T, strict=True)
-        figures = {f"rewards/{name}": self._mean(values) for name, values in by_name} | {
-            "reward": self._mean(scores),
-            "kl": self._mean(kl),
-            "explained_variance": explained_variance(values, returns, mask, self._total).item(),
-            "completions/mean_length": self._mean(mask.sum(dim=1)),
-            "completions/ended": self._mean(ended),
-        }
-        return Rollout(**rows, log_probs=log_probs, values=values, advantages=advantages, returns=returns), figures
+        return Answers(rows, completion_ids, by_function, scores, ended, *self._score(**rows))
 
     def _generate(self, inputs: PromptInputs) -> list[list[int]]:
         """The ids of a completion a prompt, each with its end of sequence unless it was cut off."""
@@ -263,7 +289,9 @@ class PPOTrainer(ResumableTrainer):
             for rows in torch.arange(len(mask)).split(self.args.per_device_train_batch_size):
                 inputs = input_ids[rows], attention_mask[rows], length, temperature
                 log_probs, _, values = self.model_wrapped(*inputs)
-                parts.append((log_probs, score_tokens(self.reference, *inputs)[0], values))
+                with nullcontext() if self.reference is not None else self.model.policy.disable_adapter():
+                    reference = self.model.policy if self.reference is None else self.reference
+                    parts.append((log_probs, score_tokens(reference, *inputs)[0], values))
         return [torch.cat(part).masked_fill(~mask, 0.0) for part in zip(*parts, strict=True)]
 
     def _rewards(self, prompts: list[TextPrompt], completion_ids: list[list[int]]) -> torch.Tensor:
@@ -349,20 +377,19 @@ class PPOTrainer(ResumableTrainer):
 
     # --- What is written
 
-    def _note(
-        self, prompts: list[TextPrompt], completion_ids: list[list[int]], rewards: torch.Tensor, kl: torch.Tensor
-    ) -> None:
+    def _note(self, prompts: list[TextPrompt], answers: Answers) -> None:
         """Write a few completions of a logged step into the run folder's table."""
         step = self.state.global_step + 1
         if not self.accelerator.is_main_process or step % self.state.logging_steps:
             return
-        texts = self.processing_class.batch_decode(completion_ids[:_NOTED], skip_special_tokens=True)
+        texts = self.processing_class.batch_decode(answers.completion_ids[:_NOTED], skip_special_tokens=True)
+        rewards, kl = answers.by_function, (answers.log_probs - answers.reference_log_probs).sum(dim=1)
         self._completions.add(
             step,
             [
                 {"id": prompts[row].id, "prompt": prompts[row].messages[-1]["content"], "completion": text}
                 | dict(zip(self.reward_funcs, rewards[row].tolist(), strict=True))
-                | {"kl": round(kl[row].item(), 4)}
+                | {"kl_per_answer": round(kl[row].item(), 4)}
                 for row, text in enumerate(texts)
             ],
         )
@@ -382,6 +409,10 @@ class PPOTrainer(ResumableTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Policy and critic as `_save` wrote them, strictly; DeepSpeed restores its own shards."""
         policy, critic = self.model.policy, self.model.critic
+        if isinstance(policy, PeftModel):
+            restore_adapter(policy, Path(resume_from_checkpoint))
+            restore_adapter(critic, Path(resume_from_checkpoint) / CRITIC)
+            return
         saved = load_policy(resume_from_checkpoint, policy.dtype)
         policy.load_state_dict(saved.state_dict())
         saved = load_reward_model(Path(resume_from_checkpoint) / CRITIC, self.processing_class, critic.dtype)

@@ -138,7 +138,7 @@ def check_rewards(args: RewardArguments) -> list[Problem]:
         if name not in names and value is not None:
             remedy = f"Add {name} to reward_funcs, or leave the key out (--{key} '')."
             problems.append(Problem(key, "no reward uses it", remedy))
-    if ANSWER_PROBABILITY in names and not hasattr(args, "num_generations"):
+    if ANSWER_PROBABILITY in names and not hasattr(args, "sharing"):
         what = f"{ANSWER_PROBABILITY} is computed by the policy that GRPO trains"
         problems.append(Problem("reward_funcs", what, "Use train_grpo_text, or another reward."))
     if CODE in names:

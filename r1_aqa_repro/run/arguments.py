@@ -144,8 +144,8 @@ class ExampleArguments(CheckpointArguments):
 
 
 @dataclass
-class GRPOArguments(CheckpointArguments):
-    """GRPO: batch sizes follow from `prompts_per_step` and the number of processes.
+class GroupArguments(CheckpointArguments):
+    """Groups of completions: batch sizes follow from `prompts_per_step` and the number of processes.
 
     A group's rows must stay together, and a step has the same prompts on 1, 2, 4 or 8 devices.
     """
@@ -153,6 +153,20 @@ class GRPOArguments(CheckpointArguments):
     prompts_per_step: int = key(16, "Prompts of an optimizer step, over all processes.")
     max_prompts_per_device: int = key(2, "At most so many prompts a device at once; more are accumulated.")
     max_completion_length: int = key(512, "Longest completion, tokens.")
+
+    def __post_init__(self) -> None:
+        args: Any = self
+        args.batch_problem = derive_batch(
+            self, "prompts_per_step", self.prompts_per_step, self.max_prompts_per_device, args.num_generations
+        )
+        args.generation_batch_size, args.steps_per_generation = None, 1
+        super().__post_init__()  # type: ignore[misc]  # of the configuration that this is mixed into
+
+
+@dataclass
+class GRPOArguments(GroupArguments):
+    """GRPO on questions of any kind."""
+
     reward_funcs: list[str] = key(["accuracy", "format"], "accuracy, format and others: r1_aqa_repro.rewards.rules.")
     dynamic_sampling: int = key(
         0, "Up to so many further prompts a step, in place of those whose rewards are all the same."
@@ -171,14 +185,9 @@ class GRPOArguments(CheckpointArguments):
     cuda_graphs: bool = key(False, "On a GPU, with sharing: replay recorded decoding steps. Not yet tried on a GPU.")
 
     def __post_init__(self) -> None:
-        args: Any = self
         if self.sharing is False:  # how YAML reads a bare `off`
             self.sharing = "off"
-        args.batch_problem = derive_batch(
-            self, "prompts_per_step", self.prompts_per_step, self.max_prompts_per_device, args.num_generations
-        )
-        args.generation_batch_size, args.steps_per_generation = None, 1
-        super().__post_init__()  # type: ignore[misc]  # of the configuration that this is mixed into
+        super().__post_init__()
 
 
 @dataclass
@@ -223,6 +232,11 @@ class RewardModelArguments(TextExampleArguments):
 @dataclass
 class TextGRPOArguments(RewardArguments, GRPOArguments):
     """GRPO on text prompts."""
+
+
+@dataclass
+class RLOOArguments(RewardArguments, GroupArguments):
+    """RLOO on text prompts."""
 
 
 def batch_plan(per_step: int, max_per_device: int, num_processes: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from r1_aqa_repro.model.loading import freeze
 from r1_aqa_repro.rewards.arguments import ANSWER_PROBABILITY
 from r1_aqa_repro.run.arguments import BEST_METRIC, DataArguments
 from r1_aqa_repro.run.checkpoints import checkpoints
-from r1_aqa_repro.run.config import AudioSFTConfig, SharedPrefixGRPOConfig, TextSFTConfig
+from r1_aqa_repro.run.config import AudioSFTConfig, SharedPrefixGRPOConfig, TextRLOOConfig, TextSFTConfig
 from r1_aqa_repro.run.part_rates import check_part_rates
 from r1_aqa_repro.run.training_state import has_training_state
 
@@ -181,6 +181,12 @@ def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Pro
     if training.std_filter_beta and first <= average:
         what = f"{first}, but the average begins with step {average}, and needs a step before it is used"
         problems.append(Problem("std_filter_start_step", what, f"Choose at least {average + 1}."))
+    return problems + check_rollouts(training, model)
+
+
+def check_rollouts(training: SharedPrefixGRPOConfig | TextRLOOConfig, model: ModelConfig) -> list[Problem]:
+    """A problem for each way to sample groups, and to learn from them, that cannot be carried out."""
+    problems = []
     if training.num_iterations > 1 and training.gradient_accumulation_steps > 1:
         what = f"{training.num_iterations} updates a rollout need all prompts of a step in one batch a process"
         problems.append(Problem("num_iterations", what, "Raise max_prompts_per_device or the number of processes."))
@@ -189,10 +195,15 @@ def check_grpo(training: SharedPrefixGRPOConfig, model: ModelConfig) -> list[Pro
         problems.append(
             Problem("save_steps", what, f"Choose a multiple of num_iterations ({training.num_iterations}).")
         )
-    if model.use_peft and model.lora_dropout:
-        what = f"{model.lora_dropout}: completions would be scored by another model than the one that sampled them"
-        problems.append(Problem("lora_dropout", what, "Set it to 0."))
-    return problems
+    return problems + check_lora_dropout(model)
+
+
+def check_lora_dropout(model: ModelConfig) -> list[Problem]:
+    """A problem if what was sampled would be scored otherwise than it was sampled."""
+    if not model.use_peft or not model.lora_dropout:
+        return []
+    what = f"{model.lora_dropout}: completions would be scored by another model than the one that sampled them"
+    return [Problem("lora_dropout", what, "Set it to 0.")]
 
 
 def check_tools(training: TrainingArguments) -> list[Problem]:
@@ -353,7 +364,9 @@ def count_parameters(
         with torch.device("meta"):
             built = build()
             if model.use_peft:
-                _try_adapter(built, model)
+                # of PPO policy and critic have one each, whose modules are named as in themselves
+                for network in [built] if isinstance(built, PreTrainedModel) else built.children():
+                    _try_adapter(network, model)
             freeze(built, getattr(training, "trained_parts", "all"))
             if problems := check_part_rates(training, built):
                 raise Refused(problems)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
-from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
+from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig, TrlParser
 
 from r1_aqa_repro.common.console import LARGEST, say
 from r1_aqa_repro.common.distributed import is_main_process
@@ -30,6 +30,7 @@ from r1_aqa_repro.run.arguments import (
     DPOArguments,
     GRPOArguments,
     RewardModelArguments,
+    RLOOArguments,
     TextExampleArguments,
     TextGRPOArguments,
     TextRunArguments,
@@ -76,6 +77,16 @@ class RewardModelConfig(RewardModelArguments, RewardConfig):
 @dataclass
 class PairDPOConfig(DPOArguments, DPOConfig):
     """TRL's DPOConfig; an example is a pair."""
+
+
+@dataclass
+class JudgedKTOConfig(TextExampleArguments, KTOConfig):
+    """TRL's KTOConfig; an example is a judged answer."""
+
+
+@dataclass
+class TextRLOOConfig(RLOOArguments, RLOOConfig):
+    """TRL's RLOOConfig; batch sizes are derived as GRPO's."""
 
 
 @dataclass
@@ -187,10 +198,10 @@ _RANGES: dict[str, Range] = {
                 "prompts_per_step", "max_prompts_per_device", "examples_per_step", "max_examples_per_device",
                 "num_generations_eval", "num_iterations", "num_ppo_epochs", "num_mini_batches",
                 "per_device_eval_batch_size", "eval_limit", "local_rollout_forward_batch_size",
-                "length_penalty_cache", "lora_r", "lora_alpha", "dataset_num_proc", "dataloader_prefetch_factor",
-                "ddp_timeout", "ddp_bucket_cap_mb", "eval_accumulation_steps", "torch_empty_cache_steps",
-                "ref_model_sync_steps", "precompute_ref_batch_size", "std_filter_ema_start_step",
-                "std_filter_start_step", "code_memory_mb",
+                "length_penalty_cache", "horizon", "lora_r", "lora_alpha", "dataset_num_proc",
+                "dataloader_prefetch_factor", "ddp_timeout", "ddp_bucket_cap_mb", "eval_accumulation_steps",
+                "torch_empty_cache_steps", "ref_model_sync_steps", "precompute_ref_batch_size",
+                "std_filter_ema_start_step", "std_filter_start_step", "code_memory_mb",
             ),
         ),
         (
@@ -203,13 +214,15 @@ _RANGES: dict[str, Range] = {
                 "weight_decay", "max_grad_norm", "adam_epsilon", "beta", "epsilon", "epsilon_high", "delta", "kl_coef",
                 "vf_coef", "missing_eos_penalty", "neftune_noise_alpha", "center_rewards_coefficient",
                 "std_filter_beta", "off_policy_mask_threshold", "discopop_tau", "router_aux_loss_coef",
+                "desirable_weight", "undesirable_weight",
             ),
         ),
         (
             _POSITIVE,
             (
                 "num_train_epochs", "logging_steps", "temperature", "repetition_penalty", "cliprange",
-                "cliprange_value", "relative_tau", "save_on_signal", "code_timeout", "sapo_temperature_neg", "sapo_temperature_pos",
+                "cliprange_value", "relative_tau", "target_kl", "save_on_signal", "code_timeout",
+                "sapo_temperature_neg", "sapo_temperature_pos",
             ),
         ),
         (

@@ -371,6 +371,14 @@ def answered_prompts(
     return TextRecords(read, {"max_length allows": max_length}, shorten, build=build, check_all=check_all)
 
 
+def check_labels(answers: Sequence[TextPrompt], file: str) -> list[Problem]:
+    """A problem if judged answers are all good, or all bad: there is nothing to tell apart."""
+    if len({each.label for each in answers}) != 1:
+        return []
+    what = f"all of its {len(answers)} answers are {'good' if answers[0].label else 'bad'} ones"
+    return [Problem(file, what, "Give both kinds, label: true and label: false.")]
+
+
 def check_margins(pairs: Sequence[TextPrompt], file: str) -> list[Problem]:
     """A problem if only some of the pairs have a margin: TRL would stop at the first batch of both."""
     without = [pair.id for pair in pairs if pair.margin is None]

@@ -50,7 +50,7 @@ def test_what_ppo_does_in_a_step(policy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        (PPO, ["--use_peft", "true"], "PPO trains policy and critic in full"),
+        (PPO, ["--use_peft", "true"], "completions would be scored by another model"),
         (PPO, ["--save_strategy", "epoch"], "PPO logs and saves by steps"),
         (PPO, ["--num_mini_batches", "3"], "no multiple of num_mini_batches"),
         (REWARD, ["--use_peft", "true"], "would leave the reward head as it was drawn"),

@@ -180,7 +180,7 @@ def test_scores_of_a_reward_model_are_counted(folder: Path, tmp_path: Path) -> N
 
 
 PARAMETERS = Parameters(
-    total=1500, trainable=1500, largest=100, head=100, head_trainable=True, critic=700, scorer=700
+    total=1500, trainable=1500, largest=100, head=100, head_trainable=True, critic=700, critic_trainable=700, scorer=700
 )  # 800 the policy's
 
 

@@ -30,7 +30,8 @@ from r1_aqa_repro.model.files import processor_files
 from r1_aqa_repro.model.inputs import text_inputs, token_ids
 from r1_aqa_repro.model.text_loading import TextModelConfig, load_policy, load_reward_model, load_tokenizer
 from r1_aqa_repro.ppo.objectives import generalized_advantages
-from r1_aqa_repro.ppo.trainer import CRITIC, PPOConfig, PPOTrainer, Rollout, indices_of_step
+from r1_aqa_repro.ppo.rollout import Rollout
+from r1_aqa_repro.ppo.trainer import CRITIC, PPOConfig, PPOTrainer, indices_of_step
 from r1_aqa_repro.rewards import registry
 from r1_aqa_repro.rewards.reward_model import RewardModel
 from r1_aqa_repro.rewards.rules import Completion
@@ -76,6 +77,7 @@ def rolled_out(trainer: PPOTrainer) -> tuple[list[TextPrompt], Rollout, dict[str
 def test_a_rollout_holds_what_each_completion_gives_by_itself(make: Make, prompts: list[TextPrompt]) -> None:
     """Each row again, without padding, neighbours and cache, with the formulas written out."""
     trainer = make(kl_coef=0.1, lam=0.9, gamma=0.98, temperature=0.7, missing_eos_penalty=0.25)
+    assert trainer.reference is not None
     with torch.no_grad():  # a reference that differs
         for parameter in trainer.reference.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
@@ -114,7 +116,8 @@ def test_a_rollout_holds_what_each_completion_gives_by_itself(make: Make, prompt
     torch.testing.assert_close(rollout.advantages[rollout.mask], whitened, rtol=1e-3, atol=1e-4)
     for values in (rollout.log_probs, rollout.values, rollout.advantages, rollout.returns):
         assert not values[~rollout.mask].any()
-    assert figures["kl"] == pytest.approx(sum(expected_kl) / len(asked), rel=1e-3)
+    assert figures["kl_per_answer"] == pytest.approx(sum(expected_kl) / len(asked), rel=1e-3)
+    assert figures["kl"] == pytest.approx(sum(expected_kl) / sum(lengths), rel=1e-3)
     assert figures["reward"] == pytest.approx(sum(scores) / len(asked), rel=1e-4)
     assert figures["completions/ended"] == pytest.approx(sum(ended) / len(asked))
     assert figures["completions/mean_length"] == pytest.approx(sum(lengths) / len(asked))
@@ -196,6 +199,7 @@ def test_no_model_sees_more_completions_at_once_than_set(
 def test_a_step_moves_every_parameter_but_the_frozen_ones(make: Make, reward_model: Path, policy: Path) -> None:
     judge = RewardModel(load_reward_model(reward_model, load_tokenizer(policy)), load_tokenizer(policy))
     trainer = make({"reward_model": judge})
+    assert trainer.reference is not None
     before, frozen = state_of(trainer.model), [*trainer.reference.parameters(), *judge.model.parameters()]
     start = [parameter.clone() for parameter in frozen]
     trainer.train()
@@ -293,7 +297,7 @@ def test_it_learns(make: Make) -> None:
     trainer = make(max_steps=16, prompts_per_step=24, max_prompts_per_device=24, learning_rate=1e-2, kl_coef=0.01)
     trainer.train()
     reward = [entry["reward"] for entry in trainer.state.log_history]
-    kl = [entry["kl"] for entry in trainer.state.log_history]
+    kl = [entry["kl_per_answer"] for entry in trainer.state.log_history]
     assert sum(reward[-3:]) > 3 * sum(reward[:3])  # seen: 5.3 times
     assert kl[0] == 0 and kl[-1] > 1
 
@@ -442,7 +446,7 @@ def test_what_cannot_work_is_refused_at_once(
     for what in (
         "no multiple of num_mini_batches",
         "eval_strategy: there is nothing to evaluate on", "save_strategy: epoch: PPO logs and saves by steps",
-        "use_peft: PPO", "reward_weights: 2 weights",
+        "lora_dropout: 0.05", "reward_weights: 2 weights",
         f"{other}: the model has no score head",
     ):  # fmt: skip
         assert what in said, (what, said)
