@@ -202,8 +202,9 @@ class PPOTrainer(ResumableTrainer):
         """Sample a completion a prompt, reward it, and work out each token's advantage."""
         args = self.args
         answers = self._answer(prompts)
-        mask, log_probs, values = answers.rows["mask"], answers.log_probs, answers.values
-        rewards = kl_penalised_rewards(answers.scores, log_probs, answers.reference_log_probs, mask, self.kl_coef)
+        mask, scores, values = answers.rows["mask"], answers.scores, answers.values
+        log_probs, reference_log_probs = answers.log_probs, answers.reference_log_probs
+        rewards = kl_penalised_rewards(scores, log_probs, reference_log_probs, mask, self.kl_coef)
         if args.whiten_rewards:
             rewards = whiten(rewards, mask, self._total, keep_mean=True)
         advantages, returns = generalized_advantages(rewards, values, mask, args.gamma, args.lam)
@@ -262,7 +263,8 @@ class PPOTrainer(ResumableTrainer):
             "attention_mask": torch.cat([attention_mask_left(inputs.prompt_ids), completion_mask], 1).to(device),
             "mask": completion_mask.bool().to(device),
         }
-        return Answers(rows, completion_ids, by_function, scores, ended, *self._score(**rows))
+        log_probs, reference_log_probs, values = self._score(**rows)
+        return Answers(rows, completion_ids, by_function, scores, ended, log_probs, reference_log_probs, values)
 
     def _generate(self, inputs: PromptInputs) -> list[list[int]]:
         """The ids of a completion a prompt, each with its end of sequence unless it was cut off."""
