@@ -19,10 +19,12 @@ from r1_aqa_repro.run.arguments import DataArguments, TextRunArguments, batch_pl
 from r1_aqa_repro.run.config import (
     AudioGRPOConfig,
     AudioSFTConfig,
+    JudgedKTOConfig,
     PairDPOConfig,
     RewardModelConfig,
     SharedPrefixGRPOConfig,
     TextGRPOConfig,
+    TextRLOOConfig,
     TextSFTConfig,
     has_bf16,
     parse_as,
@@ -38,9 +40,11 @@ KINDS: dict[str, tuple[type, type[TrainingArguments], type]] = {
     "dpo": (TextRunArguments, PairDPOConfig, TextModelConfig),
     "grpo_text": (TextRunArguments, TextGRPOConfig, TextModelConfig),
     "ppo_text": (TextRunArguments, PPOConfig, TextModelConfig),
+    "kto": (TextRunArguments, JudgedKTOConfig, TextModelConfig),
+    "rloo_text": (TextRunArguments, TextRLOOConfig, TextModelConfig),
 }
 ON_CPU = ["--bf16", "false"]  # without a GPU TrainingArguments refuses bf16; `use_cpu` would connect processes
-FROM_EXAMPLES = ("sft", "sft_text", "reward_model", "dpo")
+FROM_EXAMPLES = ("sft", "sft_text", "reward_model", "dpo", "kto")
 HELD_OUT = ["--eval_file", "held_out.jsonl", "--save_steps", "7"]
 
 
@@ -100,7 +104,7 @@ class TestPublishedFiles:
             return
         assert training.batch_problem is None
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
-        if isinstance(training, SharedPrefixGRPOConfig):
+        if isinstance(training, SharedPrefixGRPOConfig | TextRLOOConfig):
             assert rows == training.prompts_per_step * training.num_generations
             assert training.per_device_train_batch_size % training.num_generations == 0
             assert training.steps_per_generation == 1
