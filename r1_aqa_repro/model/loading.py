@@ -112,15 +112,17 @@ def num_parameters(config: PreTrainedConfig) -> int:
 
 
 def check_model_folder(
-    name_or_path: str | os.PathLike[str], model_types: Sequence[str] = (MODEL_TYPE,)
+    name_or_path: str | os.PathLike[str], model_types: Sequence[str] = (MODEL_TYPE,), remedy: str | None = None
 ) -> PreTrainedConfig:
     """The configuration of a model (a folder or a hub id; of a LoRA adapter: its base's), reading nothing else.
+
+    `remedy` is what to do if there is none; another model of these types unless given.
 
     Raises:
         Refused: the folder or id cannot be read, is none of these types, or is incomplete.
     """
     where, folder = str(name_or_path), folder_of(name_or_path)
-    remedy = f"Give a {' or '.join(model_types)} folder or hub id, such as {EXAMPLES[model_types[0]]}."
+    remedy = remedy or f"Give a {' or '.join(model_types)} folder or hub id, such as {EXAMPLES[model_types[0]]}."
     base = adapter_base(name_or_path)
     if folder is None and not _HUB_ID.fullmatch(where):
         raise Refused.because(where, "no model can be read there (there is no such folder)", remedy)

@@ -162,7 +162,8 @@ def check_reward_model(name_or_path: str | os.PathLike[str]) -> PreTrainedConfig
         Refused: see `check_model_folder`, `load_tokenizer` and `check_pair`; a folder without a score head or with
             another number of outputs.
     """
-    config = check_model_folder(name_or_path, (TEXT_MODEL_TYPE,))
+    missing = f"It should be a reward model: give its folder or hub id. {_TRAIN_ONE}"
+    config = check_model_folder(name_or_path, (TEXT_MODEL_TYPE,), missing)
     check_pair(config, load_tokenizer(name_or_path), str(name_or_path))
     _require_head(name_or_path)
     if adapter_base(name_or_path) is None and config.num_labels != 1:

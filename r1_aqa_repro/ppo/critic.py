@@ -83,8 +83,7 @@ def check_critic(training: PPOConfig, model: TextModelConfig) -> list[Problem]:
     if source is None or policy is None:
         return []
     try:
-        if source != training.reward_model_name_or_path:  # that one is checked as a reward
-            check_reward_model(source)
+        check_reward_model(source)  # what is wrong with it as the reward too is told once
         checked_config(source, model.rope)
         if load_tokenizer(source).get_vocab() != load_tokenizer(policy).get_vocab():
             what = f"its tokens are not those of {policy}, which the critic has to read"
