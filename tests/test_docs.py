@@ -59,8 +59,8 @@ def test_all_that_a_page_names_is_there(page: Path) -> None:
 def test_what_is_not_there_is_found() -> None:
     text = """
         `scripts/gone.sh`, `configs/*_gone.yaml` and NAME in configs/NAME.yaml; `tests/gone/` beside `tests/data/`;
-        `eval.gone` and `eval.mmau`; [a page](docs/gone.md#part), [another](README.md#status), [a site](https://a.example);
-        [a part](#status), [no part](README.md#gone);
+        `eval.gone` and `eval.mmau`; [a page](docs/gone.md#part), [another](README.md#results), [a site](https://a.example);
+        [a part](#results), [no part](README.md#gone);
         python -m eval.scores --out runs/eval/x.json
     """
     gone = ["scripts/gone.sh", "configs/*_gone.yaml", "docs/gone.md", "tests/gone/", "eval.gone", "eval.scores"]
