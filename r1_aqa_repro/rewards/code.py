@@ -38,7 +38,7 @@ _PATIENCE = 4  # times the processor time, for the clock on the wall: machines a
 _SET_UP = 60  # seconds in which a sandbox begins, on however busy a machine
 _REMEDY = (
     "It needs Linux 5.12 with namespaces for users: sysctl kernel.unprivileged_userns_clone=1 (Debian), "
-    "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), docker run --security-opt seccomp=unconfined; or be root."
+    "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), docker run --privileged; or leave the reward out."
 )
 # reads its secret, runs code and tests, which it has taken out of the folder, and says the secret if nothing was raised
 _TESTED = """
