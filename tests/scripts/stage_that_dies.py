@@ -15,7 +15,7 @@ from scripts.reproduce import stage
 # how the path of that file ends, by kind of stage; of others it is the mark that they are done
 AMID = {
     "embedded": "/mmau_format.json",  # without the questions to learn from
-    "model": "/checkpoint-1",
+    "model": "/checkpoint-2",
     "train_data": "/held_out.jsonl",
     "train": "/checkpoint-2",
     "choose": "/checkpoint-2/predictions.jsonl",

@@ -30,7 +30,7 @@ from tests.scripts.test_reproduce import config_in
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TINY = {
-    "embedded": {"num_train": 32, "num_test": 12, "num_warm": 16, "warm_steps": 1},
+    "embedded": {"num_train": 32, "num_test": 12, "num_warm": 32, "warm_steps": 2},
     "seeds": [0],
     "held_out": 8,
     "max_new_tokens": 4,
