@@ -334,7 +334,7 @@ def tables(comparison: Mapping[str, Any]) -> list[Table]:
     seeds = f"seed{'s' if len(comparison['seeds']) > 1 else ''} {', '.join(map(str, comparison['seeds']))}"
     greedy = {name: block for name, block in algorithms.items() if "greedy" in block}
     return [
-        by_task(f"true reward on held-out prompts, sampled at temperature 1, {seeds}", {"start": start} | algorithms),
+        by_task(f"true reward on held-out prompts, sampled, {seeds}", {"start": start} | algorithms),
         by_task(f"true reward on held-out prompts, greedy, {seeds}", {"start": start} | greedy, greedy=True),
         table(f"gain over the start with {comparison['samples']} samples each", gains_of(comparison)),
         table("what it takes, means of the seeds; memory in MB", taken_by(comparison)),
@@ -379,12 +379,11 @@ def sentence(comparison: Mapping[str, Any]) -> str:
     """What the columns mean, and what decides the memory."""
     start = comparison["start"]
     return (
-        f"Score: the reward model's, of the start {start['model_reward']:.2f}. KL to it in nats an answer. "
-        "DPO's TFLOP and seconds "
-        f"are with the sampling of its pairs; best of n's are of {start['n'] // len(comparison['seeds'])} answers. "
-        "Models: weights, gradients and Adam's moments. Peak: the most that tensors hold at once, with the rows that "
-        f"are computed at once, and with a quarter of them. The models are small, so that the rows decide: at these "
-        "sizes GRPO's larger batch takes more than PPO's two more models."
+        f"Score: the reward model's, of the start {start['model_reward']:.2f}. KL to it in nats an answer. DPO's TFLOP "
+        "and seconds are with the sampling of its pairs, best of n's are of its "
+        f"{start['n'] // len(comparison['seeds'])} answers. Models: weights, gradients and Adam's moments. Peak: the "
+        "most that tensors hold at once, with the rows that are computed at once and with a quarter of them. The "
+        "models are small, so that the rows decide, not how many models there are."
     )
 
 

@@ -34,9 +34,9 @@ from scripts.workshop import (
     answers_of,
     command_of_stages,
     evaluated,
-    interval,
     log_of,
     true_rewards,
+    with_half_width,
     without_rewards,
 )
 
@@ -75,14 +75,14 @@ def main(argv: list[str]) -> int:
             "rejected": f"{each['rejected']:.2f}",
             "start's own": f"{each['own']:.2f}",
             "ranked right": f"{each['ranked_right']:.3f}" if "ranked_right" in each else "",
-            "true reward": f"{each['worth']['true_reward']:.3f}",
-            "95 % interval": interval(each["worth"]),
-            "greedy": f"{each['worth']['greedy']:.3f}",
+            "worth": with_half_width(each["worth"], "true_reward", "ci95"),
+            "greedy": with_half_width(each["worth"], "greedy", "greedy_ci95"),
         }
         for name, each in found.items()
     }
-    title = "log-probabilities of held-out answers, nats an answer, and what the model's own answers are worth"
-    words = f"Ranked right: the chosen answer has gained more than the rejected one. To read: {own.out}/{ANSWERS}"
+    title = "log-probabilities of answers to held-out prompts"
+    words = "In nats an answer. Ranked right: the chosen answer has gained more than the rejected one. Worth: the true "
+    words += f"reward of the model's own answers, sampled and greedy. To read: {own.out}/{ANSWERS}"
     report(own.out, PICTURE, {"seed": own.seed, "models": found}, table(title, log_probs), words)
     return EXIT_DONE
 

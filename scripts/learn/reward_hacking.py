@@ -31,9 +31,9 @@ from scripts.workshop import (
     command_of_stages,
     divergence,
     evaluated,
-    interval,
     log_of,
     true_rewards,
+    with_half_width,
     without_rewards,
 )
 
@@ -64,17 +64,17 @@ def main(argv: list[str]) -> int:
     read(workshop, own.out / ANSWERS, {name: models[name] for name in last}, own.seed)
     rows = {
         name: {
-            "model's score": f"{block['model_reward']:.2f}",
-            "true reward": f"{block['true_reward']:.3f}",
-            "95 % interval": interval(block),
+            "score": f"{block['model_reward']:.2f}",
+            "true reward": with_half_width(block, "true_reward", "ci95"),
             "list": f"{block['by_task']['list']['true_reward']:.3f}",
             "safety": f"{block['by_task']['safety']['true_reward']:.3f}",
-            "greedy": f"{block['greedy']:.3f}",
+            "greedy": with_half_width(block, "greedy", "greedy_ci95"),
             "KL": f"{block['kl']['nats_an_answer']:.2f}",
         }
         for name, block in found.items()
     }
-    words = f"KL to the start in nats an answer. To read: {own.out}/{ANSWERS}"
+    words = "Score: the reward model's mean. KL to the start in nats an answer. "
+    words += f"To read: {own.out}/{ANSWERS}"
     title = "what the reward model says, and what answers are worth, on held-out prompts"
     report(own.out, PICTURE, {"seed": own.seed, "models": found}, table(title, rows), words)
     return EXIT_DONE
