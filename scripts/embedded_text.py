@@ -68,6 +68,7 @@ CURVES = (  # a panel each, of what was logged
     ("logps/chosen", "logps/rejected"),
     ("rewards/reward_model/mean", "rewards/true/mean"),
     ("rewards/reward_model", "rewards/true"),
+    ("kl_per_answer",),
     ("kl",),
     ("loss/value",),
     ("entropy",),

@@ -35,7 +35,8 @@ _SHOWN = {
     "rewards/accuracies": "accuracy",  # of DPO
     "reward_std": "std",
     "entropy": "entropy",
-    "kl": "kl",
+    "kl": "kl",  # of a token
+    "kl_per_answer": "kl/answer",
 }
 
 

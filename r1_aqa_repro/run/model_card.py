@@ -26,12 +26,22 @@ CARD = "README.md"
 _SETTINGS = (
     "prompt_style", "audio_channel", "max_length", "max_completion_length", "prompts_per_step", "examples_per_step",
     "num_generations", "num_iterations", "num_ppo_epochs", "reward_funcs", "reward_weights",
-    "reward_model_name_or_path", "temperature", "top_k", "top_p", "beta", "kl_coef", "loss_type", "advantage_filter",
-    "dynamic_sampling", "learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "num_train_epochs", "bf16",
-    "dtype", "rope_parameters", "trained_parts", "use_peft", "seed",
+    "reward_model_name_or_path", "temperature", "top_k", "top_p", "beta", "kl_coef", "target_kl", "loss_type",
+    "advantage_filter", "dynamic_sampling", "learning_rate", "lr_scheduler_type", "weight_decay", "max_steps",
+    "num_train_epochs", "bf16", "dtype", "rope_parameters", "trained_parts", "use_peft", "seed",
 )  # fmt: skip
 _LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-_FIGURES = ("loss", "reward", "reward_std", "kl", "entropy", "rewards/accuracies", "eval_accuracy", "eval_loss")
+_FIGURES = (
+    "loss",
+    "reward",
+    "reward_std",
+    "kl",
+    "kl_per_answer",
+    "entropy",
+    "rewards/accuracies",
+    "eval_accuracy",
+    "eval_loss",
+)
 
 
 def write_card(run: Path, folder: Path, trainer: Trainer) -> None:

@@ -109,7 +109,11 @@ def read(workshop: TextWorkshop, path: Path, models: Mapping[str, Path], seed: i
 
 def draw(path: Path, logs: Mapping[str, Any]) -> None:
     """Both rewards and the divergence of the samples, over steps."""
-    panels = {"reward model's score": "rewards/reward_model", "true reward": "rewards/true", "KL, nats an answer": "kl"}
+    panels = {
+        "reward model's score": "rewards/reward_model",
+        "true reward": "rewards/true",
+        "KL, nats an answer": "kl_per_answer",
+    }
     with plotted(path, *panels) as axes:
         for axis, column in zip(axes, panels.values(), strict=True):
             for name, log in logs.items():

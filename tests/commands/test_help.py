@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 from transformers import TrainingArguments
-from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from r1_aqa_repro.model.text_loading import TextModelConfig
 from r1_aqa_repro.ppo.trainer import PPOConfig
@@ -24,6 +24,8 @@ ENTRIES = {
     "train_dpo": (config.PairDPOConfig, DPOConfig),
     "train_grpo_text": (config.TextGRPOConfig, GRPOConfig),
     "train_ppo_text": (PPOConfig, TrainingArguments),
+    "train_kto": (config.JudgedKTOConfig, KTOConfig),
+    "train_rloo_text": (config.TextRLOOConfig, RLOOConfig),
 }
 SHOW = """
 import runpy, sys
