@@ -26,7 +26,12 @@ PICTURES = {  # of the pages, and where in the folder of runs their commands dra
     "learn_policy_gradients.png": "learn/policy_gradients/learning_curves.png",
     "learn_overview.png": "learn/overview/map.png",
     "learn_sparse_reward.png": "sparse_reward_text/learning_curve.png",
+    "learn_margins.png": "learn/margins/margins.png",
+    "learn_ppo_text.png": "train_ppo_text/learning_curve.png",
+    "learn_dpo.png": "train_dpo/learning_curve.png",
+    "learn_dpo_log_probs.png": "learn/dpo_log_probs/log_probs.png",
     "learn_group_advantages.png": "learn/group_advantages/advantages.png",
+    "learn_grpo_text.png": "train_grpo_text/learning_curve.png",
     "learn_grpo_audio.png": "embedded/learning_curve.png",
 }
 COLOURS = 64  # enough for lines and letters; a third of the bytes

@@ -55,8 +55,7 @@ def test_each_topic_has_idea_formula_lines_command_and_questions() -> None:
             text = TOPIC_TEXTS[language][topic]
             assert "```math" in text and list(quotes(text)) and commands(text), topic
     for day in DAYS:
-        page = page_of(day, "en")
-        assert "](../images/" in page or "```mermaid" in page, f"day {day} has no picture"
+        assert pictures(page_of(day, "en")) or day == 7, f"day {day} has no picture"
     for topic in READING:
         assert not commands(TOPIC_TEXTS["en"][topic])
 
@@ -113,6 +112,14 @@ def test_every_command_shows_what_it_prints(topic: str) -> None:
                 printed = " ".join(command.outputs)
                 shown = f"{figure.shown:.3f}", f"{100 * figure.shown:.1f}", f"{figure.shown:g}"
                 assert any(form in printed for form in shown), figure
+
+
+def test_the_comparison_has_the_figures_of_the_runs() -> None:
+    """Every true reward in the table of topic 7.2 stands in what the runs of its algorithms print."""
+    printed = "".join(output for topic in ("3.2", "4.1", "5.2") for each in commands(TOPIC_TEXTS["en"][topic])
+                      for output in each.outputs)  # fmt: skip
+    figures = re.findall(r"\| (\d\.\d{3}) (?=\|)", TOPIC_TEXTS["en"]["7.2"])
+    assert len(figures) >= 12 and [figure for figure in figures if figure not in printed] == []
 
 
 def test_every_topic_of_the_notes_has_its_place() -> None:
