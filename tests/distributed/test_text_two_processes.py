@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 
+from r1_aqa_repro.data.conversations import read_prompts
+from r1_aqa_repro.model.generation import greedy_texts
+from r1_aqa_repro.model.text_loading import load_policy
+from r1_aqa_repro.run.samples import samples_of
 from tests.conftest import ROOT
 from tests.distributed.launching import ENVIRONMENT, apart_and_come, deepspeed, free_port, launch, log_history
 from tests.text_world import ENTRIES, arguments, asking
@@ -171,3 +176,17 @@ def test_what_is_refused_is_refused_once(train: Train, tmp_path: Path) -> None:
     for said in ("3 does not divide among 2 processes", "absent.jsonl: there is no such file"):
         assert done.stderr.count(said) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_two_processes_are_those_of_the_model_in_one(
+    train: Train, text_set: Path, policy: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    file, run = text_set / "objective_prompts_held_out.jsonl", tmp_path / "run"
+    done = train("grpo", "ddp", "--sample_file", str(file))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("8 held-out prompts before and after training") == 1
+    samples, prompts = samples_of(run), [prompt.messages for prompt in read_prompts(file).records[:8]]
+    for when, folder in (("before", policy), ("after", run / "final")):
+        texts = [text for text, _ in greedy_texts(load_policy(folder), tokenizer, prompts, 8)]
+        assert [one[when] for one in samples] == texts
+    assert any(one["before"] != one["after"] for one in samples)
