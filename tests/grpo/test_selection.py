@@ -128,7 +128,7 @@ def test_dynamic_sampling_in_training(
     assert replaced >= 1
     with open(Path(trainer.args.output_dir) / "completions.csv", encoding="utf-8", newline="") as lines:
         table = list(csv.DictReader(lines))
-    assert [float(row["some_vary_reward"]) for row in table] == [0, 1, 2, 3] * 3
+    assert [float(row["some_vary"]) for row in table] == [0, 1, 2, 3] * 3
     assert all(int(row["id"][1:]) % 2 for row in table)  # the questions that took the places
     for output in seen:
         rows, inputs = output["rollout"][0].rows, output["rollout"][0].inputs

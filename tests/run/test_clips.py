@@ -146,7 +146,7 @@ def test_clips_that_break_in_mid_run_are_named_and_the_rest_is_the_run_without_t
     figures = [
         "loss",
         "grad_norm",
-        *(["kl", "reward", "rewards/hashed_reward/mean"] if world.name != "audio sft" else []),
+        *(["kl", "reward", "rewards/hashed/mean"] if world.name != "audio sft" else []),
     ]
     assert log_of(run, *figures) == log_of(tmp_path / "without", *figures)
 
