@@ -28,11 +28,14 @@ PICTURES = {  # of the pages, and where in the folder of runs their commands dra
     "learn_sparse_reward.png": "sparse_reward_text/learning_curve.png",
     "learn_margins.png": "learn/margins/margins.png",
     "learn_ppo_text.png": "train_ppo_text/learning_curve.png",
+    "learn_reward_hacking.png": "learn/reward_hacking/reward_hacking.png",
     "learn_dpo.png": "train_dpo/learning_curve.png",
     "learn_dpo_log_probs.png": "learn/dpo_log_probs/log_probs.png",
     "learn_group_advantages.png": "learn/group_advantages/advantages.png",
     "learn_grpo_text.png": "train_grpo_text/learning_curve.png",
+    "learn_unseen_fault.png": "learn/unseen_fault/unseen_fault.png",
     "learn_grpo_audio.png": "embedded/learning_curve.png",
+    "learn_two_stages.png": "two_stage_text/stages.png",
 }
 COLOURS = 64  # enough for lines and letters; a third of the bytes
 
