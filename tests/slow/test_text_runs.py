@@ -22,14 +22,17 @@ LESSONS = {  # and the runs that they build on
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-@pytest.mark.parametrize("script", ["train_sft_text", "train_dpo", "train_grpo_text", "train_ppo_text"])
+POLICIES = ["train_sft_text", "train_dpo", "train_kto", "train_grpo_text", "train_rloo_text", "train_ppo_text"]
+
+
+@pytest.mark.parametrize("script", POLICIES)
 def test_training_a_policy_raises_its_true_reward(script: str, whole_run: WholeRun) -> None:
     run = whole_run(script)
     results = run.results
     assert results["before"]["n"] == results["after"]["n"] == results["chance"]["n"] >= 400
     assert results["gain"]["true_reward"] > 0.1 and results["gain"]["ci95"][0] > 0
     assert results["after"]["true_reward"] > results["chance"]["ci95"][1]
-    if script in ("train_grpo_text", "train_ppo_text"):
+    if script in ("train_grpo_text", "train_rloo_text", "train_ppo_text"):
         assert results["after"]["model_reward"] > results["before"]["model_reward"]
     if script == "train_dpo":  # GRPO and PPO: docs/benchmarks.md
         assert results["gain"]["greedy_ci95"][0] > 0
