@@ -167,6 +167,9 @@ def test_commands_print_what_is_shown_and_run_what_is_quoted(topic: str, runs: P
         for output in command.outputs:
             assert shape(output) in shape(done.text, str(runs)), f"{command.line} printed\n{done.text[-3000:]}"
         for figure in command.figures:
-            found = figure.of(json.loads((runs / Path(figure.file).relative_to("runs")).read_text(encoding="utf-8")))
+            content = json.loads((runs / Path(figure.file).relative_to("runs")).read_text(encoding="utf-8"))
+            found = figure.of(content)
             assert found == pytest.approx(figure.shown, abs=figure.spread), f"{figure.file}: {figure.name}"
+            if topic < "3":  # of one core: as lessons count them
+                assert content.get("cpu_seconds", 0) < 120
     assert not_run(text, ran) == []
