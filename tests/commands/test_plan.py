@@ -146,9 +146,9 @@ def test_a_run_on_text_is_planned(
     assert ddp["parameters"] == {"ppo": sum(models.values()), "reward": judge}.get(name, models["policy"])
     assert (ddp["memory_bytes"]["kv_cache"] > 0) == (name in ("grpo", "ppo"))
     assert "least" in text and ddp["seconds_a_step"][0] <= ddp["seconds_a_step"][1]
-    # layers of seven adapted matrices: the same model, no audio; PPO trains its own whole
+    # layers of seven adapted matrices: the same model, no audio
     adapted = [strategy["trainable_parameters"] for strategy in report["strategies"] if strategy["lora"]]
-    assert len(adapted) == (0 if name == "ppo" else 4) and all(0 < each < ddp["parameters"] for each in adapted)
+    assert len(adapted) == 4 and all(0 < each < ddp["parameters"] for each in adapted)
     assert main([*options, "--clip-seconds", "10"]) == 2
     assert "reads text alone" in capsys.readouterr().err
 
