@@ -55,8 +55,8 @@ def test_the_reward_model_ranks_pairs_and_its_control_does_not(whole_run: WholeR
 
 
 def check_costs(run: Run) -> None:
-    # four minutes on an idle machine; half as much again for one that is not
-    assert sum(run.results["seconds"].values()) < 360
+    # five minutes on an idle machine, with all that it starts from; twice as much on one that is not
+    assert sum(run.results["seconds"].values()) < 600
     assert (run.folder / "learning_curve.png").stat().st_size > 10_000
 
 
