@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 import transformers
+from torch.utils.cpp_extension import get_default_build_root
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from r1_aqa_repro.common.console import say
-from r1_aqa_repro.common.distributed import end_distributed, is_main_process, start_distributed
+from r1_aqa_repro.common.distributed import (
+    end_distributed,
+    is_main_process,
+    local_rank,
+    num_local_processes,
+    num_processes,
+    start_distributed,
+)
 from r1_aqa_repro.common.errors import EXIT_DONE, EXIT_INTERRUPTED, Failed
 from r1_aqa_repro.common.stopwatch import Stages
 from r1_aqa_repro.run.callbacks import ProgressBar, ProgressLines, SampleKeeper, StopOnSignal
@@ -64,6 +74,7 @@ def run_training(
             say_samples(folder)
             end_distributed()
             return EXIT_DONE
+    clear_dead_builds(training)
     start_distributed(training)
     compile_cpu_adam(training)
     if checkpoint is not None:
@@ -96,6 +107,26 @@ def run_training(
         return EXIT_INTERRUPTED
     say_samples(folder)
     return EXIT_DONE
+
+
+def clear_dead_builds(training: TrainingArguments) -> None:
+    """Delete the locks that killed processes have left where DeepSpeed's operators are built.
+
+    An operator is built when it is first needed, and who finds a lock waits for as long as it is there
+    (`torch.utils.file_baton`): a kill at the wrong moment would stop all later runs of this user without a word.
+    """
+    several_machines = num_processes() > num_local_processes()  # which may share the folder
+    if not training.deepspeed or local_rank() or several_machines:
+        return
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    locks = {lock.resolve() for lock in folder.glob("**/lock")}
+    held = set()
+    for process in psutil.process_iter() if locks else ():
+        with suppress(psutil.Error):  # it has ended, or is another user's, who builds elsewhere
+            held |= {Path(file.path) for file in process.open_files()}
+    for lock in sorted(locks - held):  # whoever builds has it open
+        lock.unlink(missing_ok=True)
+        say(f"{lock}: deleted; the process that was building there was killed")
 
 
 def compile_cpu_adam(training: TrainingArguments) -> None:
