@@ -22,7 +22,7 @@ show_help_if_asked(__name__, __doc__, "trl.DPOConfig", TextRunArguments, DPOArgu
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.data.conversations import read_pairs
 from r1_aqa_repro.dpo.trainer import PairDPOTrainer, check_relative
-from r1_aqa_repro.model.text_loading import load_configured_policy
+from r1_aqa_repro.model.text_loading import load_configured_policy, load_configured_reference
 from r1_aqa_repro.run.config import PairDPOConfig, parse_text_config
 from r1_aqa_repro.run.folder import trl_arguments
 from r1_aqa_repro.run.kinds import answered_prompts
@@ -40,8 +40,7 @@ def main(argv: list[str]) -> int:
 
         def build_trainer() -> PairDPOTrainer:
             model, tokenizer = load_configured_policy(model_config)
-            needs_reference = not model_config.use_peft and not training.precompute_ref_log_probs
-            reference = load_configured_policy(model_config)[0] if needs_reference else None
+            reference = None if training.precompute_ref_log_probs else load_configured_reference(model_config)
             rest = trl_arguments(training, model_config, pairs, held_out)
             return PairDPOTrainer(model=model, ref_model=reference, processing_class=tokenizer, **rest)
 

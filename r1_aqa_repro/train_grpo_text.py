@@ -24,7 +24,7 @@ from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.embedded import true_reward
 from r1_aqa_repro.grpo.trainer import TextGRPOTrainer
 from r1_aqa_repro.model.text_loading import load_configured_policy
-from r1_aqa_repro.rewards.registry import check_rewards, load_rewards
+from r1_aqa_repro.rewards.registry import check_rewards, trl_rewards
 from r1_aqa_repro.run.checks import check_grpo
 from r1_aqa_repro.run.config import TextGRPOConfig, parse_text_config
 from r1_aqa_repro.run.health import Doctor
@@ -45,16 +45,13 @@ def main(argv: list[str]) -> int:
 
         def build_trainer() -> TextGRPOTrainer:
             model, tokenizer = load_configured_policy(model_config)
-            rewards = load_rewards(training)
             return TextGRPOTrainer(
                 model=model,
                 args=training,
                 questions=prompts,
                 processing_class=tokenizer,
-                # TRL scores with a reward model itself
-                reward_funcs=[(name, getattr(reward, "model", reward)) for name, reward in rewards.items()],
-                reward_processing_classes=[getattr(reward, "tokenizer", None) for reward in rewards.values()],
                 peft_config=get_peft_config(model_config),
+                **trl_rewards(training),
                 callbacks=[Doctor(Path(str(training.output_dir)))],
             )
 

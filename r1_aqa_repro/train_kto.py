@@ -23,7 +23,7 @@ from trl import KTOTrainer
 
 from r1_aqa_repro.common.errors import Problem, command
 from r1_aqa_repro.data.conversations import read_judged
-from r1_aqa_repro.model.text_loading import load_configured_policy
+from r1_aqa_repro.model.text_loading import load_configured_policy, load_configured_reference
 from r1_aqa_repro.run.checkpoints import ResumableTrainer
 from r1_aqa_repro.run.config import JudgedKTOConfig, parse_text_config
 from r1_aqa_repro.run.folder import trl_arguments
@@ -69,8 +69,7 @@ def main(argv: list[str]) -> int:
 
         def build_trainer() -> JudgedKTOTrainer:
             model, tokenizer = load_configured_policy(model_config)
-            needs_reference = not model_config.use_peft and not training.precompute_ref_log_probs
-            reference = load_configured_policy(model_config)[0] if needs_reference else None
+            reference = None if training.precompute_ref_log_probs else load_configured_reference(model_config)
             rest = trl_arguments(training, model_config, examples, held_out)
             return JudgedKTOTrainer(model=model, ref_model=reference, processing_class=tokenizer, **rest)
 

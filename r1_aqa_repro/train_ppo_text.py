@@ -19,7 +19,7 @@ show_help_if_asked(__name__, __doc__, "transformers.TrainingArguments", TextRunA
 
 from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.embedded import true_reward
-from r1_aqa_repro.model.text_loading import load_configured_policy
+from r1_aqa_repro.model.text_loading import load_configured_policy, load_configured_reference
 from r1_aqa_repro.ppo.critic import (
     actor_and_critic,
     check_critic,
@@ -49,8 +49,7 @@ def main(argv: list[str]) -> int:
 
         def build_trainer() -> PPOTrainer:
             policy, tokenizer = load_configured_policy(model_config)
-            # an adapter's base is the start, so that there need be no second one
-            reference = None if model_config.use_peft else load_configured_policy(model_config)[0]
+            reference = load_configured_reference(model_config)
             return PPOTrainer(
                 policy=with_adapter(policy, model_config, "CAUSAL_LM"),
                 critic=with_adapter(load_critic(training, model_config), model_config, "SEQ_CLS"),

@@ -22,7 +22,7 @@ from r1_aqa_repro.common.errors import command
 from r1_aqa_repro.embedded import true_reward
 from r1_aqa_repro.grpo.rloo import TextRLOOTrainer
 from r1_aqa_repro.model.text_loading import load_configured_policy
-from r1_aqa_repro.rewards.registry import check_rewards, load_rewards
+from r1_aqa_repro.rewards.registry import check_rewards, trl_rewards
 from r1_aqa_repro.run.checks import check_rollouts
 from r1_aqa_repro.run.config import TextRLOOConfig, parse_text_config
 from r1_aqa_repro.run.kinds import prompts_to_answer
@@ -42,16 +42,13 @@ def main(argv: list[str]) -> int:
 
         def build_trainer() -> TextRLOOTrainer:
             model, tokenizer = load_configured_policy(model_config)
-            rewards = load_rewards(training)
             return TextRLOOTrainer(
                 model=model,
                 args=training,
                 prompts=prompts,
                 processing_class=tokenizer,
-                # TRL scores with a reward model itself
-                reward_funcs=[(name, getattr(reward, "model", reward)) for name, reward in rewards.items()],
-                reward_processing_classes=[getattr(reward, "tokenizer", None) for reward in rewards.values()],
                 peft_config=get_peft_config(model_config),
+                **trl_rewards(training),
             )
 
         return run_training(build_trainer, training, "rloo", kind.sampled)

@@ -147,9 +147,13 @@ class Workshop:
         """
         file = ROOT / "configs" / f"{config}.yaml" if isinstance(config, str) else config
         argv = ["--config", str(file), "--output_dir", str(out), "--seed", str(self.seed)]
-        argv += ["--model_name_or_path", str(model), "--train_file", str(data), *overrides]
+        argv += ["--model_name_or_path", str(model), "--train_file", str(data), *self.keys_of(entry), *overrides]
         self.run(stage or str(out.relative_to(self.folder)), entry, argv, processes)
         return out / FINAL
+
+    def keys_of(self, entry: Any) -> list[str]:
+        """Further keys of every training with an entry point; `overrides` come after them."""
+        return []
 
     def report(self, folder: Path, summary: Mapping[str, Any], *shown: Table | str, file: str = "results.json") -> None:
         """Write what a run has found, show it, and say what the run has taken."""
@@ -186,23 +190,11 @@ class TextWorkshop(Workshop):
         write_lines(out, ({"id": prompt.id, "prompt": prompt.messages} for prompt in chosen))
         return out
 
-    def train(
-        self,
-        entry: Any,
-        config: Path | str,
-        out: Path,
-        model: Path,
-        data: Path,
-        overrides: Sequence[str] = (),
-        stage: str | None = None,
-        processes: int = 1,
-    ) -> Path:
-        """As in any workshop; the run keeps what the model makes of held-out prompts, a reward model of held-out pairs,
-        before and after (`samples_of`)."""
+    def keys_of(self, entry: Any) -> list[str]:
+        """A run keeps what the model makes of held-out prompts, a reward model of held-out pairs, before and after
+        (`samples_of`)."""
         of_pairs = entry is train_reward_model
-        samples = self.data() / "pairs_held_out.jsonl" if of_pairs else self.sample_prompts()
-        overrides = ["--sample_file", str(samples), *overrides]
-        return super().train(entry, config, out, model, data, overrides, stage, processes)
+        return ["--sample_file", str(self.data() / "pairs_held_out.jsonl" if of_pairs else self.sample_prompts())]
 
     def report(self, folder: Path, summary: Mapping[str, Any], *shown: Table | str, file: str = "results.json") -> None:
         """As in any workshop, and the page of a run that has a results.json."""

@@ -202,6 +202,11 @@ def load_configured_policy(config: TextModelConfig) -> tuple[PreTrainedModel, Pr
     return policy, load_tokenizer(name)
 
 
+def load_configured_reference(config: TextModelConfig) -> PreTrainedModel | None:
+    """The policy once more, which stays as it starts; None with an adapter, whose base is the reference."""
+    return None if config.use_peft else load_configured_policy(config)[0]
+
+
 def load_configured_reward_model(config: TextModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """What a training configuration names as a reward model, with its tokenizer; a policy gets a new head."""
     name = str(config.model_name_or_path)

@@ -208,3 +208,13 @@ def load_rewards(
         tokenizer = load_tokenizer(folder)
         found[REWARD_MODEL] = RewardModel(load_reward_model(folder, tokenizer, dtype).to(device), tokenizer, batch_size)
     return {name: found[name] for name in args.reward_funcs}
+
+
+def trl_rewards(args: RewardArguments) -> dict[str, list[Any]]:
+    """What TRL's online trainers take of them: `reward_funcs`, by name, and `reward_processing_classes`. TRL itself
+    scores with a reward model."""
+    rewards = load_rewards(args)
+    return {
+        "reward_funcs": [(name, getattr(reward, "model", reward)) for name, reward in rewards.items()],
+        "reward_processing_classes": [getattr(reward, "tokenizer", None) for reward in rewards.values()],
+    }

@@ -1,12 +1,12 @@
 """A Python program in a sandbox: started as `python -I -S sandbox.py FILE`, so that it is a process of its own.
 
 It moves to namespaces of the kernel (mounts, processes, network, IPC; of users too, which a user's process needs for
-the others) and becomes Python on `/work/main.py` with limits set. Inside are no network, no processes of the machine,
-no files but the system's libraries and the interpreter's, read-only, and a small folder in memory; nothing of the
-environment. Before the program begins `+` is written to the file descriptor `status`, or what could not be set up.
+the others) and becomes Python on `/program/main.py` with limits set. Inside are no network, no processes of the
+machine, no files but the system's libraries and the interpreter's, read-only, and a small folder in memory; nothing of
+the environment. Before the program begins `+` is written to the file descriptor `status`, or what could not be set up.
 
-The JSON object in the file: `files` ({name: text}, in /work), `root` (an empty folder to mount on), `status`, `seconds`
-(of processor time), `bytes` (of address space, a process).
+The JSON object in the file: `files` ({name: text}, in /program), `root` (an empty folder to mount on), `status`,
+`seconds` (of processor time), `bytes` (of address space, a process).
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from math import ceil
 
 PROCESSES = 8  # threads too, and two of the sandbox's own
 FILE_BYTES, FOLDER_BYTES, OPEN_FILES = 4 << 20, 16 << 20, 64
-_WORK = "/work"
+_FOLDER = "/program"
 _NOBODY, _FIRST_USER = 65534, 30_000
 # sched.h, sys/mount.h, sys/prctl.h, linux/mount.h
 _NEW_USER, _NEW_MOUNTS, _NEW_PIDS, _NEW_NETWORK, _NEW_IPC = 0x10000000, 0x20000, 0x20000000, 0x40000000, 0x8000000
@@ -48,7 +48,7 @@ def main() -> None:
             _call("prctl", _PARENT_DIES, signal.SIGKILL, 0, 0, 0)  # after a change of user, which would undo it
             os.set_inheritable(job["status"], False)
             os.write(job["status"], b"+")
-            os.execve(python, [python, "-I", "-S", f"{_WORK}/main.py"], {"LANG": "C.UTF-8"})
+            os.execve(python, [python, "-I", "-S", f"{_FOLDER}/main.py"], {"LANG": "C.UTF-8"})
     except BaseException as error:
         os.write(job["status"], f"{type(error).__name__}: {error}".encode())
         os._exit(1)
@@ -98,18 +98,18 @@ def _enter(root: str, files: dict[str, str], user: int | None) -> None:
         os.mkdir(f"{root}/etc")
         _write(f"{root}/etc/ld.so.cache", "")
         _bind("/etc/ld.so.cache", f"{root}/etc/ld.so.cache")
-    os.mkdir(root + _WORK)
+    os.mkdir(root + _FOLDER)
     for name, text in files.items():
-        _write(f"{root}{_WORK}/{name}", text)
+        _write(f"{root}{_FOLDER}/{name}", text)
     if user is not None:
-        os.chown(root + _WORK, user, user)
+        os.chown(root + _FOLDER, user, user)
     os.mkdir(f"{root}/outside")
     os.chdir(root)
     _check(_libc.syscall(_PIVOT[os.uname().machine], b".", b"outside"), "pivot_root")
     os.chdir("/")
     _call("umount2", b"/outside", _DETACH)
     os.rmdir("/outside")
-    os.chdir(_WORK)
+    os.chdir(_FOLDER)
 
 
 def _bind(path: str, inside: str) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback
-from trl.models import unwrap_model_for_generation
 
 from r1_aqa_repro.common.console import say
 from r1_aqa_repro.common.distributed import is_main_process
@@ -22,6 +21,7 @@ from r1_aqa_repro.model.generation import greedy_texts
 from r1_aqa_repro.model.inputs import token_ids
 from r1_aqa_repro.rewards.reward_model import score_conversations
 from r1_aqa_repro.rewards.rules import ACCURACY_FIGURES, FORMAT_FIGURES
+from r1_aqa_repro.run.evaluating import answering
 from r1_aqa_repro.run.samples import SAMPLES, Sampled, samples_of, shown_prompt
 
 _LONGEST_ANSWER = 256  # tokens, where no max_completion_length says so
@@ -231,14 +231,7 @@ class SampleKeeper(TrainerCallback):
     def _made(self) -> list[Any]:
         """What the model makes of each record now; all processes call it."""
         trainer = self.trainer
-        was_training = trainer.model.training
-        trainer.model.eval()
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gather_deepspeed3_params=getattr(trainer.args, "ds3_gather_for_generation", True),
-            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
-        ) as model:
+        with answering(trainer) as model:
             if self.sampled.scored:
                 flat = [each for pair in self.conversations for each in pair]
                 with trainer.accelerator.autocast():
@@ -249,7 +242,6 @@ class SampleKeeper(TrainerCallback):
                 context = trainer.accelerator.autocast()
                 answers = greedy_texts(policy, trainer.processing_class, self.prompts, self.max_new_tokens, context)
                 made = [text for text, _ in answers]
-        trainer.model.train(was_training)
         return made
 
     def _write(self, after: Sequence[Any]) -> None:

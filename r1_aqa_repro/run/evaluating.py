@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,21 @@ from r1_aqa_repro.run.arguments import BEST_METRIC
 Autocast = Callable[[], AbstractContextManager[object]]
 EVALUATIONS = "eval"  # folder inside the run folder, one folder a step in it
 WITHOUT_AUDIO = "accuracy_without_audio"  # a figure of an evaluation with `eval_no_audio`
+
+
+@contextmanager
+def answering(trainer: Any) -> Iterator[Any]:
+    """The model of a trainer as it is now, whole and in eval mode; training goes on undisturbed. For all processes."""
+    was_training = trainer.model.training
+    trainer.model.eval()
+    with unwrap_model_for_generation(
+        trainer.model_wrapped,
+        trainer.accelerator,
+        gather_deepspeed3_params=getattr(trainer.args, "ds3_gather_for_generation", True),
+        gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+    ) as model:
+        yield model
+    trainer.model.train(was_training)
 
 
 class Evaluator(Protocol):
@@ -84,16 +99,8 @@ class EvaluatingTrainer(Trainer):
         """Evaluate the model as it is, log the figures as `eval_*` and return them. Training goes on undisturbed."""
         if self.evaluator is None:
             return super().evaluate(*args, **kwargs)
-        was_training = self.model.training
-        self.model.eval()
-        with unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=getattr(self.args, "ds3_gather_for_generation", True),
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        ) as model:
+        with answering(self) as model:
             figures = self.evaluator(model, self.state.global_step, self.accelerator.autocast)
-        self.model.train(was_training)
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         if is_main_process():
             accuracy = 100 * metrics[BEST_METRIC]

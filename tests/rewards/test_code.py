@@ -72,7 +72,7 @@ HOSTILE = {
     "a write outside": "open('/usr/lib/x', 'w')\nprint('could')",
     "the machine's processes": "import os\nos.kill({pid}, 0)\nprint('could')",
     "the way back": "import os\nos.chdir('/..')\nif not {'home', 'proc'} & set(os.listdir()): 1 / 0",
-    "a mount": "import ctypes\nif ctypes.CDLL(None).mount(b'x', b'/work', b'tmpfs', 0, None): 1 / 0",
+    "a mount": "import ctypes\nif ctypes.CDLL(None).mount(b'x', b'/program', b'tmpfs', 0, None): 1 / 0",
 }
 
 
@@ -127,7 +127,7 @@ def sandboxed() -> set[str]:
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"/work/main.py" in (folder / "cmdline").read_bytes():
+            if b"/program/main.py" in (folder / "cmdline").read_bytes():
                 found.add(folder.name)
         except OSError:  # it has ended
             pass

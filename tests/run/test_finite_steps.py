@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from r1_aqa_repro import train_grpo_text
 from r1_aqa_repro.common.errors import Failed
 from r1_aqa_repro.common.files import as_json, as_lines, write_json
+from r1_aqa_repro.rewards import registry
 from r1_aqa_repro.rewards.rules import REWARDS, require_finite
 from r1_aqa_repro.run import checkpoints
 from r1_aqa_repro.run.callbacks import StopAtLoss, StopOnSignal
@@ -187,14 +187,14 @@ def test_a_reward_model_that_gives_no_number_ends_grpo(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """TRL asks it by itself, and takes NaN for a reward that does not apply."""
-    load: Any = train_grpo_text.load_rewards
+    load: Any = registry.load_rewards
 
     def spoilt(*args: Any, **kwargs: Any) -> Any:
         rewards = load(*args, **kwargs)
         rewards["reward_model"].model.score.weight.data.fill_(math.inf)
         return rewards
 
-    monkeypatch.setattr("r1_aqa_repro.train_grpo_text.load_rewards", spoilt)
+    monkeypatch.setattr("r1_aqa_repro.rewards.registry.load_rewards", spoilt)
     assert start("grpo", tmp_path) == 1
     assert "error: the reward reward_model gave " in capfd.readouterr().err
 
