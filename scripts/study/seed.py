@@ -209,9 +209,10 @@ def compare(study: Study, workshop: Workshop, questions: Manifests, warm: Path) 
         rates = {name: one["official"] for name, one in read_verdicts(pilot / "verdicts.jsonl").items()}
         write_manifest(ordered, easy_to_hard(pool, rates))
 
-    def grpo(arm: str, steps: int, out: Path) -> float:
-        """Train an arm of GRPO; its FLOPs."""
+    def grpo(arm: str, steps: int, out: Path, *further: str) -> float:
+        """Train an arm of GRPO, with `further` keys; its FLOPs."""
         config, keys = training_of(settings, arm, steps)
+        keys += further
         workshop.train(train_grpo, config, out, warm, ordered, keys)
         keep_model_alone(out)
         return meter.grpo(arguments(config, keys, out), log_of(out))
@@ -221,7 +222,8 @@ def compare(study: Study, workshop: Workshop, questions: Manifests, warm: Path) 
     config, keys = training_of(settings, "grpo", size.grpo_steps)
     asked = meter.answering(arguments(config, keys, folder), size.pilot_samples, pilot / PREDICTIONS)
     probe = folder / "grpo_think_probe"
-    a_step = grpo("grpo_think", size.think_probe_steps, probe) / size.think_probe_steps
+    # it measures alone; a step that were the first of a warm-up would be refused, as nothing is learned from it
+    a_step = grpo("grpo_think", size.think_probe_steps, probe, "--warmup_steps", "0") / size.think_probe_steps
     thinking_steps = steps_for(learned, lambda steps: steps * a_step)
     thinking = grpo("grpo_think", thinking_steps, folder / "grpo_think")
 

@@ -65,8 +65,9 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     content = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     content |= {"families": list(LABELS), "labels": {}, "choices": 3, "seconds": 0.5, "window_seconds": 1}
     content |= {"hold_out": 0.5, "held_out_sources": ["other"], "small": NUMBERS}
-    few = {"examples_per_step": 4, "max_examples_per_device": 4, "bf16": False, "use_cpu": True}
-    some = KEYS | {"bf16": False, "use_cpu": True}
+    # of runs of one or two steps the warm-up would be all
+    common = {"bf16": False, "use_cpu": True, "warmup_steps": 0}
+    few, some = {"examples_per_step": 4, "max_examples_per_device": 4} | common, KEYS | common
     content["arms"] = {"warm_start": few, "sft": few, "grpo": some, "grpo_think": some | {"max_completion_length": 6}}
     (folder / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return [
