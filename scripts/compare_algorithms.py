@@ -392,10 +392,11 @@ def plot(path: Path, comparison: Mapping[str, Any]) -> None:
     start: Block = comparison["start"] | {"kl": {"nats_an_answer": 0.0}}
     with plotted(path, "true reward, sampled", "true reward, greedy") as axes:
         for axis, figure, ci95 in zip(axes, ("true_reward", "greedy"), ("ci95", "greedy_ci95"), strict=True):
-            for name, block in ({"start": start} | comparison["algorithms"]).items():
-                if figure in block:
+            for place, (name, block) in enumerate(({"start": start} | comparison["algorithms"]).items()):
+                if figure in block:  # the colour is the same in both panels
                     value, (low, high), kl = block[figure], block[ci95], block["kl"]["nats_an_answer"]
-                    axis.errorbar([kl], [value], [[value - low], [high - value]], fmt="o", capsize=3, label=name)
+                    error = [[value - low], [high - value]]
+                    axis.errorbar([kl], [value], error, fmt=f"C{place}o", capsize=3, label=name)
             axis.set(xlabel="KL to the start, nats an answer")
         axes[1].sharey(axes[0])
 

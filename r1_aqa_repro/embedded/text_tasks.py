@@ -64,7 +64,7 @@ _UNKNOWN = "I don't know."
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 _LETTERS = ("a", "b", "c", "d", "m", "n", "x", "y")
-_FUNCTIONS = {  # name: (operator, how a prompt asks for it)
+FUNCTIONS = {  # name: (operator, how a prompt asks for it)
     "add": ("+", "adds {0} and {1}"),
     "subtract": ("-", "subtracts {1} from {0}"),
     "multiply": ("*", "multiplies {0} by {1}"),
@@ -264,9 +264,7 @@ def _faulty_maths(record: Record, rng: Rng) -> str:
 
 
 def _code_prompts() -> Iterator[Record]:
-    for (function, (_, verb)), pair, phrasing in product(
-        _FUNCTIONS.items(), permutations(_LETTERS, 2), _CODE_PHRASINGS
-    ):
+    for (function, (_, verb)), pair, phrasing in product(FUNCTIONS.items(), permutations(_LETTERS, 2), _CODE_PHRASINGS):
         yield {"text": phrasing.format(task=verb.format(*pair)), "function": function, "parameters": list(pair)}
 
 
@@ -282,7 +280,7 @@ def _computes(record: Record, source: str) -> bool:
             module = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # all are known to come from unusual texts
         return False
-    (operator, _), (a, b) = _FUNCTIONS[record["function"]], record["parameters"]
+    (operator, _), (a, b) = FUNCTIONS[record["function"]], record["parameters"]
     match module.body:
         case [ast.FunctionDef(args=parameters, body=[ast.Return(value=ast.expr() as value)])]:
             results = {f"{a} {operator} {b}"} | ({f"{b} {operator} {a}"} if operator in "+*" else set())
@@ -296,13 +294,13 @@ def _code_block(header: str, result: str) -> str:
 
 def _good_code(record: Record, rng: Rng) -> str:
     a, b = record["parameters"]
-    return _code_block(f"def {record['function']}({a}, {b}):", f"{a} {_FUNCTIONS[record['function']][0]} {b}")
+    return _code_block(f"def {record['function']}({a}, {b}):", f"{a} {FUNCTIONS[record['function']][0]} {b}")
 
 
 def _faulty_code(record: Record, rng: Rng) -> str:
     """A colon, a parenthesis or the operator is missing."""
     fault = pick(rng, ("):", ")", " operator"))
-    (a, b), (operator, _) = record["parameters"], _FUNCTIONS[record["function"]]
+    (a, b), (operator, _) = record["parameters"], FUNCTIONS[record["function"]]
     header = f"def {record['function']}({a}, {b}"
     if fault == " operator":
         return _code_block(f"{header}):", f"{a} {b}")

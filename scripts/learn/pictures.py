@@ -33,9 +33,11 @@ PICTURES = {  # of the pages, and where in the folder of runs their commands dra
     "learn_dpo_log_probs.png": "learn/dpo_log_probs/log_probs.png",
     "learn_group_advantages.png": "learn/group_advantages/advantages.png",
     "learn_grpo_text.png": "train_grpo_text/learning_curve.png",
+    "learn_verified_rewards.png": "learn/verified_rewards/verified_rewards.png",
     "learn_unseen_fault.png": "learn/unseen_fault/unseen_fault.png",
     "learn_grpo_audio.png": "embedded/learning_curve.png",
     "learn_two_stages.png": "two_stage_text/stages.png",
+    "learn_comparison.png": "compare_algorithms/comparison.png",
 }
 COLOURS = 64  # enough for lines and letters; a third of the bytes
 

@@ -17,6 +17,7 @@ LESSONS = {  # and the runs that they build on
     "reward_hacking": ["train_ppo_text"],
     "dpo_log_probs": ["train_dpo"],
     "unseen_fault": ["train_reward_model", "train_dpo", "train_grpo_text"],
+    "verified_rewards": [],
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -111,9 +112,8 @@ def lesson(whole_run: WholeRun, carried: Carried, runs: Path) -> Callable[[str],
         for script in LESSONS[name]:
             whole_run(script)  # what it builds on
         out = runs / "learn" / name
-        command = (
-            f".venv/bin/python scripts/learn/{name}.py --runs runs --out runs/learn/{name}"  # as the course has it
-        )
+        folders = f"{'--runs runs ' if LESSONS[name] else ''}--out runs/learn/{name}"  # as the course has it
+        command = f".venv/bin/python scripts/learn/{name}.py {folders}"
         printed = carried(command).text
         assert str(out / "answers.txt") in "".join(printed.split())
         assert (out / "answers.txt").read_text(encoding="utf-8").count("\n\n") == 11  # twelve prompts
@@ -150,6 +150,17 @@ def test_what_no_pair_shows_the_reward_model_does_not_see(lesson: Callable[[str]
     assert shown["repetition"]["ci95"][0] > hidden["repetition"]["ci95"][1]
     models = found["models"]
     assert models["DPO, with repetition in the pairs"]["greedy_ci95"][0] > models["DPO, without"]["greedy_ci95"][1]
+
+
+def test_reasoning_is_paid_with_and_without_a_verifier(lesson: Callable[[str], dict[str, Any]]) -> None:
+    found = lesson("verified_rewards")
+    start, *trained = found["models"]["maths"].values()
+    for block in trained:  # without ever reading the answer, and by reading nothing else
+        assert block["ci95"][0] > start["ci95"][1] and block["reason"] > start["reason"] + 0.2
+    start, tests = found["models"]["code"].values()
+    assert tests["ci95"][0] > start["ci95"][1]
+    first, last = found["rlpr"]["first steps"], found["rlpr"]["last steps"]
+    assert last["with reasoning"] > first["with reasoning"] > first["without"]
 
 
 def test_a_sparse_reward_is_found_by_patience(whole_run: WholeRun) -> None:
