@@ -98,6 +98,12 @@ def log_history(checkpoint: Path, key: str = "reward") -> list[dict[str, float]]
     return [entry for entry in state["log_history"] if key in entry]
 
 
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Those of a model, or of an adapter."""
+    adapter = folder / "adapter_model.safetensors"
+    return load_file(adapter if adapter.is_file() else folder / "model.safetensors")
+
+
 def apart_and_come(start: Path, one: Path, other: Path) -> tuple[float, float]:
     """How far the weights of two folders are apart, and how far one has come from the start.
 
@@ -105,7 +111,7 @@ def apart_and_come(start: Path, one: Path, other: Path) -> tuple[float, float]:
     counts is the distance between both, relative to the way from the start. A process that trained on its own gradients
     alone would be as far away as it has come.
     """
-    begun, first, second = (load_file(folder / "model.safetensors") for folder in (start, one, other))
+    begun, first, second = map(weights_of, (start, one, other))
     assert first.keys() == second.keys()
 
     def distance(far: dict[str, torch.Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""PPO under torchrun with two CPU processes: as one process trains, and an exact resume; DDP, ZeRO-2 and ZeRO-3.
+"""PPO under torchrun with two CPU processes: as one process trains, and an exact resume; DDP, ZeRO-2, ZeRO-3, LoRA.
 
 A run that goes on with another number of processes ends where it would have ended.
 """
@@ -6,7 +6,8 @@ A run that goes on with another number of processes ends where it would have end
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from r1_aqa_repro.ppo.trainer import CRITIC
 from tests.distributed.launching import apart_and_come, deepspeed, launch, log_history
-from tests.text_world import arguments
+from tests.text_world import LORA, arguments
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -27,12 +28,19 @@ Train = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def train(policy: Path, text_set: Path, reward_model: Path) -> Train:
-    """Trains in the folder `run` with `tests.distributed.ppo_driver`; what was said."""
+    """Trains in the folder `run` with `tests.distributed.fixed_driver`; what was said."""
 
-    def of(run: Path, strategy: str, at_once: int, processes: int = 2, driver: tuple[str, ...] = ()) -> str:
+    def of(
+        run: Path,
+        strategy: str,
+        at_once: int,
+        processes: int = 2,
+        driver: tuple[str, ...] = (),
+        more: Sequence[str] = (),
+    ) -> str:
         done = launch(
-            "tests.distributed.ppo_driver",
-            *(*driver, *arguments("ppo", run, text_set, policy), *deepspeed(strategy)),
+            "tests.distributed.fixed_driver",
+            *("ppo", *driver, *arguments("ppo", run, text_set, policy), *deepspeed(strategy), *more),
             *("--max_steps", STEPS, "--max_prompts_per_device", at_once, "--whiten_rewards", "true"),
             *("--num_mini_batches", "1", "--reward_model_name_or_path", reward_model),
             *("--reward_funcs", "letter", "reward_model"),
@@ -45,20 +53,33 @@ def train(policy: Path, text_set: Path, reward_model: Path) -> Train:
 
 
 @pytest.fixture(scope="module")
-def alone(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("alone") / "run"
-    train(run, "ddp", 8, processes=1)
-    return run
+def alone(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
+    def of(adapters: bool) -> Path:
+        run = tmp_path_factory.mktemp("alone") / "run"
+        train(run, "ddp", 8, processes=1, more=LORA if adapters else ())
+        return run
+
+    return cache(of)
 
 
 # a minibatch's 8 completions on 2 processes: 4 each at once, or 2 each, accumulated
-@pytest.mark.parametrize(("strategy", "at_once"), [("ddp", 4), ("ddp", 2), ("zero2", 2), ("zero3", 2)])
+@pytest.mark.parametrize(
+    ("strategy", "at_once", "adapters"),
+    [("ddp", 4, False), ("ddp", 2, False), ("ddp", 2, True), ("zero2", 2, False), ("zero3", 2, False)],
+)
 def test_two_processes_train_as_one(
-    strategy: str, at_once: int, alone: Path, train: Train, policy: Path, reward_model: Path, tmp_path: Path
+    strategy: str,
+    at_once: int,
+    adapters: bool,
+    alone: Callable[[bool], Path],
+    train: Train,
+    policy: Path,
+    reward_model: Path,
+    tmp_path: Path,
 ) -> None:
-    together = tmp_path / "run"
-    train(together, strategy, at_once)
-    logs = [log_history(run / f"checkpoint-{STEPS}") for run in (alone, together)]
+    one_run, together = alone(adapters), tmp_path / "run"
+    train(together, strategy, at_once, more=LORA if adapters else ())
+    logs = [log_history(run / f"checkpoint-{STEPS}") for run in (one_run, together)]
     for one, two in zip(*logs, strict=True):
         assert one.keys() == two.keys()
         for name in one.keys() - {"tokens_per_second"}:
@@ -67,8 +88,9 @@ def test_two_processes_train_as_one(
             close = 0.04 if name.startswith("clip_fraction") else 1e-5
             assert two[name] == pytest.approx(one[name], rel=1e-3, abs=close), name
         assert one["step"] == 1 or one["kl"] != 0  # the policy has moved
-    for start, part in ((policy, "."), (reward_model, CRITIC)):
-        apart, come = apart_and_come(start, alone / "final" / part, together / "final" / part)
+    half = one_run / "checkpoint-2"  # of adapters nothing is written before they have learned
+    for start, part in ((half if adapters else policy, "."), (half / CRITIC if adapters else reward_model, CRITIC)):
+        apart, come = apart_and_come(start, one_run / "final" / part, together / "final" / part)
         assert apart < 1e-3 * come
 
 

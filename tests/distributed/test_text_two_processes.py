@@ -21,12 +21,13 @@ from r1_aqa_repro.model.text_loading import load_policy
 from r1_aqa_repro.run.samples import samples_of
 from tests.conftest import ROOT
 from tests.distributed.launching import ENVIRONMENT, apart_and_come, deepspeed, free_port, launch, log_history
-from tests.text_world import ENTRIES, arguments, asking
+from tests.text_world import ENTRIES, FURTHER, arguments, asking
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS = 4  # of 8 of 24 records: the last is in the second epoch
 EPS = torch.finfo(torch.float32).eps  # 1.2e-7
+MORE = {"kto": ["--loss_type", "apo_zero_unpaired"]}  # TRL's `kto` estimates its KL within what a device has at once
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -36,10 +37,10 @@ def train(text_set: Path, policy: Path, tmp_path: Path) -> Train:
 
     def of(kind: str, strategy: str, *settings: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
         return launch(
-            ENTRIES[kind][0].__name__,
+            (ENTRIES | FURTHER)[kind][0].__name__,
             *arguments(kind, tmp_path / "run", text_set, policy),
             *("--max_steps", STEPS, "--ddp_find_unused_parameters", "false"),
-            *(*deepspeed(strategy), *settings),
+            *(*deepspeed(strategy), *MORE.get(kind, []), *settings),
             processes=processes,
         )
 
@@ -53,7 +54,8 @@ def alone(text_set: Path, policy: Path, tmp_path_factory: pytest.TempPathFactory
     def of(kind: str) -> Path:
         run = tmp_path_factory.mktemp("alone") / "run"
         settings = ["--examples_per_step", "8", "--max_examples_per_device", "8", "--max_steps", str(STEPS)]
-        assert ENTRIES[kind][0].main([*arguments(kind, run, text_set, policy), *settings]) == 0
+        settings += MORE.get(kind, [])
+        assert (ENTRIES | FURTHER)[kind][0].main([*arguments(kind, run, text_set, policy), *settings]) == 0
         return run
 
     return cache(of)
@@ -67,8 +69,9 @@ def alone(text_set: Path, policy: Path, tmp_path_factory: pytest.TempPathFactory
         ("dpo", "ddp", ("--precompute_ref_log_probs", "true")),
         ("dpo", "zero2", ()),
         ("dpo", "zero2", ("--precompute_ref_log_probs", "true")),
+        ("kto", "ddp", ()),
     ],
-    ids=["reward_model-ddp", "reward_model-zero2", "dpo-ddp-precomputed", "dpo-zero2", "dpo-zero2-precomputed"],
+    ids=["reward_model-ddp", "reward_model-zero2", "dpo-ddp-precomputed", "dpo-zero2", "dpo-zero2-precomputed", "kto"],
 )
 def test_two_processes_train_as_one(
     kind: str, strategy: str, settings: tuple[str, ...], train: Train, alone: Any, policy: Path, tmp_path: Path
@@ -80,6 +83,7 @@ def test_two_processes_train_as_one(
     names = {
         "reward_model": ("loss", "margin", "accuracy", "mean_reward"),
         "dpo": ("loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"),
+        "kto": ("loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"),
     }[kind]
     for there, here in zip(expected, got, strict=True):
         for name in names:
@@ -136,6 +140,25 @@ def test_the_probability_of_the_answer_is_the_same_in_two_processes(
         # the first step's, of the same weights: sums in another order
         assert figures[2][name] == pytest.approx(figures[1][name], rel=1e-4), name
     assert figures[1][reward] > 0
+
+
+def test_rloo_trains_as_in_one_process(text_set: Path, policy: Path, tmp_path: Path) -> None:
+    """With the same completions; in two processes of half the prompts each, under DDP."""
+    one, two = runs = [tmp_path / str(processes) for processes in (1, 2)]
+    for processes, run in enumerate(runs, start=1):
+        settings = ("--max_steps", STEPS, "--reward_funcs", "letter", "--ddp_find_unused_parameters", "false")
+        given = (*arguments("rloo", run, text_set, policy), *settings, "--max_prompts_per_device", 4 // processes)
+        done = launch("tests.distributed.fixed_driver", "rloo", *given, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    expected, got = (log_history(run / f"checkpoint-{STEPS}") for run in runs)
+    for there, here in zip(expected, got, strict=True):
+        for name in ("loss", "reward", "kl", "grad_norm"):
+            # sums of numbers of the order of 1 in another order, from weights that differ by as much
+            assert here[name] == pytest.approx(there[name], rel=1e-3, abs=1e-5), name
+    # the policy has moved; a mean log-ratio, of either sign where the policy has not sampled the completions
+    assert expected[0]["kl"] == 0 and abs(expected[-1]["kl"]) > 1e-4
+    apart, come = apart_and_come(policy, one / "final", two / "final")
+    assert apart < 2e-4 * come
 
 
 def test_grpo_with_a_reward_model_under_zero2(train: Train, policy: Path, reward_model: Path, tmp_path: Path) -> None:
