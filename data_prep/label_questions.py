@@ -16,7 +16,6 @@ from typing import Any
 
 from data_prep.folder import Account
 from data_prep.label_tables import LabelledClip
-from data_prep.split import TRAIN
 from r1_aqa_repro.common.intervals import clopper_pearson
 from r1_aqa_repro.data.questions import AudioQuestion
 
@@ -53,15 +52,17 @@ class Drawing:
 
     Attributes:
         seed: of the drawing.
+        train_parts: those to train on.
         choices: number of choices of a question.
         templates: questions of each family, of which one is drawn.
-        per_family: questions of each family in training; None: as many as it has clips.
+        per_family: questions of each family in each part to train on; None: as many as it has clips there.
         held_out_per_family: the same in each other part, at most, or none; None: as many as `questions_a_clip` allows.
         questions_a_clip: how often a clip is asked about at most, but in training.
         dataset: what the questions' dataset is called.
     """
 
     seed: int
+    train_parts: Sequence[str]
     choices: int
     templates: Mapping[str, Sequence[str]]
     per_family: int | None
@@ -73,6 +74,7 @@ class Drawing:
 def divide(
     clips: Sequence[LabelledClip],
     share: float,
+    train: Sequence[str],
     held_out: Sequence[str],
     sources: Sequence[Source],
     minimum: int,
@@ -81,8 +83,9 @@ def divide(
     """Put every recording into one part, whatever its families: one of the held-out sources', of `held_out` or `train`.
 
     Of the recordings of each label that has at least `minimum`, the `share` whose names have the least SHA-256 is held
-    out, one at least a part of `held_out`, each in the part that has the fewest of that label. The rarest labels come
-    first: what they leave to training stays there. So the parts depend on the recordings, and on no seed.
+    out, one at least a part of `held_out`. Of these parts, and of those of `train`, each recording goes to the one that
+    has the fewest of that label. The rarest labels come first: what they leave to training stays there. So the parts
+    depend on the recordings, and on no seed.
 
     Returns:
         the clips of each part, in their order. Those of a held-out source's recording that are not of its family are
@@ -100,13 +103,13 @@ def divide(
         wanted = max(len(held_out), round(share * len(recordings))) if share else 0
         there = Counter(natural[recording] for recording in recordings if recording in natural)
         for recording in sorted((one for one in recordings if one not in natural), key=_digest):
-            part = min(held_out, key=lambda name: there[name])
-            natural[recording] = part if sum(there[name] for name in held_out) < wanted else TRAIN
+            among = held_out if sum(there[name] for name in held_out) < wanted else train
+            natural[recording] = min(among, key=lambda name: there[name])
             there[natural[recording]] += 1
-    parts: Parts = {name: [] for name in (TRAIN, *held_out, *(source.name for source in sources))}
+    parts: Parts = {name: [] for name in (*train, *held_out, *(source.name for source in sources))}
     for clip in clips:
         own = next((source.name for source in sources if source.has(clip)), None)
-        part = natural.get(clip.recording, TRAIN)
+        part = natural.get(clip.recording, train[0])
         if clip.recording in elsewhere and own != part:
             account.lose(clip.where, ELSEWHERE, f"the recording {clip.recording} is held out with the source {part}")
         else:
@@ -126,16 +129,18 @@ def _digest(recording: str) -> bytes:
     return hashlib.sha256(recording.encode()).digest()
 
 
-def without_rare(parts: Parts, held_out: Sequence[str], minimum: int, choices: int, account: Account) -> Parts:
+def without_rare(
+    parts: Parts, train: Sequence[str], held_out: Sequence[str], minimum: int, choices: int, account: Account
+) -> Parts:
     """The parts without what cannot be learned or asked about, which is noted in the `account`.
 
-    That is labels with fewer than `minimum` recordings in `train` and the parts of `held_out` together, elsewhere
+    That is labels with fewer than `minimum` recordings in the parts of `train` and `held_out` together, elsewhere
     labels that training then does not have, and families of which a part has fewer than `choices` labels left.
     """
-    own = (TRAIN, *held_out)
+    own = (*train, *held_out)
     found = recordings_of_labels(clip for part in own for clip in parts[part])
     frequent = {label for label, recordings in found.items() if len(recordings) >= minimum}
-    trained = {(clip.family, clip.label) for clip in parts[TRAIN]} & frequent
+    trained = {(clip.family, clip.label) for part in train for clip in parts[part]} & frequent
     kept: Parts = {part: [] for part in parts}
     for part, clips in parts.items():
         number = Counter(family for family, _ in {(clip.family, clip.label) for clip in clips} & trained)
@@ -165,6 +170,7 @@ def draw(part: str, clips: Sequence[LabelledClip], drawing: Drawing) -> list[Aud
     A family's questions depend on its clips and the seed alone, not on the other families.
     """
     drawn = []
+    training = part in drawing.train_parts
     for family in dict.fromkeys(clip.family for clip in clips):
         rng = random.Random(f"{drawing.seed} {part} {family}")  # of a text: by its SHA-512
         by_label: dict[str, list[LabelledClip]] = defaultdict(list)
@@ -173,11 +179,11 @@ def draw(part: str, clips: Sequence[LabelledClip], drawing: Drawing) -> list[Aud
         queues = {}
         for label, of_label in sorted(by_label.items()):
             rng.shuffle(of_label)
-            queues[label] = deque(of_label * (1 if part == TRAIN else drawing.questions_a_clip))
+            queues[label] = deque(of_label * (1 if training else drawing.questions_a_clip))
         number_of_clips = sum(map(len, by_label.values()))
-        wanted = drawing.per_family if part == TRAIN else drawing.held_out_per_family
+        wanted = drawing.per_family if training else drawing.held_out_per_family
         if wanted is None:
-            wanted = number_of_clips * (1 if part == TRAIN else drawing.questions_a_clip)
+            wanted = number_of_clips * (1 if training else drawing.questions_a_clip)
         for number in range(wanted):
             left = [label for label, queue in queues.items() if queue]
             if len(left) < drawing.choices:
@@ -185,7 +191,7 @@ def draw(part: str, clips: Sequence[LabelledClip], drawing: Drawing) -> list[Aud
             choices = rng.sample(left, drawing.choices)
             answer = rng.choice(choices)
             clip = queues[answer].popleft()
-            if part == TRAIN:
+            if training:
                 queues[answer].append(clip)
             question = AudioQuestion(
                 id=f"{drawing.dataset}-{part}-{drawing.seed}-{family}-{number:05d}",
@@ -232,7 +238,7 @@ class Blind:
         return {"accuracy": self.correct / self.n, "interval": list(self.interval), "chance": self.chance}
 
 
-def blind_baselines(asked: Mapping[str, Sequence[AudioQuestion]]) -> dict[tuple[str, str], Blind]:
+def blind_baselines(asked: Mapping[str, Sequence[AudioQuestion]], train: Sequence[str]) -> dict[tuple[str, str], Blind]:
     """{(part, family): score of the choice that is right most often where it is offered in training}.
 
     A training question is guessed from those before it: its own answer would tell, and of two halves guessed from each
@@ -243,7 +249,7 @@ def blind_baselines(asked: Mapping[str, Sequence[AudioQuestion]]) -> dict[tuple[
     correct: Counter[tuple[str, str]] = Counter()  # by part and family
     total: Counter[tuple[str, str]] = Counter()
     chance: dict[tuple[str, str], float] = {}
-    for part, questions in sorted(asked.items(), key=lambda item: item[0] != TRAIN):
+    for part, questions in sorted(asked.items(), key=lambda item: item[0] not in train):
         for question in questions:
             options = [(str(question.category), choice) for choice in question.choices]
             rates = [right[option] / max(1, offered[option]) for option in options]
@@ -251,7 +257,7 @@ def blind_baselines(asked: Mapping[str, Sequence[AudioQuestion]]) -> dict[tuple[
             correct[key] += question.choices[rates.index(max(rates))] == question.answer
             total[key] += 1
             chance[key] = 1 / len(options)
-            if part == TRAIN:
+            if part in train:
                 offered.update(options)
                 right[str(question.category), str(question.answer)] += 1
     intervals = {key: clopper_pearson(correct[key], n, _ERROR / len(total)) for key, n in total.items()}

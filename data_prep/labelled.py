@@ -119,14 +119,15 @@ def _drawn(
     templates = _templates(arguments.questions, {clip.family for clip in listed})
     there = usable(listed, arguments.audio, arguments.workers, account)
     clips = without_twins(there, arguments.audio, arguments.workers, account)
-    held_out, minimum = arguments.held_out_parts, arguments.min_recordings
-    parts = divide(clips, arguments.hold_out, held_out, arguments.hold_out_source, minimum, account)
+    train, held_out, minimum = arguments.train_parts, arguments.held_out_parts, arguments.min_recordings
+    parts = divide(clips, arguments.hold_out, train, held_out, arguments.hold_out_source, minimum, account)
     asked_for = {part: _asked_for(of_part, arguments, account) for part, of_part in parts.items()}
-    parts = without_rare(asked_for, held_out, minimum, arguments.choices, account)
+    parts = without_rare(asked_for, train, held_out, minimum, arguments.choices, account)
     _require_questions(arguments, asked_for, parts, account)
     account.kept = sum(map(len, parts.values()))
     drawing = Drawing(
         seed=arguments.seed,
+        train_parts=train,
         choices=arguments.choices,
         templates=templates,
         per_family=arguments.per_family,
@@ -136,7 +137,7 @@ def _drawn(
     )
     drawn = {part: draw(part, of_part, drawing) for part, of_part in parts.items()}
     asked = {part: questions for part, questions in drawn.items() if questions}
-    blind = blind_baselines(asked)
+    blind = blind_baselines(asked, train)
     _refuse_biased(blind)
     return account, parts, asked, blind, drawing
 
@@ -208,12 +209,13 @@ def _check_paths(arguments: argparse.Namespace) -> None:
     if preset and (named := [name for name, column in _named_columns(arguments).items() if column]):
         what = f"--{named[0]}-column is given beside it, which names the columns"
         problems.append(Problem(f"--preset {preset}", what, "Leave one of them out."))
-    folders = [TRAIN]
-    for name in arguments.held_out_parts:
-        if safe_stem(name) in folders:
-            what = "its folder would be one of another part"
-            problems.append(Problem(f"--held-out-parts {name}", what, "Give it another name."))
-        folders.append(safe_stem(name))
+    folders: list[str] = []
+    for option, parts in (("--train-parts", arguments.train_parts), ("--held-out-parts", arguments.held_out_parts)):
+        for name in parts:
+            if safe_stem(name) in folders:
+                what = "its folder would be one of another part"
+                problems.append(Problem(f"{option} {name}", what, "Give it another name."))
+            folders.append(safe_stem(name))
     for source in arguments.hold_out_source:
         if safe_stem(source.name) in folders:
             what = "its folder would be one of another part"
@@ -249,8 +251,9 @@ def _check_names(arguments: argparse.Namespace, clips: Sequence[LabelledClip]) -
 
 def _require_questions(arguments: argparse.Namespace, asked_for: Parts, parts: Parts, account: Account) -> None:
     """Refuse if nothing is left to ask about: in training, of a family that --families names, or of a source."""
-    left = {clip.family for clip in parts[TRAIN]}
-    names = arguments.families or ({clip.family for clip in asked_for[TRAIN]} if not left else ())
+    train = arguments.train_parts
+    left = set[str].intersection(*({clip.family for clip in parts[part]} for part in train))
+    names = arguments.families or ({clip.family for part in train for clip in asked_for[part]} if not left else ())
     reasons = ", ".join(f"{reason}: {len(lost):,}" for reason, lost in account.dropped.items())
     problems = [
         Problem(
@@ -417,13 +420,15 @@ def _parser() -> Options:
     add("--questions", type=Path, default=QUESTIONS, metavar="YAML",
         help="what is asked about each family (default: the project's labelled_questions.yaml)")  # fmt: skip
     add("--per-family", type=positive, metavar="N",
-        help="training questions a family (default: as many as it has clips)")  # fmt: skip
+        help="questions a family in each part to train on (default: as many as it has clips there)")  # fmt: skip
     add("--held-out-per-family", type=not_negative, metavar="N",
         help="the same in each other part, at most; 0 makes no other part (default: as many as --questions-a-clip "
         "gives)")  # fmt: skip
     add("--questions-a-clip", type=positive, default=2, metavar="N",
         help="how often a clip that is held out is asked about, at most (default: 2)")  # fmt: skip
     add("--hold-out", type=_share, default=0.2, metavar="SHARE", help="of each label's recordings (default: 0.2)")
+    add("--train-parts", type=_listed, default=[TRAIN], metavar="NAME,...", help="dividing what is trained on, each "
+        "label alike: for stages that learn from other recordings (default: train)")  # fmt: skip
     add("--held-out-parts", type=_listed, default=[HELD_OUT], metavar="NAME,...", help="dividing what is held out, "
         "each label alike: one to tune on, one to report (default: held_out)")  # fmt: skip
     add("--hold-out-source", type=_source, action="append", default=[], metavar="[FAMILY=]SOURCE",

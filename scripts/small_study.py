@@ -77,7 +77,7 @@ from scripts.study.seed import (
     Study,
     arguments,
     carry_out_seed,
-    drawings_of,
+    drawing_of,
     manifests_of,
     training_of,
 )
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     if not study.base.is_dir():  # nothing is made yet; all of it is checked again as it is made
         with in_words_of_the_study(own.config):
             compose.check_parts(own.encoder, own.language_model, settings.window_seconds, study.base)
-            labelled.check(next(iter(drawings_of(study, own.first_seed).values())))
+            labelled.check(drawing_of(study, own.first_seed))
     jobs = own.jobs or max(1, min(own.seeds, num_cores() // torch.get_num_threads()))
     workshop = Workshop(study.folder, own.first_seed)
     asked = claimed(own, settings)

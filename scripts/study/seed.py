@@ -14,7 +14,6 @@ from typing import Any
 
 from data_prep import labelled
 from data_prep.folder import REPORT
-from data_prep.split import TRAIN
 from eval.evaluation import NO_AUDIO, is_complete
 from eval.predictions import PREDICTIONS
 from eval.run import carry_out, prepare
@@ -32,10 +31,10 @@ from scripts.study.settings import ARMS, HALVES, Settings
 from scripts.workshop import ROOT, Interrupted, Workshop, keep_model_alone, log_of
 
 WARM_START = "warm_start"
+POOL = "arms"  # the part of the recordings that the arms learn from; the warm start has another
 MODELS = (WARM_START, *ARMS)
 SETS = ("held_out", f"held_out{NO_AUDIO}", "held_out_sources")
 STYLES = {"grpo_think": "think"}  # of an arm that is not asked with R1-AQA's prompt 2, `answer`
-FURTHER = 1000  # added to the seed of the questions that the arms learn from
 SPENT = "spent.json"
 
 
@@ -107,7 +106,8 @@ def carry_out_seed(study: Study, seed: int, tell: Tell) -> int:
 class Manifests:
     """Those of a seed.
 
-    warm: what the warm start learns from. pool: what every arm learns from. held_out: of the half that is asked.
+    warm: what the warm start learns from. pool: what every arm learns from, on recordings that the warm start has not
+        heard: of those that it has it knows the answers by heart. held_out: of the half that is asked.
     sources: on held-out sources, all together; None in the half for tuning, and if no source is held out.
     """
 
@@ -119,53 +119,41 @@ class Manifests:
 
 def manifests_of(study: Study, seed: int) -> Manifests:
     """Where they are."""
-    warm, arms = (study.of_seed(seed) / "questions" / name for name in (WARM_START, "arms"))
-    return Manifests(
-        warm / "train" / "manifest.jsonl",
-        arms / "train" / "manifest.jsonl",
-        warm / study.half / "manifest.jsonl",
-        warm / "held_out_sources.jsonl" if study.half == "report" and study.settings.held_out_sources else None,
-    )
+    questions = study.of_seed(seed) / "questions"
+    warm, pool, held_out = (questions / part / "manifest.jsonl" for part in (WARM_START, POOL, study.half))
+    asks_sources = study.half == "report" and study.settings.held_out_sources
+    return Manifests(warm, pool, held_out, questions / "held_out_sources.jsonl" if asks_sources else None)
 
 
-def drawings_of(study: Study, seed: int) -> dict[Path, list[str]]:
-    """{folder of questions: arguments of `data_prep.labelled`}: the same recordings are asked about twice, those that
-    are held out once."""
-    settings, size, manifests = study.settings, study.settings.size, manifests_of(study, seed)
-    common = ["--audio", str(study.audio), "--families", labelled.listing(settings.families)]
-    common += ["--table", str(study.table)] if study.table else []
-    common += ["--min-recordings", str(settings.min_recordings), "--choices", str(settings.choices)]
-    common += ["--seconds", str(settings.seconds), "--questions-a-clip", str(settings.questions_a_clip)]
-    common += ["--hold-out", str(settings.hold_out), "--held-out-parts", labelled.listing(HALVES)]
-    common += ["--preset", study.preset] if study.preset else []
+def drawing_of(study: Study, seed: int) -> list[str]:
+    """The arguments of `data_prep.labelled`."""
+    settings, size = study.settings, study.settings.size
+    argv = ["--audio", str(study.audio), "--families", labelled.listing(settings.families)]
+    argv += ["--out", str(study.of_seed(seed) / "questions"), "--seed", str(seed)]
+    argv += ["--table", str(study.table)] if study.table else []
+    argv += ["--preset", study.preset] if study.preset else []
+    argv += ["--min-recordings", str(settings.min_recordings), "--choices", str(settings.choices)]
+    argv += ["--seconds", str(settings.seconds), "--questions-a-clip", str(settings.questions_a_clip)]
+    argv += ["--train-parts", labelled.listing((WARM_START, POOL)), "--per-family", str(size.per_family)]
+    argv += ["--hold-out", str(settings.hold_out), "--held-out-parts", labelled.listing(HALVES)]
+    argv += ["--held-out-per-family", str(size.held_out_per_family)]
     for family, labels in settings.labels.items():
-        common += ["--labels", f"{family}={labelled.listing(labels)}"]
+        argv += ["--labels", f"{family}={labelled.listing(labels)}"]
     for source in settings.held_out_sources:
-        common += ["--hold-out-source", source]
-    warm, arms = (manifest.parent.parent for manifest in (manifests.warm, manifests.pool))
-    draws = {
-        warm: (size.per_family, size.held_out_per_family, seed),
-        arms: (size.further_per_family, 0, FURTHER + seed),
-    }
-    return {
-        out: [
-            *(*common, "--out", str(out), "--seed", str(drawn)),
-            *("--per-family", str(per_family), "--held-out-per-family", str(held_out)),
-        ]
-        for out, (per_family, held_out, drawn) in draws.items()
-    }
+        argv += ["--hold-out-source", source]
+    return argv
 
 
 def make_questions(study: Study, workshop: Workshop) -> Manifests:
-    """Draw questions about what is trained on, each half of what is held out, and each held-out source."""
+    """Draw questions about each part of what is trained on and of what is held out, and about each held-out source."""
     size, manifests = study.settings.size, manifests_of(study, workshop.seed)
-    for out, argv in drawings_of(study, workshop.seed).items():
-        if not (out / REPORT).is_file():  # which comes last
-            workshop.run_apart(f"questions/{out.name}", labelled, argv)
+    folder = manifests.warm.parent.parent
+    if not (folder / REPORT).is_file():  # which comes last
+        workshop.run_apart("questions", labelled, drawing_of(study, workshop.seed))
 
-    warm = manifests.warm.parent.parent
     if manifests.sources is not None:
-        elsewhere = [path for path in warm.glob("*/manifest.jsonl") if path.parent.name not in (TRAIN, *HALVES)]
+        own = (WARM_START, POOL, *HALVES)
+        elsewhere = [path for path in folder.glob("*/manifest.jsonl") if path.parent.name not in own]
         per_source = [read_all(path)[: size.held_out_per_source] for path in sorted(elsewhere)]  # drawn in random order
         write_manifest(manifests.sources, [question for questions in per_source for question in questions])
     return manifests

@@ -32,8 +32,7 @@ _OPTIONS = {"--table": "--data", "--seed": "--first-seed", "--out": "--output-di
 class Size:
     """The numbers of a setting, all of them counts.
 
-    per_family: questions of the warm start, at most, in each family.
-    further_per_family: questions that all arms learn from, drawn anew from the same recordings.
+    per_family: questions of the warm start in each family, and as many, on other recordings, of all arms.
     held_out_per_family: questions on each half of the held-out recordings.
     held_out_per_source: questions of each held-out source that are asked.
     warm_start_steps, grpo_steps: of these two trainings; the others' follow from GRPO's compute.
@@ -46,7 +45,6 @@ class Size:
     """
 
     per_family: int
-    further_per_family: int
     held_out_per_family: int
     held_out_per_source: int
     warm_start_steps: int

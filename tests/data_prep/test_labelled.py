@@ -318,7 +318,7 @@ def test_a_folder_without_the_clips_is_refused(world, capsys):
 
 def test_questions_that_can_be_guessed_are_refused(world, capsys, monkeypatch):
     biased = {("held_out", "animal"): Blind(60, 100, 0.25, (0.4, 0.8))}
-    monkeypatch.setattr(labelled, "blind_baselines", lambda asked: biased)
+    monkeypatch.setattr(labelled, "blind_baselines", lambda asked, train: biased)
     assert world.run() == 2
     assert "held_out, animal: 60 of 100 questions can be guessed" in capsys.readouterr().err
     assert not (world.folder / "out").exists()
