@@ -6,11 +6,15 @@ import ctypes
 import gc
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import soundfile
 
 from data_prep import labelled
 from data_prep.folder import REPORT
@@ -23,6 +27,7 @@ from r1_aqa_repro import align, train_grpo, train_sft
 from r1_aqa_repro.common.errors import EXIT_DONE
 from r1_aqa_repro.common.files import write_json
 from r1_aqa_repro.common.stopwatch import Stages
+from r1_aqa_repro.data.audio import SAMPLING_RATE
 from r1_aqa_repro.data.questions import AudioQuestion, read_questions, write_manifest
 from r1_aqa_repro.run.checkpoints import FINAL
 from scripts.study.flops import Meter, steps_for
@@ -106,12 +111,14 @@ def carry_out_seed(study: Study, seed: int, tell: Tell) -> int:
 class Manifests:
     """Those of a seed.
 
-    warm: what the warm start learns from. pool: what every arm learns from, on recordings that the warm start has not
-        heard: of those that it has it knows the answers by heart. held_out: of the half that is asked.
+    warm: what the projector is aligned with. warm_start: the same and `partly_unheard`, for SFT. pool: what every arm
+        learns from, on recordings that the warm start has not heard: of those that it has it knows the answers by heart.
+    held_out: of the half that is asked.
     sources: on held-out sources, all together; None in the half for tuning, and if no source is held out.
     """
 
     warm: Path
+    warm_start: Path
     pool: Path
     held_out: Path
     sources: Path | None
@@ -122,7 +129,8 @@ def manifests_of(study: Study, seed: int) -> Manifests:
     questions = study.of_seed(seed) / "questions"
     warm, pool, held_out = (questions / part / "manifest.jsonl" for part in (WARM_START, POOL, study.half))
     asks_sources = study.half == "report" and study.settings.held_out_sources
-    return Manifests(warm, pool, held_out, questions / "held_out_sources.jsonl" if asks_sources else None)
+    sources = questions / "held_out_sources.jsonl" if asks_sources else None
+    return Manifests(warm, questions / "warm_start.jsonl", pool, held_out, sources)
 
 
 def drawing_of(study: Study, seed: int) -> list[str]:
@@ -150,13 +158,37 @@ def make_questions(study: Study, workshop: Workshop) -> Manifests:
     folder = manifests.warm.parent.parent
     if not (folder / REPORT).is_file():  # which comes last
         workshop.run_apart("questions", labelled, drawing_of(study, workshop.seed))
-
+    write_manifest(
+        manifests.warm_start,
+        partly_unheard(read_all(manifests.warm), size.unheard_per_family, folder / "silence.wav", study.settings.seconds),
+    )
     if manifests.sources is not None:
         own = (WARM_START, POOL, *HALVES)
         elsewhere = [path for path in folder.glob("*/manifest.jsonl") if path.parent.name not in own]
         per_source = [read_all(path)[: size.held_out_per_source] for path in sorted(elsewhere)]  # drawn in random order
         write_manifest(manifests.sources, [question for questions in per_source for question in questions])
     return manifests
+
+
+def partly_unheard(
+    questions: Sequence[AudioQuestion], per_family: int, silence: Path, seconds: float
+) -> list[AudioQuestion]:
+    """The questions, and the first `per_family` of each family once more, with silence in place of their clips.
+
+    Whoever learns from them learns to answer with one of the choices where it hears nothing, and whatever a text may
+    tell: accuracy without audio is then that of a model that was taught to do without.
+
+    Args:
+        silence: the file that is written, of so many `seconds`.
+    """
+    soundfile.write(silence, np.zeros(round(seconds * SAMPLING_RATE), np.float32), SAMPLING_RATE)
+    number: Counter[str | None] = Counter()
+    unheard = []
+    for question in questions:
+        number[question.category] += 1
+        if number[question.category] <= per_family:
+            unheard.append(replace(question, id=f"{question.id}-unheard", audio_path=silence))
+    return [*questions, *unheard]
 
 
 def read_all(manifest: Path) -> list[AudioQuestion]:
@@ -174,7 +206,7 @@ def warm_start(study: Study, workshop: Workshop, questions: Manifests) -> Path:
         argv = ["--config", str(ROOT / "configs" / f"{settings.align}.yaml"), "--model", str(study.base)]
         workshop.run("align", align, [*argv, "--data", str(questions.warm), "--out", str(aligned)])
     config, keys = training_of(settings, WARM_START, settings.size.warm_start_steps)
-    warm = workshop.train(train_sft, config, workshop.folder / WARM_START, aligned, questions.warm, keys)
+    warm = workshop.train(train_sft, config, workshop.folder / WARM_START, aligned, questions.warm_start, keys)
     keep_model_alone(workshop.folder / WARM_START)
     return warm
 
@@ -190,12 +222,12 @@ def compare(study: Study, workshop: Workshop, questions: Manifests, warm: Path) 
     settings, size, folder = study.settings, study.settings.size, workshop.folder
     if (folder / SPENT).is_file():
         return
-    pilot, ordered = folder / "pilot", folder / "questions" / "easy_to_hard.jsonl"
+    pilot, ordered = folder / "pilot", folder / "questions" / "signal_first.jsonl"
     with workshop.stages("pilot"):
         pool = read_all(questions.pool)
         evaluate(study, warm, questions.pool, pilot, decoding="sample", repeats=size.pilot_samples)
         rates = {name: one["official"] for name, one in read_verdicts(pilot / "verdicts.jsonl").items()}
-        write_manifest(ordered, easy_to_hard(pool, rates))
+        write_manifest(ordered, signal_first(pool, rates))
 
     def grpo(arm: str, steps: int, out: Path, *further: str) -> float:
         """Train an arm of GRPO, with `further` keys; its FLOPs."""
@@ -238,7 +270,7 @@ def training_of(settings: Settings, arm: str, steps: int) -> tuple[str, list[str
     if arm in ("sft", WARM_START):
         return settings.sft, keys
     config = settings.grpo_think if arm == "grpo_think" else settings.grpo
-    return config, [*keys, "--shuffle_dataset", "false"]  # from easy to hard
+    return config, [*keys, "--shuffle_dataset", "false"]  # those with signal come first
 
 
 def arguments(config: str, keys: Sequence[str], out: Path) -> list[str]:
@@ -246,19 +278,14 @@ def arguments(config: str, keys: Sequence[str], out: Path) -> list[str]:
     return ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--output_dir", str(out), *keys]
 
 
-def easy_to_hard(questions: Sequence[AudioQuestion], rates: Mapping[str, float]) -> list[AudioQuestion]:
-    """Questions with signal first, those that were most often right before others; then those that were never right,
-    and at the end those that always were. Equal ones stay in their order.
+def signal_first(questions: Sequence[AudioQuestion], rates: Mapping[str, float]) -> list[AudioQuestion]:
+    """Questions that were answered both right and wrong, of which a group of completions has something to tell; then
+    those that were never right, and at the end those that always were. Equal ones stay in their order.
 
     Args:
         rates: by id, which share of the answers was right.
     """
-
-    def rank(question: AudioQuestion) -> tuple[int, float]:
-        rate = rates[question.id]
-        return (2 if rate == 1 else 1 if rate == 0 else 0), -rate
-
-    return sorted(questions, key=rank)
+    return sorted(questions, key=lambda question: {0: 1, 1: 2}.get(rates[question.id], 0))
 
 
 # --- Evaluations

@@ -33,6 +33,7 @@ class Size:
     """The numbers of a setting, all of them counts.
 
     per_family: questions of the warm start in each family, and as many, on other recordings, of all arms.
+    unheard_per_family: of the warm start's, asked once more with silence in place of the clip.
     held_out_per_family: questions on each half of the held-out recordings.
     held_out_per_source: questions of each held-out source that are asked.
     warm_start_steps, grpo_steps: of these two trainings; the others' follow from GRPO's compute.
@@ -45,6 +46,7 @@ class Size:
     """
 
     per_family: int
+    unheard_per_family: int
     held_out_per_family: int
     held_out_per_source: int
     warm_start_steps: int

@@ -24,7 +24,7 @@ from scripts.small_study import CONFIG, check, main
 from scripts.study.figures import accuracy, blind_check, by_family, difference, read_answers
 from scripts.study.flops import Meter, Spent, between, steps_for
 from scripts.study.report import sentences, tables, write_report
-from scripts.study.seed import MODELS, Study, easy_to_hard, make_questions, read_all
+from scripts.study.seed import MODELS, Study, make_questions, read_all, signal_first
 from scripts.study.settings import in_words_of_the_study, read_settings
 from tests.conftest import ROOT
 
@@ -143,10 +143,10 @@ def test_keys_of_an_arm_are_arguments_of_its_training() -> None:
 # --- Questions
 
 
-def test_questions_go_from_easy_to_hard_and_those_without_signal_come_last() -> None:
-    rates = {"always": 1.0, "never": 0.0, "half": 0.5, "often": 0.75, "half too": 0.5, "always too": 1.0}
-    ordered = easy_to_hard([replace(QUESTION, id=name) for name in rates], rates)
-    assert [one.id for one in ordered] == ["often", "half", "half too", "never", "always", "always too"]
+def test_questions_with_signal_come_first_in_the_order_in_which_they_were_drawn() -> None:
+    rates = {"always": 1.0, "never": 0.0, "half": 0.5, "often": 0.75, "seldom": 0.25, "always too": 1.0}
+    ordered = signal_first([replace(QUESTION, id=name) for name in rates], rates)
+    assert [one.id for one in ordered] == ["half", "often", "seldom", "never", "always", "always too"]
 
 
 def test_each_part_of_the_recordings_is_asked_about_and_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
@@ -179,6 +179,11 @@ def test_each_part_of_the_recordings_is_asked_about_and_what_is_drawn_is_not_dra
     assert stages == ["questions"]
     made = {path.parent.name for path in (tmp_path / "study/seed-1/questions").glob("*/audio")}
     assert made == {"warm_start", "arms", "report", "tune"}
+    heard, unheard = read_all(manifests.warm), read_all(manifests.warm_start)[settings.size.per_family :]
+    assert [one.answer for one in unheard] == [one.answer for one in heard[: settings.size.unheard_per_family]]
+    for one in unheard:
+        wave, rate = soundfile.read(one.audio_path)
+        assert not wave.any() and len(wave) == 4_000 and rate == 16_000
     assert {one.split for one in read_all(manifests.held_out)} == {"report"}
     assert {choice for one in read_all(manifests.pool) for choice in one.choices} == {"low, deep", "high"}
 

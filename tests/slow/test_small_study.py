@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LABELS = {"pitch": ("low", "middle", "high"), "beat": ("slow", "fast", "none")}
 RECORDINGS = 24  # of a label
 NUMBERS = {
-    "per_family": 12, "held_out_per_family": 24, "held_out_per_source": 12,
+    "per_family": 12, "unheard_per_family": 2, "held_out_per_family": 24, "held_out_per_source": 12,
     "warm_start_steps": 2, "grpo_steps": 2,
     "pilot_samples": 2, "think_probe_steps": 1, "orders": 2, "answer_tokens": 4, "think_tokens": 6,
     "eval_batch_size": 24, "completions_shown": 1,
