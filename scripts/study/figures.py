@@ -35,8 +35,8 @@ Block = dict[str, Any]
 class Answers:
     """What a model said to a set of questions, all seeds together.
 
-    verdicts: a row a question with `seed`, `id`, `family`, `recording`, `chance`, `right` (in the file's order of
-        choices, 0 or 1) and `permuted` (the share right in the other orders, NaN if it was asked in one).
+    verdicts: a row a question with `seed`, `id`, `family`, `recording`, `chance`, `right` (the share of the orders of
+        its choices in which it was) and `permuted` (the same of all orders but the file's, NaN if there is none).
     format_rate: share of the completions that have the prompt's format, the mean over seeds.
     """
 
@@ -50,7 +50,7 @@ def read_answers(evaluations: Mapping[int, tuple[Path, Path]]) -> Answers:
     for seed, (manifest, folder) in evaluations.items():
         verdicts = verdicts_of_question(read_verdict_lines(folder / "verdicts.jsonl"))
         for question in read_all(manifest):
-            first, *others = (verdict["official"] for verdict in verdicts[question.id])
+            orders = [float(verdict["official"]) for verdict in verdicts[question.id]]
             rows.append(
                 {
                     "seed": seed,
@@ -58,8 +58,8 @@ def read_answers(evaluations: Mapping[int, tuple[Path, Path]]) -> Answers:
                     "family": question.category,
                     "recording": question.source_video,
                     "chance": 1 / len(question.choices),
-                    "right": float(first),
-                    "permuted": fmean(others) if others else float("nan"),
+                    "right": fmean(orders),
+                    "permuted": fmean(orders[1:]) if orders[1:] else float("nan"),
                 }
             )
         rates.append(read_scores(folder)["format_rate"])

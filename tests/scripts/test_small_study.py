@@ -293,14 +293,15 @@ AFTER = START.assign(right=[1.0, 1.0, 1.0, 0.0])
 def test_two_clips_of_a_recording_are_one_for_the_intervals(tmp_path: Path) -> None:
     channels = [replace(QUESTION, id=name, audio_path=tmp_path / f"{name}.wav") for name in ("left", "right")]
     write_manifest(tmp_path / "manifest.jsonl", [*channels, replace(QUESTION, id="other", source_video="another")])
-    right = {"left": [True, False], "right": [False, True], "other": [False, True]}  # in two orders of the choices
+    right = {"left": [True, False], "right": [False, True], "other": [True, True]}  # in two orders of the choices
     lines = [{"id": name, **dict.fromkeys(MATCHERS, one)} for name, orders in right.items() for one in orders]
     (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "scores.json").write_text(json.dumps({"n": 3, "asked": 6, "missing": 0, "format_rate": 0.5}))
     answers = read_answers({seed: (tmp_path / "manifest.jsonl", tmp_path) for seed in (1, 2)})
     assert answers.format_rate == 0.5 and answers.verdicts["permuted"].tolist() == [0, 1, 1] * 2
     block = accuracy(answers.verdicts)
-    assert (block["accuracy"], block["n"], block["recordings"]) == (pytest.approx(1 / 3), 6, 2)
+    assert answers.verdicts["right"].tolist() == [0.5, 0.5, 1] * 2
+    assert (block["accuracy"], block["n"], block["recordings"]) == (pytest.approx(2 / 3), 6, 2)
 
 
 def test_seeds_are_pooled_question_by_question() -> None:
