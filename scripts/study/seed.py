@@ -111,8 +111,9 @@ def carry_out_seed(study: Study, seed: int, tell: Tell) -> int:
 class Manifests:
     """Those of a seed.
 
-    warm: what the projector is aligned with. warm_start: the same and `partly_unheard`, for SFT. pool: what every arm
-        learns from, on recordings that the warm start has not heard: of those that it has it knows the answers by heart.
+    warm: what the projector is aligned with. warm_start: the same and `partly_unheard`, for SFT.
+    pool: what every arm learns from, on recordings that the warm start has not heard: of those that it has it knows the
+        answers by heart.
     held_out: of the half that is asked.
     sources: on held-out sources, all together; None in the half for tuning, and if no source is held out.
     """
@@ -158,10 +159,9 @@ def make_questions(study: Study, workshop: Workshop) -> Manifests:
     folder = manifests.warm.parent.parent
     if not (folder / REPORT).is_file():  # which comes last
         workshop.run_apart("questions", labelled, drawing_of(study, workshop.seed))
-    write_manifest(
-        manifests.warm_start,
-        partly_unheard(read_all(manifests.warm), size.unheard_per_family, folder / "silence.wav", study.settings.seconds),
-    )
+    heard, silence = read_all(manifests.warm), folder / "silence.wav"
+    asked = partly_unheard(heard, size.unheard_per_family, silence, study.settings.seconds)
+    write_manifest(manifests.warm_start, asked)
     if manifests.sources is not None:
         own = (WARM_START, POOL, *HALVES)
         elsewhere = [path for path in folder.glob("*/manifest.jsonl") if path.parent.name not in own]
@@ -285,7 +285,8 @@ def signal_first(questions: Sequence[AudioQuestion], rates: Mapping[str, float])
     Args:
         rates: by id, which share of the answers was right.
     """
-    return sorted(questions, key=lambda question: {0: 1, 1: 2}.get(rates[question.id], 0))
+    last = {0.0: 1, 1.0: 2}
+    return sorted(questions, key=lambda question: last.get(rates[question.id], 0))
 
 
 # --- Evaluations
